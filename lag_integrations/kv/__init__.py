@@ -1,0 +1,1 @@
+"""All tensor work: positions, segments, selection, encoding, splicing, files."""

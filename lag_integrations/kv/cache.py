@@ -1,0 +1,48 @@
+"""The only file that touches the cache API of transformers.
+
+Caches here are plain ``DynamicCache()`` objects. ``DynamicCache(config=…)``, which models make
+for themselves, cuts sliding-window layers to ``window - 1`` tokens; a plain one keeps every token
+and the attention mask does the windowing, so that any token can be selected, stored and injected.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+Slots = tuple[torch.Tensor, torch.Tensor]
+"""A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
+
+
+def new_cache() -> DynamicCache:
+    """An empty cache that keeps every token of every layer."""
+    return DynamicCache()
+
+
+def read_layers(cache: DynamicCache) -> list[Slots]:
+    """The filled layers of a cache, in order, without copying.
+
+    Raises:
+        TypeError: A layer holds something other than one key and one value tensor a token.
+    """
+    slots = []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            raise TypeError(f"cache layer of type {type(layer).__name__}")
+        slots.append((layer.keys, layer.values))
+    return slots
+
+
+def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
+    """Append tokens to one layer; the given tensors are copied, never kept."""
+    if layer == len(cache.layers) or not cache.layers[layer].is_initialized:
+        slots = (slots[0].clone(), slots[1].clone())
+    cache.update(slots[0], slots[1], layer)
+
+
+def unsupported_layers(config: PreTrainedConfig) -> set[str]:
+    """Names of the model's cache layer types that hold no plain keys and values."""
+    supported = (DynamicLayer, DynamicSlidingWindowLayer)
+    layers = DynamicCache(config=config).layers
+    return {type(layer).__name__ for layer in layers if type(layer) not in supported}

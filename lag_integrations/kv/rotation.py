@@ -1,0 +1,134 @@
+"""How a rotary embedding turns one cache slot, and the angles it turns it by."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Which dimensions of a slot are rotated, and how they pair up.
+
+    Attributes:
+        pairing: ``half`` pairs dimension i with i + width/2 (Llama); ``interleaved`` pairs 2i with
+            2i + 1 (Cohere, GLM).
+        offset: First rotated dimension.
+        width: Number of rotated dimensions, even.
+    """
+
+    pairing: Literal["half", "interleaved"]
+    offset: int
+    width: int
+
+    def rotate(
+        self, slot: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Turn a slot by given angles; the input is left as it is.
+
+        Args:
+            slot: ``[…, tokens, dim]``, any float dtype.
+            cos: fp32, broadcastable to ``[…, tokens, width / 2]``, of unit norm with ``sin``.
+            sin: As ``cos``.
+            out_dtype: dtype of the result; the arithmetic is fp32.
+        """
+        rotated = slot.narrow(-1, self.offset, self.width)
+        if self.pairing == "half":
+            first, second = rotated.float().chunk(2, dim=-1)
+        else:
+            first, second = rotated.float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        joined = torch.cat(turned, -1) if self.pairing == "half" else torch.stack(turned, -1)
+        joined = joined.reshape(rotated.shape).to(out_dtype)
+        if self.width == slot.shape[-1]:
+            return joined
+        before = slot[..., : self.offset].to(out_dtype)
+        after = slot[..., self.offset + self.width :].to(out_dtype)
+        return torch.cat((before, joined, after), -1)
+
+
+@dataclass(frozen=True)
+class AngleSource:
+    """One rotary module of the model, asked for the angles themselves.
+
+    Asking the module, instead of keeping a table of frequencies, gives bit for bit the angles that
+    the model uses, whatever scaling it applies.
+
+    Attributes:
+        module: The model's rotary embedding.
+        layer_type: For modules that serve several kinds of layers (Gemma 3), which kind.
+        columns: How the module lays out its angles over the last dimension: every angle once
+            (``whole``), all angles twice in a row (``front``), or each angle twice (``even``).
+    """
+
+    module: nn.Module
+    layer_type: str | None
+    columns: Literal["whole", "front", "even"]
+
+    def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit cosines and sines, fp32.
+
+        Args:
+            positions: int64, ``[tokens]``.
+
+        Returns:
+            Two tensors ``[tokens, width / 2]``. They are normalised: yarn and longrope multiply
+            theirs by an attention factor, which belongs to the key's length, not to its angle.
+        """
+        like = torch.zeros(1, dtype=torch.float32, device=positions.device)
+        kwargs = {} if self.layer_type is None else {"layer_type": self.layer_type}
+        with torch.no_grad():
+            result = self.module(like, positions[None], **kwargs)
+        if isinstance(result, torch.Tensor) and torch.is_complex(result):
+            cos, sin = result.real, result.imag
+        else:
+            cos, sin = result
+        cos, sin = cos.float().reshape(len(positions), -1), sin.float().reshape(len(positions), -1)
+        if self.columns == "front":
+            cos, sin = cos[:, : cos.shape[1] // 2], sin[:, : sin.shape[1] // 2]
+        elif self.columns == "even":
+            cos, sin = cos[:, ::2], sin[:, ::2]
+        norm = torch.hypot(cos, sin)
+        return cos / norm, sin / norm
+
+
+def angle_sources(model: nn.Module, layer_types: set[str]) -> list[AngleSource]:
+    """Every way the model's rotary modules may mean their angles; the probe finds the right one."""
+    sources: list[AngleSource] = []
+    for module in _rotary_modules(model):
+        parameters = inspect.signature(module.forward).parameters
+        kinds: list[str | None] = sorted(layer_types) if "layer_type" in parameters else [None]
+        for kind in kinds:
+            for columns in ("front", "whole", "even"):
+                source = AngleSource(module, kind, columns)
+                if _answers(source):
+                    sources.append(source)
+    return sources
+
+
+def _rotary_modules(model: nn.Module) -> list[nn.Module]:
+    found: dict[tuple[Any, ...], nn.Module] = {}
+    for module in model.modules():
+        if not type(module).__name__.endswith("RotaryEmbedding"):
+            continue
+        if "position_ids" not in inspect.signature(module.forward).parameters:
+            continue
+        # Some models give every layer its own module; equal frequencies are one source.
+        buffers = tuple(
+            (name, tuple(buffer.flatten().tolist())) for name, buffer in module.named_buffers()
+        )
+        found.setdefault((type(module), buffers), module)
+    return list(found.values())
+
+
+def _answers(source: AngleSource) -> bool:
+    device = next((buffer.device for buffer in source.module.buffers()), torch.device("cpu"))
+    try:
+        cos, sin = source.cos_sin(torch.arange(3, device=device))
+    except Exception:  # a rotary module of another part of the model (vision, audio), or layer kind
+        return False
+    return cos.shape[-1] > 0 and bool(torch.isfinite(cos).all() and torch.isfinite(sin).all())

