@@ -35,9 +35,7 @@ def read_layers(cache: DynamicCache) -> list[Slots]:
 
 
 def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
-    """Append tokens to one layer; the given tensors are copied, never kept."""
-    if layer == len(cache.layers) or not cache.layers[layer].is_initialized:
-        slots = (slots[0].clone(), slots[1].clone())
+    """Append tokens to one layer; the cache concatenates, so the given tensors are never kept."""
     cache.update(slots[0], slots[1], layer)
 
 

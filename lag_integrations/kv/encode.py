@@ -1,0 +1,59 @@
+"""Token ids to segment: one forward pass over everything, of which only the kept tokens stay."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from lag_integrations.kv.cache import new_cache, read_layers
+from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.segment import Segment
+
+
+def encode(
+    model: PreTrainedModel,
+    positions: Positions,
+    token_ids: Sequence[int],
+    keep: Sequence[int],
+    *,
+    fingerprint: str,
+    info: dict[str, str] | None = None,
+) -> Segment:
+    """Encode tokens in the context of all tokens, and keep some (LAG paper, section 3.1).
+
+    Args:
+        model: The model, in evaluation mode.
+        positions: Its position scheme.
+        token_ids: The whole rendered trace; at most ``positions.window`` tokens.
+        keep: Indices into ``token_ids`` of the tokens to keep, ascending. Each has attended to all
+            tokens before it, so its keys and values carry the context that is dropped.
+        fingerprint: Identity of the model.
+        info: Facts to store with the segment.
+
+    Returns:
+        The segment, in the model's dtype, on the model's device.
+    """
+    ids = torch.tensor(list(token_ids), dtype=torch.int64)
+    cache = new_cache()
+    extra = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+    with torch.no_grad():
+        model(input_ids=ids[None].to(model.device), past_key_values=cache, use_cache=True, **extra)
+        layers = read_layers(cache)
+        kept = torch.tensor(list(keep), dtype=torch.int64, device=model.device)
+        slots = []
+        for group in positions.groups:
+            first, second = (
+                torch.cat([layers[layer][slot].index_select(2, kept) for layer in group.layers])
+                for slot in (0, 1)
+            )
+            slots.append(
+                positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
+            )
+    return Segment(ids[kept.cpu()], tuple(slots), fingerprint, info or {})
+
+
+def _parameters(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)

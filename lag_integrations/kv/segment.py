@@ -1,0 +1,44 @@
+"""A segment: what of a log is kept for the model to attend to, free of positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lag_integrations.kv.cache import Slots
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Position-free keys and values of the kept tokens of one log, for one model.
+
+    Never changed after it was made: injection copies.
+
+    Attributes:
+        token_ids: The kept tokens, int64 ``[tokens]``, on the CPU.
+        slots: One pair a layer group of the model's `Positions`, each tensor
+            ``[layers, heads, tokens, dim]`` in the model's dtype. The pair is (keys, values), for MLA
+            (latent, rotary key). One large tensor a group keeps loading and rotating few, large steps.
+        fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
+        info: Facts about its making (selection, cut tokens), as text; no trace content.
+    """
+
+    token_ids: torch.Tensor
+    slots: tuple[Slots, ...]
+    fingerprint: str
+    info: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.token_ids.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        tensors = [self.token_ids, *(slot for pair in self.slots for slot in pair)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def to(self, device: torch.device) -> Segment:
+        """The same segment with its slots on a device."""
+        slots = tuple((first.to(device), second.to(device)) for first, second in self.slots)
+        return Segment(self.token_ids, slots, self.fingerprint, self.info)

@@ -1,0 +1,64 @@
+"""Segments to cache: rotate them to where they now stand, and hand the model a fresh cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache
+
+from lag_integrations.errors import ContextWindowError, FingerprintMismatchError
+from lag_integrations.kv.cache import append_layer
+from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.segment import Segment
+
+
+def splice(
+    cache: DynamicCache,
+    positions: Positions,
+    segments: Sequence[Segment],
+    *,
+    start: int,
+    fingerprint: str,
+) -> int:
+    """Append segments, one after the other, to a cache.
+
+    Args:
+        cache: A cache of this request alone: fresh, or holding what stands before the segments.
+        positions: The model's position scheme.
+        segments: In the order in which the model shall see them; they are copied, never changed.
+        start: Position of the first segment token.
+        fingerprint: Identity of the model; every segment must have it.
+
+    Returns:
+        The position after the last segment token.
+
+    Raises:
+        FingerprintMismatchError: A segment belongs to another model.
+        ContextWindowError: The segments reach beyond the model's usable window.
+    """
+    for segment in segments:
+        if segment.fingerprint != fingerprint:
+            raise FingerprintMismatchError(
+                f"A segment was encoded by model {segment.fingerprint[:12]}, not by "
+                f"{fingerprint[:12]}; encode its trace again with the model in use."
+            )
+    end = start + sum(len(segment) for segment in segments)
+    if end > positions.window:
+        raise ContextWindowError(
+            f"The segments would end at position {end}, beyond the model's usable window of "
+            f"{positions.window} tokens; recall fewer logs."
+        )
+    if end == start:
+        return end
+    with torch.no_grad():
+        for index, group in enumerate(positions.groups):
+            pairs = [segment.slots[index] for segment in segments]
+            joined = tuple(torch.cat([pair[slot] for pair in pairs], dim=2) for slot in (0, 1))
+            where = torch.arange(start, end, device=joined[0].device)
+            first, second = positions.apply(
+                group, (joined[0], joined[1]), where, out_dtype=joined[0].dtype
+            )
+            for row, layer in enumerate(group.layers):
+                append_layer(cache, layer, (first[row : row + 1], second[row : row + 1]))
+    return end
