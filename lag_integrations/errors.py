@@ -15,6 +15,10 @@ class UnsupportedModelError(LAGError):
     """The model's cache cannot be reused position-free (or the model cannot be loaded at all)."""
 
 
+class PromptError(LAGError, ValueError):
+    """Messages cannot be rendered with the model's chat template."""
+
+
 class PackagedModelError(LAGError):
     """A model that a PyPI package should carry is not installed."""
 

@@ -1,0 +1,310 @@
+"""Chat messages to tokens, through the tokenizer's own chat template, knowing what is where."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from lag_integrations.errors import PromptError
+from lag_integrations.trace import Message, Role
+
+ChatMessage = dict[str, Any]
+"""A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""
+
+_MARK = "LAGMARK{}X"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one message stands in rendered tokens.
+
+    Attributes:
+        role: Role of the message.
+        start: First token, of its header.
+        content_start: First token of its content.
+        content_end: After the last token of its content.
+        end: After its last token, the end-of-turn included.
+        characters: Where its content stands in the rendered text.
+    """
+
+    role: Role
+    start: int
+    content_start: int
+    content_end: int
+    end: int
+    characters: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Messages as tokens.
+
+    Attributes:
+        text: The rendered text.
+        token_ids: Its tokens.
+        starts: For each token, the character it begins at.
+        spans: One a message whose content the template shows.
+    """
+
+    text: str
+    token_ids: list[int]
+    starts: list[int]
+    spans: tuple[Span, ...]
+
+    @property
+    def head(self) -> int:
+        """Number of tokens before the first message that is not a system message."""
+        return next(
+            (span.start for span in self.spans if span.role != "system"), len(self.token_ids)
+        )
+
+
+class ChatFormat:
+    """A tokenizer's chat template, and what can be learned about it by trying.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        chat_template: A template to use instead of the tokenizer's own.
+
+    Raises:
+        PromptError: There is no chat template, or the tokenizer is not a fast one.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise PromptError(
+                f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell where a "
+                "message stands among the tokens; load the model's fast tokenizer."
+            )
+        if chat_template is None and not tokenizer.chat_template:
+            raise PromptError(
+                "The tokenizer has no chat template (a base model?). Pass chat_template=… with a "
+                "Jinja template, or use an instruction-tuned model."
+            )
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._header, self._tail = self._learn_turns()
+        self._shows_tool_calls = self._learn_tool_calls()
+
+    @property
+    def template(self) -> str:
+        """The template in use, for the fingerprint."""
+        template = self.chat_template or self.tokenizer.chat_template
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> Rendered:
+        """Render messages to tokens.
+
+        Args:
+            messages: The conversation. Where the template refuses the roles as they are (no system
+                role, no tool role, turns that must alternate), messages are merged until it accepts.
+            generate: Whether the model is to answer: the header of its turn is appended; if the last
+                message is the assistant's, that message is left open to be continued instead.
+            tools: Tool schemas for the template.
+
+        Raises:
+            PromptError: There is no message, or the template refuses the conversation.
+        """
+        if not messages:
+            raise PromptError("There are no messages to render; give at least a user message.")
+        chat = [self._chat_message(message) for message in messages]
+        try:
+            text = self._apply(chat, generate, tools)
+        except (TemplateError, ValueError):
+            chat = _merge_roles(chat)
+            try:
+                text = self._apply(chat, generate, tools)
+            except (TemplateError, ValueError) as error:
+                raise PromptError(f"The chat template refuses the conversation: {error}") from error
+        places = self._locate(chat, text, generate, tools)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        token_ids = list(encoding["input_ids"])
+        starts = [start for start, _ in encoding["offset_mapping"]]
+        spans = tuple(
+            # A token belongs to where it begins.
+            Span(role, *(bisect_left(starts, at) for at in (start, *content, end)), content)
+            for role, start, content, end in places
+        )
+        return Rendered(text, token_ids, starts, spans)
+
+    def _apply(
+        self, chat: list[ChatMessage], generate: bool, tools: Sequence[dict[str, Any]] | None
+    ) -> str:
+        open_turn = generate and chat[-1]["role"] == "assistant"
+        text = self.tokenizer.apply_chat_template(
+            chat,
+            tools=list(tools) if tools else None,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=generate and not open_turn,
+            continue_final_message=open_turn,
+        )
+        return str(text)
+
+    def _chat_message(self, message: Message) -> ChatMessage:
+        content = message.text
+        chat: ChatMessage = {"role": message.role, "content": content}
+        if message.tool_calls and self._shows_tool_calls:
+            chat["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id,
+                    "function": {"name": call.name, "arguments": call.args},
+                }
+                for call in message.tool_calls
+            ]
+        elif message.tool_calls:
+            calls = [
+                json.dumps({"name": call.name, "arguments": call.args}, ensure_ascii=False)
+                for call in message.tool_calls
+            ]
+            blocks = [f"<tool_call>{call}</tool_call>" for call in calls]
+            chat["content"] = "\n".join(filter(None, [content, *blocks]))
+        if message.role == "tool":
+            chat["tool_call_id"] = message.tool_call_id
+            chat["name"] = message.name
+        return chat
+
+    def _learn_turns(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What the template writes before and after a user's and an assistant's content."""
+        user, assistant = {"role": "user"}, {"role": "assistant"}
+        marks = [_MARK.format(index) for index in range(4)]
+        chat = [
+            {**turn, "content": mark}
+            for turn, mark in zip((user, assistant, user, assistant), marks, strict=True)
+        ]
+        try:
+            # After the content of an opening user turn, and of a closing assistant turn.
+            tail = {
+                "user": self._apply(chat[:1], False, None).split(marks[0])[1],
+                "assistant": self._apply(chat[:2], False, None).split(marks[1])[1],
+            }
+            glue = _split(self._apply(chat, False, None), marks)
+            opened = _split(self._apply(chat[:1], True, None), marks[:1])
+        except (TemplateError, ValueError, IndexError) as error:
+            raise PromptError(
+                f"The chat template does not render a plain conversation: {error}"
+            ) from error
+        if glue is None or opened is None:
+            raise PromptError("The chat template does not show the messages it is given.")
+        header = {
+            "user": glue[2].removeprefix(tail["assistant"]),
+            "assistant": glue[1].removeprefix(tail["user"]),
+        }
+        return header, tail
+
+    def _learn_tool_calls(self) -> bool:
+        call = {"type": "function", "function": {"name": _MARK.format(9), "arguments": {}}}
+        chat = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "user", "content": "b"},
+        ]
+        try:
+            return _MARK.format(9) in self._apply(chat, False, None)
+        except (TemplateError, ValueError, TypeError, KeyError):
+            return False
+
+    def _locate(
+        self,
+        chat: list[ChatMessage],
+        text: str,
+        generate: bool,
+        tools: Sequence[dict[str, Any]] | None,
+    ) -> list[tuple[Role, int, tuple[int, int], int]]:
+        """Characters of each message: where it starts, its content, where it ends."""
+        marks = [_MARK.format(index) for index in range(len(chat))]
+        marked = [{**turn, "content": mark} for turn, mark in zip(chat, marks, strict=True)]
+        try:
+            glue = _split(self._apply(marked, generate, tools), marks)
+        except (TemplateError, ValueError):
+            glue = None
+        contents: list[tuple[int, int, int]] = []
+        position = 0
+        for index, turn in enumerate(chat):
+            content = turn["content"]
+            found = None
+            if glue is not None and text.startswith(glue[index], position):
+                at = position + len(glue[index])
+                for form in (content, content.strip(), content.rstrip(), content.lstrip()):
+                    if text.startswith(form, at):
+                        found = (at, at + len(form))
+                        break
+            if found is None:
+                # The template rewrites contents (drops old reasoning, say): look for this one.
+                at = text.find(content.strip(), position) if content.strip() else -1
+                if at < 0:
+                    continue
+                found = (at, at + len(content.strip()))
+            contents.append((index, *found))
+            position = found[1]
+        places: list[tuple[Role, int, tuple[int, int], int]] = []
+        starts = [
+            self._turn_start(
+                chat[index]["role"],
+                chat[contents[number - 1][0]]["role"] if number else None,
+                text[contents[number - 1][2] if number else 0 : begin],
+                begin,
+            )
+            for number, (index, begin, _) in enumerate(contents)
+        ]
+        for number, (index, begin, end) in enumerate(contents):
+            role = chat[index]["role"]
+            if number + 1 < len(contents):
+                turn_end = starts[number + 1]
+            else:
+                tail = self._tail.get(role, "")
+                turn_end = end + len(tail) if text.startswith(tail, end) else end
+            places.append((role, starts[number], (begin, end), turn_end))
+        return places
+
+    def _turn_start(self, role: str, before: str | None, glue: str, begin: int) -> int:
+        """Where a turn begins, given the text between the last content and its own."""
+        header = self._header.get(role)
+        if header and glue.endswith(header):
+            return begin - len(header)
+        tail = self._tail.get(before or "")
+        if tail and glue.startswith(tail):
+            return begin - len(glue) + len(tail)
+        # First turn of a kind whose header is unknown: all of it belongs to this turn, unless
+        # another text (a system prompt merged into the user's turn) stands between.
+        return begin - len(glue) if role == "system" and before is None else begin
+
+
+def _split(text: str, marks: Iterable[str]) -> list[str] | None:
+    """The text between the marks, or None if one is missing."""
+    pieces = []
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found:
+            return None
+        pieces.append(before)
+    return [*pieces, text]
+
+
+def _merge_roles(chat: list[ChatMessage]) -> list[ChatMessage]:
+    """Only alternating user and assistant turns: for templates that know nothing else."""
+    merged: list[ChatMessage] = []
+    for turn in chat:
+        role = "assistant" if turn["role"] == "assistant" else "user"
+        if merged and merged[-1]["role"] == role:
+            merged[-1]["content"] += f"\n\n{turn['content']}"
+        else:
+            merged.append({"role": role, "content": turn["content"]})
+    if merged[0]["role"] == "assistant":
+        merged.insert(0, {"role": "user", "content": ""})
+    return merged
