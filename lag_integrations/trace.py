@@ -150,7 +150,7 @@ class Trace(_Frozen):
             TraceError: A message has no known role or a malformed content, or all are empty.
         """
         try:
-            steps = tuple(_message(message) for message in messages)
+            steps = tuple(as_message(message) for message in messages)
             if task is None:
                 task = next((step.text for step in steps if step.role == "user"), "")
             return cls(messages=steps, task=task, outcome=outcome, **fields)
@@ -206,7 +206,13 @@ class Trace(_Frozen):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _message(source: Any) -> Message:
+def as_message(source: Any) -> Message:
+    """A message from a dict of the usual chat form, a LangChain message, or a `Message`.
+
+    Raises:
+        TraceError: It has no known role.
+        pydantic.ValidationError: Its content is malformed.
+    """
     if isinstance(source, Message):
         return source
     if isinstance(source, Mapping):

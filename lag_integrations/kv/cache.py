@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 Slots = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
@@ -41,6 +41,6 @@ def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
 
 def unsupported_layers(config: PreTrainedConfig) -> set[str]:
     """Names of the model's cache layer types that hold no plain keys and values."""
-    supported = (DynamicLayer, DynamicSlidingWindowLayer)
-    layers = DynamicCache(config=config).layers
-    return {type(layer).__name__ for layer in layers if type(layer) not in supported}
+    # A dummy layer stores nothing: it reads the keys and values of an earlier layer (Gemma 3n, 4).
+    supported = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+    return {type(layer).__name__ for layer in DynamicCache(config=config).layers} - supported

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from lag_integrations.errors import ContextWindowError
 from lag_integrations.kv.cache import new_cache, read_layers
 from lag_integrations.kv.positions import Positions
 from lag_integrations.kv.segment import Segment
@@ -35,7 +36,15 @@ def encode(
 
     Returns:
         The segment, in the model's dtype, on the model's device.
+
+    Raises:
+        ContextWindowError: There are more tokens than the model's usable window.
     """
+    if len(token_ids) > positions.window:
+        raise ContextWindowError(
+            f"The trace has {len(token_ids)} tokens, more than the model's usable window of "
+            f"{positions.window}; cut it before encoding."
+        )
     ids = torch.tensor(list(token_ids), dtype=torch.int64)
     cache = new_cache()
     extra = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from lag_integrations.errors import UnsupportedModelError
-from lag_integrations.kv.cache import new_cache, read_layers, unsupported_layers
-from lag_integrations.kv.rotation import AngleSource, Kernel, angle_sources
+from lag_integrations.kv.cache import Slots, new_cache, read_layers, unsupported_layers
+from lag_integrations.kv.rotation import (
+    AngleSource,
+    Kernel,
+    angle_sources,
+    kernels,
+    shifted_rotary,
+)
 
 _TOKENS = 12
 _NEAR = 61
 """Offset of the fit: far enough to turn slow frequencies, near enough for exact fp32 angles."""
+_SAME = 5e-3
+"""Relative difference of equal computations: on a GPU the order of sums may vary."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,10 @@ def probe(model: PreTrainedModel) -> Positions:
     Runs a dozen tokens a few times. Works for every rotary kind (default, linear, dynamic, yarn,
     longrope, llama3, partial, interleaved), for MLA, and for layers without positions.
 
+    The fit compares tokens that are each alone in their sequence: whatever their position, they
+    attend to themselves only, so nothing but the rotation can change, and neither rounding in
+    earlier layers nor the routing of experts blurs it.
+
     Args:
         model: A decoder-only model in evaluation mode, on its device and in its dtype.
 
@@ -165,16 +178,15 @@ def probe(model: PreTrainedModel) -> Positions:
     name = type(model).__name__
     _refuse_by_kind(model, name)
     tokens = _probe_tokens(model)
-    near = _prefill(model, tokens, 0, name)
-    _refuse_absolute_embeddings(model, near, tokens, name)
-    moved = _prefill(model, tokens, _NEAR, name)
-    tolerance = 2e-3 if model.dtype == torch.float32 else 6e-2
+    _refuse_absolute_embeddings(model, tokens, name)
+    near = _prefill(model, tokens, 0, name, alone=True)
+    moved = _prefill(model, tokens, _NEAR, name, alone=True)
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     sources = angle_sources(model.base_model, layer_types)
     rotations = []
     for layer, (before, after) in enumerate(zip(near, moved, strict=True)):
         rotations.append(
-            [_fit(before[slot], after[slot], sources, tolerance) for slot in range(2)],
+            [_fit(before[slot], after[slot], sources, _tolerance(model)) for slot in range(2)],
         )
         for slot, fitted in enumerate(rotations[-1]):
             if isinstance(fitted, float):
@@ -184,10 +196,17 @@ def probe(model: PreTrainedModel) -> Positions:
                     f"no known rotary embedding explains (relative residual {fitted:.2g}). "
                     "Models with learned absolute positions cannot reuse KV at other positions."
                 )
-    groups = _group(near, rotations)
-    positions = Positions(groups, 0)
+    positions = Positions(_group(near, rotations), 0)
     positions.window = _usable_window(model, positions, tokens, near, name)
     return positions
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """Relative error of a rotated key: the model rounds cosine, sine and key to its dtype.
+
+    Attention sinks (GPT-OSS) let that rounding into later layers, even for a token alone.
+    """
+    return 1e-3 if model.dtype == torch.float32 else 6e-2
 
 
 def _refuse_by_kind(model: PreTrainedModel, name: str) -> None:
@@ -221,58 +240,76 @@ def _probe_tokens(model: PreTrainedModel) -> torch.Tensor:
 
 
 def _prefill(
-    model: PreTrainedModel, tokens: torch.Tensor, offset: int, name: str
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    model: PreTrainedModel, tokens: torch.Tensor, offset: int, name: str, *, alone: bool = False
+) -> list[Slots]:
+    """The cache layers, ``[1, heads, tokens, dim]``, of tokens that stand at an offset.
+
+    Args:
+        model: The model.
+        tokens: int64, ``[tokens]``.
+        offset: Position of the first token.
+        name: Of the model, for messages.
+        alone: Whether each token is a sequence of its own, at its own position.
+    """
     cache = new_cache()
     parameters = inspect.signature(model.forward).parameters
-    kwargs = {}
+    shape = (-1, 1) if alone else (1, -1)
+    kwargs: dict[str, Any] = {}
     if "position_ids" in parameters:
         positions = torch.arange(offset, offset + len(tokens), device=tokens.device)
-        kwargs["position_ids"] = positions[None]
+        kwargs["position_ids"] = positions.view(shape)
     if "logits_to_keep" in parameters:
         kwargs["logits_to_keep"] = 1
     try:
         with torch.no_grad():
-            model(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs)
+            model(input_ids=tokens.view(shape), past_key_values=cache, use_cache=True, **kwargs)
         layers = read_layers(cache)
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise UnsupportedModelError(
             f"{name} cannot be used: it does not run with a plain cache at position {offset} "
             f"({type(error).__name__}: {error})."
         ) from error
-    if not layers or any(slot.shape[:1] != (1,) or slot.dim() != 4 for pair in layers for slot in pair):
+    rows, columns = (len(tokens), 1) if alone else (1, len(tokens))
+    if not layers or any(
+        slot.dim() != 4 or (slot.shape[0], slot.shape[2]) != (rows, columns)
+        for pair in layers
+        for slot in pair
+    ):
         raise UnsupportedModelError(
             f"{name} cannot be used: it does not fill a cache with one entry a token."
         )
+    if alone:
+        return [(first.transpose(0, 2), second.transpose(0, 2)) for first, second in layers]
     return layers
 
 
-def _refuse_absolute_embeddings(
-    model: PreTrainedModel,
-    layers: list[tuple[torch.Tensor, torch.Tensor]],
-    tokens: torch.Tensor,
-    name: str,
-) -> None:
+def _refuse_absolute_embeddings(model: PreTrainedModel, tokens: torch.Tensor, name: str) -> None:
     """The first layer sees the bare embeddings: one token must get one value wherever it stands.
 
-    This catches models that count positions themselves and take no ``position_ids``.
+    This catches models that count positions themselves and take no ``position_ids``. Where those
+    rotate their keys, the fit could not see it, so their keys must not change either.
     """
-    values = layers[0][1].float()
-    first, again = values[:, :, 0], values[:, :, -1]
-    keys = layers[0][0].float()
-    same_values = _residual(first, again) < 2e-2
-    same_keys = _residual(keys[:, :, 0], keys[:, :, -1]) < 2e-2  # MLA: the latent is in this slot
-    if not (same_values or same_keys):
+    slots = [slot.float() for slot in _prefill(model, tokens, 0, name)[0]]
+    same = [_residual(slot[:, :, :1], slot[:, :, -1:]) < 2e-2 for slot in slots]
+    told = "position_ids" in inspect.signature(model.forward).parameters
+    # With MLA it is the first slot, the latent, that has no position.
+    if not (any(same) if told else all(same)):
         raise UnsupportedModelError(
-            f"{name} cannot be used: it adds absolute position embeddings to its input, so a "
-            "token's keys and values cannot be moved to another position. "
+            f"{name} cannot be used: it adds absolute position embeddings to its input, or takes "
+            "no position_ids, so a token's keys and values cannot be moved to another position. "
             "Use a model with rotary, ALiBi or no position embeddings."
         )
 
 
 def _residual(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    scale = expected.norm().item()
-    return (actual - expected).norm().item() / scale if scale > 0 else 0.0
+    """Relative error of slots ``[…, tokens, dim]``: the median over tokens.
+
+    A wrong rotation spoils every token; rounding can send single ones to other experts.
+    """
+    error, scale = (
+        slot.movedim(-2, 0).flatten(1).norm(dim=1) for slot in (actual - expected, expected)
+    )
+    return (error / scale.clamp_min(1e-12)).median().item()
 
 
 def _fit(
@@ -280,11 +317,11 @@ def _fit(
     after: torch.Tensor,
     sources: list[AngleSource],
     tolerance: float,
-) -> SlotRotation | None | float:
-    """The rotation that maps one slot onto the other, None if equal, else the best residual."""
+) -> SlotRotation | float | None:
+    """The rotation that maps one slot onto the other, None for no rotation, or the best residual."""
     before, after = before.float(), after.float()
     best = _residual(before, after)
-    if best < tolerance:
+    if best == 0.0:
         return None
     found: SlotRotation | None = None
     dim = before.shape[-1]
@@ -295,22 +332,21 @@ def _fit(
         width = 2 * cos_0.shape[-1]
         if width > dim:
             continue
-        for offset in sorted({0, dim - width}):
-            for kernel in (Kernel("half", offset, width), Kernel("interleaved", offset, width)):
-                free = kernel.rotate(before, cos_0, -sin_0, out_dtype=torch.float32)
-                moved = kernel.rotate(free, cos_d, sin_d, out_dtype=torch.float32)
-                residual = _residual(moved, after)
-                if residual < best:
-                    best, found = residual, SlotRotation(kernel, source)
-    return found if found is not None and best < tolerance else best
+        for kernel in kernels(dim, width):
+            free = kernel.rotate(before, cos_0, -sin_0, out_dtype=torch.float32)
+            moved = kernel.rotate(free, cos_d, sin_d, out_dtype=torch.float32)
+            residual = _residual(moved, after)
+            if residual < best:
+                best, found = residual, SlotRotation(kernel, source)
+    return found if best < tolerance else best
 
 
 def _group(
-    layers: list[tuple[torch.Tensor, torch.Tensor]],
-    rotations: list[list[SlotRotation | None | float]],
+    layers: list[Slots],
+    rotations: list[list[SlotRotation | float | None]],
 ) -> tuple[LayerGroup, ...]:
     """Layers of equal shape and kernel together; a layer without positions joins any kernel."""
-    groups: list[dict] = []
+    groups: list[dict[str, Any]] = []
     for layer, (slots, fitted) in enumerate(zip(layers, rotations, strict=True)):
         heads = (slots[0].shape[1], slots[1].shape[1])
         dims = (slots[0].shape[-1], slots[1].shape[-1])
@@ -349,7 +385,7 @@ def _usable_window(
     model: PreTrainedModel,
     positions: Positions,
     tokens: torch.Tensor,
-    near: list[tuple[torch.Tensor, torch.Tensor]],
+    near: list[Slots],
     name: str,
 ) -> int:
     """The largest stated window at whose end the scheme still holds.
@@ -357,15 +393,18 @@ def _usable_window(
     Longrope changes its frequencies and Ministral 3 its query scale beyond the original training
     length; there, cached keys stop being movable, and the smaller window is the usable one.
     """
-    # Angles are computed in fp32, so at far positions the model itself is only this exact.
-    tolerance = 3e-2 if model.dtype == torch.float32 else 1e-1
+    together = _prefill(model, tokens, 0, name)
     for window in _stated_windows(model):
-        if window <= _TOKENS + _NEAR:
-            continue
         offset = window - len(tokens)
-        start = torch.arange(len(tokens), device=tokens.device)
-        far = _prefill(model, tokens, offset, name)
-        if _explains(positions, near, far, start, offset, tolerance):
+        if offset <= _NEAR or not _steady(positions, len(tokens), offset, tokens.device):
+            continue
+        far = _prefill(model, tokens, offset, name, alone=True)
+        if _largest_residual(positions, near, far, offset) > _tolerance(model):
+            continue
+        # With the rotation held back, nothing may be left that depends on the position.
+        with shifted_rotary(model, offset):
+            rest = _prefill(model, tokens, offset, name)
+        if _largest_difference(rest, together) < _SAME:
             return window
     raise UnsupportedModelError(
         f"{name} cannot be used: its cached keys do not move rigidly with the position at any of "
@@ -373,34 +412,54 @@ def _usable_window(
     )
 
 
-def _explains(
-    positions: Positions,
-    near: list[tuple[torch.Tensor, torch.Tensor]],
-    far: list[tuple[torch.Tensor, torch.Tensor]],
-    start: torch.Tensor,
-    offset: int,
-    tolerance: float,
-) -> bool:
-    for group in positions.groups:
-        before = tuple(torch.cat([near[layer][slot] for layer in group.layers]) for slot in (0, 1))
-        after = [torch.cat([far[layer][slot] for layer in group.layers]) for slot in (0, 1)]
-        free = positions.strip(group, before, start, out_dtype=torch.float32)
-        moved = positions.apply(group, free, start + offset, out_dtype=torch.float32)
-        for slot in (0, 1):
-            if _residual(moved[slot], after[slot].float()) > tolerance:
-                return False
+def _steady(positions: Positions, count: int, offset: int, device: torch.device) -> bool:
+    """Whether the angles advance from token to token as much at an offset as at the start."""
+    start = torch.arange(count, device=device)
+    for source in {turn for g in positions.groups for pair in g.sources for turn in pair if turn}:
+        near, far = (torch.complex(*source.cos_sin(start + shift)) for shift in (0, offset))
+        drift = near * near[0].conj() - far * far[0].conj()
+        if drift.abs().max().item() > 1e-3 + offset * 2**-22:  # models compute angles in fp32
+            return False
     return True
+
+
+def _largest_residual(
+    positions: Positions, near: list[Slots], far: list[Slots], offset: int
+) -> float:
+    """How much slots at an offset differ from those at the start, moved there; relative."""
+    worst = 0.0
+    for group in positions.groups:
+        before, after = (
+            tuple(torch.cat([side[layer][slot] for layer in group.layers]) for slot in (0, 1))
+            for side in (near, far)
+        )
+        start = torch.arange(before[0].shape[2], device=before[0].device)
+        free = positions.strip(group, (before[0], before[1]), start, out_dtype=torch.float32)
+        moved = positions.apply(group, free, start + offset, out_dtype=torch.float32)
+        worst = max(worst, *(_residual(moved[slot], after[slot].float()) for slot in (0, 1)))
+    return worst
+
+
+def _largest_difference(actual: list[Slots], expected: list[Slots]) -> float:
+    """The largest relative difference of any slot of any layer."""
+    return max(
+        _residual(actual[layer][slot].float(), expected[layer][slot].float())
+        for layer in range(len(expected))
+        for slot in (0, 1)
+    )
 
 
 def _stated_windows(model: PreTrainedModel) -> list[int]:
     config = model.config.get_text_config()
-    stated = []
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        stated.append(getattr(config, key, None))
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    stated = [getattr(config, key, None) for key in keys]
+    largest = max((int(value) for value in stated if value), default=None)
     rope = getattr(config, "rope_parameters", None) or {}
     for scaling in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         stated.append(scaling.get("original_max_position_embeddings"))
     stated.append(getattr(config, "original_max_position_embeddings", None))
-    windows = sorted({int(value) for value in stated if value}, reverse=True)
+    windows = {int(value) for value in stated if value}
+    # Some configs carry another model's original length as a default.
+    windows = {value for value in windows if largest is None or value <= largest}
     # ALiBi models state no window and have none; this is the length they were trained for.
-    return windows or [2048]
+    return sorted(windows, reverse=True) or [2048]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ class Kernel:
             2i + 1 (Cohere, GLM).
         offset: First rotated dimension.
         width: Number of rotated dimensions, even.
+        sign: -1 where the model turns the other way round (NanoChat).
     """
 
     pairing: Literal["half", "interleaved"]
     offset: int
     width: int
+    sign: Literal[1, -1] = 1
 
     def rotate(
         self, slot: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, out_dtype: torch.dtype
@@ -36,11 +40,12 @@ class Kernel:
             sin: As ``cos``.
             out_dtype: dtype of the result; the arithmetic is fp32.
         """
+        sin = self.sign * sin
         rotated = slot.narrow(-1, self.offset, self.width)
         if self.pairing == "half":
             first, second = rotated.float().chunk(2, dim=-1)
         else:
-            first, second = rotated.float().unflatten(-1, (-1, 2)).unbind(-1)
+            first, second = rotated.float().reshape(*rotated.shape[:-1], -1, 2).unbind(-1)
         turned = (first * cos - second * sin, second * cos + first * sin)
         joined = torch.cat(turned, -1) if self.pairing == "half" else torch.stack(turned, -1)
         joined = joined.reshape(rotated.shape).to(out_dtype)
@@ -49,6 +54,16 @@ class Kernel:
         before = slot[..., : self.offset].to(out_dtype)
         after = slot[..., self.offset + self.width :].to(out_dtype)
         return torch.cat((before, joined, after), -1)
+
+
+def kernels(dim: int, width: int) -> list[Kernel]:
+    """Every way a rotation of some width can act on a slot's last dimension."""
+    return [
+        Kernel(pairing, offset, width, sign)
+        for sign in (1, -1)
+        for offset in sorted({0, dim - width})
+        for pairing in ("half", "interleaved")
+    ]
 
 
 @dataclass(frozen=True)
@@ -99,9 +114,9 @@ class AngleSource:
 def angle_sources(model: nn.Module, layer_types: set[str]) -> list[AngleSource]:
     """Every way the model's rotary modules may mean their angles; the probe finds the right one."""
     sources: list[AngleSource] = []
-    for module in _rotary_modules(model):
+    for module in _distinct(_rotary_modules(model)):
         parameters = inspect.signature(module.forward).parameters
-        kinds: list[str | None] = sorted(layer_types) if "layer_type" in parameters else [None]
+        kinds = [*sorted(layer_types)] if "layer_type" in parameters else [None]
         for kind in kinds:
             for columns in ("front", "whole", "even"):
                 source = AngleSource(module, kind, columns)
@@ -110,14 +125,44 @@ def angle_sources(model: nn.Module, layer_types: set[str]) -> list[AngleSource]:
     return sources
 
 
+@contextmanager
+def shifted_rotary(model: nn.Module, offset: int) -> Iterator[None]:
+    """Inside, the model's rotary modules see every position less an offset.
+
+    Run at that offset, a model whose only positions are rotary computes what it does at 0.
+    """
+
+    def shift(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound.arguments["position_ids"] = bound.arguments["position_ids"] - offset
+        return bound.args, bound.kwargs
+
+    hooks = [
+        module.register_forward_pre_hook(shift, with_kwargs=True)
+        for module in _rotary_modules(model)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _rotary_modules(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
+        for module in model.modules()
+        if type(module).__name__.endswith("RotaryEmbedding")
+        and "position_ids" in inspect.signature(module.forward).parameters
+    ]
+
+
+def _distinct(modules: list[nn.Module]) -> list[nn.Module]:
+    """Some models give every layer its own module; equal frequencies are one source."""
     found: dict[tuple[Any, ...], nn.Module] = {}
-    for module in model.modules():
-        if not type(module).__name__.endswith("RotaryEmbedding"):
-            continue
-        if "position_ids" not in inspect.signature(module.forward).parameters:
-            continue
-        # Some models give every layer its own module; equal frequencies are one source.
+    for module in modules:
         buffers = tuple(
             (name, tuple(buffer.flatten().tolist())) for name, buffer in module.named_buffers()
         )

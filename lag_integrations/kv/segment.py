@@ -32,6 +32,9 @@ class Segment:
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
 
+    def __repr__(self) -> str:
+        return f"Segment({len(self)} tokens, {self.nbytes} bytes, model {self.fingerprint[:12]})"
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""

@@ -33,13 +33,13 @@ class Selection(ABC):
 
 @dataclass(frozen=True)
 class LastResponses(Selection):
-    """The last n assistant turns, headers and ends of turn included (paper: ``kv_last_n``).
+    """The last n assistant responses (paper: ``kv_last_n``).
 
-    Whole turns, because kept tokens that start in the middle of a turn cost a third of the accuracy
-    in our measurements.
+    The text of the responses alone: keeping the header and end of their turns as well made the
+    model treat the question as answered already (docs/evaluation.md).
 
     Attributes:
-        n: Number of turns; fewer are kept where the trace has fewer.
+        n: Number of responses; fewer are kept where the trace has fewer.
     """
 
     n: int
@@ -54,12 +54,12 @@ class LastResponses(Selection):
 
     def keep(self, rendered: Rendered) -> list[int]:
         spans = _responses(rendered)[-self.n :]
-        return [token for span in spans for token in range(span.start, span.end)]
+        return [token for span in spans for token in range(span.content_start, span.content_end)]
 
 
 @dataclass(frozen=True)
 class LastResponse(Selection):
-    """The last assistant turn (paper: ``kv_last``); the default."""
+    """The last assistant response (paper: ``kv_last``); the default."""
 
     @property
     def name(self) -> str:

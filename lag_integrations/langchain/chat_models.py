@@ -1,0 +1,277 @@
+"""A LangChain chat model on a local Hugging Face model, given recalled KV."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field, PrivateAttr
+
+from lag_integrations.engine import Engine, EngineStream, Placement
+from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.trace import Message, as_message
+
+
+class LAGChatModel(BaseChatModel):
+    """A chat model that answers with the help of what agents did before.
+
+    For the last user message it recalls logs from its memory, and gives the wrapped model their KV
+    segments instead of their text: nothing is read again.
+
+    What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
+    ``injected_tokens``, and ``timings`` in seconds (``recall``, ``load``, ``injection``,
+    ``time_to_first_token``). In ``usage_metadata``, injected tokens count as ``cache_read``.
+
+    Example:
+        .. code-block:: python
+
+            memory = KVLogMemory("./memory")
+            model = LAGChatModel(model="HuggingFaceTB/SmolLM2-1.7B-Instruct", memory=memory)
+            config = {"callbacks": [memory.callback_handler()]}
+            model.invoke("What is the capital of France?", config)
+
+    Args:
+        model: Hub id or local folder, a loaded ``PreTrainedModel`` (with ``tokenizer``), or an
+            `Engine` to share. A name is loaded at the first call.
+        tokenizer: The tokenizer of a loaded model.
+        **kwargs: The attributes below.
+    """
+
+    model: str
+    """Name or path of the model."""
+    memory: KVLogMemory | None = Field(default=None, exclude=True, repr=False)
+    """Where logs are recalled from; without one, an ordinary chat model."""
+    k: int | None = None
+    """Most logs to recall; the memory's own setting by default. Also per call: ``k=0`` is off."""
+    min_score: float | None = None
+    """Least similarity of a recalled log; the memory's own setting by default. Also per call."""
+    placement: Placement = "after_system"
+    """Where recalled segments stand in the prompt."""
+    best_last: bool = True
+    """Whether the most relevant log stands nearest to the question (else farthest)."""
+    max_tokens: int = 512
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """Sampling temperature; 0 is greedy. By default as the model's generation config says."""
+    top_p: float | None = None
+    """Probability mass to sample from."""
+    top_k: int | None = None
+    """Number of tokens to sample from."""
+    seed: int | None = None
+    """Seed for sampling."""
+    stop: list[str] | None = None
+    """Texts that end the answer."""
+    device: str | None = None
+    """Where the model goes; the GPU if there is one, by default."""
+    dtype: str = "auto"
+    """dtype of the weights; the checkpoint's own by default."""
+    chat_template: str | None = None
+    """A Jinja template to use instead of the tokenizer's own."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of ``from_pretrained``."""
+
+    _engine: Engine | None = PrivateAttr(default=None)
+    _load_lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def __init__(self, model: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
+        engine: Engine | None = None
+        if isinstance(model, Engine):
+            engine = model
+        elif not isinstance(model, str | Path):
+            engine = Engine(model, tokenizer, chat_template=kwargs.get("chat_template"))
+        if kwargs.get("memory") is not None:
+            # LangChain's cache sees the prompt, not the memory: it would serve stale answers.
+            kwargs.setdefault("cache", False)
+        super().__init__(model=engine.name if engine else str(model), **kwargs)
+        self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        """The wrapped model, loaded at first use."""
+        with self._load_lock:
+            if self._engine is None:
+                self._engine = Engine.load(
+                    self.model,
+                    device=self.device,
+                    dtype=self.dtype,
+                    chat_template=self.chat_template,
+                    **self.model_kwargs,
+                )
+            if self.memory is not None:
+                self.memory.attach(self._engine)
+            return self._engine
+
+    def close(self) -> None:
+        """Release the wrapped model's memory."""
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def _llm_type(self) -> str:
+        return "lag-huggingface"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "lag"
+        params["ls_model_name"] = self.model
+        return params
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Not by LangChain's own registry, which third-party classes cannot enter."""
+        return False
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, by the model's own tokenizer."""
+        return list(self.engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Tokens of the rendered conversation, by the model's own template and tokenizer."""
+        return self.engine.count_tokens([as_message(message) for message in messages])
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._call(messages, stop, kwargs)
+        text = "".join(call.stream)
+        message = AIMessage(
+            content=text,
+            response_metadata=self._response_metadata(call),
+            usage_metadata=_usage(call.stream),
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._call(messages, stop, kwargs)
+        try:
+            for piece in call.stream:
+                yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            yield ChatGenerationChunk(
+                message=AIMessageChunk(
+                    content="",
+                    chunk_position="last",
+                    response_metadata=self._response_metadata(call),
+                    usage_metadata=_usage(call.stream),
+                )
+            )
+        finally:
+            call.stream.close()
+
+    def _call(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> _Call:
+        """Recall, load the segments, and start generating."""
+        engine = self.engine
+        chat = [as_message(message) for message in messages]
+        k = kwargs.pop("k", self.k)
+        min_score = kwargs.pop("min_score", self.min_score)
+        max_tokens = kwargs.pop("max_tokens", self.max_tokens)
+        started = time.perf_counter()
+        logs = self._recall(chat, k, min_score)
+        recalled = time.perf_counter()
+        segments = self.memory.segments(logs) if self.memory and logs else []
+        room = engine.window - engine.count_tokens(chat) - max_tokens
+        while segments and sum(map(len, segments)) > room:
+            logs, segments = logs[:-1], segments[:-1]  # the least relevant one goes
+        timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
+        stream = engine.stream(
+            chat,
+            segments[::-1] if self.best_last else segments,
+            placement=kwargs.pop("placement", self.placement),
+            max_new_tokens=max_tokens,
+            stop=stop or kwargs.pop("stop", None) or self.stop or (),
+            seed=kwargs.pop("seed", self.seed),
+            **self._sampling(kwargs),
+        )
+        return _Call(stream, logs, timings)
+
+    def _recall(
+        self, chat: list[Message], k: int | None, min_score: float | None
+    ) -> list[RecalledLog]:
+        if self.memory is None:
+            return []
+        query = next((message.text for message in reversed(chat) if message.role == "user"), "")
+        return self.memory.recall(query, k=k, min_score=min_score)
+
+    def _sampling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for name in ("temperature", "top_p", "top_k"):
+            value = kwargs.get(name, getattr(self, name))
+            if value is not None:
+                settings[name] = value
+        if "temperature" in settings:
+            settings["do_sample"] = settings["temperature"] > 0
+            if not settings["do_sample"]:
+                return {"do_sample": False}
+        return settings
+
+    def _response_metadata(self, call: _Call) -> dict[str, Any]:
+        generation = call.stream.generation
+        return {
+            "model_name": self.model,
+            "model_provider": "lag",
+            "finish_reason": generation.finish_reason,
+            "lag": {
+                "log_ids": [log.id for log in call.logs],
+                "scores": [log.score for log in call.logs],
+                "injected_tokens": generation.injected_tokens,
+                "timings": {
+                    **call.timings,
+                    "injection": generation.injection_time,
+                    "time_to_first_token": sum(call.timings.values())
+                    + generation.time_to_first_token,
+                },
+            },
+        }
+
+
+@dataclass
+class _Call:
+    stream: EngineStream
+    logs: list[RecalledLog]
+    timings: dict[str, float]
+
+
+def _usage(stream: EngineStream) -> UsageMetadata:
+    generation = stream.generation
+    read = generation.prompt_tokens + generation.injected_tokens
+    written = len(generation.token_ids)
+    return UsageMetadata(
+        input_tokens=read,
+        output_tokens=written,
+        total_tokens=read + written,
+        input_token_details=InputTokenDetails(cache_read=generation.injected_tokens),
+    )
