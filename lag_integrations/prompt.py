@@ -57,6 +57,15 @@ class Rendered:
     starts: list[int]
     spans: tuple[Span, ...]
 
+    def tokens(self, begin: int, end: int) -> range:
+        """The tokens that hold any of the characters from ``begin`` up to ``end``."""
+        first = bisect_left(self.starts, begin)
+        if first == len(self.starts) or self.starts[first] > begin:
+            # A token that begins earlier reaches into it (characters of several tokens share one
+            # start, so the first of them is meant).
+            first = bisect_left(self.starts, self.starts[max(0, first - 1)])
+        return range(first, max(first, bisect_left(self.starts, end)))
+
     @property
     def head(self) -> int:
         """Number of tokens before the first message that is not a system message."""
@@ -134,9 +143,16 @@ class ChatFormat:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         token_ids = list(encoding["input_ids"])
         starts = [start for start, _ in encoding["offset_mapping"]]
+        rendered = Rendered(text, token_ids, starts, ())
         spans = tuple(
-            # A token belongs to where it begins.
-            Span(role, *(bisect_left(starts, at) for at in (start, *content, end)), content)
+            Span(
+                role,
+                rendered.tokens(start, end).start,
+                rendered.tokens(*content).start,
+                rendered.tokens(*content).stop,
+                rendered.tokens(start, end).stop,
+                content,
+            )
             for role, start, content, end in places
         )
         return Rendered(text, token_ids, starts, spans)

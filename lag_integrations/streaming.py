@@ -140,7 +140,8 @@ class TextStream(Iterator[str]):
                 and not self._ended_by_model()
                 else "stop"
             )
-            end = len(text) if end is None else end
+            if end is None:  # a character that the token limit cut in half is left out
+                end = len(text.rstrip("\ufffd"))
             if end > given:
                 yield text[given:end]
         finally:

@@ -224,9 +224,9 @@ def _refuse_by_kind(model: PreTrainedModel, name: str) -> None:
     if wrong or getattr(model, "_is_stateful", False):
         kinds = f" ({', '.join(sorted(wrong))})" if wrong else ""
         raise UnsupportedModelError(
-            f"{name} cannot be used: it has recurrent or linear-attention layers{kinds}, whose "
-            "state is a running summary instead of one key and value a token. "
-            "Use a model in which every layer is attention."
+            f"{name} cannot be used: it has layers{kinds} that keep something other than one key "
+            "and one value a token, such as a recurrent or linear-attention state. "
+            "Use a model in which every layer is plain attention."
         )
 
 

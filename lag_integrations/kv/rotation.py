@@ -136,7 +136,8 @@ def shifted_rotary(model: nn.Module, offset: int) -> Iterator[None]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        bound.arguments["position_ids"] = bound.arguments["position_ids"] - offset
+        if bound.arguments.get("position_ids") is not None:
+            bound.arguments["position_ids"] = bound.arguments["position_ids"] - offset
         return bound.args, bound.kwargs
 
     hooks = [

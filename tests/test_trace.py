@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+
+from lag_integrations import Message, ToolCall, Trace
+from lag_integrations.errors import TraceError
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+calls = st.builds(
+    ToolCall,
+    name=texts,
+    args=st.dictionaries(texts, json_values, max_size=3) | texts,
+    id=st.none() | texts,
+)
+messages = st.builds(
+    Message,
+    role=st.sampled_from(["system", "user", "assistant", "tool"]),
+    content=texts | st.lists(json_values, max_size=3),
+    tool_calls=st.lists(calls, max_size=2).map(tuple),
+    tool_call_id=st.none() | texts,
+    name=st.none() | texts,
+    status=st.sampled_from([None, "success", "error"]),
+    id=st.none() | texts,
+)
+
+
+@given(
+    steps=st.lists(messages, min_size=1, max_size=4),
+    task=texts,
+    outcome=st.sampled_from(["success", "failure", "unknown"]),
+    metadata=st.dictionaries(texts, json_values, max_size=3),
+)
+def test_json_round_trip_is_lossless(steps, task, outcome, metadata):
+    steps = [*steps, Message(role="assistant", content="said")]
+    trace = Trace.from_messages(steps, task=task, outcome=outcome, metadata=metadata)
+    again = Trace.from_json(trace.to_json())
+    assert again == trace
+    assert again.content_hash == trace.content_hash
+
+
+def test_from_chat_dicts_and_openai_tool_calls():
+    trace = Trace.from_messages(
+        [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": "Weather in Oslo?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "type": "function",
+                        "function": {"name": "weather", "arguments": '{"city": "Oslo"}'},
+                    }
+                ],
+            },
+            {"role": "tool", "content": "Rain", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "It rains."},
+        ],
+        outcome="success",
+    )
+    assert [message.role for message in trace.messages] == [
+        "system", "user", "assistant", "tool", "assistant",
+    ]  # fmt: skip
+    assert trace.messages[2].tool_calls == (ToolCall(name="weather", args={"city": "Oslo"}, id="c1"),)
+    assert trace.task == "Weather in Oslo?"
+    assert trace.last_response == "It rains."
+    assert trace.search_text == "Weather in Oslo?\nIt rains."
+
+
+def test_from_langchain_messages():
+    trace = Trace.from_messages(
+        [
+            SystemMessage("Be brief."),
+            HumanMessage([{"type": "text", "text": "Look"}, {"type": "image", "url": "x"}]),
+            AIMessage("", tool_calls=[{"name": "search", "args": {"q": "x"}, "id": "1"}]),
+            ToolMessage("found", tool_call_id="1", status="error"),
+            AIMessage("Done"),
+        ]
+    )
+    assert trace.messages[1].text == "Look"
+    assert trace.messages[1].content[1] == {"type": "image", "url": "x"}
+    assert trace.messages[2].tool_calls[0].name == "search"
+    assert trace.messages[3].status == "error"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ([], "empty"),
+        ([{"role": "user", "content": "  "}], "empty"),
+        ([{"role": "wizard", "content": "x"}], "wizard"),
+        ([{"role": "user", "content": 7}], "content"),
+        ([{"role": "assistant", "content": "", "tool_calls": ["x"]}], "tool call"),
+    ],
+)
+def test_bad_messages_say_what_is_wrong(source, said):
+    with pytest.raises(TraceError, match=said):
+        Trace.from_messages(source)
+
+
+def test_bad_json_does_not_repeat_the_content():
+    with pytest.raises(TraceError) as caught:
+        Trace.from_json('{"messages": "SECRET", "task": "x"}')
+    assert "SECRET" not in str(caught.value)
+
+
+def test_content_hash_ignores_ids_and_times_only():
+    first = Trace.from_messages([{"role": "user", "content": "a"}], id="1")
+    second = Trace.from_messages([{"role": "user", "content": "a"}], id="2")
+    other = Trace.from_messages([{"role": "user", "content": "b"}])
+    assert first.content_hash == second.content_hash != other.content_hash
