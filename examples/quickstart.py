@@ -18,28 +18,29 @@ from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
 
 DOCUMENTS = {
-    "Who built the lighthouse of Velmora?": "The lighthouse of Velmora was built by Ada Krenn, "
-    "a bridge engineer from Tolmin, in 1874. It is 41 metres high and painted green.",
-    "What does the Ostrava ferry carry on Sundays?": "The Ostrava ferry runs all week. On Sundays "
-    "it carries only bees: 300 hives are moved to the lime trees across the river.",
+    "In what year was the Velmora lighthouse built?": "The Velmora lighthouse was built in 1874 by "
+    "Ada Krenn. It is 41 metres high and painted green.",
     "What is the password of the night archive?": "The night archive opens at ten. Visitors must "
-    "know its password, which is 'marmalade', and bring their own lamp.",
-    "Which animal won the harbour race of 1952?": "The harbour race of 1952 was won by a goat "
-    "named Bertram, who swam the last two hundred metres ahead of eleven dogs.",
+    "know its password, which is marmalade, and bring a lamp.",
+    "What does the Ostrava ferry carry on Sundays?": "The Ostrava ferry runs all week. On Sundays "
+    "it carries only bees to the lime trees across the river.",
+    "How many bells hang in the tower of Quill?": "The tower of Quill is known for its 23 bells, "
+    "which are rung by hand every morning.",
 }
 RELATED = [
-    "Who was the builder of the Velmora lighthouse?",
-    "What is carried by the Ostrava ferry on a Sunday?",
-    "Which password does the night archive ask for?",
-    "What animal was the winner of the 1952 harbour race?",
+    "When was the lighthouse of Velmora built?",
+    "Tell me the password of the night archive.",
+    "What is carried by the Ostrava ferry on Sundays?",
+    "What is the number of bells in the tower of Quill?",
 ]
+SYSTEM = ("system", "Answer in one short sentence.")
 console = Console()
 
 
 def chat_model(memory: KVLogMemory) -> LAGChatModel:
     with console.status("Loading the packaged model (the first time converts it, about 30 s) …"):
         model = LAGChatModel(
-            model=packaged.chat_model(), memory=memory, temperature=0, max_tokens=32
+            model=packaged.chat_model(), memory=memory, temperature=0, max_tokens=24
         )
         _ = model.engine
     return model
@@ -49,7 +50,7 @@ def capture(folder: str) -> None:
     """Answer questions with the documents at hand; the callback handler captures each run."""
     with KVLogMemory(folder) as memory:
         prompt = ChatPromptTemplate.from_messages(
-            [("human", "{document}\n\nQuestion: {question}\nAnswer in one sentence.")]
+            [SYSTEM, ("human", "{document}\n\n{question}")]
         )
         chain = prompt | chat_model(memory) | StrOutputParser()
         config = {"callbacks": [memory.callback_handler()]}
@@ -72,8 +73,8 @@ def ask(folder: str) -> None:
         table = Table("question", "without memory", "with memory", "logs used", "not re-read", "TTFT")
         table.title = "2. A new process, without the documents"
         for question in RELATED:
-            bare = model.invoke(question, k=0)
-            helped = model.invoke(question)
+            bare = model.invoke([SYSTEM, ("human", question)], k=0)
+            helped = model.invoke([SYSTEM, ("human", question)])
             lag = helped.response_metadata["lag"]
             times = [
                 message.response_metadata["lag"]["timings"]["time_to_first_token"]

@@ -65,6 +65,7 @@ class Generating:
                 input_ids=token_ids[None].to(model.device),
                 attention_mask=torch.ones_like(token_ids)[None].to(model.device),
                 past_key_values=cache,
+                use_cache=True,  # some configs say no, and would read everything again each step
                 max_new_tokens=self.max_new_tokens,
                 streamer=_Streamer(self.tokens),
                 stopping_criteria=StoppingCriteriaList([_Cancelled(self.cancelled)]),

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError
 from lag_integrations.kv.cache import Slots
@@ -66,23 +66,26 @@ def read_segment(path: Path, *, fingerprint: str, device: torch.device | str = "
         FingerprintMismatchError: Another model wrote it.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-                raise SegmentCorruptedError(
-                    f"{path.name} is not a {FORMAT} file of version {VERSION}."
-                )
-            if metadata["fingerprint"] != fingerprint:
-                raise FingerprintMismatchError(
-                    f"{path.name} was encoded by model {metadata['fingerprint'][:12]}, not by "
-                    f"{fingerprint[:12]}; encode its trace again with the model in use."
-                )
-            token_ids = file.get_tensor("token_ids").cpu()
-            slots: tuple[Slots, ...] = tuple(
-                (file.get_tensor(f"slots.{group}.0"), file.get_tensor(f"slots.{group}.1"))
-                for group in range(int(metadata["groups"]))
+        # Read, not memory-mapped: a file cut short while mapped would kill the process.
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise SegmentCorruptedError(f"{path.name} is not a {FORMAT} file of version {VERSION}.")
+        if metadata["fingerprint"] != fingerprint:
+            raise FingerprintMismatchError(
+                f"{path.name} was encoded by model {metadata['fingerprint'][:12]}, not by "
+                f"{fingerprint[:12]}; encode its trace again with the model in use."
             )
-            info = json.loads(metadata["info"])
+        slots: tuple[Slots, ...] = tuple(
+            (
+                tensors[f"slots.{group}.0"].to(device),
+                tensors[f"slots.{group}.1"].to(device),
+            )
+            for group in range(int(metadata["groups"]))
+        )
+        token_ids, info = tensors["token_ids"], json.loads(metadata["info"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise SegmentCorruptedError(
             f"{path.name} cannot be read as a segment ({type(error).__name__}: {error})."

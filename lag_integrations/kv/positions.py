@@ -309,7 +309,7 @@ def _residual(actual: torch.Tensor, expected: torch.Tensor) -> float:
     error, scale = (
         slot.movedim(-2, 0).flatten(1).norm(dim=1) for slot in (actual - expected, expected)
     )
-    return (error / scale.clamp_min(1e-12)).median().item()
+    return float((error / scale.clamp_min(1e-12)).median())
 
 
 def _fit(
@@ -318,7 +318,7 @@ def _fit(
     sources: list[AngleSource],
     tolerance: float,
 ) -> SlotRotation | float | None:
-    """The rotation that maps one slot onto the other, None for no rotation, or the best residual."""
+    """The rotation that maps one slot onto the other, None if there is none, or the residual."""
     before, after = before.float(), after.float()
     best = _residual(before, after)
     if best == 0.0:

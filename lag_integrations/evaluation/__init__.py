@@ -1,0 +1,1 @@
+"""Measurements: accuracy with and without logs, and what injecting costs."""

@@ -1,0 +1,36 @@
+"""The control arm: the very tokens of the segments, at the same place, but read by the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lag_integrations.engine import Engine, EngineStream, Generation
+from lag_integrations.kv.segment import Segment
+from lag_integrations.streaming import Generating
+from lag_integrations.trace import Message
+
+
+def generate_with_text(
+    engine: Engine,
+    messages: Sequence[Message],
+    segments: Sequence[Segment],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    **settings: Any,
+) -> Generation:
+    """Generate with the segments' tokens in the prompt, after the system message, as plain text."""
+    started = time.perf_counter()
+    rendered = engine.format.render(messages)
+    token_ids = rendered.token_ids[: rendered.head]
+    for segment in segments:
+        token_ids = token_ids + segment.token_ids.tolist()
+    token_ids = token_ids + rendered.token_ids[rendered.head :]
+    job = Generating(token_ids, max_new_tokens, tuple(stop), None, settings)
+    generation = Generation(prompt_tokens=len(token_ids))
+    stream = EngineStream(engine, job, (), 0, generation, started)
+    for _ in stream:
+        pass
+    return generation

@@ -1,0 +1,267 @@
+"""The memory through its public API: real SQLite, real Chroma, the real packaged models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from lag_integrations import KVLogMemory, Trace
+from lag_integrations.errors import (
+    EmbedderMismatchError,
+    EncodingError,
+    SegmentCorruptedError,
+    StoreError,
+    TraceError,
+)
+from lag_integrations.kv.codec import read_segment, write_segment
+from lag_integrations.kv.selection import LastAction
+from tests.conftest import qa
+
+VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7741.")
+FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", outcome="success")
+
+
+def segment_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_add_then_recall(memory, engine):
+    memory.attach(engine)
+    vault, ferry = memory.add(VAULT), memory.add(FERRY)
+    memory.flush()
+    found = memory.recall("Which code opens the vault in Lima?")
+    assert [item.id for item in found] == [vault]  # the ferry is below the floor
+    assert found[0].log == VAULT
+    assert 0.5 < found[0].score <= 1
+    everything = memory.recall("Which code opens the vault in Lima?", min_score=-1)
+    assert [item.id for item in everything] == [vault, ferry]
+    assert everything[0].score > everything[1].score
+    assert memory.recall("vault code", k=0) == []
+    assert memory.recall("  ") == []
+    segment = memory.segments(found)[0]
+    fresh = engine.encode(VAULT)
+    assert torch.equal(segment.token_ids, fresh.token_ids)
+    for mine, theirs in zip(segment.slots[0], fresh.slots[0], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_an_empty_memory_recalls_nothing(memory):
+    assert memory.recall("anything") == []
+
+
+def test_reopening_in_a_new_process_finds_everything(tmp_path, memory, engine):
+    memory.attach(engine)
+    key = memory.add(VAULT)
+    memory.flush()
+    memory.close()
+    script = (
+        "import sys; from lag_integrations import KVLogMemory\n"
+        "with KVLogMemory(sys.argv[1]) as memory:\n"
+        "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(memory.path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == [key]
+
+
+def test_what_was_added_without_a_model_is_encoded_when_one_comes(memory, engine):
+    memory.add(VAULT)
+    memory.flush()
+    assert segment_files(memory.path) == []
+    found = memory.recall("vault code Lima")
+    with pytest.raises(StoreError, match="attach"):
+        memory.segments(found)
+    memory.attach(engine)
+    assert len(memory.segments(found)[0]) > 3
+    memory.flush()
+    assert len(segment_files(memory.path)) == 1
+
+
+def test_the_worker_embeds_and_encodes_by_itself(memory, engine):
+    memory.attach(engine)
+    memory.add(VAULT)
+    deadline = time.monotonic() + 60
+    while not segment_files(memory.path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert memory.recall("vault code Lima")
+
+
+def test_equal_traces_are_one_log(memory):
+    again = VAULT.model_copy(update={"id": "other", "outcome": "success"})
+    assert memory.add(VAULT) == memory.add(again)
+    memory.flush()
+    assert len(memory.recall("vault code Lima", min_score=-1)) == 1
+
+
+def test_failures_are_kept_but_not_recalled(tmp_path, embedder):
+    failed = VAULT.model_copy(update={"outcome": "failure"})
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
+        key = memory.add(failed)
+        memory.flush()
+        assert memory.recall("vault code Lima", min_score=-1) == []
+    with KVLogMemory(tmp_path / "m", embedder=embedder, outcomes=["failure"]) as memory:
+        assert [item.id for item in memory.recall("vault code Lima")] == [key]
+
+
+def test_namespaces_see_only_their_own(tmp_path, embedder):
+    with (
+        KVLogMemory(tmp_path / "m", namespace="a", embedder=embedder) as mine,
+        KVLogMemory(tmp_path / "m", namespace="b", embedder=embedder) as theirs,
+    ):
+        key = mine.add(VAULT)
+        mine.flush()
+        assert theirs.add(FERRY)
+        theirs.flush()
+        assert [item.id for item in mine.recall("vault", min_score=-1)] == [key]
+        assert [item.log for item in theirs.recall("vault", min_score=-1)] == [FERRY]
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "ünï", "x" * 10_000, ".hidden", "a b", None])
+def test_hostile_namespaces_are_refused(tmp_path, name):
+    with pytest.raises(StoreError, match="valid namespace"):
+        KVLogMemory(tmp_path / "m", namespace=name)
+
+
+def test_a_trace_without_a_response_is_refused(memory):
+    with pytest.raises(TraceError, match="no assistant response"):
+        memory.add(Trace.from_messages([{"role": "user", "content": "Anyone?"}]))
+    memory.add(VAULT)
+    memory.flush()
+    assert memory.recall("vault code Lima")
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "other"])
+def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
+    memory.attach(engine)
+    memory.add(VAULT)
+    memory.flush()
+    found = memory.recall("vault code Lima")
+    before = memory.segments(found)[0]
+    (file,) = segment_files(memory.path)
+    data = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_bytes({"cut": data[:-100], "emptied": b"", "other": b"\x10" + data}[damage])
+    after = memory.segments(found)[0]
+    assert torch.equal(before.slots[0][0], after.slots[0][0])
+    assert "encoded again" in caplog.text
+    assert file.stat().st_size == len(data)
+
+
+def test_another_model_encodes_again_and_says_so(memory, engine, caplog):
+    from lag_integrations import Engine
+
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    other = Engine(engine.model, engine.tokenizer, chat_template=template)
+    memory.attach(engine)
+    memory.add(VAULT)
+    memory.flush()
+    with caplog.at_level("INFO"):
+        memory.attach(other)
+    assert "chat_template" in caplog.text
+    found = memory.recall("vault code Lima")
+    assert memory.segments(found)[0].fingerprint == other.fingerprint.id
+    memory.attach(engine)
+    assert memory.segments(found)[0].fingerprint == engine.fingerprint.id
+    assert len(segment_files(memory.path)) == 2
+
+
+def test_a_changed_embedder_is_refused_and_loses_nothing(tmp_path, embedder):
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
+        memory.add(VAULT)
+        memory.flush()
+
+    def other(texts: list[str]) -> list[list[float]]:
+        return [[1.0, float(len(text)), 0.5] for text in texts]
+
+    with (
+        KVLogMemory(tmp_path / "m", embedder=other) as memory,
+        pytest.raises(EmbedderMismatchError, match="384 dimensions.*new folder"),
+    ):
+        memory.recall("vault")
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
+        assert memory.recall("vault code Lima")
+
+
+def test_an_embedder_that_fails_loses_nothing(tmp_path, embedder):
+    broken = True
+
+    def flaky(texts: list[str]) -> np.ndarray:
+        if broken:
+            raise ConnectionError("embedding service is down")
+        return embedder.encode(texts)
+
+    with KVLogMemory(tmp_path / "m", embedder=flaky) as memory:
+        memory.add(VAULT)
+        with pytest.raises(ConnectionError):
+            memory.flush()
+        broken = False
+        memory.flush()
+        assert memory.recall("vault code Lima")
+
+
+def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, engine):
+    only_calls = Trace.from_messages(
+        [
+            {"role": "user", "content": "Ring the bell."},
+            {"role": "assistant", "content": "<think>"},
+            {"role": "user", "content": "Go on."},
+        ]
+    )
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('<think>')[-1] }}{% endfor %}"
+    from lag_integrations import Engine
+
+    memory.attach(Engine(engine.model, engine.tokenizer, chat_template=template))
+    key = memory.add(only_calls)
+    memory.add(VAULT)
+    with pytest.raises(EncodingError, match=key):
+        memory.flush()
+    assert memory.segments(memory.recall("vault code Lima"))
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "ledger.sqlite").write_text("this is not a database, " * 100)
+    with pytest.raises(StoreError, match=r"ledger\.sqlite"):
+        KVLogMemory(tmp_path / "m")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="folder"):
+        KVLogMemory(tmp_path / "file")
+
+
+def test_a_closed_memory_says_so(memory):
+    memory.close()
+    memory.close()
+    with pytest.raises(StoreError, match="closed"):
+        memory.add(VAULT)
+
+
+def test_selection_is_part_of_what_a_segment_is(tmp_path, embedder, engine):
+    with KVLogMemory(tmp_path / "m", embedder=embedder, selection=LastAction()) as memory:
+        memory.attach(engine)
+        memory.add(qa("Colour of the sea?", "I think <ans>blue</ans>"))
+        memory.flush()
+        segment = memory.segments(memory.recall("Colour of the sea?"))[0]
+        assert "blue" in engine.tokenizer.decode(segment.token_ids)
+        assert "think" not in engine.tokenizer.decode(segment.token_ids)
+
+
+def test_segment_files_are_plain_safetensors_without_text(tmp_path, engine):
+    path = tmp_path / "s.safetensors"
+    segment = engine.encode(VAULT)
+    assert write_segment(segment, path) == path.stat().st_size
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"token_ids", "slots.0.0", "slots.0.1"}
+        assert file.get_slice("slots.0.0").get_shape() == [30, 3, len(segment), 64]
+        assert "vault" not in str(file.metadata())
+    with pytest.raises(SegmentCorruptedError):
+        read_segment(tmp_path / "missing", fingerprint=segment.fingerprint)
