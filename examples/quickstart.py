@@ -1,7 +1,7 @@
 """An agent remembers its computation: run me with `make quickstart`.
 
-First a LangChain chain answers questions over a few documents, and every run is captured. Then a new
-process asks related questions *without* the documents: once without memory, once with it.
+First a LangChain chain answers questions over a few documents, and every run is captured. Then a
+new process asks related questions *without* the documents: once without memory, once with it.
 """
 
 import subprocess
@@ -49,9 +49,7 @@ def chat_model(memory: KVLogMemory) -> LAGChatModel:
 def capture(folder: str) -> None:
     """Answer questions with the documents at hand; the callback handler captures each run."""
     with KVLogMemory(folder) as memory:
-        prompt = ChatPromptTemplate.from_messages(
-            [SYSTEM, ("human", "{document}\n\n{question}")]
-        )
+        prompt = ChatPromptTemplate.from_messages([SYSTEM, ("human", "{document}\n\n{question}")])
         chain = prompt | chat_model(memory) | StrOutputParser()
         config = {"callbacks": [memory.callback_handler()]}
         console.rule("1. A chain over documents, captured")
@@ -70,7 +68,9 @@ def ask(folder: str) -> None:
         model = chat_model(memory)
         model.invoke("Hello", k=0, max_tokens=1)  # warm up, so that times compare
         memory.recall("Hello")
-        table = Table("question", "without memory", "with memory", "logs used", "not re-read", "TTFT")
+        table = Table(
+            "question", "without memory", "with memory", "logs used", "not re-read", "TTFT"
+        )
         table.title = "2. A new process, without the documents"
         for question in RELATED:
             bare = model.invoke([SYSTEM, ("human", question)], k=0)
@@ -84,7 +84,9 @@ def ask(folder: str) -> None:
                 question,
                 str(bare.content),
                 f"[green]{helped.content}",
-                "\n".join(f"{i[:6]} {s:.2f}" for i, s in zip(lag["log_ids"], lag["scores"])),
+                "\n".join(
+                    f"{i[:6]} {s:.2f}" for i, s in zip(lag["log_ids"], lag["scores"], strict=True)
+                ),
                 f"{lag['injected_tokens']} tokens",
                 f"{times[1] / times[0]:.2f}x",
             )

@@ -23,7 +23,7 @@ from lag_integrations.errors import ContextWindowError, LAGError, UnsupportedMod
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
 from lag_integrations.kv.fingerprint import fingerprint
-from lag_integrations.kv.positions import probe
+from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import LastResponse, Selection
 from lag_integrations.kv.splice import splice
@@ -33,8 +33,9 @@ from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
 
-Placement = Literal["after_system", "before_prompt"]
-"""Where segments stand: after the system message, or before everything as in the paper."""
+Placement = Literal["before_question", "after_system", "before_prompt"]
+"""Where segments stand: in the last user turn, just before its text (the default: it measured best,
+docs/evaluation.md); after the system message; or before everything, as in the paper."""
 
 
 @dataclass
@@ -222,7 +223,7 @@ class Engine:
         messages: Sequence[Message],
         segments: Sequence[Segment] = (),
         *,
-        placement: Placement = "after_system",
+        placement: Placement = "before_question",
         tools: Sequence[dict[str, Any]] | None = None,
         max_new_tokens: int = 512,
         stop: Sequence[str] = (),
@@ -235,7 +236,7 @@ class Engine:
             messages: The conversation. If the last message is the assistant's, it is continued.
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
-            placement: After the system message (default), or before the whole prompt.
+            placement: Where the segments stand; see `Placement`.
             tools: Tool schemas for the chat template.
             max_new_tokens: Most tokens to generate.
             stop: Texts that end the answer and are not part of it.
@@ -252,25 +253,55 @@ class Engine:
             PromptError: The chat template refuses the conversation.
         """
         started = time.perf_counter()
-        rendered = self.format.render(messages, tools=tools)
+        prompt_ids, split = self.prompt(
+            messages, placement=placement, segments=len(segments), tools=tools
+        )
         injected = sum(len(segment) for segment in segments)
-        total = len(rendered.token_ids) + injected
+        total = len(prompt_ids) + injected
         if total >= self.window:
             raise ContextWindowError(
-                f"The prompt ({len(rendered.token_ids)} tokens) and the recalled segments "
-                f"({injected}) leave no room in the model's window of {self.window} tokens; "
-                "shorten the conversation or recall fewer logs."
+                f"The prompt ({len(prompt_ids)} tokens) and the recalled segments ({injected}) "
+                f"leave no room in the model's window of {self.window} tokens; shorten the "
+                "conversation or recall fewer logs."
             )
-        split = rendered.head if placement == "after_system" else 0
         job = Generating(
-            prompt_ids=rendered.token_ids,
+            prompt_ids=prompt_ids,
             max_new_tokens=min(max_new_tokens, self.window - total),
             stop=tuple(stop),
             seed=seed,
             settings=generation_kwargs,
         )
-        generation = Generation(prompt_tokens=len(rendered.token_ids), injected_tokens=injected)
+        generation = Generation(prompt_tokens=len(prompt_ids), injected_tokens=injected)
         return EngineStream(self, job, tuple(segments), split, generation, started)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        placement: Placement = "before_question",
+        segments: int = 0,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> tuple[list[int], int]:
+        """The tokens of a prompt, and the index at which segments stand among them.
+
+        Args:
+            messages: The conversation.
+            placement: Where segments stand.
+            segments: How many there will be.
+            tools: Tool schemas for the chat template.
+        """
+        rendered = self.format.render(messages, tools=tools)
+        token_ids = rendered.token_ids
+        if placement == "before_prompt":
+            return token_ids, 0
+        if placement == "after_system":
+            return token_ids, rendered.head
+        split = rendered.question
+        if segments:
+            # The question begins on a line of its own, as it would after text.
+            newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+            token_ids = [*token_ids[:split], *newline, *token_ids[split:]]
+        return token_ids, split
 
     def _run(self, job: Generating, segments: tuple[Segment, ...], split: int) -> float:
         """One request, on the thread of its stream: build its cache, then generate into it."""
@@ -294,9 +325,7 @@ class Engine:
                     )
                 begun = time.perf_counter()
                 moved = [segment.to(model.device) for segment in segments]
-                splice(
-                    cache, self.positions, moved, start=split, fingerprint=self.fingerprint.id
-                )
+                splice(cache, self.positions, moved, start=split, fingerprint=self.fingerprint.id)
                 token_ids = torch.cat(
                     [head, *(segment.token_ids for segment in segments), token_ids[split:]]
                 )
@@ -319,9 +348,7 @@ class EngineStream(Iterator[str]):
     ) -> None:
         self.generation = generation
         self._started = started
-        self._stream = TextStream(
-            job, engine.tokenizer, lambda: engine._run(job, segments, split)
-        )
+        self._stream = TextStream(job, engine.tokenizer, lambda: engine._run(job, segments, split))
 
     def __next__(self) -> str:
         generation = self.generation

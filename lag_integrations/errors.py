@@ -44,4 +44,4 @@ class EmbedderMismatchError(StoreError):
 
 
 class EncodingError(LAGError):
-    """Some captured traces could not be encoded or embedded; their traces are safe in the ledger."""
+    """Some logs could not be encoded or embedded; their traces are safe in the ledger."""

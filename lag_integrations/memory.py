@@ -60,9 +60,9 @@ class RecalledLog:
 class KVLogMemory:
     """A memory of computation: a folder of logs, and the KV segments of the models that use them.
 
-    Adding a trace records it in the ledger at once; a worker thread embeds it, and encodes it with the
-    model that is attached. Logs that a model has not encoded yet (captured before it was attached,
-    or under another model) are encoded from their traces when they are recalled. Thread safe.
+    Adding a trace records it in the ledger at once; a worker thread embeds it, and encodes it with
+    the model that is attached. Logs that a model has not encoded yet (captured before it was
+    attached, or under another model) are encoded from their traces when recalled. Thread safe.
 
     Args:
         path: Folder of the store; made if it does not exist.
@@ -313,9 +313,7 @@ class KVLogMemory:
         segment = engine.encode(trace, self.selection)
         file = f"segments/{model[:16]}/{selection}/{key}.safetensors"
         size = write_segment(segment, self.path / file)
-        self._ledger.add_segment(
-            key, model, selection, file=file, tokens=len(segment), size=size
-        )
+        self._ledger.add_segment(key, model, selection, file=file, tokens=len(segment), size=size)
         return segment
 
     def _embed(self, texts: list[str]) -> Vectors:

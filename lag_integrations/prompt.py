@@ -73,6 +73,12 @@ class Rendered:
             (span.start for span in self.spans if span.role != "system"), len(self.token_ids)
         )
 
+    @property
+    def question(self) -> int:
+        """Number of tokens before the text of the last user message."""
+        users = [span.content_start for span in self.spans if span.role == "user"]
+        return users[-1] if users else self.head
+
 
 class ChatFormat:
     """A tokenizer's chat template, and what can be learned about it by trying.
@@ -120,9 +126,9 @@ class ChatFormat:
 
         Args:
             messages: The conversation. Where the template refuses the roles as they are (no system
-                role, no tool role, turns that must alternate), messages are merged until it accepts.
-            generate: Whether the model is to answer: the header of its turn is appended; if the last
-                message is the assistant's, that message is left open to be continued instead.
+                role, no tool role, turns that must alternate), messages are merged.
+            generate: Whether the model is to answer: the header of its turn is appended; if the
+                last message is the assistant's, that message is left open to be continued.
             tools: Tool schemas for the template.
 
         Raises:
@@ -225,7 +231,7 @@ class ChatFormat:
 
     def _learn_tool_calls(self) -> bool:
         call = {"type": "function", "function": {"name": _MARK.format(9), "arguments": {}}}
-        chat = [
+        chat: list[ChatMessage] = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "user", "content": "b"},

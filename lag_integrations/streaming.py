@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -114,7 +114,7 @@ class TextStream(Iterator[str]):
         finally:
             self._job.tokens.put(_END)
 
-    def _generate_pieces(self) -> Iterator[str]:  # type: ignore[override]
+    def _generate_pieces(self) -> Generator[str, None, None]:
         worker = threading.Thread(target=self._work, name="lag-generate", daemon=True)
         worker.start()
         given = 0

@@ -183,7 +183,7 @@ class Trace(_Frozen):
 
     @property
     def search_text(self) -> str:
-        """What is embedded for recall: the question and the last response (LAG paper, section 3)."""
+        """What is embedded for recall: the question and the last response (LAG paper)."""
         return f"{self.task}\n{self.last_response}".strip()
 
     @property

@@ -54,7 +54,9 @@ def test_injection_equals_reading_the_text(engine):
     question = "Which code opens the vault in Lima?"
     segment = engine.encode(TRACE, WholeTrace())
     with Logits(engine) as injected:
-        with_segment = engine.generate(user(question), [segment], **GREEDY)
+        with_segment = engine.generate(
+            user(question), [segment], placement="after_system", **GREEDY
+        )
     with Logits(engine) as read:
         with_text = engine.generate(as_messages(TRACE, question), **GREEDY)
     assert with_segment.token_ids == with_text.token_ids
@@ -64,7 +66,7 @@ def test_injection_equals_reading_the_text(engine):
         assert (mine - theirs).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("placement", ["after_system", "before_prompt"])
+@pytest.mark.parametrize("placement", ["before_question", "after_system", "before_prompt"])
 def test_segments_stand_where_placement_says(engine, placement):
     seen = []
     hook = engine.model.register_forward_pre_hook(
@@ -78,11 +80,15 @@ def test_segments_stand_where_placement_says(engine, placement):
         )
     finally:
         hook.remove()
-    prompt, head = len(rendered.token_ids), rendered.head
-    encoding = seen[0]
-    assert encoding > 40
-    assert seen[1:] == ([head, prompt - head] if placement == "after_system" else [prompt])
-    assert result.prompt_tokens == prompt
+    prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question
+    assert seen[0] > 40  # the encoding
+    expected = {
+        "before_question": [question, prompt - question + 1],  # one for the line break
+        "after_system": [head, prompt - head],
+        "before_prompt": [prompt],
+    }
+    assert seen[1:] == expected[placement]
+    assert result.prompt_tokens == sum(expected[placement])
     assert result.injected_tokens == len(engine.encode(TRACE))
 
 
@@ -212,7 +218,7 @@ def test_unknown_and_unsupported_models_are_refused_by_name(engine, tmp_path):
     with pytest.raises(UnsupportedModelError, match="no-such-model"):
         Engine.load("no-such-model-anywhere")
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=99))
-    with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel.*absolute position"):
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*absolute position"):
         Engine(gpt2, engine.tokenizer)
 
 

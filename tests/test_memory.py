@@ -185,7 +185,7 @@ def test_a_changed_embedder_is_refused_and_loses_nothing(tmp_path, embedder):
 
     with (
         KVLogMemory(tmp_path / "m", embedder=other) as memory,
-        pytest.raises(EmbedderMismatchError, match="384 dimensions.*new folder"),
+        pytest.raises(EmbedderMismatchError, match=r"384 dimensions.*new folder"),
     ):
         memory.recall("vault")
     with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
@@ -217,7 +217,9 @@ def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, eng
             {"role": "user", "content": "Go on."},
         ]
     )
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('<think>')[-1] }}{% endfor %}"
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content.split('<think>')[-1] }}{% endfor %}"
+    )
     from lag_integrations import Engine
 
     memory.attach(Engine(engine.model, engine.tokenizer, chat_template=template))

@@ -137,7 +137,11 @@ def test_tool_calls_are_shown_even_where_the_template_knows_none(tokenizer):
     trace = Trace.from_messages(
         [
             {"role": "user", "content": "Weather?"},
-            {"role": "assistant", "content": "", "tool_calls": [{"name": "look", "args": {"a": 1}}]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"name": "look", "args": {"a": 1}}],
+            },
             {"role": "tool", "content": "Rain"},
             {"role": "assistant", "content": "Rain."},
         ]

@@ -70,7 +70,9 @@ def test_from_chat_dicts_and_openai_tool_calls():
     assert [message.role for message in trace.messages] == [
         "system", "user", "assistant", "tool", "assistant",
     ]  # fmt: skip
-    assert trace.messages[2].tool_calls == (ToolCall(name="weather", args={"city": "Oslo"}, id="c1"),)
+    assert trace.messages[2].tool_calls == (
+        ToolCall(name="weather", args={"city": "Oslo"}, id="c1"),
+    )
     assert trace.task == "Weather in Oslo?"
     assert trace.last_response == "It rains."
     assert trace.search_text == "Weather in Oslo?\nIt rains."

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lag_integrations.engine import Engine, EngineStream, Generation
+from lag_integrations.engine import Engine, EngineStream, Generation, Placement
 from lag_integrations.kv.segment import Segment
 from lag_integrations.streaming import Generating
 from lag_integrations.trace import Message
@@ -17,17 +17,16 @@ def generate_with_text(
     messages: Sequence[Message],
     segments: Sequence[Segment],
     *,
+    placement: Placement = "before_question",
     max_new_tokens: int,
     stop: Sequence[str] = (),
     **settings: Any,
 ) -> Generation:
-    """Generate with the segments' tokens in the prompt, after the system message, as plain text."""
+    """Generate with the segments' tokens in the prompt, to be read like any text."""
     started = time.perf_counter()
-    rendered = engine.format.render(messages)
-    token_ids = rendered.token_ids[: rendered.head]
-    for segment in segments:
-        token_ids = token_ids + segment.token_ids.tolist()
-    token_ids = token_ids + rendered.token_ids[rendered.head :]
+    prompt_ids, split = engine.prompt(messages, placement=placement, segments=len(segments))
+    kept = [token for segment in segments for token in segment.token_ids.tolist()]
+    token_ids = [*prompt_ids[:split], *kept, *prompt_ids[split:]]
     job = Generating(token_ids, max_new_tokens, tuple(stop), None, settings)
     generation = Generation(prompt_tokens=len(token_ids))
     stream = EngineStream(engine, job, (), 0, generation, started)

@@ -1,8 +1,8 @@
 """Real ReAct traces, stored and asked again: ``python -m lag_integrations.evaluation.react``.
 
-All traces are stored with their outcomes; the questions that were answered correctly are asked once
-more, without any document. The model is to finish at once (``Finish[…``), with its memory as KV, with
-the same tokens as text, or with nothing.
+All traces are stored with their outcomes; the questions that were answered correctly are asked
+once more, without any document. The model is to finish at once (``Finish[…``), with its memory as
+KV, with the same tokens as text, or with nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lag_integrations import packaged
-from lag_integrations.engine import Engine
+from lag_integrations.engine import Engine, Placement
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.memory import KVLogMemory
@@ -60,6 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with react/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
+    parser.add_argument(
+        "--placement", default="before_question", choices=get_args(Placement), help="of the logs"
+    )
     arguments = parser.parse_args()
     console = Console()
     traces = load_traces(arguments.data)
@@ -75,10 +79,13 @@ def main() -> None:
             memory.add(trace)
         bar = progress.add_task("Encoding the logs")
         memory.flush(lambda done, total: progress.update(bar, completed=done, total=total))
-        arms = _arms(engine, memory)
+        arms = _arms(engine, memory, arguments.placement)
         questions = [(trace, gold) for trace, gold in traces if trace.outcome == "success"]
         table = Table("arm", "contains the gold answer", "exact match", "logs a question")
-        table.title = f"{len(traces)} ReAct traces stored, {len(questions)} questions asked again"
+        table.title = (
+            f"{len(traces)} ReAct traces stored, {len(questions)} questions asked again, "
+            f"logs {arguments.placement.replace('_', ' ')}"
+        )
         for name, answer in arms.items():
             bar = progress.add_task(name, total=len(questions))
             found = same = used = 0
@@ -96,7 +103,7 @@ def main() -> None:
 
 
 def _arms(
-    engine: Engine, memory: KVLogMemory
+    engine: Engine, memory: KVLogMemory, placement: Placement
 ) -> dict[str, Callable[[str], tuple[str, int]]]:
     def arm(
         way: str, k: int, *, floor: float | None, outcomes: tuple[Outcome, ...]
@@ -109,10 +116,8 @@ def _arms(
             memory.outcomes = outcomes
             logs = memory.recall(question, k=k, min_score=floor)
             segments = memory.segments(logs)[::-1]
-            if way == "text":
-                generation = generate_with_text(engine, messages, segments, **_GENERATION)
-            else:
-                generation = engine.generate(messages, segments, **_GENERATION)
+            generate = partial(generate_with_text, engine) if way == "text" else engine.generate
+            generation = generate(messages, segments, placement=placement, **_GENERATION)
             return generation.text, len(logs)
 
         return answer

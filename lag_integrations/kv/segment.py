@@ -18,8 +18,8 @@ class Segment:
     Attributes:
         token_ids: The kept tokens, int64 ``[tokens]``, on the CPU.
         slots: One pair a layer group of the model's `Positions`, each tensor
-            ``[layers, heads, tokens, dim]`` in the model's dtype. The pair is (keys, values), for MLA
-            (latent, rotary key). One large tensor a group keeps loading and rotating few, large steps.
+            ``[layers, heads, tokens, dim]`` in the model's dtype. The pair is (keys, values), for
+            MLA (latent, rotary key). One large tensor a group keeps the steps few and large.
         fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
         info: Facts about its making (selection, cut tokens), as text; no trace content.
     """

@@ -1,4 +1,4 @@
-"""LangChain: a chat model that recalls, and callbacks that capture. Needs the extra ``langchain``."""
+"""LangChain: a chat model that recalls, and callbacks that capture (extra ``langchain``)."""
 
 try:
     import langchain_core  # noqa: F401

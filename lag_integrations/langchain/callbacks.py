@@ -41,8 +41,11 @@ class _Run:
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def extend(self, messages: Sequence[Message]) -> None:
-        """Append what is new. A model call repeats the conversation so far; that is not logged twice,
-        but what a user really says twice is."""
+        """Append what is new.
+
+        A model call repeats the conversation so far; that is not logged twice, but what a user
+        really says twice is.
+        """
         known = Counter(map(_key, self.messages))
         for message in messages:
             key = _key(message)

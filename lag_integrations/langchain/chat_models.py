@@ -55,7 +55,7 @@ class LAGChatModel(BaseChatModel):
     """Most logs to recall; the memory's own setting by default. Also per call: ``k=0`` is off."""
     min_score: float | None = None
     """Least similarity of a recalled log; the memory's own setting by default. Also per call."""
-    placement: Placement = "after_system"
+    placement: Placement = "before_question"
     """Where recalled segments stand in the prompt."""
     best_last: bool = True
     """Whether the most relevant log stands nearest to the question (else farthest)."""
@@ -92,7 +92,7 @@ class LAGChatModel(BaseChatModel):
         if kwargs.get("memory") is not None:
             # LangChain's cache sees the prompt, not the memory: it would serve stale answers.
             kwargs.setdefault("cache", False)
-        super().__init__(model=engine.name if engine else str(model), **kwargs)
+        super().__init__(**{"model": engine.name if engine else str(model), **kwargs})
         self._engine = engine
 
     @property

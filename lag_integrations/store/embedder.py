@@ -20,8 +20,8 @@ class Embedder:
 
     Args:
         source: A sentence-transformers name or folder, a loaded ``SentenceTransformer``, LangChain
-            ``Embeddings``, a LlamaIndex ``BaseEmbedding``, or any function from a list of texts to a
-            list of vectors. A name is loaded when it is first needed.
+            ``Embeddings``, a LlamaIndex ``BaseEmbedding``, or any function from a list of texts to
+            a list of vectors. A name is loaded when it is first needed.
 
     Raises:
         StoreError: The source is none of these.
@@ -56,8 +56,8 @@ def _load(source: str | Path) -> Callable[[list[str]], Any]:
         return _function_of(SentenceTransformer(str(source)))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"The embedder {str(source)!r} cannot be loaded. Pass embedder=… with the name or folder "
-            f"of a sentence-transformers model, or an embedding object. ({error})"
+            f"The embedder {str(source)!r} cannot be loaded. Pass embedder=… with the name or "
+            f"folder of a sentence-transformers model, or an embedding object. ({error})"
         ) from error
 
 

@@ -24,7 +24,6 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
-
     select,
     update,
 )
@@ -273,7 +272,9 @@ class Ledger:
         """Remember a model's fingerprint parts, to say later in what another model differs."""
         with self._write() as connection:
             connection.execute(
-                upsert(_models).values(fingerprint=fingerprint, parts=parts).on_conflict_do_nothing()
+                upsert(_models)
+                .values(fingerprint=fingerprint, parts=parts)
+                .on_conflict_do_nothing()
             )
 
     def models(self) -> dict[str, str]:

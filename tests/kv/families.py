@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.positions import Positions, probe
+from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.probe import probe
 from lag_integrations.kv.rotation import Kernel
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.splice import splice

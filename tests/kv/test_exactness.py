@@ -12,7 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.codec import read_segment, write_segment
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.positions import Positions, probe
+from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.splice import splice
 from tests.kv.families import (
