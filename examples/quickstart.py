@@ -13,6 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
@@ -35,6 +36,7 @@ RELATED = [
 ]
 SYSTEM = ("system", "Answer in one short sentence.")
 console = Console()
+disable_progress_bar()  # the spinner below is enough
 
 
 def chat_model(memory: KVLogMemory) -> LAGChatModel:
@@ -68,29 +70,24 @@ def ask(folder: str) -> None:
         model = chat_model(memory)
         model.invoke("Hello", k=0, max_tokens=1)  # warm up, so that times compare
         memory.recall("Hello")
-        table = Table(
-            "question", "without memory", "with memory", "logs used", "not re-read", "TTFT"
-        )
+        table = Table("question", "without memory", "with memory", "what it took", show_lines=True)
         table.title = "2. A new process, without the documents"
         for question in RELATED:
             bare = model.invoke([SYSTEM, ("human", question)], k=0)
             helped = model.invoke([SYSTEM, ("human", question)])
-            lag = helped.response_metadata["lag"]
-            times = [
-                message.response_metadata["lag"]["timings"]["time_to_first_token"]
-                for message in (bare, helped)
+            before, after = (answer.response_metadata["lag"] for answer in (bare, helped))
+            logs = [
+                f"log {key[:6]} (score {score:.2f})"
+                for key, score in zip(after["log_ids"], after["scores"], strict=True)
             ]
             table.add_row(
                 question,
-                str(bare.content),
+                f"[red]{bare.content}",
                 f"[green]{helped.content}",
-                "\n".join(
-                    f"{i[:6]} {s:.2f}" for i, s in zip(lag["log_ids"], lag["scores"], strict=True)
-                ),
-                f"{lag['injected_tokens']} tokens",
-                f"{times[1] / times[0]:.2f}x",
+                "\n".join(logs) + f"\n{after['injected_tokens']} tokens not re-read\n"
+                f"first token after {after['timings']['time_to_first_token']:.2f} s, "
+                f"without memory {before['timings']['time_to_first_token']:.2f} s",
             )
-        table.caption = "logs used: id and score · TTFT: time to first token, with / without memory"
         console.print(table)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import (
@@ -19,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lag_integrations.errors import ContextWindowError, LAGError, UnsupportedModelError
+from lag_integrations.errors import ContextWindowError, LAGError, PromptError, UnsupportedModelError
 from lag_integrations.kv.cache import new_cache
-from lag_integrations.kv.encode import encode
+from lag_integrations.kv.encode import encode, prefill
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
@@ -289,7 +288,13 @@ class Engine:
             placement: Where segments stand.
             segments: How many there will be.
             tools: Tool schemas for the chat template.
+
+        Raises:
+            PromptError: There is no such placement, or the template refuses the conversation.
         """
+        if placement not in get_args(Placement):
+            known = ", ".join(get_args(Placement))
+            raise PromptError(f"There is no placement {placement!r}; use one of {known}.")
         rendered = self.format.render(messages, tools=tools)
         token_ids = rendered.token_ids
         if placement == "before_prompt":
@@ -312,17 +317,7 @@ class Engine:
             if segments:
                 head = token_ids[:split]
                 if split:
-                    extra = (
-                        {"logits_to_keep": 1}
-                        if "logits_to_keep" in inspect.signature(model.forward).parameters
-                        else {}
-                    )
-                    model(
-                        input_ids=head[None].to(model.device),
-                        past_key_values=cache,
-                        use_cache=True,
-                        **extra,
-                    )
+                    prefill(model, head, cache)
                 begun = time.perf_counter()
                 moved = [segment.to(model.device) for segment in segments]
                 splice(cache, self.positions, moved, start=split, fingerprint=self.fingerprint.id)

@@ -14,11 +14,16 @@ from lag_integrations.errors import (
     ContextWindowError,
     FingerprintMismatchError,
     LAGError,
+    PromptError,
     UnsupportedModelError,
 )
+from lag_integrations.kv.cache import new_cache
+from lag_integrations.kv.encode import encode
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import WholeTrace
+from lag_integrations.kv.splice import splice
 from tests.conftest import qa
+from tests.kv.families import feed, full_logits, greedy
 
 GREEDY = {"do_sample": False, "max_new_tokens": 16}
 TRACE = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
@@ -64,6 +69,25 @@ def test_injection_equals_reading_the_text(engine):
     # The system message's own forward pass comes first when segments are injected.
     for mine, theirs in zip(injected.rows[1:], read.rows, strict=True):
         assert (mine - theirs).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("start", [0, 1, 997])
+def test_every_position_is_exact(engine, start):
+    text = "The old harbour of Velmora has four piers, and its lighthouse was built in 1874 by Ada "
+    ids = engine.tokenizer(text + "Krenn, who later moved to Tolmin and kept bees.")["input_ids"]
+    identity = engine.fingerprint.id
+    segment = encode(engine.model, engine.positions, ids[:20], range(20), fingerprint=identity)
+    expected = full_logits(engine.model, ids)[20:]
+    answers = []
+    for where in {0, start}:
+        cache = new_cache()
+        splice(cache, engine.positions, [segment], start=where, fingerprint=identity)
+        logits = feed(engine.model, cache, ids[20:], where + 20)
+        assert (logits - expected).abs().max() < 1e-3
+        cache = new_cache()
+        splice(cache, engine.positions, [segment], start=where, fingerprint=identity)
+        answers.append(greedy(engine.model, cache, ids[20:], where + 20))
+    assert answers[0] == answers[-1] == greedy(engine.model, new_cache(), ids, 0)
 
 
 @pytest.mark.parametrize("placement", ["before_question", "after_system", "before_prompt"])
@@ -186,6 +210,8 @@ def test_a_trace_longer_than_the_window_is_cut_by_rule_and_said_so(engine, caplo
 def test_what_does_not_fit_the_window_is_refused(engine):
     with pytest.raises(ContextWindowError, match="8192"):
         engine.generate(user("word " * 9000))
+    with pytest.raises(PromptError, match="after_system"):
+        engine.generate(user("Hi"), placement="somewhere")
 
 
 def test_a_segment_of_another_model_is_refused(engine):

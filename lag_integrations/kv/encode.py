@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.errors import ContextWindowError
 from lag_integrations.kv.cache import new_cache, read_layers
@@ -47,9 +47,8 @@ def encode(
         )
     ids = torch.tensor(list(token_ids), dtype=torch.int64)
     cache = new_cache()
-    extra = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
     with torch.no_grad():
-        model(input_ids=ids[None].to(model.device), past_key_values=cache, use_cache=True, **extra)
+        prefill(model, ids, cache)
         layers = read_layers(cache)
         kept = torch.tensor(list(keep), dtype=torch.int64, device=model.device)
         slots = []
@@ -64,5 +63,11 @@ def encode(
     return Segment(ids[kept.cpu()], tuple(slots), fingerprint, info or {})
 
 
-def _parameters(model: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+def prefill(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache) -> None:
+    """Let the model read tokens (int64, ``[tokens]``) into a cache, after what it holds already."""
+    # Logits of every token would cost more than the layers of a small model.
+    takes = inspect.signature(model.forward).parameters
+    extra = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    model(
+        input_ids=token_ids[None].to(model.device), past_key_values=cache, use_cache=True, **extra
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,18 @@ class Case:
     """The 16 tokens that follow, each from an ordinary full prefill."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are fastest on one thread; those of other tests are not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     family = request.param
-    torch.set_num_threads(1)
     model = load(family)
     positions = probe(model)
     ids = tokens()
@@ -190,7 +199,6 @@ def test_bfloat16(family: Family) -> None:
     other positions, without any splice, they differ as much (see ``python -m tests.kv.families``).
     Single logits differ more where rounding flips the choice of an expert.
     """
-    torch.set_num_threads(1)
     model = load(family, torch.bfloat16)
     positions = probe(model)
     assert positions.window == family.window
