@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import re
@@ -113,6 +114,8 @@ class KVLogMemory:
         self._wake = threading.Event()
         self._closed = False
         self._worker: threading.Thread | None = None
+        # A worker inside torch while the interpreter goes down would crash it.
+        atexit.register(self.close)
 
     def __enter__(self) -> KVLogMemory:
         return self
@@ -225,6 +228,7 @@ class KVLogMemory:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         self._wake.set()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()

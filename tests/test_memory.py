@@ -94,6 +94,24 @@ def test_the_worker_embeds_and_encodes_by_itself(memory, engine):
     assert memory.recall("vault code Lima")
 
 
+def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path):
+    script = (
+        "import sys; from lag_integrations import Engine, KVLogMemory, Trace, packaged\n"
+        "memory = KVLogMemory(sys.argv[1])\n"
+        "memory.attach(Engine.load(packaged.chat_model()))\n"
+        "for n in range(20):\n"
+        "    memory.add(Trace.from_messages([{'role': 'user', 'content': f'Vault {n}?'},\n"
+        "        {'role': 'assistant', 'content': f'The code of vault {n} is 7{n}. ' * 9}]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m")], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    with KVLogMemory(tmp_path / "m") as memory:
+        memory.flush()
+        assert len(memory.recall("vault", k=50, min_score=-1)) == 20
+
+
 def test_equal_traces_are_one_log(memory):
     again = VAULT.model_copy(update={"id": "other", "outcome": "success"})
     assert memory.add(VAULT) == memory.add(again)
