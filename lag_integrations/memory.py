@@ -187,17 +187,23 @@ class KVLogMemory:
             RecalledLog(key, traces[key], round(score, 6)) for key, score in near if key in traces
         ]
 
-    def segments(self, logs: Sequence[RecalledLog]) -> list[Segment]:
-        """The segments of recalled logs for the attached model, in the same order.
+    def segments(self, logs: Sequence[RecalledLog], engine: Engine | None = None) -> list[Segment]:
+        """The segments of recalled logs, in the same order.
 
         A segment that does not exist yet, or whose file is damaged, is encoded from its trace.
 
+        Args:
+            logs: What `recall` gave.
+            engine: The model that is to use them; the attached one by default.
+
         Raises:
-            StoreError: No model is attached.
+            StoreError: No model is given or attached.
+            LAGError: A trace cannot be encoded by this model; says why.
         """
-        if self._engine is None:
+        engine = engine or self._engine
+        if engine is None:
             raise StoreError("No model is attached to the memory; call attach(engine) first.")
-        return [self._segment(log.id, log.log, self._engine) for log in logs]
+        return [self._segment(log.id, log.log, engine) for log in logs]
 
     def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Wait until everything added so far is embedded and, with a model attached, encoded.
@@ -287,8 +293,8 @@ class KVLogMemory:
             for key, trace in self._ledger.get(self.namespace, missing).items():
                 try:
                     self._encode(key, trace, engine)
-                except LAGError as error:
-                    self._ledger.mark_failed(key, str(error))
+                except Exception as error:  # one bad log must not hold up the others
+                    self._ledger.mark_failed(key, f"{type(error).__name__}: {error}")
             return bool(missing)
 
     def _pending(self) -> int:

@@ -13,6 +13,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 
 from lag_integrations import KVLogMemory, packaged
+from lag_integrations.errors import TraceError
 from lag_integrations.kv.selection import WholeTrace
 from lag_integrations.langchain import LAGChatModel
 from tests.conftest import qa
@@ -154,6 +155,21 @@ def test_an_answer_is_continued(engine):
     model = LAGChatModel(model=engine, temperature=0, max_tokens=6)
     answer = model.invoke([("human", "Capital of France?"), ("ai", "The capital of France is")])
     assert "Paris" in answer.content
+
+
+def test_a_log_that_cannot_be_used_does_not_cost_the_answer(model, memory, monkeypatch, caplog):
+    memory.add(VAULT)
+    memory.flush()
+    _ = model.engine
+
+    def refuse(*_):
+        raise TraceError("no good")
+
+    monkeypatch.setattr(memory, "_segment", refuse)
+    answer = model.invoke(QUESTION)
+    assert answer.content
+    assert answer.response_metadata["lag"]["log_ids"] == []
+    assert "no good" in caplog.text
 
 
 # Capture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,12 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field, PrivateAttr
 
 from lag_integrations.engine import Engine, EngineStream, Placement
+from lag_integrations.errors import LAGError
+from lag_integrations.kv.segment import Segment
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.trace import Message, as_message
+
+logger = logging.getLogger(__name__)
 
 
 class LAGChatModel(BaseChatModel):
@@ -202,7 +207,7 @@ class LAGChatModel(BaseChatModel):
         started = time.perf_counter()
         logs = self._recall(chat, k, min_score)
         recalled = time.perf_counter()
-        segments = self.memory.segments(logs) if self.memory and logs else []
+        logs, segments = self._segments(logs, engine)
         room = engine.window - engine.count_tokens(chat) - max_tokens
         while segments and sum(map(len, segments)) > room:
             logs, segments = logs[:-1], segments[:-1]  # the least relevant one goes
@@ -225,6 +230,19 @@ class LAGChatModel(BaseChatModel):
             return []
         query = next((message.text for message in reversed(chat) if message.role == "user"), "")
         return self.memory.recall(query, k=k, min_score=min_score)
+
+    def _segments(
+        self, logs: list[RecalledLog], engine: Engine
+    ) -> tuple[list[RecalledLog], list[Segment]]:
+        """The logs that this model can use, with their segments."""
+        usable: list[tuple[RecalledLog, Segment]] = []
+        for log in logs:
+            assert self.memory is not None
+            try:
+                usable.append((log, self.memory.segments([log], engine)[0]))
+            except LAGError as error:  # a memory that is unusable must not cost the answer
+                logger.warning("Log %s is not used: %s", log.id, error)
+        return [log for log, _ in usable], [segment for _, segment in usable]
 
     def _sampling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {}
