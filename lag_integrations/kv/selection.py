@@ -34,8 +34,8 @@ class Selection(ABC):
 class LastResponses(Selection):
     """The last n assistant responses (paper: ``kv_last_n``).
 
-    The text of the responses alone: keeping the header and end of their turns as well made the
-    model treat the question as answered already (docs/evaluation.md).
+    The text of the responses alone, as in the paper: neither the headers nor the ends of their
+    turns.
 
     Attributes:
         n: Number of responses; fewer are kept where the trace has fewer.
