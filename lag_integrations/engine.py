@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lag_integrations.errors import ContextWindowError, LAGError, PromptError, UnsupportedModelError
-from lag_integrations.kv.cache import new_cache
+from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode, prefill
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.probe import probe
@@ -31,6 +33,10 @@ from lag_integrations.streaming import Generating, TextStream
 from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
+
+_HEADS = 4
+_HEAD_TOKENS = 512
+"""How many beginnings of prompts are kept read, and how long they may be."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before its text (the default: it measured best,
@@ -89,6 +95,7 @@ class Engine:
     ) -> None:
         self._lock = threading.RLock()
         self._model: PreTrainedModel | None = model.eval()
+        self._heads: OrderedDict[tuple[int, ...], list[Slots]] = OrderedDict()
         self.name = str(model.name_or_path or type(model).__name__)
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer, chat_template)
@@ -145,14 +152,27 @@ class Engine:
         return self._model
 
     @property
+    def closed(self) -> bool:
+        """Whether the model was released."""
+        return self._model is None
+
+    @property
     def window(self) -> int:
         """Usable context, in tokens."""
         return self.positions.window
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens with which the model ends an answer."""
+        stated = self.model.generation_config.eos_token_id
+        tokens = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
+        return frozenset(token for token in tokens if token is not None)
 
     def close(self) -> None:
         """Release the model's memory. Calling it again does nothing."""
         with self._lock:
             self._model = None
+            self._heads.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -316,8 +336,7 @@ class Engine:
             token_ids = torch.tensor(job.prompt_ids, dtype=torch.int64)
             if segments:
                 head = token_ids[:split]
-                if split:
-                    prefill(model, head, cache)
+                self._read_head(head, cache)
                 begun = time.perf_counter()
                 moved = [segment.to(model.device) for segment in segments]
                 splice(cache, self.positions, moved, start=split, fingerprint=self.fingerprint.id)
@@ -327,6 +346,25 @@ class Engine:
                 injection_time = time.perf_counter() - begun
             job.generate(model, self.tokenizer, token_ids, cache)
             return injection_time
+
+    def _read_head(self, token_ids: torch.Tensor, cache: DynamicCache) -> None:
+        """Fill a cache with what stands before the segments, copied if it was read lately.
+
+        A small forward pass costs almost what a larger one does (the weights are read once each):
+        without this, injecting would double the time to first token of a short prompt.
+        """
+        key = tuple(token_ids.tolist())
+        if key in self._heads:
+            self._heads.move_to_end(key)
+            for layer, slots in enumerate(self._heads[key]):
+                append_layer(cache, layer, slots)
+        elif key:
+            prefill(self.model, token_ids, cache)
+            if len(key) <= _HEAD_TOKENS:
+                # The cache appends by making new tensors, so these are never changed.
+                self._heads[key] = read_layers(cache)
+                if len(self._heads) > _HEADS:
+                    self._heads.popitem(last=False)
 
 
 class EngineStream(Iterator[str]):
@@ -343,7 +381,9 @@ class EngineStream(Iterator[str]):
     ) -> None:
         self.generation = generation
         self._started = started
-        self._stream = TextStream(job, engine.tokenizer, lambda: engine._run(job, segments, split))
+        self._stream = TextStream(
+            job, engine.tokenizer, engine.end_tokens, lambda: engine._run(job, segments, split)
+        )
 
     def __next__(self) -> str:
         generation = self.generation
@@ -357,6 +397,10 @@ class EngineStream(Iterator[str]):
             raise
         generation.text += piece
         return piece
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self.close()
 
     def close(self) -> None:
         """Stop the model if it is still generating."""

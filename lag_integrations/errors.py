@@ -28,7 +28,7 @@ class FingerprintMismatchError(LAGError):
 
 
 class SegmentCorruptedError(LAGError):
-    """A segment file is truncated, altered, or not a segment at all."""
+    """A segment file is missing, truncated, or not a segment at all."""
 
 
 class ContextWindowError(LAGError, ValueError):

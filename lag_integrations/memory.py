@@ -108,9 +108,18 @@ class KVLogMemory:
         except OSError as error:
             raise StoreError(f"{self.path} cannot be used as a folder: {error}") from error
         self._ledger = Ledger(self.path / "ledger.sqlite")
-        self._index = Index(self.path / "index", namespace)
+        try:
+            self._index = Index(self.path / "index", namespace)
+        except StoreError:
+            self._ledger.close()
+            raise
+        if self._index.count() < self._ledger.count_indexed(namespace):
+            logger.warning("The index of %s has lost logs; they are embedded again.", self.path)
+            self._ledger.forget_index(namespace)
         self._engine: Engine | None = None
         self._work_lock = threading.RLock()
+        self._start_lock = threading.Lock()
+        self._reported: dict[str, str] = {}
         self._wake = threading.Event()
         self._closed = False
         self._worker: threading.Thread | None = None
@@ -179,7 +188,7 @@ class KVLogMemory:
         floor = self.min_score if min_score is None else min_score
         if k < 1 or not query.strip():
             return []
-        found = self._index.search(self._embed([query])[0], k=k, outcomes=self.outcomes)
+        found = self._index.search(self._embed_query(query), k=k, outcomes=self.outcomes)
         near = [(key, score) for key, score in found if score >= floor]
         # By id from the ledger, which checks the namespace again and knows what was deleted.
         traces = self._ledger.get(self.namespace, [key for key, _ in near])
@@ -200,6 +209,7 @@ class KVLogMemory:
             StoreError: No model is given or attached.
             LAGError: A trace cannot be encoded by this model; says why.
         """
+        self._check_open()
         engine = engine or self._engine
         if engine is None:
             raise StoreError("No model is attached to the memory; call attach(engine) first.")
@@ -213,7 +223,8 @@ class KVLogMemory:
 
         Raises:
             EncodingError: Some logs could not be derived; their traces are safe in the ledger, and
-                the next `flush` tries them again.
+                the next `flush` tries them again. A log that fails again for the same reason is
+                not reported twice.
         """
         self._check_open()
         self._ledger.clear_failures(self.namespace)
@@ -221,7 +232,12 @@ class KVLogMemory:
         while self._derive_some():
             if progress is not None:
                 progress(max(0, total - self._pending()), total)
-        failures = self._ledger.failures(self.namespace)
+        failures = {
+            key: reason
+            for key, reason in self._ledger.failures(self.namespace).items()
+            if self._reported.get(key) != reason
+        }
+        self._reported.update(failures)
         if failures:
             reasons = "; ".join(f"{key}: {reason}" for key, reason in failures.items())
             raise EncodingError(
@@ -231,9 +247,10 @@ class KVLogMemory:
 
     def close(self) -> None:
         """Finish the step at hand and release the store. Work left over is done after reopening."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._start_lock:
+            if self._closed:
+                return
+            self._closed = True
         atexit.unregister(self.close)
         self._wake.set()
         if self._worker is not None and self._worker is not threading.current_thread():
@@ -259,9 +276,10 @@ class KVLogMemory:
             raise StoreError(f"The memory at {self.path} is closed; open it again.")
 
     def _notify(self) -> None:
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="lag-memory", daemon=True)
-            self._worker.start()
+        with self._start_lock:
+            if self._worker is None and not self._closed:
+                self._worker = threading.Thread(target=self._work, name="lag-memory", daemon=True)
+                self._worker.start()
         self._wake.set()
 
     def _work(self) -> None:
@@ -279,6 +297,8 @@ class KVLogMemory:
     def _derive_some(self) -> bool:
         """Bring index and segments one small step nearer to the ledger; False if they are there."""
         with self._work_lock:
+            if self._closed:
+                return False
             waiting = self._ledger.not_indexed(self.namespace, limit=_BATCH)
             if waiting:
                 vectors = self._embed([row.trace.search_text for row in waiting])
@@ -287,7 +307,7 @@ class KVLogMemory:
                 self._ledger.mark_indexed(ids)
                 return True
             engine = self._engine
-            if engine is None:
+            if engine is None or engine.closed:
                 return False
             missing = self._missing(engine, limit=1)
             for key, trace in self._ledger.get(self.namespace, missing).items():
@@ -299,7 +319,8 @@ class KVLogMemory:
 
     def _pending(self) -> int:
         """Steps of work: one for each log to embed, one for each to encode."""
-        unencoded = 0 if self._engine is None else len(self._missing(self._engine))
+        engine = self._engine
+        unencoded = 0 if engine is None or engine.closed else len(self._missing(engine))
         return len(self._ledger.not_indexed(self.namespace)) + unencoded
 
     def _missing(self, engine: Engine, limit: int | None = None) -> list[str]:
@@ -325,6 +346,11 @@ class KVLogMemory:
         size = write_segment(segment, self.path / file)
         self._ledger.add_segment(key, model, selection, file=file, tokens=len(segment), size=size)
         return segment
+
+    def _embed_query(self, query: str) -> Vectors:
+        if not self._embedder_checked:
+            self._check_embedder()
+        return self._embedder.embed_query(query)
 
     def _embed(self, texts: list[str]) -> Vectors:
         if not self._embedder_checked:

@@ -18,6 +18,8 @@ ChatMessage = dict[str, Any]
 """A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""
 
 _MARK = "LAGMARK{}X"
+# How templates refuse a conversation: by their own word, or by failing on it.
+_REFUSALS = (TemplateError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,15 @@ class Rendered:
             # A token that begins earlier reaches into it (characters of several tokens share one
             # start, so the first of them is meant).
             first = bisect_left(self.starts, self.starts[max(0, first - 1)])
-        return range(first, max(first, bisect_left(self.starts, end)))
+        return range(first, max(first, bisect_left(self.starts, end)) if end > begin else first)
 
     @property
     def head(self) -> int:
         """Number of tokens before the first message that is not a system message."""
-        return next(
-            (span.start for span in self.spans if span.role != "system"), len(self.token_ids)
-        )
+        for span in self.spans:
+            if span.role != "system":
+                return span.start
+        return self.spans[-1].end if self.spans else 0
 
     @property
     def question(self) -> int:
@@ -136,14 +139,14 @@ class ChatFormat:
         """
         if not messages:
             raise PromptError("There are no messages to render; give at least a user message.")
-        chat = [self._chat_message(message) for message in messages]
+        chat = [self._chat_message(message, self._shows_tool_calls) for message in messages]
         try:
             text = self._apply(chat, generate, tools)
-        except (TemplateError, ValueError):
-            chat = _merge_roles(chat)
+        except _REFUSALS:
+            chat = _merge_roles([self._chat_message(message, False) for message in messages])
             try:
                 text = self._apply(chat, generate, tools)
-            except (TemplateError, ValueError) as error:
+            except _REFUSALS as error:
                 raise PromptError(f"The chat template refuses the conversation: {error}") from error
         places = self._locate(chat, text, generate, tools)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -177,10 +180,10 @@ class ChatFormat:
         )
         return str(text)
 
-    def _chat_message(self, message: Message) -> ChatMessage:
+    def _chat_message(self, message: Message, shows_tool_calls: bool) -> ChatMessage:
         content = message.text
         chat: ChatMessage = {"role": message.role, "content": content}
-        if message.tool_calls and self._shows_tool_calls:
+        if message.tool_calls and shows_tool_calls:
             chat["tool_calls"] = [
                 {
                     "type": "function",
@@ -217,7 +220,7 @@ class ChatFormat:
             }
             glue = _split(self._apply(chat, False, None), marks)
             opened = _split(self._apply(chat[:1], True, None), marks[:1])
-        except (TemplateError, ValueError, IndexError) as error:
+        except (*_REFUSALS, IndexError) as error:
             raise PromptError(
                 f"The chat template does not render a plain conversation: {error}"
             ) from error
@@ -238,7 +241,7 @@ class ChatFormat:
         ]
         try:
             return _MARK.format(9) in self._apply(chat, False, None)
-        except (TemplateError, ValueError, TypeError, KeyError):
+        except (*_REFUSALS, KeyError):
             return False
 
     def _locate(
@@ -249,31 +252,7 @@ class ChatFormat:
         tools: Sequence[dict[str, Any]] | None,
     ) -> list[tuple[Role, int, tuple[int, int], int]]:
         """Characters of each message: where it starts, its content, where it ends."""
-        marks = [_MARK.format(index) for index in range(len(chat))]
-        marked = [{**turn, "content": mark} for turn, mark in zip(chat, marks, strict=True)]
-        try:
-            glue = _split(self._apply(marked, generate, tools), marks)
-        except (TemplateError, ValueError):
-            glue = None
-        contents: list[tuple[int, int, int]] = []
-        position = 0
-        for index, turn in enumerate(chat):
-            content = turn["content"]
-            found = None
-            if glue is not None and text.startswith(glue[index], position):
-                at = position + len(glue[index])
-                for form in (content, content.strip(), content.rstrip(), content.lstrip()):
-                    if text.startswith(form, at):
-                        found = (at, at + len(form))
-                        break
-            if found is None:
-                # The template rewrites contents (drops old reasoning, say): look for this one.
-                at = text.find(content.strip(), position) if content.strip() else -1
-                if at < 0:
-                    continue
-                found = (at, at + len(content.strip()))
-            contents.append((index, *found))
-            position = found[1]
+        contents = self._contents(chat, text, generate, tools)
         places: list[tuple[Role, int, tuple[int, int], int]] = []
         starts = [
             self._turn_start(
@@ -293,6 +272,69 @@ class ChatFormat:
                 turn_end = end + len(tail) if text.startswith(tail, end) else end
             places.append((role, starts[number], (begin, end), turn_end))
         return places
+
+    def _contents(
+        self,
+        chat: list[ChatMessage],
+        text: str,
+        generate: bool,
+        tools: Sequence[dict[str, Any]] | None,
+    ) -> list[tuple[int, int, int]]:
+        """Index, begin and end of each content, in characters of the rendered text.
+
+        The same conversation is rendered with a mark in place of each content: what stands between
+        the marks stands between the contents, also where the template rewrites a content (drops
+        or wraps its reasoning, say).
+        """
+        marks = {
+            index: _MARK.format(index) for index, turn in enumerate(chat) if turn["content"].strip()
+        }
+        marked = [{**turn, "content": marks.get(index, "")} for index, turn in enumerate(chat)]
+        try:
+            rest = self._apply(marked, generate, tools)
+        except _REFUSALS as error:
+            raise PromptError(f"The chat template reads what messages say: {error}") from error
+        shown: list[int] = []
+        glue: list[str] = []
+        for index, mark in marks.items():
+            before, found, after = rest.partition(mark)
+            if found:
+                shown.append(index)
+                glue.append(before)
+                rest = after
+        last = max((i for i in marks if chat[i]["role"] == "assistant"), default=None)
+        if last is not None and last not in shown:
+            raise PromptError("The chat template does not show the last response.")
+        glue.append(rest)
+        contents: list[tuple[int, int, int]] = []
+        position = 0
+        for number, index in enumerate(shown):
+            # Templates that wrap reasoning write less before it than before a plain answer.
+            begin = position + _common_length(glue[number], text[position:])
+            end = self._content_end(
+                chat[index], text, begin, glue[number + 1], number + 1 == len(shown)
+            )
+            contents.append((index, begin, end))
+            position = end
+        return contents
+
+    def _content_end(
+        self, turn: ChatMessage, text: str, begin: int, after: str, is_last: bool
+    ) -> int:
+        content = turn["content"]
+        for form in (content, content.strip(), content.rstrip(), content.lstrip()):
+            if text.startswith(form, begin):
+                return begin + len(form)
+        if is_last and text.endswith(after):
+            return max(begin, len(text) - len(after))
+        for mark in (after, self._tail.get(turn["role"], "")):
+            end = text.find(mark, begin) if mark else -1
+            if end >= 0:
+                return end
+        raise PromptError(
+            "The chat template rewrites messages so that they cannot be found in what it renders; "
+            "pass another chat_template."
+        )
 
     def _turn_start(self, role: str, before: str | None, glue: str, begin: int) -> int:
         """Where a turn begins, given the text between the last content and its own."""
@@ -316,6 +358,14 @@ def _split(text: str, marks: Iterable[str]) -> list[str] | None:
             return None
         pieces.append(before)
     return [*pieces, text]
+
+
+def _common_length(first: str, second: str) -> int:
+    """Length of the common beginning."""
+    for length, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return length
+    return min(len(first), len(second))
 
 
 def _merge_roles(chat: list[ChatMessage]) -> list[ChatMessage]:

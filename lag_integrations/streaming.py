@@ -29,7 +29,7 @@ class Generating:
     Attributes:
         prompt_ids: The prompt, without segments.
         max_new_tokens: Most tokens to generate.
-        stop: Texts that end the answer.
+        stop: Texts that end the answer; who reads the tokens finds them and sets ``cancelled``.
         seed: Seed for sampling.
         settings: Further arguments of ``generate``.
         tokens: Where generated tokens arrive, one int each.
@@ -53,8 +53,6 @@ class Generating:
     ) -> None:
         """Generate after ``token_ids`` (``[tokens]``), of which ``cache`` holds the beginning."""
         settings = dict(self.settings)
-        if self.stop:
-            settings.update(stop_strings=list(self.stop), tokenizer=tokenizer)
         if tokenizer.pad_token_id is None and model.generation_config.pad_token_id is None:
             settings.setdefault("pad_token_id", _first(model.generation_config.eos_token_id))
         devices = [model.device] if model.device.type == "cuda" else []
@@ -87,7 +85,11 @@ class TextStream(Iterator[str]):
     """
 
     def __init__(
-        self, job: Generating, tokenizer: PreTrainedTokenizerBase, run: Callable[[], float]
+        self,
+        job: Generating,
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: frozenset[int],
+        run: Callable[[], float],
     ) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: Literal["stop", "length", "cancelled"] = "cancelled"
@@ -95,6 +97,7 @@ class TextStream(Iterator[str]):
         self.result: float | None = None
         self._job = job
         self._tokenizer = tokenizer
+        self._end_tokens = end_tokens
         self._run = run
         self._error: BaseException | None = None
         self._pieces = self._generate_pieces()
@@ -118,31 +121,30 @@ class TextStream(Iterator[str]):
         worker = threading.Thread(target=self._work, name="lag-generate", daemon=True)
         worker.start()
         given = 0
+        end: int | None = None
         text = ""
         try:
-            while (token := self._job.tokens.get()) is not _END:
+            while end is None and (token := self._job.tokens.get()) is not _END:
                 if not self.token_ids:
                     self.first_token_at = time.perf_counter()
                 self.token_ids.append(token)
                 text = self._decode()
                 end = _stop_at(text, self._job.stop)
-                if end is None:
-                    end = len(text) - _unsafe_tail(text, self._job.stop)
-                if end > given:
-                    yield text[given:end]
-                    given = end
+                safe = len(text) - _unsafe_tail(text, self._job.stop) if end is None else end
+                if safe > given:
+                    yield text[given:safe]
+                    given = safe
+            self._job.cancelled.set()
+            worker.join()
             if self._error is not None:
                 raise self._error
-            end = _stop_at(text, self._job.stop)
-            self.finish_reason = (
-                "length"
-                if end is None
-                and len(self.token_ids) >= self._job.max_new_tokens
-                and not self._ended_by_model()
-                else "stop"
-            )
             if end is None:  # a character that the token limit cut in half is left out
                 end = len(text.rstrip("\ufffd"))
+                full = len(self.token_ids) >= self._job.max_new_tokens
+                by_model = self.token_ids[-1:] and self.token_ids[-1] in self._end_tokens
+                self.finish_reason = "length" if full and not by_model else "stop"
+            else:
+                self.finish_reason = "stop"
             if end > given:
                 yield text[given:end]
         finally:
@@ -151,9 +153,6 @@ class TextStream(Iterator[str]):
 
     def _decode(self) -> str:
         return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
-
-    def _ended_by_model(self) -> bool:
-        return self.token_ids[-1] in self._tokenizer.all_special_ids
 
 
 def _stop_at(text: str, stop: tuple[str, ...]) -> int | None:

@@ -210,9 +210,15 @@ def as_message(source: Any) -> Message:
     """A message from a dict of the usual chat form, a LangChain message, or a `Message`.
 
     Raises:
-        TraceError: It has no known role.
-        pydantic.ValidationError: Its content is malformed.
+        TraceError: It has no known role, or its content is malformed.
     """
+    try:
+        return _as_message(source)
+    except ValidationError as error:
+        raise TraceError(f"Not a valid message: {_reasons(error)}") from None
+
+
+def _as_message(source: Any) -> Message:
     if isinstance(source, Message):
         return source
     if isinstance(source, Mapping):

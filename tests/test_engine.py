@@ -66,8 +66,9 @@ def test_injection_equals_reading_the_text(engine):
         with_text = engine.generate(as_messages(TRACE, question), **GREEDY)
     assert with_segment.token_ids == with_text.token_ids
     assert with_segment.text == with_text.text
-    # The system message's own forward pass comes first when segments are injected.
-    for mine, theirs in zip(injected.rows[1:], read.rows, strict=True):
+    # What stands before the segments has a forward pass of its own, unless it was read lately.
+    assert 0 <= len(injected.rows) - len(read.rows) <= 1
+    for mine, theirs in zip(injected.rows[-len(read.rows) :], read.rows, strict=True):
         assert (mine - theirs).abs().max() < 1e-3
 
 
@@ -97,11 +98,12 @@ def test_segments_stand_where_placement_says(engine, placement):
         lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        messages = user("Hello")
+        # A system message of its own: one that was read lately is not read again.
+        messages = user("Hello", ("system", f"You place segments {placement}."))
         rendered = engine.format.render(messages)
-        result = engine.generate(
-            messages, [engine.encode(TRACE)], placement=placement, max_new_tokens=1
-        )
+        segment = engine.encode(TRACE)
+        result = engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
+        engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
     finally:
         hook.remove()
     prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question
@@ -111,7 +113,8 @@ def test_segments_stand_where_placement_says(engine, placement):
         "after_system": [head, prompt - head],
         "before_prompt": [prompt],
     }
-    assert seen[1:] == expected[placement]
+    first, again = expected[placement], expected[placement][-1:]
+    assert seen[1:] == first + again
     assert result.prompt_tokens == sum(expected[placement])
     assert result.injected_tokens == len(engine.encode(TRACE))
 
@@ -157,6 +160,29 @@ def test_abandoning_a_stream_stops_the_model(engine):
     stream.close()
     assert not [t for t in threading.enumerate() if t.name == "lag-generate"]
     assert engine.generate(user("Hi"), max_new_tokens=2).text is not None
+
+
+def test_dropping_a_stream_stops_the_model_too(engine):
+    for _ in engine.stream(user("Tell a long story."), do_sample=False, max_new_tokens=2000):
+        break
+    assert not [t for t in threading.enumerate() if t.name == "lag-generate"]
+
+
+def test_a_stop_text_that_the_prompt_ends_with_does_not_end_the_answer(engine):
+    settings = {"do_sample": False, "max_new_tokens": 8}
+    free = engine.generate(user("Say hello."), **settings)
+    assert engine.generate(user("Say hello."), stop=["\n\n"], **settings).text == free.text
+
+
+def test_a_head_read_lately_gives_the_same_answer(engine):
+    messages = user("Which code?", ("system", "You guard the vault of Lima, and answer briefly."))
+    segment = engine.encode(TRACE)
+    fresh = engine.generate(messages, [segment], **GREEDY)
+    assert engine.generate(messages, [segment], **GREEDY).token_ids == fresh.token_ids
+    for number in range(9):
+        engine.generate(user("Hi", ("system", f"{number}")), [segment], max_new_tokens=1)
+    assert len(engine._heads) <= 4
+    assert engine.generate(messages, [segment], **GREEDY).token_ids == fresh.token_ids
 
 
 def test_an_error_while_generating_reaches_the_caller(engine):

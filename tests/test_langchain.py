@@ -101,6 +101,9 @@ def test_per_call_settings(model, memory):
     assert used(k=1) == 1
     assert used(k=0) == 0
     assert used(min_score=0.999) == 0
+    assert used(max_tokens=3, repetition_penalty=1.2, top_p=1, temperature=1) == 3
+    with pytest.raises(ValueError, match="misspelt"):
+        used(misspelt=1)
     assert model.invoke(QUESTION, max_tokens=2).usage_metadata["output_tokens"] == 2
     assert "7" not in model.invoke("Say 7", stop=["7"], max_tokens=5).content
 
@@ -242,6 +245,28 @@ def test_an_agent_loop_is_one_trace_without_repeats(model, memory):
     assert roles == ["system", "user", "assistant", "tool", "assistant", "assistant"]
     assert log.messages[3].text == "Rain in Oslo"
     assert log.task == "Weather in Oslo?"
+
+
+def test_a_tools_plain_result_is_logged_once(model, memory):
+    @tool
+    def look(city: str) -> str:
+        """Look at the weather."""
+        return f"Rain in {city}"
+
+    def agent(inputs, config):
+        call = {"name": "look", "args": {"city": "Oslo"}, "id": "c1", "type": "tool_call"}
+        messages = [HumanMessage(inputs["input"]), AIMessage("", tool_calls=[call])]
+        result = look.invoke(call["args"], config)
+        messages.append(ToolMessage(result, tool_call_id="c1"))
+        model.invoke(messages, config)
+        look.invoke({"city": "Rome"}, config)  # never shown to the model
+
+    RunnableLambda(agent).invoke(
+        {"input": "Weather in Oslo?"}, {"callbacks": [memory.callback_handler()]}
+    )
+    (log,) = logs(memory)
+    results = [message.text for message in log.messages if message.role == "tool"]
+    assert results == ["Rain in Oslo", "Rain in Rome"]
 
 
 def test_a_failing_run_is_a_failure_and_the_error_is_the_users(model, memory):

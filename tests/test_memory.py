@@ -119,6 +119,46 @@ def test_equal_traces_are_one_log(memory):
     assert len(memory.recall("vault code Lima", min_score=-1)) == 1
 
 
+def test_a_later_verdict_counts(memory):
+    failed = VAULT.model_copy(update={"outcome": "failure"})
+    assert memory.add(failed)
+    memory.flush()
+    assert memory.recall("vault code Lima") == []
+    memory.add(VAULT.model_copy(update={"outcome": "success"}))
+    memory.add(VAULT)  # unknown: the verdict stays
+    memory.flush()
+    assert [item.log.outcome for item in memory.recall("vault code Lima")] == ["success"]
+
+
+def test_a_lost_index_is_made_again(tmp_path, memory, embedder):
+    key = memory.add(VAULT)
+    memory.flush()
+    memory.close()
+    # In a process of its own: Chroma remembers a folder that it has open.
+    script = (
+        "import shutil, sys; from lag_integrations import KVLogMemory\n"
+        "shutil.rmtree(sys.argv[1] + '/index')\n"
+        "with KVLogMemory(sys.argv[1]) as memory:\n"
+        "    memory.flush()\n"
+        "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(memory.path)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == [key]
+
+
+def test_errors_of_the_ledger_do_not_repeat_the_trace(memory):
+    from sqlalchemy.exc import DBAPIError
+
+    with memory._ledger._engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE segments")
+        connection.exec_driver_sql("DROP TABLE logs")
+    with pytest.raises(DBAPIError) as caught:
+        memory.add(VAULT)
+    assert "7741" not in str(caught.value)
+
+
 def test_failures_are_kept_but_not_recalled(tmp_path, embedder):
     failed = VAULT.model_copy(update={"outcome": "failure"})
     with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
@@ -245,6 +285,7 @@ def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, eng
     memory.add(VAULT)
     with pytest.raises(EncodingError, match=key):
         memory.flush()
+    memory.flush()  # known by now
     assert memory.segments(memory.recall("vault code Lima"))
 
 

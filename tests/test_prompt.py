@@ -39,6 +39,36 @@ CHAT = [
 ]
 
 
+# Layouts in which contents or tool calls change what is rendered around them.
+REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WRAPPING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+    "{% if '</think>' in m.content %}<think>\n"
+    "{{ m.content.split('</think>')[0].replace('<think>', '').strip() }}\n</think>\n\n"
+    "{{ m.content.split('</think>')[-1].lstrip() }}{% else %}<think>\n\n</think>\n\n"
+    "{{ m.content }}{% endif %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = (
+    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
+    "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}"
+    "{% if m.content %}\n{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}\n<tool_call>\n"
+    "{{ c.function.name }} {{ c.function.arguments | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ONE_CALL = (
+    "{% for m in messages %}{% if m.tool_calls and m.tool_calls | length > 1 %}"
+    "{{ raise_exception('only one tool call') }}{% endif %}<h>{{ m.role }}</h>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}<e>{% endfor %}"
+    "{% if add_generation_prompt %}<h>assistant</h>{% endif %}"
+)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(packaged.chat_model())
@@ -165,3 +195,63 @@ def test_a_tokenizer_without_template_is_refused(tokenizer):
         ChatFormat(bare)
     with pytest.raises(PromptError, match="no messages"):
         ChatFormat(tokenizer).render([])
+
+
+def last_response(tokenizer, template, messages):
+    rendered = ChatFormat(tokenizer, template).render(
+        Trace.from_messages(messages).messages, generate=False
+    )
+    return tokenizer.decode([rendered.token_ids[i] for i in LastResponse().keep(rendered)])
+
+
+@pytest.mark.parametrize(
+    ("template", "kept"),
+    [(REASONING, "It is 7."), (WRAPPING, "hm\n</think>\n\nIt is 7.")],
+)
+def test_a_response_that_the_template_rewrites_is_still_found(tokenizer, template, kept):
+    turns = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "First I look."},
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "<think>hm</think>\n\nIt is 7."},
+    ]
+    assert last_response(tokenizer, template, turns) == kept
+    assert last_response(tokenizer, template, turns[2:]) == kept
+
+
+def test_a_short_answer_is_not_mistaken_for_an_argument_or_a_result(tokenizer):
+    call = {"name": "calc", "args": {"x": "42"}, "id": "1"}
+    turns = [
+        {"role": "user", "content": "What is x?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+        {"role": "assistant", "content": "42"},
+    ]
+    rendered = ChatFormat(tokenizer, TOOLS).render(
+        Trace.from_messages(turns).messages, generate=False
+    )
+    assert rendered.spans[-1].characters[0] == rendered.text.rindex("42")
+    assert rendered.spans[-2].characters[0] == rendered.text.index("<tool_response>\n42") + 16
+    assert '{"x": "42"}' in rendered.text
+
+
+def test_a_template_that_refuses_the_calls_gets_them_as_text(tokenizer):
+    calls = [{"name": "look", "args": {"at": place}} for place in ("sea", "sky")]
+    turns = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "blue"},
+        {"role": "assistant", "content": "Both are blue."},
+    ]
+    text = ChatFormat(tokenizer, ONE_CALL).render(Trace.from_messages(turns).messages).text
+    assert '"sea"' in text
+    assert '"sky"' in text
+
+
+def test_a_template_that_hides_the_response_is_refused(tokenizer):
+    hiding = (
+        "{% for m in messages %}<h>{{ m.role }}</h>{{ m.content if loop.index < 5 }}{% endfor %}"
+    )
+    turns = [{"role": role, "content": "x y"} for role in ("user", "assistant") * 3]
+    with pytest.raises(PromptError, match="does not show the last response"):
+        ChatFormat(tokenizer, hiding).render(Trace.from_messages(turns).messages, generate=False)

@@ -37,6 +37,7 @@ class _Run:
     name: str | None = None
     messages: list[Message] = field(default_factory=list)
     helped_by: dict[str, None] = field(default_factory=dict)
+    unseen: list[Message] = field(default_factory=list)  # tool results not in a prompt yet
     cut_off: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
@@ -53,6 +54,8 @@ class _Run:
                 known[key] -= 1
             else:
                 self.messages.append(message)
+                if message.role == "tool":
+                    self.unseen = [one for one in self.unseen if one.text != message.text]
 
 
 class CaptureHandler(BaseCallbackHandler):
@@ -102,7 +105,7 @@ class CaptureHandler(BaseCallbackHandler):
     ) -> None:
         """A chat model is called."""
         run = self._enter(run_id, parent_run_id)
-        steps = [as_message(message) for batch in messages for message in batch]
+        steps = [_step(message) for batch in messages for message in batch]
         if run.asked is None:
             run.asked = next((step.text for step in reversed(steps) if step.role == "user"), None)
         with self._lock:
@@ -132,7 +135,7 @@ class CaptureHandler(BaseCallbackHandler):
         for generations in response.generations:
             for generation in generations[:1]:
                 if isinstance(generation, ChatGeneration):
-                    message = as_message(generation.message)
+                    message = _step(generation.message)
                     metadata = generation.message.response_metadata
                 else:
                     message = Message(role="assistant", content=generation.text)
@@ -164,12 +167,12 @@ class CaptureHandler(BaseCallbackHandler):
         """A tool returned; the model may see its result in the next call, or never."""
         run = self._runs.get(run_id)
         if run is not None and run.id != run_id:
-            if isinstance(output, ToolMessage):
-                message = as_message(output)
-            else:
-                message = Message(role="tool", content=str(output), name=kwargs.get("name"))
             with self._lock:
-                run.extend([*run.messages, message])
+                if isinstance(output, ToolMessage):
+                    run.messages.append(_step(output))
+                else:  # the agent may wrap it in a message of its own
+                    result = Message(role="tool", content=str(output), name=kwargs.get("name"))
+                    run.unseen.append(result)
         self._leave(run_id)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -239,7 +242,7 @@ def _trace(run: _Run, error: BaseException | None) -> Trace:
     if error is not None:
         metadata["error"] = type(error).__name__
     return Trace.from_messages(
-        run.messages,
+        [*run.messages, *run.unseen],
         task=run.task or run.asked,
         outcome=outcome,
         id=run.id.hex,
@@ -248,6 +251,14 @@ def _trace(run: _Run, error: BaseException | None) -> Trace:
         helped_by=tuple(run.helped_by),
         metadata=metadata,
     )
+
+
+def _step(message: BaseMessage) -> Message:
+    """A message as a step; one of an unheard-of kind is something the model was told."""
+    try:
+        return as_message(message)
+    except TraceError:
+        return Message(role="user", content=str(message.content))
 
 
 def _key(message: Message) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
 from lag_integrations.engine import Engine, EngineStream, Placement
@@ -86,6 +87,7 @@ class LAGChatModel(BaseChatModel):
     """Further arguments of ``from_pretrained``."""
 
     _engine: Engine | None = PrivateAttr(default=None)
+    _loaded: bool = PrivateAttr(default=False)
     _load_lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(self, model: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
@@ -93,6 +95,8 @@ class LAGChatModel(BaseChatModel):
         if isinstance(model, Engine):
             engine = model
         elif not isinstance(model, str | Path):
+            if tokenizer is None:
+                raise ValueError("Pass tokenizer=… together with a loaded model.")
             engine = Engine(model, tokenizer, chat_template=kwargs.get("chat_template"))
         if kwargs.get("memory") is not None:
             # LangChain's cache sees the prompt, not the memory: it would serve stale answers.
@@ -112,14 +116,16 @@ class LAGChatModel(BaseChatModel):
                     chat_template=self.chat_template,
                     **self.model_kwargs,
                 )
+                self._loaded = True
             if self.memory is not None:
                 self.memory.attach(self._engine)
             return self._engine
 
     def close(self) -> None:
-        """Release the wrapped model's memory."""
-        if self._engine is not None:
+        """Release a model that was loaded by name; a given engine is its owner's to close."""
+        if self._loaded and self._engine is not None:
             self._engine.close()
+            self._engine, self._loaded = None, False
 
     @property
     def _llm_type(self) -> str:
@@ -155,7 +161,10 @@ class LAGChatModel(BaseChatModel):
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Tokens of the rendered conversation, by the model's own template and tokenizer."""
-        return self.engine.count_tokens([as_message(message) for message in messages])
+        return self.engine.count_tokens(
+            [as_message(message) for message in messages],
+            [convert_to_openai_tool(tool) for tool in tools or ()],
+        )
 
     def _generate(
         self,
@@ -203,23 +212,24 @@ class LAGChatModel(BaseChatModel):
         chat = [as_message(message) for message in messages]
         k = kwargs.pop("k", self.k)
         min_score = kwargs.pop("min_score", self.min_score)
-        max_tokens = kwargs.pop("max_tokens", self.max_tokens)
+        max_tokens = kwargs.pop("max_tokens", kwargs.pop("max_new_tokens", self.max_tokens))
         started = time.perf_counter()
         logs = self._recall(chat, k, min_score)
         recalled = time.perf_counter()
         logs, segments = self._segments(logs, engine)
-        room = engine.window - engine.count_tokens(chat) - max_tokens
-        while segments and sum(map(len, segments)) > room:
-            logs, segments = logs[:-1], segments[:-1]  # the least relevant one goes
+        # A quarter of the window is kept for the answer at most: it may well be shorter.
+        room = engine.window - engine.count_tokens(chat) - min(max_tokens, engine.window // 4)
+        logs, segments = _fitting(logs, segments, room)
         timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
         stream = engine.stream(
             chat,
             segments[::-1] if self.best_last else segments,
             placement=kwargs.pop("placement", self.placement),
             max_new_tokens=max_tokens,
-            stop=stop or kwargs.pop("stop", None) or self.stop or (),
+            stop=stop or self.stop or (),
             seed=kwargs.pop("seed", self.seed),
             **self._sampling(kwargs),
+            **kwargs,
         )
         return _Call(stream, logs, timings)
 
@@ -247,10 +257,11 @@ class LAGChatModel(BaseChatModel):
     def _sampling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for name in ("temperature", "top_p", "top_k"):
-            value = kwargs.get(name, getattr(self, name))
+            value = kwargs.pop(name, getattr(self, name))
             if value is not None:
                 settings[name] = value
         if "temperature" in settings:
+            settings["temperature"] = float(settings["temperature"])
             settings["do_sample"] = settings["temperature"] > 0
             if not settings["do_sample"]:
                 return {"do_sample": False}
@@ -274,6 +285,20 @@ class LAGChatModel(BaseChatModel):
                 },
             },
         }
+
+
+def _fitting(
+    logs: list[RecalledLog], segments: list[Segment], room: int
+) -> tuple[list[RecalledLog], list[Segment]]:
+    """The logs that fit into some tokens, the most relevant first."""
+    kept: list[tuple[RecalledLog, Segment]] = []
+    for log, segment in zip(logs, segments, strict=True):
+        if len(segment) <= room:
+            kept.append((log, segment))
+            room -= len(segment)
+        else:
+            logger.info("Log %s (%d tokens) does not fit the window.", log.id, len(segment))
+    return [log for log, _ in kept], [segment for _, segment in kept]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Embedder:
     def __init__(self, source: Any) -> None:
         self._function: Callable[[list[str]], Any] | None = None
         self._source = source
+        self._lock = threading.Lock()  # the worker and a first recall may come at once
         if isinstance(source, str | Path):
             self.name = str(source)
         else:
@@ -42,11 +44,20 @@ class Embedder:
         Returns:
             fp32, ``[texts, dimension]``, each row of norm 1.
         """
-        if self._function is None:
-            self._function = _load(self._source)
+        with self._lock:
+            if self._function is None:
+                self._function = _load(self._source)
         vectors = np.asarray(self._function(list(texts)), dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+    def embed_query(self, text: str) -> Vectors:
+        """Embed a query, fp32 ``[dimension]``: some models embed queries and documents apart."""
+        for method in ("embed_query", "get_query_embedding"):  # LangChain, LlamaIndex
+            if hasattr(self._source, method):
+                vector = np.asarray(getattr(self._source, method)(text), dtype=np.float32)
+                return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))
+        return np.asarray(self.embed([text])[0])
 
 
 def _load(source: str | Path) -> Callable[[list[str]], Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import chromadb
 from chromadb.config import Settings
 
+from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
 
 
@@ -19,19 +20,32 @@ class Index:
     Args:
         path: Folder of the embedded Chroma database.
         namespace: The namespace this object is confined to.
+
+    Raises:
+        StoreError: The folder cannot be opened as a Chroma database.
     """
 
     def __init__(self, path: Path, namespace: str) -> None:
-        self._client = chromadb.PersistentClient(
-            str(path), settings=Settings(anonymized_telemetry=False)
-        )
         # Chroma's names are narrower than ours.
         name = f"lag-{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
-        self._collection = self._client.get_or_create_collection(
-            name,
-            embedding_function=None,  # never Chroma's own, which downloads a model
-            configuration={"hnsw": {"space": "cosine"}},
-        )
+        try:
+            self._client = chromadb.PersistentClient(
+                str(path), settings=Settings(anonymized_telemetry=False)
+            )
+            self._collection = self._client.get_or_create_collection(
+                name,
+                embedding_function=None,  # never Chroma's own, which downloads a model
+                configuration={"hnsw": {"space": "cosine"}},
+            )
+        except Exception as error:  # Chroma's own family has no common base
+            raise StoreError(
+                f"The index {path} cannot be opened ({error}). It is derived: delete that folder, "
+                "and the traces are embedded again."
+            ) from error
+
+    def count(self) -> int:
+        """Number of logs it holds."""
+        return int(self._collection.count())
 
     def add(self, ids: Sequence[str], vectors: Vectors, outcomes: Sequence[str]) -> None:
         """Add or replace the embeddings of logs."""

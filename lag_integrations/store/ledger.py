@@ -24,6 +24,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    func,
     select,
     update,
 )
@@ -98,7 +99,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engine: Engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        self._engine: Engine = create_engine(
+            f"sqlite:///{path}",
+            connect_args={"timeout": 30},
+            hide_parameters=True,  # they are traces, and would stand in error messages
+        )
         event.listen(self._engine, "connect", _configure)
         try:
             _metadata.create_all(self._engine)
@@ -132,7 +137,10 @@ class Ledger:
         return str(value)
 
     def add(self, namespace: str, trace: Trace) -> str:
-        """Record a trace durably and return its log id; a trace seen before is counted only."""
+        """Record a trace durably and return its log id.
+
+        A trace seen before is counted, and takes the newer outcome unless that is unknown.
+        """
         key = log_id(namespace, trace)
         statement = upsert(_logs).values(
             id=key,
@@ -150,6 +158,12 @@ class Ledger:
                     index_elements=[_logs.c.id], set_={"times_seen": _logs.c.times_seen + 1}
                 )
             )
+            if trace.outcome != "unknown":
+                connection.execute(
+                    update(_logs)
+                    .where(_logs.c.id == key, _logs.c.outcome != trace.outcome)
+                    .values(outcome=trace.outcome, trace=trace.to_json(), indexed=False)
+                )
         return key
 
     def get(self, namespace: str, ids: Sequence[str]) -> dict[str, Trace]:
@@ -160,11 +174,20 @@ class Ledger:
         with self._engine.connect() as connection:
             return {row.id: Trace.from_json(row.trace) for row in connection.execute(statement)}
 
-    def count(self, namespace: str) -> int:
-        """Number of logs in a namespace."""
+    def count_indexed(self, namespace: str) -> int:
+        """Number of logs that the index should hold."""
+        statement = select(func.count()).where(
+            _logs.c.namespace == namespace, _logs.c.indexed.is_(True)
+        )
         with self._engine.connect() as connection:
-            rows = connection.execute(select(_logs.c.id).where(_logs.c.namespace == namespace))
-            return len(rows.all())
+            return int(connection.execute(statement).scalar_one())
+
+    def forget_index(self, namespace: str) -> None:
+        """Have every log embedded again."""
+        with self._write() as connection:
+            connection.execute(
+                update(_logs).where(_logs.c.namespace == namespace).values(indexed=False)
+            )
 
     def not_indexed(self, namespace: str, limit: int | None = None) -> list[LogRow]:
         """Logs whose embedding is not in the index yet, oldest first; failed ones are left out."""
