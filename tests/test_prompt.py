@@ -58,7 +58,8 @@ TOOLS = (
     "{{ m.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}"
     "{% if m.content %}\n{{ m.content }}{% endif %}"
     "{% for c in m.tool_calls or [] %}\n<tool_call>\n"
-    "{{ c.function.name }} {{ c.function.arguments | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n"
+    "{{ c.function.name }} {{ c.function.arguments | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ONE_CALL = (
