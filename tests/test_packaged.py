@@ -17,6 +17,14 @@ def test_models_are_found_and_converted_once():
     assert (packaged.embedder() / "model.safetensors").is_file()
 
 
+def test_converting_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAG_CACHE", str(tmp_path))
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    with pytest.raises(PackagedModelError, match="pip install gguf accelerate"):
+        packaged.chat_model()
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_missing_package_says_what_to_install(monkeypatch):
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
