@@ -254,11 +254,12 @@ def _trace(run: _Run, error: BaseException | None) -> Trace:
 
 
 def _step(message: BaseMessage) -> Message:
-    """A message as a step; one of an unheard-of kind is something the model was told."""
+    """A message as a step; what has no place in a trace is kept as text."""
     try:
         return as_message(message)
     except TraceError:
-        return Message(role="user", content=str(message.content))
+        said = message.type in ("ai", "AIMessageChunk")
+        return Message(role="assistant" if said else "user", content=str(message.text))
 
 
 def _key(message: Message) -> tuple[Any, ...]:
