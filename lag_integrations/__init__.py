@@ -1,4 +1,4 @@
-"""A memory made of computation for LangChain and LlamaIndex agents (log-augmented generation)."""
+"""A memory made of computation for agents (log-augmented generation)."""
 
 from __future__ import annotations
 

@@ -368,7 +368,10 @@ class Engine:
 
 
 class EngineStream(Iterator[str]):
-    """Text as it is generated. ``generation`` holds the figures, complete after the last piece."""
+    """Text as it is generated; closing or dropping it stops the model.
+
+    ``generation`` holds the figures, complete after the last piece.
+    """
 
     def __init__(
         self,

@@ -219,12 +219,11 @@ class ChatFormat:
                 "assistant": self._apply(chat[:2], False, None).split(marks[1])[1],
             }
             glue = _split(self._apply(chat, False, None), marks)
-            opened = _split(self._apply(chat[:1], True, None), marks[:1])
         except (*_REFUSALS, IndexError) as error:
             raise PromptError(
                 f"The chat template does not render a plain conversation: {error}"
             ) from error
-        if glue is None or opened is None:
+        if glue is None:
             raise PromptError("The chat template does not show the messages it is given.")
         header = {
             "user": glue[2].removeprefix(tail["assistant"]),

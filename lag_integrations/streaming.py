@@ -75,7 +75,7 @@ class TextStream(Iterator[str]):
     """Runs a request on a thread; yields its text piece by piece, whole characters only.
 
     A piece that may be the beginning of a stop sequence is held back until that is known. An error
-    on the thread is raised here. Closing the stream (or dropping it) stops the model.
+    on the thread is raised here. Closing the stream stops the model.
 
     Attributes:
         token_ids: Tokens generated so far.

@@ -28,6 +28,14 @@ VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", outcome="success")
 
 
+def in_a_new_process(script: str, folder: Path) -> str:
+    """What a program prints that gets the folder as its argument, and must end well."""
+    command = [sys.executable, "-c", script, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def segment_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
@@ -66,10 +74,7 @@ def test_reopening_in_a_new_process_finds_everything(tmp_path, memory, engine):
         "with KVLogMemory(sys.argv[1]) as memory:\n"
         "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(memory.path)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == [key]
+    assert in_a_new_process(script, memory.path).split() == [key]
 
 
 def test_what_was_added_without_a_model_is_encoded_when_one_comes(memory, engine):
@@ -103,10 +108,7 @@ def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path):
         "    memory.add(Trace.from_messages([{'role': 'user', 'content': f'Vault {n}?'},\n"
         "        {'role': 'assistant', 'content': f'The code of vault {n} is 7{n}. ' * 9}]))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "m")], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    in_a_new_process(script, tmp_path / "m")
     with KVLogMemory(tmp_path / "m") as memory:
         memory.flush()
         assert len(memory.recall("vault", k=50, min_score=-1)) == 20
@@ -142,10 +144,7 @@ def test_a_lost_index_is_made_again(tmp_path, memory, embedder):
         "    memory.flush()\n"
         "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(memory.path)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == [key]
+    assert in_a_new_process(script, memory.path).split() == [key]
 
 
 def test_errors_of_the_ledger_do_not_repeat_the_trace(memory):
