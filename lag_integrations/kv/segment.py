@@ -9,6 +9,23 @@ import torch
 from lag_integrations.kv.cache import Slots
 
 
+@dataclass(frozen=True)
+class SegmentKey:
+    """Everything that decides a segment's validity: equal keys, exchangeable segments.
+
+    Attributes:
+        log_id: The log it was made of.
+        fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
+        selection: Name of the rule that picked its tokens.
+        codec: Name of the codec in which it is stored.
+    """
+
+    log_id: str
+    fingerprint: str
+    selection: str
+    codec: str
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Position-free keys and values of the kept tokens of one log, for one model.

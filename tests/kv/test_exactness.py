@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
-from lag_integrations.kv.codec import read_segment, write_segment
 from lag_integrations.kv.encode import encode
 from lag_integrations.kv.positions import Positions
 from lag_integrations.kv.probe import probe
-from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.segment import Segment, SegmentKey
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.kv.splice import splice
 from tests.kv.families import (
     FAMILIES,
@@ -151,9 +150,9 @@ def test_two_segments_in_other_order(case: Case) -> None:
     assert distance(logits, feed(case.model, expected, rest, end)) < TOLERANCE
 
 
-def test_file_round_trip(case: Case, tmp_path: Path) -> None:
-    write_segment(case.segment, tmp_path / "segment.safetensors")
-    read = read_segment(tmp_path / "segment.safetensors", fingerprint=FINGERPRINT)
+def test_file_round_trip(case: Case) -> None:
+    key = SegmentKey("log", FINGERPRINT, "whole_trace", "native")
+    read = load_segment(dump_segment(case.segment, key), key)
     assert torch.equal(read.token_ids, case.segment.token_ids)
     for pair, stored in zip(read.slots, case.segment.slots, strict=True):
         assert all(torch.equal(*slots) for slots in zip(pair, stored, strict=True))
