@@ -39,6 +39,10 @@ class StoreError(LAGError):
     """The log store cannot be opened or used as asked."""
 
 
+class LogNotFoundError(StoreError):
+    """A log does not exist in this namespace (any more)."""
+
+
 class EmbedderMismatchError(StoreError):
     """The embedder is not the one whose embeddings the store holds."""
 

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 import atexit
-import json
 import logging
-import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lag_integrations import packaged
+from lag_integrations.deriving import Deriver
 from lag_integrations.errors import (
-    EmbedderMismatchError,
     EncodingError,
-    LAGError,
+    LogNotFoundError,
     PackagedModelError,
-    SegmentCorruptedError,
     StoreError,
-    TraceError,
 )
-from lag_integrations.kv.codec import read_segment, write_segment
+from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import LastResponse, Selection
-from lag_integrations.store.embedder import DEFAULT_EMBEDDER, Embedder, Vectors
-from lag_integrations.store.index import Index
-from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.archive import Archived, export_archive, import_archive
+from lag_integrations.store.audit import Audit, Problem
+from lag_integrations.store.budget import Budget
+from lag_integrations.store.diversity import most_diverse
+from lag_integrations.store.embedder import DEFAULT_EMBEDDER, Embedder
+from lag_integrations.store.filters import Where
+from lag_integrations.store.locks import wait_a_little
+from lag_integrations.store.store import LogStore
 from lag_integrations.trace import Outcome, Trace
+from lag_integrations.worker import Worker
 
 if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
     from lag_integrations.engine import Engine
     from lag_integrations.langchain.callbacks import CaptureHandler
 
 logger = logging.getLogger(__name__)
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_BATCH = 64
-_PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
+Progress = Callable[[int, int], None]
+
+_COUNT_EVERY = 5.0
+"""Seconds between two records of how often logs were recalled."""
+_FETCH = 5
+"""Candidates a log, from which diverse ones are chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class KVLogMemory:
 
     Adding a trace records it in the ledger at once; a worker thread embeds it, and encodes it with
     the model that is attached. Logs that a model has not encoded yet (captured before it was
-    attached, or under another model) are encoded from their traces when recalled. Thread safe.
+    attached, or under another model) are encoded from their traces when recalled. Any number of
+    threads and processes may use a folder at once.
 
     Args:
         path: Folder of the store; made if it does not exist.
@@ -73,10 +82,26 @@ class KVLogMemory:
         min_score: Least cosine similarity of a recalled log, from -1 to 1. Below it, nothing is
             recalled rather than something unrelated. Right values differ between embedders.
         outcomes: Logs with these outcomes are recalled; failures are kept, but not recalled.
+        diversity: From 0 (the nearest logs) to 1 (logs that differ): maximal marginal relevance
+            with ``lambda = 1 - diversity``. Keeps near-duplicates from taking every place.
         selection: Which tokens of a trace become its segment.
+        codec: How segments are stored: ``native`` (the model's dtype), ``fp32``, ``bf16``,
+            ``fp16``, ``fp8``, ``int8``, ``int4``, each also lossless compressed (``int8+zstd``).
+        max_bytes: Budget of the namespace for traces and segments. The segments of the least
+            recent and least useful logs go first; they are made again when they are recalled.
+        max_logs: Most logs in the namespace; the least recent and least useful are deleted.
+        ttl: Age (a ``timedelta``, or seconds) at which logs are deleted, from their last capture.
+        hot_bytes: Most bytes of segments to keep in memory.
+        max_pending: Logs that may wait for the worker before `add` waits too (a second at most).
+        ledger: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder by default.
+        segments: Folder or fsspec URL for the segments; in the folder by default.
+        index: URL of a Chroma server, or a Chroma client; embedded in the folder by default.
+
+    Attributes:
+        store: The log store of the namespace, for maintenance.
 
     Raises:
-        StoreError: The namespace is not a valid name, or the folder is not a log store.
+        StoreError: A name or number is not valid, or the store cannot be opened.
     """
 
     def __init__(
@@ -88,43 +113,56 @@ class KVLogMemory:
         k: int = 3,
         min_score: float = 0.5,
         outcomes: Sequence[Outcome] = ("success", "unknown"),
+        diversity: float = 0.0,
         selection: Selection | None = None,
+        codec: str = "native",
+        max_bytes: int | None = None,
+        max_logs: int | None = None,
+        ttl: timedelta | float | None = None,
+        hot_bytes: int = 512 * 2**20,
+        max_pending: int = 1_000,
+        ledger: str | None = None,
+        segments: str | None = None,
+        index: str | ClientAPI | None = None,
     ) -> None:
-        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
-            raise StoreError(
-                f"{str(namespace)[:80]!r} is not a valid namespace. Use 1 to 64 letters, digits, "
-                "'.', '_' or '-', beginning with a letter or digit."
-            )
-        self.path = Path(path)
-        self.namespace = namespace
         self.k = k
         self.min_score = min_score
         self.outcomes = tuple(outcomes)
-        self.selection = selection or LastResponse()
-        self._embedder = Embedder(_default_embedder() if embedder is None else embedder)
-        self._embedder_checked = False
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be used as a folder: {error}") from error
-        self._ledger = Ledger(self.path / "ledger.sqlite")
-        try:
-            self._index = Index(self.path / "index", namespace)
-        except StoreError:
-            self._ledger.close()
-            raise
-        if self._index.count() < self._ledger.count_indexed(namespace):
-            logger.warning("The index of %s has lost logs; they are embedded again.", self.path)
-            self._ledger.forget_index(namespace)
+        self.diversity = diversity
+        codec_of(codec)  # an unknown one is refused now, not by the worker
+        seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+        budget = Budget(max_bytes, max_logs, seconds)
+        embedding = Embedder(_default_embedder() if embedder is None else embedder)
+        self.store = LogStore(
+            path,
+            namespace,
+            ledger=ledger,
+            segments=segments,
+            index=index,
+            ttl=seconds,
+            hot_bytes=hot_bytes,
+        )
+        self.path = self.store.path
+        self.namespace = namespace
+        self._deriver = Deriver(
+            self.store,
+            embedding,
+            selection=selection or LastResponse(),
+            codec=codec,
+            budget=budget,
+        )
         self._engine: Engine | None = None
-        self._work_lock = threading.RLock()
-        self._start_lock = threading.Lock()
-        self._reported: dict[str, str] = {}
-        self._wake = threading.Event()
+        self._reported: dict[tuple[str, str], str] = {}
+        self._uses: Counter[str] = Counter()
+        self._uses_lock = threading.Lock()
+        self._counted_at = time.monotonic()
+        self._closing = threading.Lock()
         self._closed = False
-        self._worker: threading.Thread | None = None
+        self._worker = Worker(self._step, self._settle, self._pending, max_pending)
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
+        if budget != Budget() or self.store.removals.next(1):
+            self._worker.notify()
 
     def __enter__(self) -> KVLogMemory:
         return self
@@ -137,7 +175,7 @@ class KVLogMemory:
         if self._engine is not None and self._engine.fingerprint.id == engine.fingerprint.id:
             self._engine = engine
             return
-        known = self._ledger.models()
+        known = self.store.facts.models()
         if known and engine.fingerprint.id not in known:
             for parts in known.values():
                 logger.info(
@@ -145,9 +183,9 @@ class KVLogMemory:
                     "encoded again from their traces.",
                     ", ".join(engine.fingerprint.differences(parts)),
                 )
-        self._ledger.add_model(engine.fingerprint.id, engine.fingerprint.to_json())
+        self.store.facts.add_model(engine.fingerprint.id, engine.fingerprint.to_json())
         self._engine = engine
-        self._notify()
+        self._worker.notify()
 
     def add(self, trace: Trace) -> str:
         """Record a trace; it is on disk when this returns, and recalled once the worker is done.
@@ -160,63 +198,224 @@ class KVLogMemory:
 
         Raises:
             TraceError: The trace has no assistant response, so there is nothing to reuse.
+            StoreError: It could not be recorded (a full disk).
+        """
+        return self.add_many([trace])[0]
+
+    def add_many(self, traces: Iterable[Trace]) -> list[str]:
+        """Record traces, several a transaction: much faster than one by one.
+
+        Returns:
+            Their log ids.
+
+        Raises:
+            TraceError: A trace has no assistant response; none of them is recorded.
+            StoreError: They could not be recorded.
         """
         self._check_open()
-        if not any(
-            message.role == "assistant" and not message.is_empty for message in trace.messages
-        ):
-            raise TraceError(
-                "The trace has no assistant response, so there is no computation to reuse; add "
-                "traces of runs in which the model answered."
-            )
-        key = self._ledger.add(self.namespace, trace)
-        self._notify()
-        return key
+        traces = list(traces)
+        for trace in traces:
+            trace.require_response()
+        ids = self.store.ledger.add(traces)
+        self._worker.notify(added=len(traces))
+        return ids
 
     def recall(
-        self, query: str, *, k: int | None = None, min_score: float | None = None
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        diversity: float | None = None,
+        count: bool = True,
     ) -> list[RecalledLog]:
         """The logs that fit a query, best first.
 
         Args:
             query: The new task.
-            k: Most logs to return; the memory's own `k` by default.
-            min_score: Least similarity; the memory's own by default.
+            k: Most logs to return; the memory's own by default, as for all that follow.
+            min_score: Least similarity.
+            where: Only logs with such metadata, in Chroma's filter language (see
+                `store.filters.condition`): ``{"project": "x", "year": {"$gte": 2025}}``.
+            outcomes: Only logs with these outcomes.
+            diversity: How much the logs shall differ from each other.
+            count: Whether this counts as a use of the logs, which keeps them longer.
+
+        Raises:
+            StoreError: The filter is malformed, or the store fails.
         """
         self._check_open()
         k = self.k if k is None else k
         floor = self.min_score if min_score is None else min_score
+        diversity = self.diversity if diversity is None else diversity
         if k < 1 or not query.strip():
             return []
-        found = self._index.search(self._embed_query(query), k=k, outcomes=self.outcomes)
-        near = [(key, score) for key, score in found if score >= floor]
+        near = self.store.search(
+            self._deriver.embed_query(query),
+            k=k * _FETCH if diversity else k,
+            floor=floor,
+            outcomes=self.outcomes if outcomes is None else outcomes,
+            where=where,
+        )
+        if diversity:
+            near = most_diverse(
+                near,
+                *self.store.embeddings.vectors(ids=[i for i, _ in near]),
+                k=k,
+                diversity=diversity,
+            )
         # By id from the ledger, which checks the namespace again and knows what was deleted.
-        traces = self._ledger.get(self.namespace, [key for key, _ in near])
-        return [
+        traces = self.store.ledger.get([key for key, _ in near])
+        found = [
             RecalledLog(key, traces[key], round(score, 6)) for key, score in near if key in traces
         ]
+        if count:
+            self._count_uses([log.id for log in found])
+        return found
 
     def segments(self, logs: Sequence[RecalledLog], engine: Engine | None = None) -> list[Segment]:
         """The segments of recalled logs, in the same order.
 
-        A segment that does not exist yet, or whose file is damaged, is encoded from its trace.
+        What has no valid segment (not encoded yet, evicted, damaged, of another model) is encoded
+        from its trace.
 
         Args:
             logs: What `recall` gave.
             engine: The model that is to use them; the attached one by default.
 
         Raises:
+            LogNotFoundError: A log was deleted since, or is another namespace's.
             StoreError: No model is given or attached.
             LAGError: A trace cannot be encoded by this model; says why.
         """
-        self._check_open()
-        engine = engine or self._engine
-        if engine is None:
-            raise StoreError("No model is attached to the memory; call attach(engine) first.")
-        return [self._segment(log.id, log.log, engine) for log in logs]
+        engine = self._engine_for(engine)
+        stored = zip(logs, self.stored_segments(logs, engine), strict=True)
+        return [
+            self._deriver.encode(log.id, log.log, engine) if segment is None else segment
+            for log, segment in stored
+        ]
 
-    def flush(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Wait until everything added so far is embedded and, with a model attached, encoded.
+    def stored_segments(
+        self, logs: Sequence[RecalledLog], engine: Engine | None = None
+    ) -> list[Segment | None]:
+        """As `segments`, but None for what would have to be encoded first.
+
+        For callers who then rather use the log's text than wait.
+        """
+        engine = self._engine_for(engine)
+        files = self.store.segments.files(self._deriver.key("", engine), [log.id for log in logs])
+        found: list[Segment | None] = []
+        for log in logs:
+            if log.id not in files:
+                raise LogNotFoundError(f"There is no log {log.id} in {self.namespace} (any more).")
+            file = files[log.id]
+            key = self._deriver.key(log.id, engine)
+            found.append(None if file is None else self.store.load(key, file))
+        return found
+
+    def feedback(self, log_ids: str | Iterable[str], *, helped: bool) -> None:
+        """Say whether recalled logs helped or harmed.
+
+        A log that harmed more often than it helped is not recalled any more; what helps is kept
+        longer when a budget demands evictions.
+
+        Args:
+            log_ids: Ids of logs (``response_metadata["lag"]["log_ids"]``, `RecalledLog.id`).
+            helped: Whether they helped; else they harmed.
+
+        Raises:
+            LogNotFoundError: There are no such logs; the others are counted.
+        """
+        self._check_open()
+        ids = {log_ids} if isinstance(log_ids, str) else set(log_ids)
+        unknown = ids - self.store.ledger.count_feedback(ids, helped=helped)
+        if unknown:
+            raise LogNotFoundError(
+                f"There is no log {', '.join(sorted(unknown))} in {self.namespace} (any more)."
+            )
+
+    def delete(self, log_ids: str | Iterable[str]) -> int:
+        """Delete logs: traces, segments, index entries, work, and what is in memory.
+
+        Returns:
+            How many of them there were.
+        """
+        self._check_open()
+        ids = [log_ids] if isinstance(log_ids, str) else list(log_ids)
+        return len(self.store.delete(ids))
+
+    def purge(self) -> int:
+        """Delete everything of this namespace; gives the number of logs."""
+        self._check_open()
+        return self.store.purge()
+
+    def prune(self) -> None:
+        """Evict now what the budget demands; the worker does so by itself."""
+        self._check_open()
+        self._deriver.settle()
+
+    def export_to(
+        self,
+        path: str | Path,
+        *,
+        segments: bool = False,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Archived:
+        """Write this namespace to one portable file; see `store.archive`.
+
+        Args:
+            path: The file to write.
+            segments: Put the segments in, too; without, they are made again from the traces.
+            overwrite: Replace the file if it exists.
+            progress: Called with the number of steps done, and of all.
+
+        Raises:
+            StoreError: The file exists already or cannot be written.
+        """
+        self._check_open()
+        self._record_uses()
+        return export_archive(
+            self.store, path, segments=segments, overwrite=overwrite, progress=progress
+        )
+
+    def import_from(self, path: str | Path, progress: Progress | None = None) -> Archived:
+        """Add what `export_to` wrote, whatever namespace it comes from; doing it again is fine.
+
+        Raises:
+            StoreError: The file is not a whole archive, or of a newer version.
+        """
+        self._check_open()
+        archived = import_archive(self.store, path, progress)
+        self._worker.notify()
+        return archived
+
+    def verify(self, progress: Progress | None = None) -> list[Problem]:
+        """What does not agree with the ledger; an empty list if all is well."""
+        self._check_open()
+        return Audit(self.store, progress).verify()
+
+    def repair(self, progress: Progress | None = None) -> list[Problem]:
+        """Make right what `verify` finds, as far as it can be; gives what was wrong."""
+        self._check_open()
+        problems = Audit(self.store, progress).repair()
+        self._worker.notify()
+        return problems
+
+    def reindex(self, progress: Progress | None = None) -> None:
+        """Embed every trace again with this memory's embedder, and make the index anew.
+
+        A store has one embedder: other namespaces are embedded again when they are next used.
+        """
+        self._check_open()
+        self._deriver.adopt_embedder()
+        self.store.rebuild_index()
+        self.flush(progress)
+
+    def flush(self, progress: Progress | None = None) -> None:
+        """Wait until everything added so far is embedded, indexed and, with a model, encoded.
 
         Args:
             progress: Called with the number of steps done and the number of steps in all.
@@ -225,21 +424,31 @@ class KVLogMemory:
             EncodingError: Some logs could not be derived; their traces are safe in the ledger, and
                 the next `flush` tries them again. A log that fails again for the same reason is
                 not reported twice.
+            StoreError: The store fails, or the embedder is not the store's.
         """
         self._check_open()
-        self._ledger.clear_failures(self.namespace)
+        self.store.failures.clear()
         total = self._pending()
-        while self._derive_some():
-            if progress is not None:
-                progress(max(0, total - self._pending()), total)
+        left = total
+        while left:
+            if self._step():
+                if progress is not None:
+                    progress(max(0, total - self._pending()), total)
+            else:
+                left = self._pending()
+                if left:
+                    wait_a_little()  # another process is at it
+        while self.store.merge():
+            pass
+        self._settle()
         failures = {
-            key: reason
-            for key, reason in self._ledger.failures(self.namespace).items()
-            if self._reported.get(key) != reason
+            task: reason
+            for task, reason in self.store.failures.all().items()
+            if self._reported.get(task) != reason
         }
         self._reported.update(failures)
         if failures:
-            reasons = "; ".join(f"{key}: {reason}" for key, reason in failures.items())
+            reasons = "; ".join(f"{key}: {reason}" for (key, _), reason in failures.items())
             raise EncodingError(
                 f"{len(failures)} logs could not be embedded or encoded (their traces are safe in "
                 f"the ledger): {reasons}"
@@ -247,17 +456,17 @@ class KVLogMemory:
 
     def close(self) -> None:
         """Finish the step at hand and release the store. Work left over is done after reopening."""
-        with self._start_lock:
+        with self._closing:
             if self._closed:
                 return
             self._closed = True
         atexit.unregister(self.close)
-        self._wake.set()
-        if self._worker is not None and self._worker is not threading.current_thread():
-            self._worker.join()
-        with self._work_lock:
-            self._index.close()
-            self._ledger.close()
+        self._worker.stop()
+        try:
+            self._record_uses()
+        except StoreError as error:
+            logger.warning("How often logs were recalled could not be recorded. %s", error)
+        self.store.close()
 
     def callback_handler(self) -> CaptureHandler:
         """A LangChain callback handler that captures whole runs into this memory.
@@ -271,105 +480,46 @@ class KVLogMemory:
     def __repr__(self) -> str:
         return f"KVLogMemory({str(self.path)!r}, namespace={self.namespace!r})"
 
+    @property
+    def _usable_engine(self) -> Engine | None:
+        engine = self._engine
+        return None if engine is None or engine.closed else engine
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreError(f"The memory at {self.path} is closed; open it again.")
 
-    def _notify(self) -> None:
-        with self._start_lock:
-            if self._worker is None and not self._closed:
-                self._worker = threading.Thread(target=self._work, name="lag-memory", daemon=True)
-                self._worker.start()
-        self._wake.set()
-
-    def _work(self) -> None:
-        while not self._closed:
-            self._wake.wait()
-            self._wake.clear()
-            try:
-                while not self._closed and self._derive_some():
-                    pass
-            except LAGError as error:
-                logger.warning("Logs could not be embedded for now: %s", error)
-            except Exception:
-                logger.exception("The memory's worker failed; flush() tries again.")
-
-    def _derive_some(self) -> bool:
-        """Bring index and segments one small step nearer to the ledger; False if they are there."""
-        with self._work_lock:
-            if self._closed:
-                return False
-            waiting = self._ledger.not_indexed(self.namespace, limit=_BATCH)
-            if waiting:
-                vectors = self._embed([row.trace.search_text for row in waiting])
-                ids = [row.id for row in waiting]
-                self._index.add(ids, vectors, [row.trace.outcome for row in waiting])
-                self._ledger.mark_indexed(ids)
-                return True
-            engine = self._engine
-            if engine is None or engine.closed:
-                return False
-            missing = self._missing(engine, limit=1)
-            for key, trace in self._ledger.get(self.namespace, missing).items():
-                try:
-                    self._encode(key, trace, engine)
-                except Exception as error:  # one bad log must not hold up the others
-                    self._ledger.mark_failed(key, f"{type(error).__name__}: {error}")
-            return bool(missing)
+    def _engine_for(self, engine: Engine | None) -> Engine:
+        self._check_open()
+        engine = engine or self._engine
+        if engine is None:
+            raise StoreError("No model is attached to the memory; call attach(engine) first.")
+        return engine
 
     def _pending(self) -> int:
-        """Steps of work: one for each log to embed, one for each to encode."""
-        engine = self._engine
-        unencoded = 0 if engine is None or engine.closed else len(self._missing(engine))
-        return len(self._ledger.not_indexed(self.namespace)) + unencoded
+        return self._deriver.pending(self._usable_engine, self.outcomes)
 
-    def _missing(self, engine: Engine, limit: int | None = None) -> list[str]:
-        return self._ledger.without_segment(
-            self.namespace, engine.fingerprint.id, self.selection.name, self.outcomes, limit
-        )
+    def _step(self) -> bool:
+        return self._deriver.step(self._usable_engine, self.outcomes)
 
-    def _segment(self, key: str, trace: Trace, engine: Engine) -> Segment:
-        model, selection = engine.fingerprint.id, self.selection.name
-        file = self._ledger.segment_file(key, model, selection)
-        if file is not None:
-            try:
-                return read_segment(self.path / file, fingerprint=model)
-            except SegmentCorruptedError as error:
-                logger.warning("%s It is encoded again from its trace.", error)
-                self._ledger.remove_segment(key, model, selection)
-        return self._encode(key, trace, engine)
+    def _settle(self) -> None:
+        self._deriver.settle()
+        self._record_uses()
 
-    def _encode(self, key: str, trace: Trace, engine: Engine) -> Segment:
-        model, selection = engine.fingerprint.id, self.selection.name
-        segment = engine.encode(trace, self.selection)
-        file = f"segments/{model[:16]}/{selection}/{key}.safetensors"
-        size = write_segment(segment, self.path / file)
-        self._ledger.add_segment(key, model, selection, file=file, tokens=len(segment), size=size)
-        return segment
+    def _count_uses(self, ids: Sequence[str]) -> None:
+        """Counted in memory, recorded by the worker: recall does not wait for the disk."""
+        with self._uses_lock:
+            self._uses.update(ids)
+            due = bool(self._uses) and time.monotonic() - self._counted_at > _COUNT_EVERY
+        if due:
+            self._worker.notify()
 
-    def _embed_query(self, query: str) -> Vectors:
-        if not self._embedder_checked:
-            self._check_embedder()
-        return self._embedder.embed_query(query)
-
-    def _embed(self, texts: list[str]) -> Vectors:
-        if not self._embedder_checked:
-            self._check_embedder()
-        return self._embedder.embed(texts)
-
-    def _check_embedder(self) -> None:
-        """The store remembers how its embedder embeds one known sentence."""
-        vector = self._embedder.embed([_PROBE_TEXT])[0]
-        mine = {"name": self._embedder.name, "vector": [round(float(x), 5) for x in vector]}
-        recorded = json.loads(self._ledger.setting("embedder", json.dumps(mine)))
-        theirs = np.asarray(recorded["vector"], dtype=np.float32)
-        if theirs.shape != vector.shape or float(theirs @ vector) < 0.999:
-            raise EmbedderMismatchError(
-                f"The store at {self.path} was built with the embedder {recorded['name']!r} "
-                f"({len(theirs)} dimensions), not with {self._embedder.name!r} ({len(vector)}). "
-                "Open it with that embedder, or add its traces to a new folder."
-            )
-        self._embedder_checked = True
+    def _record_uses(self) -> None:
+        with self._uses_lock:
+            uses, self._uses = self._uses, Counter()
+            self._counted_at = time.monotonic()
+        if uses:
+            self.store.ledger.count_uses(uses)
 
 
 def _default_embedder() -> str | Path:

@@ -181,6 +181,18 @@ class Trace(_Frozen):
                 return message.text
         return ""
 
+    def require_response(self) -> None:
+        """Refuse a trace that holds nothing to reuse.
+
+        Raises:
+            TraceError: The assistant neither said nor did anything in it.
+        """
+        if not any(step.role == "assistant" and not step.is_empty for step in self.messages):
+            raise TraceError(
+                "The trace has no assistant response, so there is no computation to reuse; add "
+                "traces of runs in which the model answered."
+            )
+
     @property
     def search_text(self) -> str:
         """What is embedded for recall: the question and the last response (LAG paper)."""

@@ -168,7 +168,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(model, memory, monke
     def refuse(*_):
         raise TraceError("no good")
 
-    monkeypatch.setattr(memory, "_segment", refuse)
+    monkeypatch.setattr(memory._deriver, "encode", refuse)
     answer = model.invoke(QUESTION)
     assert answer.content
     assert answer.response_metadata["lag"]["log_ids"] == []

@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from lag_integrations import KVLogMemory, Trace
 from lag_integrations.errors import (
     EmbedderMismatchError,
     EncodingError,
-    SegmentCorruptedError,
     StoreError,
     TraceError,
 )
-from lag_integrations.kv.codec import read_segment, write_segment
 from lag_integrations.kv.selection import LastAction
 from tests.conftest import qa
 
@@ -148,12 +145,10 @@ def test_a_lost_index_is_made_again(tmp_path, memory, embedder):
 
 
 def test_errors_of_the_ledger_do_not_repeat_the_trace(memory):
-    from sqlalchemy.exc import DBAPIError
-
-    with memory._ledger._engine.begin() as connection:
+    with memory.store.database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE segments")
         connection.exec_driver_sql("DROP TABLE logs")
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises(StoreError) as caught:
         memory.add(VAULT)
     assert "7741" not in str(caught.value)
 
@@ -208,10 +203,12 @@ def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
         file.unlink()
     else:
         file.write_bytes({"cut": data[:-100], "emptied": b"", "other": b"\x10" + data}[damage])
+    memory.store.hot.clear()
     after = memory.segments(found)[0]
     assert torch.equal(before.slots[0][0], after.slots[0][0])
-    assert "encoded again" in caplog.text
-    assert file.stat().st_size == len(data)
+    assert "cannot be used" in caplog.text
+    (again,) = (path for path in segment_files(memory.path) if "quarantine" not in path.parts)
+    assert again.stat().st_size == len(data)
 
 
 def test_another_model_encodes_again_and_says_so(memory, engine, caplog):
@@ -242,7 +239,7 @@ def test_a_changed_embedder_is_refused_and_loses_nothing(tmp_path, embedder):
 
     with (
         KVLogMemory(tmp_path / "m", embedder=other) as memory,
-        pytest.raises(EmbedderMismatchError, match=r"384 dimensions.*new folder"),
+        pytest.raises(EmbedderMismatchError, match=r"384 dimensions.*reindex"),
     ):
         memory.recall("vault")
     with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
@@ -313,15 +310,3 @@ def test_selection_is_part_of_what_a_segment_is(tmp_path, embedder, engine):
         segment = memory.segments(memory.recall("Colour of the sea?"))[0]
         assert "blue" in engine.tokenizer.decode(segment.token_ids)
         assert "think" not in engine.tokenizer.decode(segment.token_ids)
-
-
-def test_segment_files_are_plain_safetensors_without_text(tmp_path, engine):
-    path = tmp_path / "s.safetensors"
-    segment = engine.encode(VAULT)
-    assert write_segment(segment, path) == path.stat().st_size
-    with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {"token_ids", "slots.0.0", "slots.0.1"}
-        assert file.get_slice("slots.0.0").get_shape() == [30, 3, len(segment), 64]
-        assert "vault" not in str(file.metadata())
-    with pytest.raises(SegmentCorruptedError):
-        read_segment(tmp_path / "missing", fingerprint=segment.fingerprint)

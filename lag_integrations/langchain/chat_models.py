@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LangSmithParams
@@ -35,7 +35,7 @@ class LAGChatModel(BaseChatModel):
     segments instead of their text: nothing is read again.
 
     What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
-    ``injected_tokens``, and ``timings`` in seconds (``recall``, ``load``, ``injection``,
+    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``, and ``timings`` in seconds (``recall``, ``load``, ``injection``,
     ``time_to_first_token``). In ``usage_metadata``, injected tokens count as ``cache_read``.
 
     Example:
@@ -63,6 +63,9 @@ class LAGChatModel(BaseChatModel):
     """Least similarity of a recalled log; the memory's own setting by default. Also per call."""
     placement: Placement = "before_question"
     """Where recalled segments stand in the prompt."""
+    missing_segments: Literal["encode", "text"] = "encode"
+    """What to do with a recalled log that has no valid segment for this model: encode its trace
+    now, or give its last response as text this time (the worker encodes it meanwhile)."""
     best_last: bool = True
     """Whether the most relevant log stands nearest to the question (else farthest)."""
     max_tokens: int = 512
@@ -216,7 +219,9 @@ class LAGChatModel(BaseChatModel):
         started = time.perf_counter()
         logs = self._recall(chat, k, min_score)
         recalled = time.perf_counter()
-        logs, segments = self._segments(logs, engine)
+        logs, segments, read = self._segments(logs, engine)
+        texts = [log.log.last_response for log in read]
+        chat = _with_texts(chat, texts[::-1] if self.best_last else texts)
         # A quarter of the window is kept for the answer at most: it may well be shorter.
         room = engine.window - engine.count_tokens(chat) - min(max_tokens, engine.window // 4)
         logs, segments = _fitting(logs, segments, room)
@@ -231,7 +236,7 @@ class LAGChatModel(BaseChatModel):
             **self._sampling(kwargs),
             **kwargs,
         )
-        return _Call(stream, logs, timings)
+        return _Call(stream, logs, read, timings)
 
     def _recall(
         self, chat: list[Message], k: int | None, min_score: float | None
@@ -243,16 +248,24 @@ class LAGChatModel(BaseChatModel):
 
     def _segments(
         self, logs: list[RecalledLog], engine: Engine
-    ) -> tuple[list[RecalledLog], list[Segment]]:
-        """The logs that this model can use, with their segments."""
+    ) -> tuple[list[RecalledLog], list[Segment], list[RecalledLog]]:
+        """The logs that this model can use, with their segments, and those to be given as text."""
         usable: list[tuple[RecalledLog, Segment]] = []
+        read = []
         for log in logs:
             assert self.memory is not None
             try:
-                usable.append((log, self.memory.segments([log], engine)[0]))
+                if self.missing_segments == "encode":
+                    usable.append((log, self.memory.segments([log], engine)[0]))
+                    continue
+                stored = self.memory.stored_segments([log], engine)[0]
+                if stored is None:
+                    read.append(log)
+                else:
+                    usable.append((log, stored))
             except LAGError as error:  # a memory that is unusable must not cost the answer
                 logger.warning("Log %s is not used: %s", log.id, error)
-        return [log for log, _ in usable], [segment for _, segment in usable]
+        return [log for log, _ in usable], [segment for _, segment in usable], read
 
     def _sampling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {}
@@ -274,8 +287,9 @@ class LAGChatModel(BaseChatModel):
             "model_provider": "lag",
             "finish_reason": generation.finish_reason,
             "lag": {
-                "log_ids": [log.id for log in call.logs],
-                "scores": [log.score for log in call.logs],
+                "log_ids": [log.id for log in (*call.logs, *call.read)],
+                "scores": [log.score for log in (*call.logs, *call.read)],
+                "read_as_text": [log.id for log in call.read],
                 "injected_tokens": generation.injected_tokens,
                 "timings": {
                     **call.timings,
@@ -285,6 +299,22 @@ class LAGChatModel(BaseChatModel):
                 },
             },
         }
+
+
+def _with_texts(chat: list[Message], texts: list[str]) -> list[Message]:
+    """The conversation with texts before its last question, where segments would stand."""
+    places = [place for place, message in enumerate(chat) if message.role == "user"]
+    if not texts or not places:
+        return chat
+    question = chat[places[-1]]
+    before = "\n".join(texts) + "\n"
+    content = (
+        before + question.content
+        if isinstance(question.content, str)
+        else [{"type": "text", "text": before}, *question.content]
+    )
+    changed = question.model_copy(update={"content": content})
+    return [*chat[: places[-1]], changed, *chat[places[-1] + 1 :]]
 
 
 def _fitting(
@@ -305,6 +335,7 @@ def _fitting(
 class _Call:
     stream: EngineStream
     logs: list[RecalledLog]
+    read: list[RecalledLog]
     timings: dict[str, float]
 
 

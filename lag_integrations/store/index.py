@@ -1,73 +1,141 @@
-"""The Chroma index: embeddings of logs, one collection a namespace, with our own embedder."""
+"""The Chroma index: ids and embeddings of logs, one collection a namespace. Derived."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import chromadb
-from chromadb.config import Settings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
 
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
 
-class Index:
-    """Finds the logs nearest to a query by cosine similarity. Derived: it can be made again.
+_BATCH = 256
+"""Entries a write: others wait for the lock meanwhile, a fifth of a second."""
 
-    Args:
-        path: Folder of the embedded Chroma database.
-        namespace: The namespace this object is confined to.
 
-    Raises:
-        StoreError: The folder cannot be opened as a Chroma database.
-    """
+class ChromaAccess(Protocol):
+    """How a Chroma database is reached."""
 
-    def __init__(self, path: Path, namespace: str) -> None:
-        # Chroma's names are narrower than ours.
-        name = f"lag-{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
-        try:
-            self._client = chromadb.PersistentClient(
-                str(path), settings=Settings(anonymized_telemetry=False)
-            )
-            self._collection = self._client.get_or_create_collection(
-                name,
-                embedding_function=None,  # never Chroma's own, which downloads a model
-                configuration={"hnsw": {"space": "cosine"}},
-            )
-        except Exception as error:  # Chroma's own family has no common base
-            raise StoreError(
-                f"The index {path} cannot be opened ({error}). It is derived: delete that folder, "
-                "and the traces are embedded again."
-            ) from error
+    def session(self, *, write: bool) -> AbstractContextManager[ClientAPI]:
+        """A client that may be used inside of the block."""
+        ...
 
-    def count(self) -> int:
-        """Number of logs it holds."""
-        return int(self._collection.count())
-
-    def add(self, ids: Sequence[str], vectors: Vectors, outcomes: Sequence[str]) -> None:
-        """Add or replace the embeddings of logs."""
-        self._collection.upsert(
-            ids=list(ids),
-            embeddings=list(vectors),
-            metadatas=[{"outcome": outcome} for outcome in outcomes],
-        )
-
-    def search(
-        self, vector: Vectors, *, k: int, outcomes: Sequence[str]
-    ) -> list[tuple[str, float]]:
-        """The k nearest logs with one of the outcomes: ids and cosine similarities, best first."""
-        where: Any = {"outcome": {"$in": list(outcomes)}}
-        found = self._collection.query(
-            query_embeddings=[vector], n_results=k, where=where, include=["distances"]
-        )
-        distances = (found["distances"] or [[]])[0]
-        return [
-            (key, 1.0 - distance) for key, distance in zip(found["ids"][0], distances, strict=True)
-        ]
+    def reset(self) -> None:
+        """Put a database that does not work aside, if that is possible."""
+        ...
 
     def close(self) -> None:
         """Release the database."""
-        self._client.close()
+        ...
+
+
+class Index:
+    """Finds the logs nearest to a vector by cosine similarity, in one namespace.
+
+    It holds no text and no metadata: what may be recalled is the ledger's to say.
+
+    Args:
+        access: The Chroma database.
+        store_id: The store this object is confined to: a server may hold several.
+        namespace: The namespace this object is confined to.
+    """
+
+    def __init__(self, access: ChromaAccess, store_id: str, namespace: str) -> None:
+        self._access = access
+        # Chroma's names are narrower than ours.
+        self._store = f"lag-{store_id}-"
+        self._name = self._store + hashlib.sha256(namespace.encode()).hexdigest()[:32]
+
+    def identity(self) -> str:
+        """Which collection it is; another one after it was lost and made again."""
+        with self._collection(write=False) as collection:
+            return str(collection.id)
+
+    def add(self, ids: Sequence[str], vectors: Vectors) -> str:
+        """Add or replace embeddings, fp32 ``[logs, dimension]``; gives the `identity`."""
+        with self._collection(write=True) as collection:
+            for start in range(0, len(ids), _BATCH):
+                part = slice(start, start + _BATCH)
+                collection.upsert(ids=list(ids[part]), embeddings=list(vectors[part]))
+            self._settle(collection, vectors[-1])
+            return str(collection.id)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove entries; ids that it does not hold are fine."""
+        with self._collection(write=True) as collection:
+            for start in range(0, len(ids), _BATCH):
+                collection.delete(ids=list(ids[start : start + _BATCH]))
+            first = collection.get(limit=1, include=["embeddings"])["embeddings"]
+            if first is not None and len(first):
+                self._settle(collection, first[0])
+
+    def search(self, vector: Vectors, n: int) -> tuple[str, list[tuple[str, float]]]:
+        """The n nearest entries: `identity`, then ids and cosine similarities, best first."""
+        with self._collection(write=False) as collection:
+            found = collection.query(query_embeddings=[vector], n_results=n, include=["distances"])
+            distances = (found["distances"] or [[]])[0]
+            pairs = zip(found["ids"][0], distances, strict=True)
+            return str(collection.id), [(key, 1.0 - float(distance)) for key, distance in pairs]
+
+    def ids(self) -> set[str]:
+        """Everything it holds."""
+        with self._collection(write=False) as collection:
+            return set(collection.get(include=[])["ids"])
+
+    def drop(self) -> None:
+        """Remove the whole collection."""
+        with self._explained(), self._access.session(write=True) as client:
+            if self._name in {collection.name for collection in client.list_collections()}:
+                client.delete_collection(self._name)
+
+    def drop_all(self) -> None:
+        """Remove the collections of all namespaces of the store."""
+        with self._explained(), self._access.session(write=True) as client:
+            for collection in client.list_collections():
+                if collection.name.startswith(self._store):
+                    client.delete_collection(collection.name)
+
+    def reset(self) -> None:
+        """Begin anew, whatever state the database is in."""
+        try:
+            self.drop()
+        except StoreError:
+            self._access.reset()
+
+    def close(self) -> None:
+        """Release the database."""
+        self._access.close()
+
+    def _settle(self, collection: Collection, vector: Vectors) -> None:
+        """Ask for an entry that is there: Chroma writes its files later than it returns."""
+        found = collection.query(query_embeddings=[vector], n_results=1, include=["distances"])
+        if not found["ids"][0]:
+            raise StoreError("The Chroma index does not hold what was just written to it.")
+
+    @contextmanager
+    def _collection(self, *, write: bool) -> Iterator[Collection]:
+        with self._explained(), self._access.session(write=write) as client:
+            yield client.get_or_create_collection(
+                self._name,
+                embedding_function=None,  # never Chroma's own, which downloads a model
+                configuration={"hnsw": {"space": "cosine"}},
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except BaseException as error:  # Chroma's own family, its HTTP client's, Rust panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise StoreError(
+                f"The Chroma index failed ({type(error).__name__}: {str(error)[:300]}). It is "
+                "derived: `kvlog reindex` makes it again."
+            ) from error

@@ -1,85 +1,72 @@
-"""The ledger: every captured trace, and what has been derived from it, in SQLite."""
+"""The ledger: every captured trace of one namespace, and what becomes of it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    DateTime,
-    Engine,
-    ForeignKey,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
-from lag_integrations.errors import StoreError
-from lag_integrations.trace import Trace
+from lag_integrations.errors import StoreError, TraceError
+from lag_integrations.store.database import Database
+from lag_integrations.store.filters import Where, condition, tag_rows
+from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
+from lag_integrations.trace import Outcome, Trace
 
-SCHEMA_VERSION = "1"
+logger = logging.getLogger(__name__)
 
-_metadata = MetaData()
-_logs = Table(
-    "logs",
-    _metadata,
-    Column("id", String(32), primary_key=True),
-    Column("namespace", String(64), nullable=False, index=True),
-    Column("content_hash", String(64), nullable=False),
-    Column("outcome", String(16), nullable=False),
-    Column("trace", Text, nullable=False),
-    Column("captured_at", DateTime(timezone=True), nullable=False),
-    Column("times_seen", Integer, nullable=False, default=1),
-    Column("indexed", Boolean, nullable=False, default=False, index=True),
-    Column("error", Text),
-)
-_segments = Table(
-    "segments",
-    _metadata,
-    Column("log_id", String(32), ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
-    Column("fingerprint", String(64), primary_key=True),
-    Column("selection", String(64), primary_key=True),
-    Column("file", Text, nullable=False),
-    Column("tokens", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-)
-_models = Table(
-    "models",
-    _metadata,
-    Column("fingerprint", String(64), primary_key=True),
-    Column("parts", Text, nullable=False),
-)
-_settings = Table(
-    "settings",
-    _metadata,
-    Column("key", String(64), primary_key=True),
-    Column("value", Text, nullable=False),
-)
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CHUNK = 500
+"""Rows a transaction: others get their turn, and databases limit the number of parameters."""
+COUNTERS = ("captured_at", "times_seen", "times_recalled", "times_helped", "times_harmed")
 
 
 @dataclass(frozen=True)
-class LogRow:
-    """A log as the ledger holds it."""
+class LogInfo:
+    """A log as the ledger holds it, with its counters.
+
+    Attributes:
+        id: Log id.
+        trace: The run.
+        captured_at: When it was captured last, in Unix seconds.
+        times_seen: How often the same run was captured.
+        times_recalled: How often it was recalled.
+        times_helped: How often it was said to have helped.
+        times_harmed: How often it was said to have harmed.
+        state: ``captured``, ``embedded`` (can be recalled) or ``indexed`` (is in Chroma too).
+        segments: Number of stored segments.
+        bytes: Bytes of the trace and its segments.
+    """
 
     id: str
     trace: Trace
+    captured_at: float
+    times_seen: int
+    times_recalled: int
+    times_helped: int
+    times_harmed: int
+    state: str
+    segments: int
+    bytes: int
+
+
+def checked_namespace(name: object) -> str:
+    """The name, if it is one.
+
+    Raises:
+        StoreError: It is not a valid namespace.
+    """
+    if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
+        raise StoreError(
+            f"{str(name)[:80]!r} is not a valid namespace. Use 1 to 64 letters, digits, "
+            "'.', '_' or '-', beginning with a letter or digit."
+        )
+    return name
 
 
 def log_id(namespace: str, trace: Trace) -> str:
@@ -87,233 +74,320 @@ def log_id(namespace: str, trace: Trace) -> str:
     return hashlib.sha256(f"{namespace}\n{trace.content_hash}".encode()).hexdigest()[:32]
 
 
+def _content(trace: Trace) -> dict[str, Any]:
+    text = trace.to_json()
+    return {"outcome": trace.outcome, "trace": text, "bytes": len(text.encode())}
+
+
 class Ledger:
-    """Durable record of logs. Every method is one transaction; methods are thread safe.
+    """Durable record of one namespace's logs. Methods are transactions, and thread safe.
 
     Args:
-        path: SQLite file; made if it does not exist.
-
-    Raises:
-        StoreError: The file is no ledger, or was written by a newer version.
+        database: Where it is kept.
+        namespace: The tenant; no method sees another's logs.
+        ttl: Seconds after which a log is no longer recalled, from its last capture.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._engine: Engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": 30},
-            hide_parameters=True,  # they are traces, and would stand in error messages
-        )
-        event.listen(self._engine, "connect", _configure)
-        try:
-            _metadata.create_all(self._engine)
-            version = self.setting("schema_version", SCHEMA_VERSION)
-        except DatabaseError as error:
-            self._engine.dispose()
-            raise StoreError(
-                f"{path} cannot be opened as a log store's ledger ({error.orig}). "
-                "Give an empty folder, or restore the file from a backup."
-            ) from error
-        if version != SCHEMA_VERSION:
-            self._engine.dispose()
-            raise StoreError(
-                f"{path} was written with schema version {version}; this version of "
-                f"lag_integrations reads version {SCHEMA_VERSION}. Upgrade lag_integrations."
-            )
+    def __init__(self, database: Database, namespace: str, ttl: float | None = None) -> None:
+        self._db = database
+        self.namespace = checked_namespace(namespace)
+        self._ttl = ttl
+        self._mine = logs.c.namespace == self.namespace
+        # An expression: SQLite would rather go through all of a namespace than look for ids.
+        self._mine_by_id = logs.c.namespace.concat("") == self.namespace
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._engine.dispose()
+    def add(self, traces: Sequence[Trace]) -> list[str]:
+        """Record traces durably, and return their log ids.
 
-    def setting(self, key: str, default: str) -> str:
-        """A setting of the store; the first caller's default is what is recorded."""
-        with self._write() as connection:
-            connection.execute(
-                upsert(_settings).values(key=key, value=default).on_conflict_do_nothing()
-            )
-            value = connection.execute(
-                select(_settings.c.value).where(_settings.c.key == key)
-            ).scalar_one()
-        return str(value)
-
-    def add(self, namespace: str, trace: Trace) -> str:
-        """Record a trace durably and return its log id.
-
-        A trace seen before is counted, and takes the newer outcome unless that is unknown.
+        A run captured before is counted. What is newer is kept, but for an unknown outcome.
         """
-        key = log_id(namespace, trace)
-        statement = upsert(_logs).values(
-            id=key,
-            namespace=namespace,
-            content_hash=trace.content_hash,
-            outcome=trace.outcome,
-            trace=trace.to_json(),
-            captured_at=datetime.now(timezone.utc),
-            times_seen=1,
-            indexed=False,
-        )
-        with self._write() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=[_logs.c.id], set_={"times_seen": _logs.c.times_seen + 1}
-                )
+        ids = []
+        for start in range(0, len(traces), _CHUNK):
+            with self._db.write() as connection:
+                for trace in traces[start : start + _CHUNK]:
+                    ids.append(self._add(connection, trace))
+        return ids
+
+    def _add(self, connection: Connection, trace: Trace) -> str:
+        key, now = log_id(self.namespace, trace), time.time()
+        seen = connection.execute(
+            self._db.upsert(logs)
+            .values(
+                id=key,
+                namespace=self.namespace,
+                content_hash=trace.content_hash,
+                captured_at=now,
+                used_at=now,
+                times_seen=1,
+                times_recalled=0,
+                times_helped=0,
+                times_harmed=0,
+                embedded=False,
+                **_content(trace),
             )
-            if trace.outcome != "unknown":
-                connection.execute(
-                    update(_logs)
-                    .where(_logs.c.id == key, _logs.c.outcome != trace.outcome)
-                    .values(outcome=trace.outcome, trace=trace.to_json(), indexed=False)
-                )
+            .on_conflict_do_update(
+                index_elements=[logs.c.id],
+                set_={"times_seen": logs.c.times_seen + 1, "captured_at": now, "used_at": now},
+            )
+            .returning(logs.c.times_seen, logs.c.outcome)
+        ).one()
+        if seen.times_seen > 1:
+            if trace.outcome == "unknown":
+                trace = trace.model_copy(update={"outcome": seen.outcome})
+            self._replace(connection, key, trace)
+        elif rows := tag_rows(key, trace.metadata):
+            connection.execute(insert(tags), rows)
         return key
 
-    def get(self, namespace: str, ids: Sequence[str]) -> dict[str, Trace]:
-        """The traces of logs, by id; ids of other namespaces are not found."""
-        statement = select(_logs.c.id, _logs.c.trace).where(
-            _logs.c.namespace == namespace, _logs.c.id.in_(ids)
-        )
-        with self._engine.connect() as connection:
-            return {row.id: Trace.from_json(row.trace) for row in connection.execute(statement)}
+    def _replace(self, connection: Connection, key: str, trace: Trace) -> None:
+        connection.execute(update(logs).where(logs.c.id == key).values(_content(trace)))
+        connection.execute(delete(tags).where(tags.c.log_id == key))
+        if rows := tag_rows(key, trace.metadata):
+            connection.execute(insert(tags), rows)
 
-    def count_indexed(self, namespace: str) -> int:
-        """Number of logs that the index should hold."""
-        statement = select(func.count()).where(
-            _logs.c.namespace == namespace, _logs.c.indexed.is_(True)
-        )
-        with self._engine.connect() as connection:
-            return int(connection.execute(statement).scalar_one())
+    def get(self, ids: Sequence[str]) -> dict[str, Trace]:
+        """The traces of logs, by id; unknown ids, and other namespaces', are not found.
 
-    def forget_index(self, namespace: str) -> None:
-        """Have every log embedded again."""
-        with self._write() as connection:
-            connection.execute(
-                update(_logs).where(_logs.c.namespace == namespace).values(indexed=False)
+        A trace that does not fit its own hash any more is not given, and a warning is logged.
+        """
+        found: dict[str, Trace] = {}
+        if not ids:
+            return found
+        with self._db.read() as connection:
+            rows = connection.execute(
+                select(logs.c.id, logs.c.trace).where(self._mine_by_id, logs.c.id.in_(ids))
+            ).all()
+        for row in rows:
+            trace = self.intact(row.id, row.trace)
+            if trace is None:
+                logger.warning("The trace of log %s is damaged; it is left out.", row.id)
+            else:
+                found[row.id] = trace
+        return found
+
+    def intact(self, key: str, text: str) -> Trace | None:
+        """A stored trace, if it is the one that the id was made from."""
+        try:
+            trace = Trace.from_json(text)
+        except TraceError:
+            return None
+        return trace if log_id(self.namespace, trace) == key else None
+
+    def recallable(
+        self, outcomes: Sequence[Outcome], where: Where | None = None
+    ) -> ColumnElement[bool]:
+        """The condition under which logs may be recalled: outcome, age, feedback and filter.
+
+        A log that was said to harm more often than to help is not recalled.
+
+        Raises:
+            StoreError: The filter is malformed.
+        """
+        parts = [
+            self._mine_by_id,
+            logs.c.outcome.in_(outcomes),
+            logs.c.times_harmed <= logs.c.times_helped,
+        ]
+        if self._ttl is not None:
+            parts.append(logs.c.captured_at >= time.time() - self._ttl)
+        if where is not None:
+            parts.append(condition(where))
+        return and_(*parts)
+
+    def keep_if(self, ids: Sequence[str], allowed: ColumnElement[bool]) -> set[str]:
+        """Those of the ids that a condition allows."""
+        kept: set[str] = set()
+        for chunk in chunks(ids):
+            with self._db.read() as connection:
+                rows = connection.execute(select(logs.c.id).where(logs.c.id.in_(chunk), allowed))
+                kept.update(row.id for row in rows)
+        return kept
+
+    def count(self, allowed: ColumnElement[bool] | None = None, *, limit: int | None = None) -> int:
+        """Number of logs (that a condition allows), counted up to a limit."""
+        found = select(logs.c.id).where(self._mine if allowed is None else allowed).limit(limit)
+        with self._db.read() as connection:
+            return int(
+                connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
             )
 
-    def not_indexed(self, namespace: str, limit: int | None = None) -> list[LogRow]:
-        """Logs whose embedding is not in the index yet, oldest first; failed ones are left out."""
-        statement = (
-            select(_logs.c.id, _logs.c.trace)
-            .where(
-                _logs.c.namespace == namespace, _logs.c.indexed.is_(False), _logs.c.error.is_(None)
-            )
-            .order_by(_logs.c.captured_at)
-            .limit(limit)
-        )
-        with self._engine.connect() as connection:
-            return [
-                LogRow(row.id, Trace.from_json(row.trace)) for row in connection.execute(statement)
-            ]
+    def ids(self) -> Iterator[str]:
+        """The ids of all logs, in their order, read in pages."""
+        last = ""
+        while True:
+            with self._db.read() as connection:
+                page = connection.execute(
+                    select(logs.c.id)
+                    .where(self._mine, logs.c.id > last)
+                    .order_by(logs.c.id)
+                    .limit(_CHUNK)
+                ).all()
+            if not page:
+                return
+            yield from (row.id for row in page)
+            last = page[-1].id
 
-    def without_segment(
+    def starting_with(self, prefix: str, limit: int = 2) -> list[str]:
+        """Ids of logs that begin so; enough of them to know whether there is more than one."""
+        with self._db.read() as connection:
+            rows = connection.execute(
+                select(logs.c.id)
+                .where(self._mine, logs.c.id.startswith(prefix, autoescape=True))
+                .order_by(logs.c.id)
+                .limit(limit)
+            )
+            return [row.id for row in rows]
+
+    def damaged(self) -> Iterator[str]:
+        """Ids of logs whose trace does not fit its id any more."""
+        for chunk in chunks(list(self.ids())):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.trace).where(logs.c.id.in_(chunk))
+                ).all()
+            yield from (row.id for row in rows if self.intact(row.id, row.trace) is None)
+
+    def info(
         self,
-        namespace: str,
-        fingerprint: str,
-        selection: str,
-        outcomes: Sequence[str],
+        ids: Sequence[str] | None = None,
+        *,
+        outcomes: Sequence[Outcome] | None = None,
+        where: Where | None = None,
         limit: int | None = None,
-    ) -> list[str]:
-        """Ids of logs that a model has not encoded yet, oldest first; failed ones are left out."""
-        encoded = select(_segments.c.log_id).where(
-            _segments.c.fingerprint == fingerprint, _segments.c.selection == selection
+    ) -> list[LogInfo]:
+        """Logs with their counters, newest first; damaged ones are left out."""
+        number = select(func.count(segments.c.file)).where(segments.c.log_id == logs.c.id)
+        size = select(func.coalesce(func.sum(segments.c.bytes), 0)).where(
+            segments.c.log_id == logs.c.id
         )
+        merged = select(embeddings.c.merged).where(embeddings.c.log_id == logs.c.id)
         statement = (
-            select(_logs.c.id)
-            .where(
-                _logs.c.namespace == namespace,
-                _logs.c.outcome.in_(outcomes),
-                _logs.c.error.is_(None),
-                _logs.c.id.not_in(encoded),
+            select(
+                logs,
+                number.scalar_subquery().label("segments"),
+                size.scalar_subquery().label("segment_bytes"),
+                merged.scalar_subquery().label("merged"),
             )
-            .order_by(_logs.c.captured_at)
+            .where(self._mine)
+            .order_by(logs.c.captured_at.desc(), logs.c.id)
             .limit(limit)
         )
-        with self._engine.connect() as connection:
-            return [row.id for row in connection.execute(statement)]
+        if ids is not None:
+            statement = statement.where(logs.c.id.in_(ids))
+        if outcomes is not None:
+            statement = statement.where(logs.c.outcome.in_(outcomes))
+        if where is not None:
+            statement = statement.where(condition(where))
+        with self._db.read() as connection:
+            rows = connection.execute(statement).all()
+        return [info for row in rows if (info := self._info(row)) is not None]
 
-    def mark_indexed(self, ids: Sequence[str]) -> None:
-        """Record that the index holds these logs."""
-        with self._write() as connection:
-            connection.execute(update(_logs).where(_logs.c.id.in_(ids)).values(indexed=True))
-
-    def mark_failed(self, key: str, error: str) -> None:
-        """Record why a log could not be derived; it is not tried again until `clear_failures`."""
-        with self._write() as connection:
-            connection.execute(update(_logs).where(_logs.c.id == key).values(error=error))
-
-    def failures(self, namespace: str) -> dict[str, str]:
-        """Errors by log id."""
-        statement = select(_logs.c.id, _logs.c.error).where(
-            _logs.c.namespace == namespace, _logs.c.error.is_not(None)
+    def _info(self, row: Row[Any]) -> LogInfo | None:
+        trace = self.intact(row.id, row.trace)
+        if trace is None:
+            return None
+        return LogInfo(
+            id=row.id,
+            trace=trace,
+            captured_at=row.captured_at,
+            times_seen=row.times_seen,
+            times_recalled=row.times_recalled,
+            times_helped=row.times_helped,
+            times_harmed=row.times_harmed,
+            state="indexed" if row.merged else "embedded" if row.embedded else "captured",
+            segments=row.segments,
+            bytes=row.bytes + int(row.segment_bytes),
         )
-        with self._engine.connect() as connection:
-            return {row.id: row.error for row in connection.execute(statement)}
 
-    def clear_failures(self, namespace: str) -> None:
-        """Forget errors, so that the logs are tried again."""
-        with self._write() as connection:
-            connection.execute(
-                update(_logs).where(_logs.c.namespace == namespace).values(error=None)
-            )
+    def count_uses(self, uses: Mapping[str, int]) -> None:
+        """Record how often logs were recalled."""
+        self._count({key: {"times_recalled": number} for key, number in uses.items()}, used=True)
 
-    def add_segment(
-        self, key: str, fingerprint: str, selection: str, *, file: str, tokens: int, size: int
-    ) -> None:
-        """Record a segment file of a log."""
-        values = {"file": file, "tokens": tokens, "bytes": size}
-        statement = upsert(_segments).values(
-            log_id=key, fingerprint=fingerprint, selection=selection, **values
-        )
-        with self._write() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["log_id", "fingerprint", "selection"], set_=values
-                )
-            )
+    def count_feedback(self, ids: Iterable[str], *, helped: bool) -> set[str]:
+        """Record that logs helped or harmed; gives the ids that exist."""
+        column = "times_helped" if helped else "times_harmed"
+        return self._count({key: {column: 1} for key in ids}, used=False)
 
-    def remove_segment(self, key: str, fingerprint: str, selection: str) -> None:
-        """Forget a segment, so that it is encoded again."""
-        with self._write() as connection:
-            connection.execute(
-                delete(_segments).where(
-                    _segments.c.log_id == key,
-                    _segments.c.fingerprint == fingerprint,
-                    _segments.c.selection == selection,
-                )
-            )
+    def _count(self, numbers: Mapping[str, Mapping[str, int]], *, used: bool) -> set[str]:
+        found = set()
+        with self._db.write() as connection:
+            for key, columns in sorted(numbers.items()):  # in one order: no deadlocks
+                values: dict[str, Any] = {
+                    name: logs.c[name] + number for name, number in columns.items()
+                }
+                if used:
+                    values["used_at"] = time.time()
+                statement = update(logs).where(self._mine_by_id, logs.c.id == key).values(values)
+                if connection.execute(statement).rowcount:
+                    found.add(key)
+        return found
 
-    def segment_file(self, key: str, fingerprint: str, selection: str) -> str | None:
-        """Relative path of a segment's file, None if there is no such segment."""
-        statement = select(_segments.c.file).where(
-            _segments.c.log_id == key,
-            _segments.c.fingerprint == fingerprint,
-            _segments.c.selection == selection,
-        )
-        with self._engine.connect() as connection:
-            return connection.execute(statement).scalar_one_or_none()
+    def restore(self, found: Sequence[tuple[Trace, Mapping[str, float]]]) -> int:
+        """Record logs of another store with the `COUNTERS` that they had there.
 
-    def add_model(self, fingerprint: str, parts: str) -> None:
-        """Remember a model's fingerprint parts, to say later in what another model differs."""
-        with self._write() as connection:
-            connection.execute(
-                upsert(_models)
-                .values(fingerprint=fingerprint, parts=parts)
-                .on_conflict_do_nothing()
-            )
+        Logs that are here already stay as they are, but for counters that were higher there, an
+        outcome where none is known here, and a trace that is damaged here. Doing it again changes
+        nothing.
 
-    def models(self) -> dict[str, str]:
-        """Fingerprint parts, as JSON, by fingerprint id."""
-        with self._engine.connect() as connection:
-            return {row.fingerprint: row.parts for row in connection.execute(select(_models))}
+        Returns:
+            How many of the logs are new.
+        """
+        new = 0
+        for start in range(0, len(found), _CHUNK):
+            with self._db.write() as connection:
+                for trace, counters in found[start : start + _CHUNK]:
+                    new += self._restore(connection, trace, counters)
+        return new
 
-    @contextmanager
-    def _write(self) -> Iterator[Any]:
-        with self._engine.begin() as connection:
-            yield connection
+    def _restore(self, connection: Connection, trace: Trace, counters: Mapping[str, float]) -> bool:
+        key = log_id(self.namespace, trace)
+        columns = (logs.c[name] for name in COUNTERS)
+        row = connection.execute(
+            select(logs.c.outcome, logs.c.trace, *columns).where(self._mine, logs.c.id == key)
+        ).one_or_none()
+        if row is None:
+            self._add(connection, trace)
+            values = {**counters, "used_at": counters["captured_at"]}
+        else:
+            if row.outcome != "unknown":
+                trace = trace.model_copy(update={"outcome": row.outcome})
+            if trace.outcome != row.outcome or self.intact(key, row.trace) is None:
+                self._replace(connection, key, trace)
+            values = {name: max(getattr(row, name), counters[name]) for name in COUNTERS}
+        connection.execute(update(logs).where(logs.c.id == key).values(values))
+        return row is None
+
+    def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete logs with everything derived; gives the ids that existed.
+
+        Index entries and files are queued in the same transaction: see `Derived.removals`.
+        """
+        deleted: set[str] = set()
+        for chunk in chunks(ids):
+            with self._db.write() as connection:
+                mine = [
+                    row.id
+                    for row in connection.execute(
+                        select(logs.c.id).where(self._mine_by_id, logs.c.id.in_(chunk))
+                    )
+                ]
+                files = connection.execute(
+                    select(segments.c.file).where(
+                        segments.c.log_id.in_(mine), segments.c.file.is_not(None)
+                    )
+                ).all()
+                rows = [{"log_id": key, "file": None} for key in mine]
+                rows += [{"log_id": None, "file": row.file} for row in files]
+                if rows:
+                    connection.execute(
+                        insert(removals), [{"namespace": self.namespace, **row} for row in rows]
+                    )
+                connection.execute(delete(logs).where(logs.c.id.in_(mine)))
+                deleted.update(mine)
+        return deleted
 
 
-def _configure(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # what add() returned survives a power cut
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Parts small enough for one statement."""
+    for start in range(0, len(ids), _CHUNK):
+        yield ids[start : start + _CHUNK]

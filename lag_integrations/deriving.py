@@ -1,0 +1,218 @@
+"""Brings what is derived (embeddings, segments, index) into step with the ledger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lag_integrations.errors import EmbedderMismatchError, StoreError
+from lag_integrations.kv.segment import Segment, SegmentKey
+from lag_integrations.kv.selection import Selection
+from lag_integrations.store.budget import Budget
+from lag_integrations.store.embedder import Embedder, Vectors
+from lag_integrations.store.segments import encode_task
+from lag_integrations.store.store import MERGE_AT, LogStore
+from lag_integrations.trace import Outcome, Trace
+
+if TYPE_CHECKING:
+    from lag_integrations.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+_EMBED_AT_ONCE = 64
+_LOOK_AHEAD = 256
+_SLOTS = 64
+"""Encoding is shared out between processes by locks on parts of the logs."""
+_ENFORCE_EVERY = 64
+_OVERSHOOT = 0.004
+"""Steps, or part of the byte budget written, after which the budget is looked at again."""
+_PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
+_EMBEDDER = "embedder"
+
+
+class Deriver:
+    """Does the derived work of one namespace, a small step at a time.
+
+    Several processes may do so for one store: locks keep them from doing work twice, and what a
+    crash interrupted is simply still to do.
+
+    Args:
+        store: The store.
+        embedder: Makes the embeddings.
+        selection: Which tokens of a trace become its segment.
+        codec: How segments are stored.
+        budget: What the namespace may grow to.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        embedder: Embedder,
+        *,
+        selection: Selection,
+        codec: str,
+        budget: Budget,
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._selection = selection
+        self._codec = codec
+        self._budget = budget
+        self._embedder_checked = False
+        self._todo: deque[str] = deque()
+        self._todo_for: SegmentKey | None = None
+        self._steps = self._written = 0
+        self._lock = threading.RLock()
+
+    def key(self, log_id: str, engine: Engine) -> SegmentKey:
+        """The key of a log's segment for a model."""
+        return SegmentKey(log_id, engine.fingerprint.id, self._selection.name, self._codec)
+
+    def step(self, engine: Engine | None, outcomes: Sequence[Outcome]) -> bool:
+        """Do a little of what is to do; False if there is nothing that others are not doing."""
+        with self._lock:
+            self._enforce_if_due()
+            return (
+                self._store.sweep()
+                or self._embed_some()
+                or self._store.merge(at_least=MERGE_AT)
+                or (engine is not None and self._encode_one(engine, outcomes))
+            )
+
+    def settle(self) -> None:
+        """What is to do now and then: keep the budget, let go of what others deleted."""
+        with self._lock:
+            self._enforce()
+            while self._store.sweep():
+                pass
+            self._store.hot.keep_only(self._store.segments.live_files)
+
+    def _enforce(self) -> None:
+        self._steps = self._written = 0
+        if self._budget == Budget():
+            return
+        pruned = self._store.evictor.enforce(self._budget)
+        if pruned.logs or pruned.segments:
+            logger.info("Evicted %d logs, %d segments.", pruned.logs, pruned.segments)
+
+    def _enforce_if_due(self) -> None:
+        """While there is much to do, the budget is kept meanwhile, too."""
+        self._steps += 1
+        allowed = self._budget.max_bytes
+        if self._steps >= _ENFORCE_EVERY or (allowed and self._written > allowed * _OVERSHOOT):
+            self._enforce()
+
+    def pending(self, engine: Engine | None, outcomes: Sequence[Outcome]) -> int:
+        """Steps that are left: one for each log to embed, one for each to encode."""
+        missing = 0
+        if engine is not None:
+            missing = len(self._store.segments.missing(self.key("", engine), outcomes))
+        return self._store.embeddings.count_missing() + missing
+
+    def encode(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
+        """Encode a trace, and store the segment.
+
+        Raises:
+            LAGError: The trace cannot be encoded by this model, or not be stored.
+        """
+        segment = engine.encode(trace, self._selection)
+        try:
+            segment, size = self._store.save(self.key(log_id, engine), segment)
+        except OSError as error:
+            raise StoreError(
+                f"A segment cannot be written to {self._store.blobs.url} ({error}). The trace is "
+                "safe; the segment is made again when there is room."
+            ) from error
+        self._written += size
+        return segment
+
+    def embed_query(self, query: str) -> Vectors:
+        """Embed a query, fp32 ``[dimension]``.
+
+        Raises:
+            EmbedderMismatchError: The store was built with another embedder.
+        """
+        self._check_embedder()
+        return self._embedder.embed_query(query)
+
+    def adopt_embedder(self) -> None:
+        """Take this embedder for the store's from now on: every namespace is embedded again."""
+        store = self._store
+        with self._lock, store.locks.hold("embed"), store.locks.hold("merge"):
+            store.facts.forget_setting(_EMBEDDER)
+            store.embeddings.forget_all()
+            store.index.drop_all()
+            self._embedder_checked = False
+            self._check_embedder()
+
+    def _embed_some(self) -> bool:
+        if not self._store.embeddings.count_missing(limit=1):
+            return False
+        self._check_embedder()
+        with self._store.locks.hold("embed"):
+            waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE)
+            if waiting:
+                vectors = self._embedder.embed([trace.search_text for _, trace in waiting])
+                self._store.embeddings.add([key for key, _ in waiting], vectors)
+        return True
+
+    def _encode_one(self, engine: Engine, outcomes: Sequence[Outcome]) -> bool:
+        """Encode one log that nobody else is encoding."""
+        kind = self.key("", engine)
+        if self._todo_for != kind:
+            self._todo.clear()
+        if not self._todo:
+            self._todo.extend(self._store.segments.missing(kind, outcomes, limit=_LOOK_AHEAD))
+            self._todo_for = kind
+        done = False
+        while self._todo and not done:
+            log_id = self._todo.popleft()
+            slot = int(log_id[:8], 16) % _SLOTS
+            with self._store.locks.hold(f"encode-{slot}", wait=False) as held:
+                if held:  # else another process is at it
+                    done = self._encode_if_missing(log_id, engine, outcomes)
+        return done
+
+    def _encode_if_missing(self, log_id: str, engine: Engine, outcomes: Sequence[Outcome]) -> bool:
+        key = self.key(log_id, engine)
+        if not self._store.segments.is_missing(key, outcomes):
+            return False
+        trace = self._store.ledger.get([log_id]).get(log_id)
+        try:
+            if trace is None:
+                raise StoreError("The stored trace is damaged.")
+            self.encode(log_id, trace, engine)
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # the store's fault, not the log's: it is tried again
+            self._store.failures.add(log_id, encode_task(key), str(error))
+        except Exception as error:  # one bad log must not hold up the others
+            self._store.failures.add(log_id, encode_task(key), f"{type(error).__name__}: {error}")
+        return True
+
+    def _check_embedder(self) -> None:
+        """The store remembers how its embedder embeds one known sentence."""
+        if self._embedder_checked:
+            return
+        vector = self._embedder.embed([_PROBE_TEXT])[0]
+        mine = {
+            "name": self._embedder.name,
+            "dimension": len(vector),
+            "vector": [round(float(x), 5) for x in vector],
+        }
+        recorded = json.loads(self._store.facts.first_setting(_EMBEDDER, json.dumps(mine)))
+        theirs = np.asarray(recorded["vector"], dtype=np.float32)
+        if theirs.shape != vector.shape or float(theirs @ vector) < 0.999:
+            raise EmbedderMismatchError(
+                f"The store at {self._store.path} was built with the embedder "
+                f"{recorded['name']!r} ({len(theirs)} dimensions), not with "
+                f"{self._embedder.name!r} ({len(vector)}). Open it with that embedder, or call "
+                "memory.reindex() (`kvlog reindex`) to embed every trace with this one."
+            )
+        self._embedder_checked = True

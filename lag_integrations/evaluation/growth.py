@@ -1,0 +1,170 @@
+"""How a store behaves as it grows: ``python -m lag_integrations.evaluation.growth``.
+
+Synthetic logs with small vectors and tiny segments: what is measured is the store, not the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lag_integrations.kv.segment import Segment, SegmentKey
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.store.embedder import Vectors
+from lag_integrations.trace import Trace
+
+_DIMENSION = 32
+_SHAPE = (2, 1, 4, 8)
+_RECALLS = 200
+_FINGERPRINT = "synthetic"
+
+
+def embed(texts: Sequence[str]) -> Vectors:
+    """A random vector a word, summed: fp32 ``[texts, 32]``."""
+    vectors = np.zeros((len(texts), _DIMENSION), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for word in text.split():
+            vectors[row] += _word(word)
+    return vectors
+
+
+@lru_cache(maxsize=10_000)
+def _word(word: str) -> Vectors:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "big")
+    return np.random.RandomState(seed).standard_normal(_DIMENSION).astype(np.float32)
+
+
+def synthetic(number: int) -> Trace:
+    """A log that no other number has."""
+    chance = random.Random(number)
+    words = " ".join(f"w{chance.randrange(5_000)}" for _ in range(6))
+    messages = [
+        {"role": "user", "content": f"Question {number}: {words}?"},
+        {"role": "assistant", "content": f"Answer {number}: {words} again."},
+    ]
+    metadata = {"team": number % 10, "rare": number % 5_000 == 0}
+    return Trace.from_messages(messages, outcome="success", metadata=metadata)
+
+
+def main() -> None:
+    """Grow a store, and print a table of what it costs at each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    arguments = parser.parse_args()
+    console = Console()
+    columns = [
+        "logs",
+        "add p50 / p95",
+        "add many",
+        "recall p50 / p95",
+        "with a filter",
+        "rare filter",
+    ]
+    table = Table(*columns, "load 3 segments", "open + first recall", title="Growth of a store")
+    with tempfile.TemporaryDirectory() as name, Progress(console=console) as progress:
+        folder = Path(name)
+        before = 0
+        for size in sorted(arguments.sizes):
+            table.add_row(f"{size:,}", *_measure(folder, before, size, progress))
+            before = size
+        evictions = _evict(folder)
+    console.print(table)
+    console.print(evictions)
+
+
+def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterator[str]:
+    """Let the store grow to a size, and say what things take there (milliseconds)."""
+    with KVLogMemory(folder, embedder=embed, max_pending=10**9) as memory:
+        number = size - before - 100
+        bar = progress.add_task(f"Adding up to {size:,} logs", total=number)
+        spent = 0.0
+        for start in range(before, before + number, 1_000):
+            traces = [synthetic(n) for n in range(start, min(start + 1_000, before + number))]
+            spent += _seconds(lambda traces=traces: memory.add_many(traces))  # type: ignore[misc]
+            progress.advance(bar, len(traces))
+        traces = [synthetic(n) for n in range(before + number, size)]
+        adds = [_seconds(lambda trace=trace: memory.add(trace)) for trace in traces]  # type: ignore[misc]
+        bar = progress.add_task("Embedding and indexing")
+        memory.flush(lambda done, total: progress.update(bar, completed=done, total=total))
+        bar = progress.add_task("Writing segments", total=size - before)
+        for key in list(memory.store.ledger.ids()):
+            identity = SegmentKey(key, _FINGERPRINT, "last_response", "native")
+            if memory.store.segments.is_missing(identity, ("success",)):
+                memory.store.save(identity, _segment(key))
+                progress.advance(bar)
+        assert memory.store.ledger.count() == size
+        yield _both(adds)
+        yield f"{number / spent:,.0f} a second"
+        chance = random.Random(size)
+        queries = [synthetic(chance.randrange(size)).task for _ in range(_RECALLS)]
+        yield _both([_seconds(lambda q=query: memory.recall(q)) for query in queries])  # type: ignore[misc]
+        for where in ({"team": 3}, {"rare": True}):
+            yield _both(
+                [
+                    _seconds(lambda q=query, w=where: memory.recall(q, where=w, min_score=-1))  # type: ignore[misc]
+                    for query in queries[:50]
+                ]
+            )
+        yield _both([_seconds(lambda q=query: _load(memory, q)) for query in queries])  # type: ignore[misc]
+    begun = time.perf_counter()
+    with KVLogMemory(folder, embedder=embed) as memory:
+        opened = time.perf_counter() - begun
+        first = _seconds(lambda: memory.recall(queries[0]))
+        yield f"{opened * 1e3:.0f} + {first * 1e3:.0f}"
+
+
+def _load(memory: KVLogMemory, query: str) -> None:
+    for log in memory.store.segments.files(
+        SegmentKey("", _FINGERPRINT, "last_response", "native"),
+        [log.id for log in memory.recall(query)],
+    ).items():
+        key = SegmentKey(log[0], _FINGERPRINT, "last_response", "native")
+        assert log[1] is not None
+        assert memory.store.load(key, log[1]) is not None
+
+
+def _evict(folder: Path) -> str:
+    with KVLogMemory(folder, embedder=embed) as memory:
+        traces, segments = memory.store.evictor.nbytes()
+    budget = traces + segments // 2
+    with KVLogMemory(folder, embedder=embed, max_bytes=budget) as memory:
+        seconds = _seconds(memory.flush)
+        kept = sum(memory.store.evictor.nbytes())
+        on_disk = sum(len(memory.store.blobs.get(name)) for name in memory.store.blobs.names())
+    return (
+        f"Byte budget of {budget:,}: {kept / budget:.2%} of it used after {seconds:.0f} s of "
+        f"eviction, {on_disk:,} bytes of segments on disk."
+    )
+
+
+def _segment(key: str) -> Segment:
+    torch.manual_seed(int(key[:8], 16))
+    slots = (torch.randn(_SHAPE), torch.randn(_SHAPE))
+    return Segment(torch.arange(_SHAPE[2]), (slots,), _FINGERPRINT)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _both(seconds: Sequence[float]) -> str:
+    p50, p95 = np.percentile(np.asarray(seconds) * 1e3, [50, 95])
+    return f"{p50:.1f} / {p95:.1f}"
+
+
+if __name__ == "__main__":
+    main()

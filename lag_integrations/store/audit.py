@@ -1,0 +1,159 @@
+"""Verify that what is derived agrees with the ledger, and repair it where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
+from lag_integrations.kv.segment import SegmentKey
+from lag_integrations.kv.segment_file import load_segment
+from lag_integrations.store.store import LogStore
+
+_PROBES = 32
+
+Kind = Literal[
+    "ledger_damaged",
+    "trace_damaged",
+    "segment_missing",
+    "segment_damaged",
+    "orphan_file",
+    "index_unusable",
+    "index_differs",
+    "removal_pending",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as the ledger says.
+
+    Attributes:
+        kind: What is wrong.
+        subject: The log, file or thing that it is about.
+        detail: For people; no content of traces.
+    """
+
+    kind: Kind
+    subject: str
+    detail: str
+
+
+class Audit:
+    """Checks one namespace of a store; orphan files are looked for in the whole store.
+
+    Args:
+        store: The store, open.
+        progress: Called with the number of steps done, and of all.
+        min_age: Seconds after which a file that the ledger does not know is an orphan; before,
+            it may belong to a write that is going on in another process.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        min_age: float = 600.0,
+    ) -> None:
+        self._store = store
+        self._min_age = min_age
+        self._progress = progress or (lambda done, total: None)
+        self._keys: dict[str, SegmentKey] = {}
+
+    def verify(self) -> list[Problem]:
+        """Everything that is wrong; an empty list if nothing is."""
+        return list(self._problems())
+
+    def repair(self) -> list[Problem]:
+        """Make right what can be made right; gives what was wrong.
+
+        Damaged segments go to quarantine, and are made again from their traces. Damaged traces,
+        and a damaged ledger, have to come from a backup or an export: they are left as they are.
+        """
+        problems = self.verify()
+        store = self._store
+        rebuild = False
+        for problem in problems:
+            if problem.kind in ("segment_missing", "segment_damaged"):
+                store.segments.forget(self._keys[problem.subject])
+                store.blobs.quarantine(problem.subject)
+            elif problem.kind == "orphan_file":
+                store.blobs.remove(problem.subject)
+            elif problem.kind in ("index_unusable", "index_differs"):
+                rebuild = True
+        while store.sweep():
+            pass
+        if rebuild:
+            store.rebuild_index()
+        return problems
+
+    def _problems(self) -> Iterator[Problem]:
+        store = self._store
+        for detail in store.database.damage():
+            yield Problem("ledger_damaged", "ledger", detail)
+        for removal in store.removals.next(1):
+            yield Problem(
+                "removal_pending",
+                removal.log_id or removal.file or "",
+                "is not gone everywhere yet",
+            )
+        yield from self._traces()
+        yield from self._segments()
+        yield from self._orphans()
+        yield from self._index()
+
+    def _traces(self) -> Iterator[Problem]:
+        for key in self._store.ledger.damaged():
+            yield Problem("trace_damaged", key, "the trace does not fit its hash")
+
+    def _segments(self) -> Iterator[Problem]:
+        stored = list(self._store.segments.all_files())
+        for done, (key, file, size) in enumerate(stored, 1):
+            self._keys[file] = key
+            try:
+                data = self._store.blobs.get(file)
+                load_segment(data, key)
+            except OSError as error:
+                yield Problem("segment_missing", file, f"of log {key.log_id}: {error}")
+            except (SegmentCorruptedError, FingerprintMismatchError) as error:
+                yield Problem("segment_damaged", file, f"of log {key.log_id}: {error}")
+            else:
+                if len(data) != size:
+                    yield Problem("segment_damaged", file, f"{len(data)} bytes instead of {size}")
+            self._progress(done, len(stored))
+
+    def _orphans(self) -> Iterator[Problem]:
+        names = list(self._store.blobs.names())
+        # Asked after the files were listed: a file is recorded after it was written.
+        for start in range(0, len(names), 500):
+            part = names[start : start + 500]
+            known = self._store.segments.live_files(part) | self._store.removals.files(part)
+            for name in part:
+                if name not in known and self._store.blobs.age(name) >= self._min_age:
+                    yield Problem("orphan_file", name, "belongs to no log")
+
+    def _index(self) -> Iterator[Problem]:
+        store = self._store
+        with store.locks.hold("merge"):  # neither side changes meanwhile
+            merged, vectors = store.embeddings.vectors(merged=True)
+            try:
+                if merged and store.embeddings.known_index() != store.index.identity():
+                    yield Problem("index_differs", "index", "it was lost, or made by another store")
+                    return
+                held = store.index.ids()
+                missing, extra = set(merged) - held, held - set(merged)
+                if missing or extra:
+                    detail = f"{len(missing)} logs are missing in it, {len(extra)} are unknown"
+                    yield Problem("index_differs", "index", detail)
+                    return
+                for place in np.linspace(0, len(merged) - 1, min(_PROBES, len(merged)), dtype=int):
+                    _, found = store.index.search(vectors[place], 1)
+                    if not found or found[0][1] < 0.999:
+                        yield Problem("index_differs", "index", "it does not find its own entries")
+                        return
+            except StoreError as error:
+                yield Problem("index_unusable", "index", str(error))

@@ -1,0 +1,106 @@
+"""Where segment files live: a local folder, or anything that fsspec can write to."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from lag_integrations.errors import StoreError
+
+_QUARANTINE = "quarantine"
+
+
+class Blobs:
+    """Named pieces of bytes, each written as a whole or not at all.
+
+    Args:
+        url: Folder, or URL of a folder (``s3://bucket/memory``), for fsspec.
+
+    Raises:
+        StoreError: There is no such file system.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+            self._fs.makedirs(self._root, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise StoreError(
+                f"Segments cannot be kept at {url!r} ({error}). Give a folder or a URL that fsspec "
+                "can write to, and install the package that it names."
+            ) from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file that does not exist yet; durable when this returns.
+
+        Raises:
+            OSError: It cannot be written (a full disk).
+        """
+        path = self._path(name)
+        if not self._local:
+            self._fs.pipe_file(path, data)  # object stores show an object when it is whole
+            return
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+    def get(self, name: str) -> bytes:
+        """Read a whole file. Read, not mapped: one cut short while mapped would kill the process.
+
+        Raises:
+            OSError: It is missing or cannot be read.
+        """
+        data: bytes = self._fs.cat_file(self._path(name))
+        return data
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone already is fine."""
+        try:
+            self._fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    def names(self) -> Iterator[str]:
+        """All files but the quarantined, leftovers of interrupted writes included."""
+        for path in self._fs.find(self._root, withdirs=False):
+            name = posixpath.relpath(path, self._root)
+            if not name.startswith(f"{_QUARANTINE}/"):
+                yield name
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was written, by the file system's clock and ours."""
+        try:
+            return float(time.time() - self._fs.modified(self._path(name)).timestamp())
+        except (NotImplementedError, FileNotFoundError):
+            return float("inf")
+
+    def quarantine(self, name: str) -> bool:
+        """Put a damaged file aside, for people to look at; False if it is not there."""
+        target = self._path(f"{_QUARANTINE}/{posixpath.basename(name)}")
+        try:
+            self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            self._fs.mv(self._path(name), target)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _path(self, name: str) -> str:
+        return posixpath.join(self._root, name)

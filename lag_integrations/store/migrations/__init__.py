@@ -1,0 +1,129 @@
+"""Schema versions of the ledger, kept by Alembic."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+
+from lag_integrations.errors import StoreError
+from lag_integrations.store.schema import metadata
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+    from lag_integrations.store.database import Database
+
+HEAD = "0002"
+"""The newest revision; a test holds it equal to the newest file in ``versions/``."""
+_KNOWN = ("0001", "0002")
+_VERSION_TABLE = (
+    "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+    "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"  # as Alembic makes it
+)
+
+
+def bring_up_to_date(database: Database, folder: Path, *, backed_up: bool = False) -> str | None:
+    """Make an empty database a ledger, or migrate an older one.
+
+    An SQLite file is copied first. A server's database is migrated only when told that there is a
+    backup.
+
+    Args:
+        database: The database.
+        folder: Where the backup of an SQLite file goes.
+        backed_up: There is a backup already.
+
+    Returns:
+        The revision it was migrated from; None if there was nothing to do.
+
+    Raises:
+        StoreError: The ledger is newer than this version, or is on a server and older.
+    """
+    found = _revision(database)
+    if found == HEAD:
+        return None
+    with database.locks.hold("migrate"):
+        found = _revision(database)  # another process may have been faster
+        if found == HEAD:
+            return None
+        if found is None:
+            with database.engine.begin() as connection:
+                metadata.create_all(connection)
+                connection.execute(text(_VERSION_TABLE))
+                connection.execute(text(f"INSERT INTO alembic_version VALUES ('{HEAD}')"))
+            return None
+        if found not in _KNOWN:
+            raise StoreError(
+                f"{database} has schema version {found}, which is newer than this version of "
+                f"lag_integrations knows ({HEAD}). Upgrade lag_integrations."
+            )
+        backup = None
+        if database.is_sqlite and not backed_up:
+            backup = folder / f"backup-{found}-{_now()}.sqlite"
+            _back_up(Path(str(database)), backup)
+        elif not backed_up:
+            raise StoreError(
+                f"{database} has the older schema version {found}. Back it up (pg_dump), then run "
+                "`kvlog migrate --backed-up`."
+            )
+        try:
+            _migrate(database, found)
+        except Exception as error:
+            if backup is not None:
+                backup.unlink()  # as good as the ledger itself
+            raise StoreError(
+                f"{database} could not be migrated from schema version {found} "
+                f"({type(error).__name__}). Nothing was changed."
+            ) from error
+    return found
+
+
+def _revision(database: Database) -> str | None:
+    """The revision of a ledger; None for an empty database."""
+    with database.engine.connect().execution_options(lag_read=True) as connection:
+        tables = set(inspect(connection).get_table_names())
+        if "alembic_version" in tables:
+            return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
+        if {"logs", "settings"} <= tables:  # before Alembic
+            return "0001"
+        if tables & set(metadata.tables):
+            raise StoreError(
+                f"{database} holds tables with the names of a ledger's that are none. Give an "
+                "empty folder or database."
+            )
+    return None
+
+
+def _back_up(source: Path, target: Path) -> None:
+    with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
+        old.backup(new)
+    old.close()
+    new.close()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
+def _migrate(database: Database, found: str) -> None:
+    from alembic import command
+
+    with database.engine.begin() as connection:  # one transaction: all of it or nothing
+        config = alembic_config(connection)
+        if not inspect(connection).has_table("alembic_version"):
+            command.stamp(config, found)
+        command.upgrade(config, HEAD)
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration for one open connection."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

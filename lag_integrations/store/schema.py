@@ -1,0 +1,108 @@
+"""The tables of the ledger. Changing them needs a migration (see `migrations`)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    # Unix seconds; of the last capture, where a run was captured several times.
+    Column("captured_at", Float, nullable=False),
+    Column("used_at", Float, nullable=False),  # last captured or recalled
+    Column("times_seen", Integer, nullable=False),
+    Column("times_recalled", Integer, nullable=False),
+    Column("times_helped", Integer, nullable=False),
+    Column("times_harmed", Integer, nullable=False),
+    Column("embedded", Boolean, nullable=False),
+    Column("bytes", Integer, nullable=False),  # of the trace
+    Column("trace", Text, nullable=False),  # last: long rows are read up to the column asked for
+    UniqueConstraint("namespace", "content_hash", name="uq_logs_content"),
+    Index("ix_logs_embedded", "namespace", "embedded", "captured_at"),
+    Index("ix_logs_used", "namespace", "used_at", "bytes"),
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("position", Integer, primary_key=True),  # a list in the metadata is several rows
+    Column("text", Text),
+    Column("number", Float),
+    Index("ix_tags_text", "key", "text", "log_id"),
+    Index("ix_tags_number", "key", "number", "log_id"),
+)
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("merged", Boolean, nullable=False),  # whether the Chroma index holds it
+    Column("vector", LargeBinary, nullable=False),  # fp32, little endian, of norm 1
+    Index("ix_embeddings_merged", "namespace", "merged"),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("selection", String(64), primary_key=True),
+    Column("codec", String(16), primary_key=True),
+    Column("file", Text),  # null: evicted; made again when the log is recalled
+    Column("tokens", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+)
+
+failures = Table(
+    "failures",
+    metadata,
+    Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", String(160), primary_key=True),
+    Column("error", Text, nullable=False),
+)
+
+# What a transaction decided to remove outside of the database, until it is really gone.
+removals = Table(
+    "removals",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("namespace", String(64), nullable=False, index=True),
+    Column("log_id", String(32)),  # an entry of the index
+    Column("file", Text),  # a segment file
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("parts", Text, nullable=False),
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,157 @@
+"""Which segments exist of one namespace's logs, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import ColumnElement, and_, delete, insert, select
+
+from lag_integrations.kv.segment import SegmentKey
+from lag_integrations.store.database import Database
+from lag_integrations.store.failures import failed
+from lag_integrations.store.ledger import Ledger, chunks
+from lag_integrations.store.schema import logs, removals, segments
+from lag_integrations.trace import Outcome
+
+
+def encode_task(key: SegmentKey) -> str:
+    """The name under which a failure to encode is recorded."""
+    return f"{key.fingerprint}/{key.selection}/{key.codec}"
+
+
+class SegmentTable:
+    """The bookkeeping of segments: several a log, one for each fingerprint, selection and codec.
+
+    Args:
+        database: Where it is kept.
+        ledger: The logs that they are derived from.
+    """
+
+    def __init__(self, database: Database, ledger: Ledger) -> None:
+        self._db = database
+        self._ledger = ledger
+        self._namespace = ledger.namespace
+        self._mine = logs.c.namespace == ledger.namespace
+        self._mine_by_id = logs.c.namespace.concat("") == ledger.namespace  # see Ledger
+
+    def missing(
+        self, key: SegmentKey, outcomes: Sequence[Outcome], limit: int | None = None
+    ) -> list[str]:
+        """Ids of logs without a segment of this kind, oldest first.
+
+        Failed ones are left out, and those whose segment was evicted.
+
+        Args:
+            key: Fingerprint, selection and codec; its log id is not looked at.
+            outcomes: Only logs with these.
+            limit: Most to give.
+        """
+        statement = (
+            select(logs.c.id)
+            .where(self._missing(key, outcomes))
+            .order_by(logs.c.captured_at)
+            .limit(limit)
+        )
+        with self._db.read() as connection:
+            return [row.id for row in connection.execute(statement)]
+
+    def is_missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> bool:
+        """Whether `missing` would give this log."""
+        condition = self._missing(key, outcomes) & (logs.c.id == key.log_id)
+        return bool(self._ledger.count(condition))
+
+    def _missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> ColumnElement[bool]:
+        return and_(
+            self._mine,
+            logs.c.outcome.in_(outcomes),
+            logs.c.id.not_in(select(segments.c.log_id).where(_kind(key))),
+            logs.c.id.not_in(failed(encode_task(key))),
+        )
+
+    def add(self, key: SegmentKey, *, file: str, tokens: int, size: int) -> bool:
+        """Record a segment's file, instead of an older one; False if its log was deleted."""
+        values = {"file": file, "tokens": tokens, "bytes": size}
+        identity = {
+            "log_id": key.log_id,
+            "fingerprint": key.fingerprint,
+            "selection": key.selection,
+            "codec": key.codec,
+        }
+        with self._db.write() as connection:
+            alive = connection.execute(
+                select(logs.c.id).where(self._mine_by_id, logs.c.id == key.log_id).with_for_update()
+            ).one_or_none()
+            if alive is None:
+                return False
+            old = connection.execute(
+                select(segments.c.file).where(_kind(key), segments.c.log_id == key.log_id)
+            ).scalar_one_or_none()
+            if old is not None:
+                connection.execute(insert(removals).values(namespace=self._namespace, file=old))
+            connection.execute(
+                self._db.upsert(segments)
+                .values(**identity, **values)
+                .on_conflict_do_update(index_elements=list(identity), set_=values)
+            )
+        return True
+
+    def files(self, key: SegmentKey, ids: Sequence[str]) -> dict[str, str | None]:
+        """The segment file of each of the ids that exist in this namespace, None if it has none."""
+        statement = (
+            select(logs.c.id, segments.c.file)
+            .outerjoin(segments, (segments.c.log_id == logs.c.id) & _kind(key))
+            .where(self._mine_by_id, logs.c.id.in_(ids))
+        )
+        with self._db.read() as connection:
+            return {row.id: row.file for row in connection.execute(statement)}
+
+    def all_files(self) -> Iterator[tuple[SegmentKey, str, int]]:
+        """Every stored segment of the namespace: key, file, bytes."""
+        for chunk in chunks(list(self._ledger.ids())):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(segments).where(
+                        segments.c.log_id.in_(chunk), segments.c.file.is_not(None)
+                    )
+                ).all()
+            for row in rows:
+                key = SegmentKey(row.log_id, row.fingerprint, row.selection, row.codec)
+                yield key, row.file, row.bytes
+
+    def live_files(self, files: Sequence[str]) -> set[str]:
+        """Those of the files that the ledger still knows, in any namespace."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(segments.c.file).where(segments.c.file.in_(files)))
+            return {row.file for row in rows}
+
+    def forget(self, key: SegmentKey) -> None:
+        """Forget a segment, so that it is encoded again; its file is left where it is."""
+        with self._db.write() as connection:
+            connection.execute(delete(segments).where(_kind(key), segments.c.log_id == key.log_id))
+
+    def forget_others(self, keep: SegmentKey | None = None) -> int:
+        """Forget all segments but those of one kind, and queue their files; gives how many."""
+        number = 0
+        for key, file, _ in list(self.all_files()):
+            if keep is None or (key.fingerprint, key.selection, key.codec) != (
+                keep.fingerprint,
+                keep.selection,
+                keep.codec,
+            ):
+                with self._db.write() as connection:
+                    connection.execute(
+                        insert(removals).values(namespace=self._namespace, file=file)
+                    )
+                    connection.execute(
+                        delete(segments).where(_kind(key), segments.c.log_id == key.log_id)
+                    )
+                number += 1
+        return number
+
+
+def _kind(key: SegmentKey) -> ColumnElement[bool]:
+    return (
+        (segments.c.fingerprint == key.fingerprint)
+        & (segments.c.selection == key.selection)
+        & (segments.c.codec == key.codec)
+    )

@@ -1,0 +1,171 @@
+"""Numbers about a store, for people and monitoring."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from lag_integrations.store.database import Database
+from lag_integrations.store.migrations import HEAD
+from lag_integrations.store.schema import embeddings, failures, logs, models, removals, settings
+from lag_integrations.store.schema import segments as table
+
+
+@dataclass(frozen=True)
+class SegmentStatistics:
+    """The segments of one kind.
+
+    Attributes:
+        model: Class of the model that made them, if that is known.
+        fingerprint: Identity of that model.
+        selection: Which tokens they keep.
+        codec: How they are stored.
+        stored: Their number.
+        evicted: Number of those that a budget evicted; they are made again when recalled.
+        tokens: Tokens of those that are stored.
+        bytes: Bytes of those that are stored.
+    """
+
+    model: str | None
+    fingerprint: str
+    selection: str
+    codec: str
+    stored: int
+    evicted: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one namespace holds.
+
+    Attributes:
+        namespace: Its name.
+        logs: Number of logs.
+        outcomes: Their number by outcome.
+        states: By state: ``captured``, ``embedded`` (can be recalled), ``indexed`` (in Chroma).
+        trace_bytes: Bytes of all traces.
+        segment_bytes: Bytes of all segments.
+        segments: By model, selection and codec.
+        removals: Files and index entries of deleted logs that still have to go.
+        failures: Number of logs that could not be derived, by task.
+    """
+
+    namespace: str
+    logs: int
+    outcomes: dict[str, int]
+    states: dict[str, int]
+    trace_bytes: int
+    segment_bytes: int
+    segments: list[SegmentStatistics]
+    removals: int
+    failures: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What holds for all namespaces of a store.
+
+    Attributes:
+        schema: Schema version of the ledger.
+        embedder: Name of the embedder that it was built with; None if nothing was embedded yet.
+        dimension: Dimension of its embeddings.
+    """
+
+    schema: str
+    embedder: str | None
+    dimension: int | None
+
+
+def facts_of(database: Database) -> StoreFacts:
+    """What holds for the whole store."""
+    with database.read() as connection:
+        recorded = connection.execute(
+            select(settings.c.value).where(settings.c.key == "embedder")
+        ).scalar_one_or_none()
+    embedder = json.loads(recorded) if recorded else {}
+    return StoreFacts(HEAD, embedder.get("name"), embedder.get("dimension"))
+
+
+def namespaces_of(database: Database) -> list[str]:
+    """The namespaces that have logs."""
+    with database.read() as connection:
+        rows = connection.execute(select(logs.c.namespace).distinct().order_by(logs.c.namespace))
+        return [row.namespace for row in rows]
+
+
+def statistics_of(database: Database, namespace: str) -> Statistics:
+    """Count what a namespace holds."""
+    mine = logs.c.namespace == namespace
+    stored = table.c.file.is_not(None)
+    kind = (table.c.fingerprint, table.c.selection, table.c.codec)
+    number = func.count()
+    with database.read() as connection:
+        by_outcome = connection.execute(
+            select(logs.c.outcome, number, func.sum(logs.c.bytes))
+            .where(mine)
+            .group_by(logs.c.outcome)
+            .order_by(logs.c.outcome)
+        ).all()
+        by_state = connection.execute(
+            select(logs.c.embedded, embeddings.c.merged, number)
+            .outerjoin(embeddings, embeddings.c.log_id == logs.c.id)
+            .where(mine)
+            .group_by(logs.c.embedded, embeddings.c.merged)
+        ).all()
+        by_kind = connection.execute(
+            select(
+                models.c.parts,
+                *kind,
+                func.count(table.c.file),
+                number,
+                func.coalesce(func.sum(table.c.tokens).filter(stored), 0),
+                func.coalesce(func.sum(table.c.bytes).filter(stored), 0),
+            )
+            .select_from(table)
+            .join(logs, logs.c.id == table.c.log_id)
+            .outerjoin(models, models.c.fingerprint == table.c.fingerprint)
+            .where(mine)
+            .group_by(models.c.parts, *kind)
+            .order_by(*kind)
+        ).all()
+        waiting = connection.execute(
+            select(number).select_from(removals).where(removals.c.namespace == namespace)
+        ).scalar_one()
+        by_task = connection.execute(
+            select(failures.c.task, number)
+            .join(logs, logs.c.id == failures.c.log_id)
+            .where(mine)
+            .group_by(failures.c.task)
+            .order_by(failures.c.task)
+        ).all()
+    states = {"captured": 0, "embedded": 0, "indexed": 0}
+    for embedded, merged, count in by_state:
+        states["indexed" if merged else "embedded" if embedded else "captured"] += count
+    kinds = [
+        SegmentStatistics(
+            model=json.loads(parts).get("model") if parts else None,
+            fingerprint=fingerprint,
+            selection=selection,
+            codec=codec,
+            stored=files,
+            evicted=rows - files,
+            tokens=int(tokens),
+            bytes=int(size),
+        )
+        for parts, fingerprint, selection, codec, files, rows, tokens, size in by_kind
+    ]
+    return Statistics(
+        namespace=namespace,
+        logs=sum(states.values()),
+        outcomes={outcome: count for outcome, count, _ in by_outcome},
+        states=states,
+        trace_bytes=sum(int(size) for _, _, size in by_outcome),
+        segment_bytes=sum(one.bytes for one in kinds),
+        segments=kinds,
+        removals=waiting,
+        failures={row[0]: row[1] for row in by_task},
+    )

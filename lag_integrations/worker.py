@@ -1,0 +1,95 @@
+"""The thread that works off what is pending, and makes adders wait when it falls behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from lag_integrations.errors import LAGError
+
+logger = logging.getLogger(__name__)
+
+_MAX_WAIT = 1.0
+"""Seconds that an adder waits at most for the worker to catch up. Its trace is safe by then."""
+_RECOUNT = 0.25
+"""Seconds between two counts of what is pending: counting is work, too."""
+
+
+class Worker:
+    """Calls a step function whenever there may be work. The work itself is in the store.
+
+    Args:
+        step: Does a little; false if there is nothing left.
+        settle: Called after the last step.
+        pending: Number of steps left.
+        max_pending: Steps that may be left before adders wait.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], bool],
+        settle: Callable[[], None],
+        pending: Callable[[], int],
+        max_pending: int,
+    ) -> None:
+        self._step = step
+        self._settle = settle
+        self._pending = pending
+        self._max_pending = max_pending
+        self._backlog = 0
+        self._caught_up = threading.Condition()
+        self._counted_at = 0.0
+        self._wake = threading.Event()
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def notify(self, added: int = 0) -> None:
+        """There may be work; waits a little if much was added and there is too much of it."""
+        with self._start_lock:
+            if self._thread is None and not self._stopped:
+                self._thread = threading.Thread(target=self._run, name="lag-memory", daemon=True)
+                self._thread.start()
+        with self._caught_up:
+            self._backlog += added
+        self._wake.set()
+        if added:
+            with self._caught_up:
+                self._caught_up.wait_for(
+                    lambda: self._backlog <= self._max_pending or self._stopped, timeout=_MAX_WAIT
+                )
+
+    def stop(self) -> None:
+        """Finish the step at hand."""
+        with self._start_lock:
+            self._stopped = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                while not self._stopped and self._step():
+                    self._recount()
+                if not self._stopped:
+                    self._settle()
+            except LAGError as error:
+                logger.warning("Logs could not be embedded or encoded for now: %s", error)
+            except Exception:
+                logger.exception("The memory's worker failed; flush() tries again.")
+            self._note(0)
+
+    def _recount(self) -> None:
+        if self._backlog > self._max_pending and time.monotonic() - self._counted_at > _RECOUNT:
+            self._note(self._pending())
+            self._counted_at = time.monotonic()
+
+    def _note(self, backlog: int) -> None:
+        with self._caught_up:
+            self._backlog = backlog
+            self._caught_up.notify_all()

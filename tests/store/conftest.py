@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+
+from lag_integrations import Engine, KVLogMemory
+from tests.store import servers
+from tests.store.model import hash_embedder, tiny_engine
+
+Open = Callable[..., KVLogMemory]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Engine:
+    return tiny_engine()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chroma_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.chroma(tmp_path_factory.mktemp("chroma")) as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> str:
+    """A new, empty database."""
+    name = f"lag_{uuid4().hex[:12]}"
+    engine = sqlalchemy.create_engine(f"{postgres_url}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return f"{postgres_url}/{name}"
+
+
+@pytest.fixture(params=["local", "postgres", "chroma server", "all remote"])
+def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Where a store keeps its parts."""
+    settings: dict[str, Any] = {}
+    if request.param in ("postgres", "all remote"):
+        settings["ledger"] = request.getfixturevalue("database_url")
+    if request.param in ("chroma server", "all remote"):
+        settings["index"] = request.getfixturevalue("chroma_url")
+    if request.param == "all remote":
+        settings["segments"] = f"memory://{uuid4().hex}"
+    return settings
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, backend: dict[str, Any]) -> Iterator[Open]:
+    """Opens memories on one store, with a cheap embedder and no floor."""
+    opened: list[KVLogMemory] = []
+
+    def open_(**settings: Any) -> KVLogMemory:
+        defaults = {"embedder": hash_embedder, "min_score": -1.0, **backend}
+        opened.append(KVLogMemory(tmp_path / "m", **{**defaults, **settings}))
+        return opened[-1]
+
+    yield open_
+    for memory in opened:
+        memory.close()

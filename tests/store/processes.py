@@ -1,0 +1,128 @@
+"""Programs that the tests run, and kill, in processes of their own.
+
+A fork server loads the libraries once: a process costs a moment, not seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import chromadb  # noqa: F401
+import torch
+
+from lag_integrations import KVLogMemory, Trace
+from lag_integrations.errors import LAGError
+from tests.conftest import qa
+from tests.store.model import hash_embedder, tiny_engine
+
+torch.set_num_threads(1)
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload([__name__])
+
+
+def numbered(number: int, of: str = "vault") -> Trace:
+    """A trace that no other number has."""
+    return qa(f"What is the code of {of} {number} ?", f"The code of {of} {number} is {number * 7}.")
+
+
+def open_memory(folder: Path, **settings: Any) -> KVLogMemory:
+    """A memory whose embedder and model cost nothing."""
+    memory = KVLogMemory(folder, embedder=hash_embedder, min_score=-1, **settings)
+    memory.attach(tiny_engine())
+    return memory
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Any:
+    """Start a process."""
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def busy(folder: Path, archive: Path, seed: int, done: Connection) -> None:
+    """Adds, recalls, deletes, imports and evicts until it is killed; says what it has finished."""
+    chance = random.Random(seed)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    memory = open_memory(folder, max_bytes=300_000)
+    done.send(("ready", ""))
+    number = seed * 1_000
+    mine: list[str] = []
+    while True:
+        what = chance.random()
+        if what < 0.75:
+            number += 1
+            mine.append(memory.add(numbered(number)))
+            done.send(("added", mine[-1]))
+        elif what < 0.85:
+            log = memory.recall(f"What is the code of vault {number} ?", k=1)
+            memory.segments(log)
+        elif what < 0.90 and mine:
+            gone = mine.pop(chance.randrange(len(mine)))
+            done.send(("deleting", gone))
+            memory.delete(gone)
+        elif what < 0.95:
+            memory.flush()
+        elif what < 0.97:
+            memory.import_from(archive)
+            done.send(("imported", ""))
+        else:
+            memory.close()
+            memory = open_memory(folder, max_bytes=300_000)
+
+
+def adder(
+    folder: Path, process: int, threads: int, own: int, shared: int, done: Connection
+) -> None:
+    """Adds its own logs, and those that every process adds, from several threads."""
+    errors: list[str] = []
+    memory = open_memory(folder)
+
+    def add(thread: int) -> None:
+        try:
+            for step in range(own):
+                memory.add(numbered(process * 100_000 + thread * 10_000 + step))
+                if step % (own // shared) == 0 and step // (own // shared) < shared:
+                    memory.add(numbered(thread * 10_000 + step, of="door"))
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+
+    workers = [threading.Thread(target=add, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    try:
+        memory.flush()
+    except LAGError as error:
+        errors.append(f"{type(error).__name__}: {error}")
+    memory.close()
+    done.send(errors)
+
+
+def reader(folder: Path, stop: Event, done: Connection) -> None:
+    """Recalls until told to stop; says how often, and what was wrong."""
+    errors: list[str] = []
+    memory = open_memory(folder)
+    recalls = found = 0
+    try:
+        while not stop.is_set():
+            number = recalls % 120
+            logs = memory.recall(f"What is the code of vault {number} ?", k=3)
+            recalls += 1
+            found += len(logs)
+            if len({log.id for log in logs}) != len(logs):
+                errors.append("a log was recalled twice at once")
+            if recalls % 20 == 0 and len(memory.segments(logs)) != len(logs):
+                errors.append("segments are missing")
+    except Exception as error:
+        errors.append(f"{type(error).__name__}: {error}")
+    memory.close()
+    done.send((recalls, found, errors))

@@ -1,0 +1,176 @@
+"""Schema versions: older stores are migrated after a backup, newer ones refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+
+from lag_integrations.errors import StoreError
+from lag_integrations.store import migrations
+from lag_integrations.store.database import Database
+from lag_integrations.store.ledger import log_id
+from lag_integrations.store.schema import metadata
+from tests.conftest import qa
+from tests.store.model import hash_embedder
+from tests.store.processes import open_memory
+
+# As the first release made it.
+FIRST = """
+CREATE TABLE logs (
+    id VARCHAR(32) NOT NULL, namespace VARCHAR(64) NOT NULL, content_hash VARCHAR(64) NOT NULL,
+    outcome VARCHAR(16) NOT NULL, trace TEXT NOT NULL, captured_at DATETIME NOT NULL,
+    times_seen INTEGER NOT NULL, indexed BOOLEAN NOT NULL, error TEXT, PRIMARY KEY (id));
+CREATE INDEX ix_logs_namespace ON logs (namespace);
+CREATE INDEX ix_logs_indexed ON logs (indexed);
+CREATE TABLE segments (
+    log_id VARCHAR(32) NOT NULL, fingerprint VARCHAR(64) NOT NULL, selection VARCHAR(64) NOT NULL,
+    file TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    PRIMARY KEY (log_id, fingerprint, selection),
+    FOREIGN KEY(log_id) REFERENCES logs (id) ON DELETE CASCADE);
+CREATE TABLE models (
+    fingerprint VARCHAR(64) NOT NULL, parts TEXT NOT NULL, PRIMARY KEY (fingerprint));
+CREATE TABLE settings (
+    "key" VARCHAR(64) NOT NULL, value TEXT NOT NULL, PRIMARY KEY ("key"));
+INSERT INTO settings VALUES ('schema_version', '1');
+"""
+
+
+def first_store(folder: Path) -> dict[str, str]:
+    """A store of the first schema; gives its traces by id."""
+    folder.mkdir()
+    ledger = sqlite3.connect(folder / "ledger.sqlite")
+    ledger.execute("PRAGMA journal_mode=WAL")
+    ledger.executescript(FIRST)
+    traces = {}
+    for number in range(3):
+        trace = qa(f"Which is number {number} ?", "That one .", metadata={"number": number})
+        key = log_id("default", trace)
+        traces[key] = trace
+        ledger.execute(
+            "INSERT INTO logs VALUES (?, 'default', ?, ?, ?, '2026-11-20 10:00:00.5', ?, 1, NULL)",
+            (key, trace.content_hash, trace.outcome, trace.to_json(), number + 1),
+        )
+        file = f"segments/abc/last_response/{key}.safetensors"
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"the old format")
+        values = (key, "abc", "last_response", file, 3, 14)
+        ledger.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", values)
+    ledger.execute("INSERT INTO models VALUES ('abc', '{}')")
+    probe = hash_embedder(["The quick brown fox jumps over the lazy dog."])[0]
+    probe /= (probe**2).sum() ** 0.5
+    embedder = {"name": "function", "vector": [round(float(x), 5) for x in probe]}
+    ledger.execute("INSERT INTO settings VALUES ('embedder', ?)", (json.dumps(embedder),))
+    ledger.commit()
+    ledger.close()
+    return traces
+
+
+def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
+    traces = first_store(tmp_path / "m")
+    before = (tmp_path / "m" / "ledger.sqlite").read_bytes()
+    with open_memory(tmp_path / "m") as memory:
+        memory.flush()
+        logs = {log.id: log for log in memory.store.ledger.info()}
+        assert {key: log.trace for key, log in logs.items()} == traces
+        assert sorted(log.times_seen for log in logs.values()) == [1, 2, 3]
+        assert {log.captured_at for log in logs.values()} == {1795168800.5}
+        assert len(memory.recall("Which is number 1 ?")) == 3
+        assert len(memory.recall("Which is number 1 ?", where={"number": {"$gt": 0}})) == 2
+        assert memory.verify() == []
+        assert "abc" in memory.store.facts.models()
+    (backup,) = (tmp_path / "m").glob("backup-0001-*.sqlite")
+    assert backup.read_bytes()[:16] == before[:16]
+    saved = sqlite3.connect(backup)
+    assert {row[0] for row in saved.execute("SELECT id FROM logs")} == set(traces)
+    saved.close()
+    with open_memory(tmp_path / "m") as memory:  # once is enough
+        assert len(memory.recall("Which is number 1 ?")) == 3
+    assert len(list((tmp_path / "m").glob("backup-*"))) == 1
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path):
+    traces = first_store(tmp_path / "m")
+    ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
+    ledger.execute("UPDATE logs SET captured_at = 'yesterday' WHERE times_seen = 2")
+    ledger.commit()
+    with pytest.raises(StoreError, match="Nothing was changed"):
+        open_memory(tmp_path / "m")
+    assert not list((tmp_path / "m").glob("backup-*"))
+    assert {row[0] for row in ledger.execute("SELECT id FROM logs")} == set(traces)
+    assert not ledger.execute("SELECT 1 FROM sqlite_master WHERE name = 'embeddings'").fetchall()
+    ledger.execute("UPDATE logs SET captured_at = '2026-11-20 10:00:00'")
+    ledger.commit()
+    ledger.close()
+    with open_memory(tmp_path / "m") as memory:
+        assert set(memory.store.ledger.ids()) == set(traces)
+
+
+def test_a_newer_store_is_refused(tmp_path):
+    with open_memory(tmp_path / "m") as memory:
+        memory.add(qa("Who ?", "Me ."))
+    ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
+    ledger.execute("UPDATE alembic_version SET version_num = '0099'")
+    ledger.commit()
+    ledger.close()
+    with pytest.raises(StoreError, match=r"0099.*Upgrade lag_integrations"):
+        open_memory(tmp_path / "m")
+
+
+def test_another_database_is_refused(tmp_path):
+    (tmp_path / "m").mkdir()
+    ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
+    ledger.execute("CREATE TABLE logs (line TEXT)")
+    ledger.commit()
+    ledger.close()
+    with pytest.raises(StoreError, match="none"):
+        open_memory(tmp_path / "m")
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "no url", "postgresql+nodriver://host/db"])
+def test_an_unusable_url_is_refused(tmp_path, url):
+    with pytest.raises(StoreError, match="ledger"):
+        open_memory(tmp_path / "m", ledger=url)
+
+
+def test_an_older_server_is_only_migrated_when_there_is_a_backup(tmp_path, database_url):
+    Database(database_url, tmp_path).close()
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+    with pytest.raises(StoreError, match="pg_dump"):
+        Database(database_url, tmp_path)
+
+
+def test_revisions_and_tables_agree(tmp_path):
+    """What migrations make is what the code declares, and the newest is what it expects."""
+    first_store(tmp_path / "m")
+    database = Database(f"sqlite:///{tmp_path / 'm' / 'ledger.sqlite'}", tmp_path / "m")
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        script = ScriptDirectory.from_config(migrations.alembic_config(connection))
+        assert script.get_current_head() == migrations.HEAD
+        assert {revision.revision for revision in script.walk_revisions()} == set(migrations._KNOWN)
+        made = dict(connection.execute(text("SELECT name, sql FROM sqlite_master")).all())
+    database.close()
+    fresh = Database(f"sqlite:///{tmp_path / 'new.sqlite'}", tmp_path)
+    with fresh.engine.connect() as connection:
+        expected = dict(connection.execute(text("SELECT name, sql FROM sqlite_master")).all())
+    fresh.close()
+
+    def columns(sql: str | None) -> str:
+        return re.sub(r'[\s"]+', " ", sql or "").lower()
+
+    assert set(made) == set(expected)
+    for name in ("logs", "tags", "embeddings", "segments", "failures", "removals"):
+        assert sorted(columns(made[name]).split(",")) == sorted(
+            columns(expected[name]).split(",")
+        ), name

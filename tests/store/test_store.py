@@ -1,0 +1,334 @@
+"""What a store does, the same on every backend: SQLite or PostgreSQL, Chroma in or as a server."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from lag_integrations.errors import EmbedderMismatchError, LogNotFoundError, StoreError
+from lag_integrations.kv.codecs import CODECS
+from tests.conftest import qa
+from tests.store.model import hash_embedder
+from tests.store.processes import numbered
+
+
+def ids(found):
+    return [log.id for log in found]
+
+
+def test_a_log_outlives_its_memory(open_store, tiny):
+    with open_store() as memory:
+        memory.attach(tiny)
+        key = memory.add(numbered(1))
+        memory.flush()
+        (info,) = memory.store.ledger.info()
+        assert (info.id, info.state, info.segments) == (key, "indexed", 1)
+        assert info.trace.messages == numbered(1).messages
+        before = memory.segments(memory.recall("code of vault 1 ?"), tiny)[0]
+    with open_store() as memory:
+        found = memory.recall("code of vault 1 ?")
+        assert ids(found) == [key]
+        after = memory.stored_segments(found, tiny)[0]
+        assert torch.equal(before.slots[0][0], after.slots[0][0])
+        assert memory.verify() == []
+
+
+def test_what_is_not_merged_is_found_too(open_store):
+    with open_store() as memory:
+        first = [memory.add(numbered(number)) for number in range(5)]
+        memory.flush()
+        assert memory.store.embeddings.count(merged=True) == 5
+        late = memory.add(numbered(7))
+        while memory.store.embeddings.count(merged=False) == 0:
+            time.sleep(0.01)  # the worker embeds it; so few are not merged yet
+        assert ids(memory.recall("What is the code of vault 7 ?", k=1)) == [late]
+        assert set(ids(memory.recall("What is the code of vault 7 ?", k=9))) == {late, *first}
+
+
+def test_the_same_run_is_one_log(open_store):
+    with open_store() as one, open_store() as other:
+        assert one.add(numbered(1)) == other.add(numbered(1)) == one.add(numbered(1))
+        assert one.add_many([numbered(1), numbered(2), numbered(2)])[0] == other.add(numbered(1))
+        counts = {log.trace.task: log.times_seen for log in one.store.ledger.info()}
+        assert counts == {numbered(1).task: 5, numbered(2).task: 2}
+
+
+def test_outcomes(open_store):
+    with open_store() as memory:
+        for outcome in ("success", "failure", "unknown"):
+            memory.add(qa(f"Was it a {outcome} ?", "Yes.", outcome=outcome))
+        memory.flush()
+        usual = {log.log.outcome for log in memory.recall("Was it a failure ?")}
+        assert usual == {"success", "unknown"}
+        (failed,) = memory.recall("Was it a failure ?", outcomes=["failure"])
+        memory.add(failed.log.model_copy(update={"outcome": "success"}))
+        memory.flush()
+        assert len(memory.recall("Was it a failure ?", outcomes=["success"])) == 2
+        memory.add(failed.log.model_copy(update={"outcome": "unknown"}))  # the verdict stays
+        assert memory.recall("Was it a failure ?", outcomes=["failure"]) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ({"color": "red"}, {0, 2, 4}),
+        ({"color": {"$ne": "red"}}, {1, 3, 5}),
+        ({"color": {"$in": ["blue", "green"]}}, {1, 3}),
+        ({"color": {"$nin": ["blue", "green"]}}, {0, 2, 4, 5}),
+        ({"size": {"$gte": 3}}, {3, 4}),
+        ({"size": {"$gt": 1, "$lt": 4}}, {2, 3}),
+        ({"size": {"$lte": 0}, "color": "red"}, {0}),
+        ({"$or": [{"size": 1}, {"size": 4.0}]}, {1, 4}),
+        ({"$and": [{"color": "red"}, {"$or": [{"size": 2}, {"size": 3}]}]}, {2}),
+        ({"tags": "odd"}, {1, 3}),
+        ({"done": True}, {0, 3}),
+        ({"color": "red' OR '1'='1"}, set()),
+        ({"it's": "here"}, {4}),
+    ],
+)
+def test_metadata_filters(open_store, where, numbers):
+    with open_store() as memory:
+        for number, color in enumerate(["red", "blue", "red", "green", "red"]):
+            metadata = {"color": color, "size": number, "done": number % 3 == 0}
+            metadata["tags"] = ["odd" if number % 2 else "even", "all"]
+            if number == 4:
+                metadata["it's"] = "here"
+            memory.add(qa(f"What about {number} ?", "Fine.", metadata=metadata))
+        memory.add(qa("What about 5 ?", "Fine.", metadata={"nested": {"color": "red"}}))
+        memory.flush()
+        memory.add(qa("What about 99 ?", "Fine.", metadata={"color": "violet"}))
+        found = memory.recall("What about it ?", k=9, where=where)
+        assert {int(log.log.task.split()[2]) for log in found} - {99} == numbers
+        assert len(memory.recall("What about it ?", k=1, where=where)) == min(1, len(numbers))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{}, "color", {"$not": []}, {"a": {}}, {"a": {"$like": 1}}, {"a": {"$in": "x"}}, {"a": None}]
+    + [{"$or": {}}, {"$and": "x"}, {"a": {"$eq": [1]}}, {1: 2}],
+)
+def test_a_malformed_filter_is_refused(open_store, where):
+    with open_store() as memory, pytest.raises(StoreError, match="filter"):
+        memory.recall("What about it ?", where=where)
+
+
+def test_a_rare_log_is_found_among_many(open_store):
+    """The nearest of the index are all filtered out: it has to look further."""
+    with open_store() as memory:
+        memory.add_many(numbered(number) for number in range(300))
+        rare = memory.add(qa("Quite another thing .", "Yes .", metadata={"rare": True}))
+        memory.flush()
+        assert memory.store.embeddings.count(merged=False) == 0
+        found = memory.recall("What is the code of vault 3 ?", k=2, where={"rare": True})
+        assert ids(found) == [rare]
+
+
+def test_diversity(open_store):
+    with open_store() as memory:
+        for word in ("one", "two", "three"):
+            memory.add(qa("Where is the red door ?", f"It is behind the house {word}"))
+        memory.add(qa("Where is the red boat today ?", "On the lake ."))
+        memory.flush()
+        near = memory.recall("Where is the red door ?", k=2)
+        assert all("door" in log.log.task for log in near)
+        apart = memory.recall("Where is the red door ?", k=2, diversity=0.6)
+        assert ["door" in log.log.task for log in apart] == [True, False]
+        with pytest.raises(StoreError, match="from 0 to 1"):
+            memory.recall("Where is the red door ?", diversity=1.5)
+
+
+def test_feedback(open_store):
+    with open_store() as memory:
+        good, bad = memory.add(numbered(1)), memory.add(numbered(2))
+        memory.flush()
+        memory.feedback([good, bad], helped=True)
+        memory.feedback(bad, helped=False)
+        assert set(ids(memory.recall("vault"))) == {good, bad}
+        memory.feedback(bad, helped=False)
+        assert ids(memory.recall("vault")) == [good]
+        memory.flush()
+        info = {log.id: log for log in memory.store.ledger.info()}
+        assert (info[good].times_helped, info[good].times_harmed) == (1, 0)
+        assert (info[bad].times_helped, info[bad].times_harmed) == (1, 2)
+        assert (info[good].times_recalled, info[bad].times_recalled) == (2, 1)
+        with pytest.raises(LogNotFoundError, match="nothing"):
+            memory.feedback(["nothing", good], helped=True)
+        assert memory.store.ledger.info([good])[0].times_helped == 2
+
+
+def test_deletion_is_complete(open_store, tiny):
+    with open_store() as memory:
+        memory.attach(tiny)
+        kept, gone = memory.add(numbered(1)), memory.add(numbered(2))
+        memory.flush()
+        found = memory.recall("vault")
+        memory.segments(found)
+        assert len(memory.store.hot) == 2
+        assert memory.delete([gone, "unknown"]) == 1
+        assert memory.delete(gone) == 0
+        assert ids(memory.recall("vault")) == [kept]
+        assert memory.store.index.ids() == {kept}
+        assert len(list(memory.store.blobs.names())) == len(memory.store.hot) == 1
+        with pytest.raises(LogNotFoundError):
+            memory.segments(found)
+        assert memory.verify() == []
+        assert memory.add(numbered(2)) == gone  # it may come back, as a new log
+        memory.flush()
+        assert set(ids(memory.recall("vault"))) == {kept, gone}
+        assert memory.store.index.ids() == {kept, gone}
+
+
+def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_path):
+    with open_store(namespace="mine") as mine, open_store(namespace="theirs") as theirs:
+        for memory in (mine, theirs):
+            memory.attach(tiny)
+            memory.add(numbered(1))
+        secret = qa("Who knows the zanzibar password ?", "Nobody but me .")
+        mine.add(secret)
+        mine.flush()
+        theirs.flush()
+        assert mine.purge() == 2
+        assert mine.recall("vault") == []
+        assert (
+            mine.store.ledger.count() == mine.store.embeddings.count() == len(mine.store.hot) == 0
+        )
+        assert mine.store.index.ids() == set()
+        assert len(theirs.recall("vault")) == 1
+        assert len(list(theirs.store.blobs.names())) == 1
+        assert mine.verify() == theirs.verify() == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"zanzibar" in path.read_bytes()]
+
+
+def test_namespaces(open_store, tiny):
+    with open_store(namespace="a") as one, open_store(namespace="b") as other:
+        one.attach(tiny)
+        other.attach(tiny)
+        key = one.add(numbered(1))
+        assert other.add(numbered(1)) != key
+        one.flush()
+        other.flush()
+        found = one.recall("vault")
+        assert ids(found) == [key]
+        assert key not in ids(other.recall("vault"))
+        with pytest.raises(LogNotFoundError):
+            other.segments(found)
+        with pytest.raises(LogNotFoundError):
+            other.feedback(key, helped=True)
+        assert other.delete(key) == 0
+        assert ids(one.recall("vault")) == [key]
+
+
+def test_the_number_of_logs_is_kept(open_store, tiny):
+    with open_store(max_logs=20) as memory:
+        memory.attach(tiny)
+        dear = memory.add(numbered(0))
+        memory.feedback(dear, helped=True)
+        for number in range(1, 60):
+            memory.add(numbered(number))
+        memory.flush()
+        assert memory.store.ledger.count() == 20
+        assert memory.store.index.ids() == set(memory.store.ledger.ids())
+        assert len(list(memory.store.blobs.names())) == 20
+        kept = {log.trace.task for log in memory.store.ledger.info()}
+        assert numbered(0).task in kept, "what helped is kept"
+        assert numbered(59).task in kept, "what is new is kept"
+        assert numbered(1).task not in kept
+
+
+def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
+    with open_store(max_bytes=100_000) as memory:
+        memory.attach(tiny)
+        memory.add_many(numbered(number) for number in range(60))
+        memory.flush()
+        traces, segments = memory.store.evictor.nbytes()
+        files = list(memory.store.blobs.names())
+        assert 91_000 <= traces + segments <= 100_000  # one segment has 8 kB
+        assert segments == sum(len(memory.store.blobs.get(name)) for name in files)
+        assert memory.store.ledger.count() == 60, "traces fit, so all logs stay"
+        assert 0 < len(files) < 60
+        oldest = memory.recall("What is the code of vault 0 ?", k=1)
+        assert memory.stored_segments(oldest) == [None]
+        assert torch.equal(memory.segments(oldest)[0].token_ids, tiny.encode(numbered(0)).token_ids)
+        assert memory.stored_segments(oldest) != [None]
+        memory.flush()
+        assert sum(memory.store.evictor.nbytes()) <= 100_000
+        assert memory.stored_segments(oldest) != [None], "what was recalled lately stays"
+        assert memory.verify() == []
+
+
+def test_traces_beyond_the_bytes_are_deleted(open_store):
+    with open_store(max_bytes=5_000) as memory:
+        memory.add_many(numbered(number) for number in range(30))
+        memory.flush()
+        assert 0 < sum(memory.store.evictor.nbytes()) <= 5_000
+
+
+def test_old_logs_go(open_store):
+    with open_store(ttl=timedelta(seconds=1.5)) as memory:
+        memory.add_many(numbered(number) for number in range(3))
+        memory.flush()
+        assert len(memory.recall("vault")) == 3
+        time.sleep(1.6)
+        assert memory.recall("vault") == []
+        assert memory.store.ledger.count() == 3, "not deleted yet, but not recalled"
+        fresh = memory.add(numbered(9))
+        memory.prune()
+        assert list(memory.store.ledger.ids()) == [fresh]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_bytes": 0}, {"max_logs": -1}, {"ttl": 0}, {"codec": "int5"}]
+)
+def test_bad_settings_are_refused(open_store, settings):
+    with pytest.raises(StoreError):
+        open_store(**settings)
+
+
+def test_segments_of_several_models_and_codecs(open_store, tiny):
+    from tests.store.model import tiny_engine
+
+    other = tiny_engine(seed=1)
+    for codec in ("native", "int8"):
+        for engine in (tiny, other):
+            with open_store(codec=codec) as memory:
+                memory.attach(engine)
+                memory.add(numbered(1))
+                memory.flush()
+    assert "int8" in CODECS
+    with open_store(codec="int8") as memory:
+        stored = list(memory.store.segments.all_files())
+        assert len({key for key, _, _ in stored}) == 4
+        found = memory.recall("vault")
+        assert memory.stored_segments(found, tiny)[0].fingerprint == tiny.fingerprint.id
+        assert memory.stored_segments(found, other)[0].fingerprint == other.fingerprint.id
+        memory.attach(other)
+        assert memory.store.segments.forget_others(stored[0][0]) == 3
+        memory.flush()
+        assert memory.verify() == []
+
+
+def test_a_changed_embedder(open_store):
+    def other(texts):
+        return np.concatenate([hash_embedder(texts), hash_embedder(texts)], axis=1)
+
+    for namespace in ("a", "b"):
+        with open_store(namespace=namespace) as memory:
+            memory.add(numbered(1))
+            memory.flush()
+    with open_store(namespace="a", embedder=other) as memory:
+        with pytest.raises(EmbedderMismatchError, match=r"48 dimensions.*\(96\).*reindex"):
+            memory.recall("vault")
+        memory.reindex()
+        assert len(memory.recall("vault")) == 1
+        assert memory.verify() == []
+    with open_store(namespace="b", embedder=other) as memory:
+        memory.flush()
+        assert len(memory.recall("vault")) == 1
+        assert memory.verify() == []
+    with open_store(namespace="b") as memory, pytest.raises(EmbedderMismatchError):
+        memory.recall("vault")
