@@ -132,6 +132,14 @@ class Deriver:
         self._written += size
         return segment
 
+    def segment(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
+        """The segment of a log: encoded now, or by whoever is at it already."""
+        with self._store.locks.hold(_slot(log_id)):
+            key = self.key(log_id, engine)
+            file = self._store.segments.files(key, [log_id]).get(log_id)
+            stored = None if file is None else self._store.load(key, file)
+            return stored or self.encode(log_id, trace, engine)
+
     def embed_query(self, query: str) -> Vectors:
         """Embed a query, fp32 ``[dimension]``.
 
@@ -173,8 +181,7 @@ class Deriver:
         done = False
         while self._todo and not done:
             log_id = self._todo.popleft()
-            slot = int(log_id[:8], 16) % _SLOTS
-            with self._store.locks.hold(f"encode-{slot}", wait=False) as held:
+            with self._store.locks.hold(_slot(log_id), wait=False) as held:
                 if held:  # else another process is at it
                     done = self._encode_if_missing(log_id, engine, outcomes)
         return done
@@ -216,3 +223,8 @@ class Deriver:
                 "memory.reindex() (`kvlog reindex`) to embed every trace with this one."
             )
         self._embedder_checked = True
+
+
+def _slot(log_id: str) -> str:
+    """The lock that whoever encodes a log holds."""
+    return f"encode-{int(log_id[:8], 16) % _SLOTS}"

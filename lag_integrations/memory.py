@@ -47,6 +47,8 @@ Progress = Callable[[int, int], None]
 
 _COUNT_EVERY = 5.0
 """Seconds between two records of how often logs were recalled."""
+_NAMED = 5
+"""Failures that an error names; memory.store.failures has all."""
 _FETCH = 5
 """Candidates a log, from which diverse ones are chosen."""
 
@@ -161,7 +163,8 @@ class KVLogMemory:
         self._worker = Worker(self._step, self._settle, self._pending, max_pending)
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
-        if budget != Budget() or self.store.removals.next(1):
+        unfinished = self.store.embeddings.count_missing(limit=1) or self.store.removals.next(1)
+        if unfinished or budget != Budget():
             self._worker.notify()
 
     def __enter__(self) -> KVLogMemory:
@@ -293,7 +296,7 @@ class KVLogMemory:
         engine = self._engine_for(engine)
         stored = zip(logs, self.stored_segments(logs, engine), strict=True)
         return [
-            self._deriver.encode(log.id, log.log, engine) if segment is None else segment
+            self._deriver.segment(log.id, log.log, engine) if segment is None else segment
             for log, segment in stored
         ]
 
@@ -397,10 +400,16 @@ class KVLogMemory:
         self._check_open()
         return Audit(self.store, progress).verify()
 
-    def repair(self, progress: Progress | None = None) -> list[Problem]:
-        """Make right what `verify` finds, as far as it can be; gives what was wrong."""
+    def repair(self, progress: Progress | None = None, *, min_age: float = 600.0) -> list[Problem]:
+        """Make right what `verify` finds, as far as it can be; gives what was wrong.
+
+        Args:
+            progress: Called with the number of steps done and the number of steps in all.
+            min_age: Seconds after which a file of no log is removed: before, it may belong to a
+                write that is going on in another process.
+        """
         self._check_open()
-        problems = Audit(self.store, progress).repair()
+        problems = Audit(self.store, progress, min_age=min_age).repair()
         self._worker.notify()
         return problems
 
@@ -448,7 +457,8 @@ class KVLogMemory:
         }
         self._reported.update(failures)
         if failures:
-            reasons = "; ".join(f"{key}: {reason}" for (key, _), reason in failures.items())
+            first = [f"{key}: {reason}" for (key, _), reason in failures.items()][:_NAMED]
+            reasons = "; ".join([*first, *(["…"] if len(failures) > _NAMED else [])])
             raise EncodingError(
                 f"{len(failures)} logs could not be embedded or encoded (their traces are safe in "
                 f"the ledger): {reasons}"

@@ -17,6 +17,7 @@ from pydantic import (
     JsonValue,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from lag_integrations.errors import TraceError
@@ -40,6 +41,11 @@ _ROLES: dict[str, Role] = {
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, fields: Any) -> Any:
+        return _without_surrogates(fields)
 
 
 class ToolCall(_Frozen):
@@ -228,6 +234,8 @@ def as_message(source: Any) -> Message:
         return _as_message(source)
     except ValidationError as error:
         raise TraceError(f"Not a valid message: {_reasons(error)}") from None
+    except TypeError as error:
+        raise TraceError(f"Not a valid message: {error}.") from None
 
 
 def _as_message(source: Any) -> Message:
@@ -283,6 +291,20 @@ def _tool_call(call: Any) -> ToolCall:
         except json.JSONDecodeError:
             pass
     return ToolCall.model_validate({"name": name, "args": args, "id": call.get("id")})
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Halves of a UTF-16 pair, which models and JSON can hold, but no file or database can."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    elif isinstance(value, Mapping):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        return type(value)(_without_surrogates(item) for item in value)
+    return value
 
 
 def _reasons(error: ValidationError) -> str:

@@ -329,3 +329,21 @@ def test_langchains_cache_does_not_answer_for_a_memory(model, memory):
         assert model.invoke(QUESTION).response_metadata["lag"]["log_ids"] != []
     finally:
         set_llm_cache(before)
+
+
+def test_a_log_without_a_segment_can_be_given_as_text(engine, memory):
+    model = LAGChatModel(
+        engine, memory=memory, temperature=0, max_tokens=16, missing_segments="text"
+    )
+    key = memory.add(VAULT)
+    while not memory.recall("Which code opens the vault in Lima?"):
+        pass  # embedded by the worker; no model is attached that could encode it
+    read = model.invoke("Which code opens the vault in Lima?")
+    assert "7741" in read.content
+    used = read.response_metadata["lag"]
+    assert (used["log_ids"], used["read_as_text"], used["injected_tokens"]) == ([key], [key], 0)
+    memory.flush()  # by now a model is attached
+    injected = model.invoke("Which code opens the vault in Lima?")
+    used = injected.response_metadata["lag"]
+    assert (used["log_ids"], used["read_as_text"]) == ([key], [])
+    assert used["injected_tokens"] > 0

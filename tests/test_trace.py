@@ -120,3 +120,36 @@ def test_content_hash_ignores_ids_and_times_only():
     second = Trace.from_messages([{"role": "user", "content": "a"}], id="2")
     other = Trace.from_messages([{"role": "user", "content": "b"}])
     assert first.content_hash == second.content_hash != other.content_hash
+
+
+def test_halves_of_pairs_are_replaced():
+    """A lone surrogate is valid in a Python string and nowhere else."""
+    trace = Trace.from_messages(
+        [
+            {"role": "user", "content": "caf\ud83d\ude00 \ud800?"},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "\udfff!"}],
+                "tool_calls": [{"name": "f", "args": {"\ud800": ["\ud800"]}}],
+            },
+        ],
+        metadata={"key": "\ud800"},
+    )
+    assert trace.messages[0].text == "caf\U0001f600 \ufffd?"
+    assert trace.messages[1].text == "\ufffd!"
+    assert Trace.from_json(trace.to_json()) == trace
+    assert trace.content_hash == Trace.from_json(trace.to_json()).content_hash
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": ["user"], "content": "x"},
+        {"role": "assistant", "content": "x", "tool_calls": 5},
+        {"role": "assistant", "content": "x", "tool_calls": [5]},
+        {"role": "user", "content": 5},
+    ],
+)
+def test_malformed_messages_are_refused(message):
+    with pytest.raises(TraceError):
+        Trace.from_messages([message])

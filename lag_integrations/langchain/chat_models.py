@@ -35,8 +35,9 @@ class LAGChatModel(BaseChatModel):
     segments instead of their text: nothing is read again.
 
     What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
-    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``, and ``timings`` in seconds (``recall``, ``load``, ``injection``,
-    ``time_to_first_token``). In ``usage_metadata``, injected tokens count as ``cache_read``.
+    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``, and
+    ``timings`` in seconds (``recall``, ``load``, ``injection``, ``time_to_first_token``). In
+    ``usage_metadata``, injected tokens count as ``cache_read``.
 
     Example:
         .. code-block:: python

@@ -103,4 +103,6 @@ class Blobs:
         return True
 
     def _path(self, name: str) -> str:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StoreError(f"{name[:80]!r} is not the name of a segment file.")
         return posixpath.join(self._root, name)

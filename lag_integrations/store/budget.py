@@ -134,6 +134,7 @@ class Evictor:
             .where(self._mine, segments.c.file.is_not(None))
             .order_by(self._value, logs.c.id)
             .limit(_STEP)
+            .with_for_update(of=segments)
         )
         freed = 0
         while needed > 0:

@@ -33,12 +33,13 @@ def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, A
     rows = []
     for key, value in metadata.items():
         for position, item in enumerate(value if isinstance(value, list) else [value]):
-            if len(key) <= _KEY_LENGTH and isinstance(item, Scalar):
-                text, number = _columns(item)
+            columns = _columns(item) if isinstance(item, Scalar) else None
+            if columns is not None and len(key) <= _KEY_LENGTH:
+                text, number = columns
                 rows.append(
                     {
                         "log_id": log_id,
-                        "key": key,
+                        "key": _plain(key),
                         "position": position,
                         "text": text,
                         "number": number,
@@ -96,14 +97,27 @@ def _operator(key: str, name: str, operand: Any) -> ColumnElement[bool]:
 def _has(key: str, name: str, value: Any) -> ColumnElement[bool]:
     if not isinstance(value, Scalar):
         raise _malformed(value, "values are text, numbers or booleans")
-    text, number = _columns(value)
+    columns = _columns(value)
+    if columns is None:
+        raise _malformed(value, "the number is too large")
+    text, number = columns
     compare = _COMPARISONS[name]
     fits = compare(tags.c.text, text) if number is None else compare(tags.c.number, number)
-    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == key, fits))
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
 
 
-def _columns(value: Scalar) -> tuple[str | None, float | None]:
-    return (value, None) if isinstance(value, str) else (None, float(value))
+def _columns(value: Scalar) -> tuple[str | None, float | None] | None:
+    """A value as text or number; None if it is too large to be compared."""
+    if isinstance(value, str):
+        return _plain(value), None
+    try:
+        return None, float(value)
+    except OverflowError:
+        return None
+
+
+def _plain(text: str) -> str:
+    return text.replace("\0", "\ufffd")  # PostgreSQL has no NUL in texts
 
 
 def _malformed(part: object, why: str) -> StoreError:

@@ -151,18 +151,17 @@ class Ledger:
         A trace that does not fit its own hash any more is not given, and a warning is logged.
         """
         found: dict[str, Trace] = {}
-        if not ids:
-            return found
-        with self._db.read() as connection:
-            rows = connection.execute(
-                select(logs.c.id, logs.c.trace).where(self._mine_by_id, logs.c.id.in_(ids))
-            ).all()
-        for row in rows:
-            trace = self.intact(row.id, row.trace)
-            if trace is None:
-                logger.warning("The trace of log %s is damaged; it is left out.", row.id)
-            else:
-                found[row.id] = trace
+        for chunk in chunks(ids):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.trace).where(self._mine_by_id, logs.c.id.in_(chunk))
+                ).all()
+            for row in rows:
+                trace = self.intact(row.id, row.trace)
+                if trace is None:
+                    logger.warning("The trace of log %s is damaged; it is left out.", row.id)
+                else:
+                    found[row.id] = trace
         return found
 
     def intact(self, key: str, text: str) -> Trace | None:
@@ -343,7 +342,7 @@ class Ledger:
         key = log_id(self.namespace, trace)
         columns = (logs.c[name] for name in COUNTERS)
         row = connection.execute(
-            select(logs.c.outcome, logs.c.trace, *columns).where(self._mine, logs.c.id == key)
+            select(logs.c.outcome, logs.c.trace, *columns).where(self._mine_by_id, logs.c.id == key)
         ).one_or_none()
         if row is None:
             self._add(connection, trace)
@@ -360,7 +359,7 @@ class Ledger:
     def delete(self, ids: Sequence[str]) -> set[str]:
         """Delete logs with everything derived; gives the ids that existed.
 
-        Index entries and files are queued in the same transaction: see `Derived.removals`.
+        Index entries and files are queued in the same transaction: see `Removals`.
         """
         deleted: set[str] = set()
         for chunk in chunks(ids):
@@ -368,7 +367,9 @@ class Ledger:
                 mine = [
                     row.id
                     for row in connection.execute(
-                        select(logs.c.id).where(self._mine_by_id, logs.c.id.in_(chunk))
+                        select(logs.c.id)
+                        .where(self._mine_by_id, logs.c.id.in_(chunk))
+                        .with_for_update()  # nobody adds a segment meanwhile (PostgreSQL)
                     )
                 ]
                 files = connection.execute(

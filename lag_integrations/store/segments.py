@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, and_, delete, insert, select
+from sqlalchemy import ColumnElement, and_, delete, insert, not_, select
 
 from lag_integrations.kv.segment import SegmentKey
 from lag_integrations.store.database import Database
@@ -129,23 +129,21 @@ class SegmentTable:
         with self._db.write() as connection:
             connection.execute(delete(segments).where(_kind(key), segments.c.log_id == key.log_id))
 
-    def forget_others(self, keep: SegmentKey | None = None) -> int:
+    def forget_others(self, keep: SegmentKey) -> int:
         """Forget all segments but those of one kind, and queue their files; gives how many."""
         number = 0
-        for key, file, _ in list(self.all_files()):
-            if keep is None or (key.fingerprint, key.selection, key.codec) != (
-                keep.fingerprint,
-                keep.selection,
-                keep.codec,
-            ):
-                with self._db.write() as connection:
+        for chunk in chunks(list(self._ledger.ids())):
+            others = segments.c.log_id.in_(chunk) & not_(_kind(keep))
+            with self._db.write() as connection:
+                rows = connection.execute(select(segments.c.file).where(others)).all()
+                files = [row.file for row in rows if row.file is not None]
+                if files:
                     connection.execute(
-                        insert(removals).values(namespace=self._namespace, file=file)
+                        insert(removals),
+                        [{"namespace": self._namespace, "file": file} for file in files],
                     )
-                    connection.execute(
-                        delete(segments).where(_kind(key), segments.c.log_id == key.log_id)
-                    )
-                number += 1
+                connection.execute(delete(segments).where(others))
+            number += len(files)
         return number
 
 

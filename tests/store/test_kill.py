@@ -77,5 +77,8 @@ def test_a_killed_process_loses_nothing(tmp_path: Path, rounds: int) -> None:
         expected -= deleted
         with open_memory(folder, max_bytes=300_000) as memory:
             check(memory, expected, chance)
+            if len(expected) > 300:  # far more, and the budget would demand traces, too
+                memory.purge()
+                expected.clear()
     print(f"\n{rounds} rounds, {added} adds returned, {len(expected)} logs in the end")
     assert added > rounds

@@ -108,8 +108,10 @@ def test_metadata_filters(open_store, where, numbers):
 
 @pytest.mark.parametrize(
     "where",
-    [{}, "color", {"$not": []}, {"a": {}}, {"a": {"$like": 1}}, {"a": {"$in": "x"}}, {"a": None}]
-    + [{"$or": {}}, {"$and": "x"}, {"a": {"$eq": [1]}}, {1: 2}],
+    [
+        *({}, "color", {"$not": []}, {"a": {}}, {"a": {"$like": 1}}, {"a": {"$in": "x"}}),
+        *({"a": None}, {"$or": {}}, {"$and": "x"}, {"a": {"$eq": [1]}}, {1: 2}),
+    ],
 )
 def test_a_malformed_filter_is_refused(open_store, where):
     with open_store() as memory, pytest.raises(StoreError, match="filter"):
@@ -332,3 +334,14 @@ def test_a_changed_embedder(open_store):
         assert memory.verify() == []
     with open_store(namespace="b") as memory, pytest.raises(EmbedderMismatchError):
         memory.recall("vault")
+
+
+def test_odd_metadata_is_kept_and_harmless(open_store):
+    metadata = {"nul\0": "a\0b", "huge": 10**400, "k" * 500: 1, "none": None, "deep": [[1]]}
+    with open_store() as memory:
+        memory.add(qa("What is odd ?", "This .", metadata=metadata))
+        memory.flush()
+        assert len(memory.recall("odd", where={"nul\0": "a\0b"})) == 1
+        assert memory.recall("odd")[0].log.metadata["huge"] == 10**400
+        with pytest.raises(StoreError, match="too large"):
+            memory.recall("odd", where={"huge": 10**400})

@@ -1,0 +1,60 @@
+"""The ``kvlog`` command: look at a store, keep it in order, carry it elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from lag_integrations.cli import archives, logs, upkeep
+from lag_integrations.cli.output import warn
+from lag_integrations.errors import LAGError
+
+_LONGEST = 2_000
+
+
+class _Commands(TyperGroup):
+    """Prints what goes wrong as one line, not as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error of this package, or of files, ends it with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (LAGError, OSError) as error:
+            message = str(error)
+            warn(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…")
+            sys.exit(1)
+
+
+app = typer.Typer(
+    name="kvlog",
+    cls=_Commands,
+    help="Look at a store of KVLogMemory, keep it in order, carry it elsewhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would print local variables: content of traces
+    epilog="Exit codes: 0 fine; 1 verify found something, or the command failed; 2 wrong usage.",
+)
+for command in (
+    upkeep.stats,
+    logs.ls,
+    logs.show,
+    logs.search,
+    logs.add,
+    logs.feedback,
+    logs.delete,
+    archives.export,
+    archives.import_,
+    upkeep.verify,
+    upkeep.repair,
+    upkeep.reindex,
+    upkeep.reencode,
+    upkeep.prune,
+    upkeep.purge,
+    upkeep.migrate,
+):
+    app.command(command.__name__.rstrip("_"))(command)

@@ -1,0 +1,99 @@
+"""What is printed: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def show_json(document: Any) -> None:
+    """Print one JSON document, in ASCII: any terminal and pipe takes it."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def say(text: str) -> None:
+    """Print a line for people on stdout."""
+    typer.echo(printable(text))
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr."""
+    typer.echo(f"kvlog: {printable(' '.join(text.split()))}", err=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters made visible: a trace must not steer the terminal."""
+    return "".join(
+        character if character in "\n\t" or character.isprintable() else _escaped(character)
+        for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table, numbers to the right. A terminal gets no line that is too long for it."""
+    console = Console()
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    for place in range(len(columns)):
+        numbers = bool(rows) and all(isinstance(row[place], int) for row in rows)
+        width = max(cell_len(line[place]) for line in lines)
+        for line in lines:
+            padding = " " * (width - cell_len(line[place]))
+            line[place] = padding + line[place] if numbers else line[place] + padding
+    for line in lines:
+        text = Text("  ".join(line).rstrip())
+        if console.is_terminal:
+            text.truncate(console.width, overflow="ellipsis")
+        typer.echo(text.plain)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return " ".join(printable(str(value)).split())
+
+
+def human_size(number: float) -> str:
+    """Bytes, for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def human_time(seconds: float) -> str:
+    """Unix seconds, for people."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:.0f}"
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal: call what is given with (done, total)."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

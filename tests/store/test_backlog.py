@@ -1,0 +1,49 @@
+"""Adders wait for a worker that falls behind, but not for long; nothing waits in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from lag_integrations import KVLogMemory
+from tests.store.model import hash_embedder
+from tests.store.processes import numbered
+
+
+def test_adders_wait_a_little_and_lose_nothing(tmp_path):
+    gate = threading.Event()
+
+    def slow(texts):
+        gate.wait(30)
+        return hash_embedder(texts)
+
+    with KVLogMemory(tmp_path / "m", embedder=slow, min_score=-1, max_pending=5) as memory:
+        begun = time.monotonic()
+        for number in range(5):
+            memory.add(numbered(number))
+        assert time.monotonic() - begun < 0.5, "there is room in the queue"
+        begun = time.monotonic()
+        key = memory.add(numbered(5))
+        assert 0.8 < time.monotonic() - begun < 2, "now it waits, but only so long"
+        assert memory.store.ledger.get([key]), "and the trace is on disk all the same"
+        threading.Timer(0.2, gate.set).start()
+        begun = time.monotonic()
+        memory.add(numbered(6))
+        assert time.monotonic() - begun < 0.9, "it goes on when the worker has caught up"
+        memory.flush()
+        assert len(memory.recall("vault", k=10)) == 7
+
+
+def test_what_was_left_over_is_done_after_reopening(tmp_path):
+    def broken(texts):
+        raise ConnectionError("no service")
+
+    with KVLogMemory(tmp_path / "m", embedder=broken) as memory:
+        memory.add_many(numbered(number) for number in range(3))
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
+        deadline = time.monotonic() + 30
+        while memory.store.embeddings.count() < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert {log.log.task for log in memory.recall("vault", k=9)} == {
+            numbered(number).task for number in range(3)
+        }
