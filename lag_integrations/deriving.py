@@ -16,6 +16,7 @@ from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.selection import Selection
 from lag_integrations.store.budget import Budget
 from lag_integrations.store.embedder import Embedder, Vectors
+from lag_integrations.store.embeddings import EMBED
 from lag_integrations.store.segments import encode_task
 from lag_integrations.store.store import MERGE_AT, LogStore
 from lag_integrations.trace import Outcome, Trace
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EMBED_AT_ONCE = 64
+_GIVE_UP = 3
+"""Logs that cannot be embedded, one after the other, before it is the embedder's fault."""
 _LOOK_AHEAD = 256
 _SLOTS = 64
 """Encoding is shared out between processes by locks on parts of the logs."""
@@ -65,6 +68,7 @@ class Deriver:
         self._codec = codec
         self._budget = budget
         self._embedder_checked = False
+        self._dimension = 0
         self._todo: deque[str] = deque()
         self._todo_for: SegmentKey | None = None
         self._steps = self._written = 0
@@ -166,9 +170,46 @@ class Deriver:
         with self._store.locks.hold("embed"):
             waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE)
             if waiting:
-                vectors = self._embedder.embed([trace.search_text for _, trace in waiting])
-                self._store.embeddings.add([key for key, _ in waiting], vectors)
+                self._embed(waiting)
         return True
+
+    def _embed(self, waiting: Sequence[tuple[str, Trace]]) -> None:
+        """Embed logs; one by one if it does not work for all, so that a bad one is found."""
+        try:
+            self._record(waiting, self._embedder.embed([log.search_text for _, log in waiting]))
+            return
+        except StoreError:
+            raise
+        except Exception:
+            if len(waiting) == 1:
+                raise
+        failures: list[tuple[str, Exception]] = []
+        worked = False
+        for log_id, trace in waiting:
+            try:
+                self._record([(log_id, trace)], self._embedder.embed([trace.search_text]))
+                worked = True
+            except StoreError:
+                raise
+            except Exception as error:
+                failures.append((log_id, error))
+                if not worked and len(failures) >= _GIVE_UP:
+                    raise  # it is not the logs, it is the embedder
+        for log_id, error in failures:
+            self._store.failures.add(log_id, EMBED, f"{type(error).__name__}: {error}")
+
+    def _record(self, logs: Sequence[tuple[str, Trace]], vectors: Vectors) -> None:
+        if vectors.shape != (len(logs), self._dimension):
+            raise StoreError(
+                f"The embedder {self._embedder.name!r} gave vectors of shape {vectors.shape} for "
+                f"{len(logs)} texts; {self._dimension} dimensions are expected."
+            )
+        good = np.isfinite(vectors).all(axis=1)
+        ids = [log_id for (log_id, _), fine in zip(logs, good, strict=True) if fine]
+        self._store.embeddings.add(ids, vectors[good])
+        for (log_id, _), fine in zip(logs, good, strict=True):
+            if not fine:
+                self._store.failures.add(log_id, EMBED, "The embedding is not finite.")
 
     def _encode_one(self, engine: Engine, outcomes: Sequence[Outcome]) -> bool:
         """Encode one log that nobody else is encoding."""
@@ -222,6 +263,7 @@ class Deriver:
                 f"{self._embedder.name!r} ({len(vector)}). Open it with that embedder, or call "
                 "memory.reindex() (`kvlog reindex`) to embed every trace with this one."
             )
+        self._dimension = len(vector)
         self._embedder_checked = True
 
 

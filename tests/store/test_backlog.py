@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from lag_integrations import KVLogMemory
+from lag_integrations.errors import EncodingError, StoreError
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered
 
@@ -47,3 +50,34 @@ def test_what_was_left_over_is_done_after_reopening(tmp_path):
         assert {log.log.task for log in memory.recall("vault", k=9)} == {
             numbered(number).task for number in range(3)
         }
+
+
+def test_a_log_that_cannot_be_embedded_holds_up_no_other(tmp_path):
+    def picky(texts):
+        if any("vault 3 " in text for text in texts):
+            raise ValueError("not this one")
+        vectors = hash_embedder(texts)
+        for row, text in enumerate(texts):
+            if "vault 5 " in text:
+                vectors[row] = float("nan")
+        return vectors
+
+    with KVLogMemory(tmp_path / "m", embedder=picky, min_score=-1) as memory:
+        ids = memory.add_many(numbered(number) for number in range(8))
+        with pytest.raises(EncodingError, match="2 logs") as caught:
+            memory.flush()
+        assert ids[3] in str(caught.value)
+        assert ids[5] in str(caught.value)
+        assert len(memory.recall("vault", k=9)) == 6
+        assert memory.verify() == []
+
+
+def test_an_embedder_that_changes_its_mind_is_refused(tmp_path):
+    def fickle(texts):
+        vectors = hash_embedder(texts)
+        return vectors if "quick brown fox" in texts[0] else vectors[:, :10]
+
+    with KVLogMemory(tmp_path / "m", embedder=fickle) as memory:
+        memory.add(numbered(1))
+        with pytest.raises(StoreError, match="48 dimensions"):
+            memory.flush()
