@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
-from lag_integrations.errors import EmbedderMismatchError, StoreError
+from lag_integrations.errors import (
+    EmbedderMismatchError,
+    LAGError,
+    LogNotFoundError,
+    StoreError,
+)
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.selection import Selection
 from lag_integrations.store.budget import Budget
 from lag_integrations.store.embedder import Embedder, Vectors
 from lag_integrations.store.embeddings import EMBED
+from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.segments import encode_task
 from lag_integrations.store.store import MERGE_AT, LogStore
 from lag_integrations.trace import Outcome, Trace
@@ -27,16 +36,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EMBED_AT_ONCE = 64
-_GIVE_UP = 3
-"""Logs that cannot be embedded, one after the other, before it is the embedder's fault."""
+_LATE = 120.0
+"""Seconds that a log may be captured before it is seen: other clocks, long transactions."""
 _LOOK_AHEAD = 256
 _SLOTS = 64
 """Encoding is shared out between processes by locks on parts of the logs."""
 _ENFORCE_EVERY = 64
+_ENFORCE_SECONDS = 10.0
 _OVERSHOOT = 0.004
-"""Steps, or part of the byte budget written, after which the budget is looked at again."""
+"""Steps, seconds, or part of the byte budget written, after which it is looked at again."""
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
-_EMBEDDER = "embedder"
 
 
 class Deriver:
@@ -67,38 +76,72 @@ class Deriver:
         self._selection = selection
         self._codec = codec
         self._budget = budget
-        self._embedder_checked = False
+        self._generation = ""  # of the embedder, once it was compared with the store's
         self._dimension = 0
         self._todo: deque[str] = deque()
         self._todo_for: SegmentKey | None = None
+        self._done_until = 0.0  # logs captured before have their segments
         self._steps = self._written = 0
+        self._enforced_at = float("-inf")
         self._lock = threading.RLock()
 
     def key(self, log_id: str, engine: Engine) -> SegmentKey:
         """The key of a log's segment for a model."""
         return SegmentKey(log_id, engine.fingerprint.id, self._selection.name, self._codec)
 
-    def step(self, engine: Engine | None, outcomes: Sequence[Outcome]) -> bool:
-        """Do a little of what is to do; False if there is nothing that others are not doing."""
+    def step(
+        self, engine: Engine | None, outcomes: Sequence[Outcome], *, thorough: bool = False
+    ) -> bool:
+        """Do a little of what is to do; False if there is nothing that others are not doing.
+
+        Args:
+            engine: The model that encodes; None leaves that undone.
+            outcomes: Logs with these outcomes are encoded.
+            thorough: Look for old logs without a segment, too, not only for new ones.
+
+        Raises:
+            LAGError: Something does not work. The rest was done all the same.
+        """
+        stages: list[Callable[[], bool]] = [
+            self._store.sweep,
+            partial(self._embed_some, wait=thorough),
+            partial(self._store.merge, MERGE_AT),
+        ]
+        if engine is not None:
+            stages.append(partial(self._encode_one, engine, outcomes, thorough))
+        failure: Exception | None = None
         with self._lock:
             self._enforce_if_due()
-            return (
-                self._store.sweep()
-                or self._embed_some()
-                or self._store.merge(at_least=MERGE_AT)
-                or (engine is not None and self._encode_one(engine, outcomes))
-            )
+            for stage in stages:
+                try:
+                    if stage():
+                        return True
+                except Exception as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+        return False
 
-    def settle(self) -> None:
-        """What is to do now and then: keep the budget, let go of what others deleted."""
+    def look_again(self) -> None:
+        """An old log may have lost its segment."""
+        self._done_until = 0.0
+
+    def settle(self, *, thorough: bool = False) -> None:
+        """What is to do now and then: keep the budget, let go of what others deleted.
+
+        Args:
+            thorough: Keep the budget now, not only if it was not looked at lately.
+        """
         with self._lock:
-            self._enforce()
+            if thorough or time.monotonic() - self._enforced_at > _ENFORCE_SECONDS:
+                self._enforce()
             while self._store.sweep():
                 pass
             self._store.hot.keep_only(self._store.segments.live_files)
 
     def _enforce(self) -> None:
         self._steps = self._written = 0
+        self._enforced_at = time.monotonic()
         if self._budget == Budget():
             return
         pruned = self._store.evictor.enforce(self._budget)
@@ -116,7 +159,7 @@ class Deriver:
         """Steps that are left: one for each log to embed, one for each to encode."""
         missing = 0
         if engine is not None:
-            missing = len(self._store.segments.missing(self.key("", engine), outcomes))
+            missing = self._store.segments.count_missing(self.key("", engine), outcomes)
         return self._store.embeddings.count_missing() + missing
 
     def encode(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
@@ -140,7 +183,10 @@ class Deriver:
         """The segment of a log: encoded now, or by whoever is at it already."""
         with self._store.locks.hold(_slot(log_id)):
             key = self.key(log_id, engine)
-            file = self._store.segments.files(key, [log_id]).get(log_id)
+            files = self._store.segments.files(key, [log_id])
+            if log_id not in files:
+                raise LogNotFoundError(f"There is no log {log_id} in {self._store.namespace} now.")
+            file = files[log_id]
             stored = None if file is None else self._store.load(key, file)
             return stored or self.encode(log_id, trace, engine)
 
@@ -151,52 +197,52 @@ class Deriver:
             EmbedderMismatchError: The store was built with another embedder.
         """
         self._check_embedder()
-        return self._embedder.embed_query(query)
+        vector = self._embedder.embed_query(query)
+        if vector.shape != (self._dimension,) or not np.linalg.norm(vector) > 0.5:
+            raise StoreError(
+                f"The embedder {self._embedder.name!r} gave a vector of shape {vector.shape} for "
+                f"the query, or one that is zero or not finite; {self._dimension} dimensions are "
+                "expected."
+            )
+        return vector
 
     def adopt_embedder(self) -> None:
         """Take this embedder for the store's from now on: every namespace is embedded again."""
-        store = self._store
-        with self._lock, store.locks.hold("embed"), store.locks.hold("merge"):
-            store.facts.forget_setting(_EMBEDDER)
-            store.embeddings.forget_all()
-            store.index.drop_all()
-            self._embedder_checked = False
+        with self._lock:
+            self._store.embeddings.adopt(json.dumps(self._describe_embedder()))
+            self._store.index.drop_all()
+            self._generation = ""
             self._check_embedder()
 
-    def _embed_some(self) -> bool:
+    def _embed_some(self, *, wait: bool) -> bool:
         if not self._store.embeddings.count_missing(limit=1):
             return False
         self._check_embedder()
-        with self._store.locks.hold("embed"):
-            waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE)
+        with self._store.locks.hold(f"embed-{self._store.namespace}", wait=wait) as held:
+            waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE) if held else []
             if waiting:
                 self._embed(waiting)
-        return True
+        return bool(waiting)
 
     def _embed(self, waiting: Sequence[tuple[str, Trace]]) -> None:
         """Embed logs; one by one if it does not work for all, so that a bad one is found."""
         try:
             self._record(waiting, self._embedder.embed([log.search_text for _, log in waiting]))
             return
-        except StoreError:
+        except EmbedderMismatchError:
             raise
         except Exception:
-            if len(waiting) == 1:
-                raise
-        failures: list[tuple[str, Exception]] = []
-        worked = False
+            self._embedder.embed([_PROBE_TEXT])  # if this fails, too, it is not the logs
         for log_id, trace in waiting:
             try:
                 self._record([(log_id, trace)], self._embedder.embed([trace.search_text]))
-                worked = True
-            except StoreError:
+            except EmbedderMismatchError:
                 raise
             except Exception as error:
-                failures.append((log_id, error))
-                if not worked and len(failures) >= _GIVE_UP:
-                    raise  # it is not the logs, it is the embedder
-        for log_id, error in failures:
-            self._store.failures.add(log_id, EMBED, f"{type(error).__name__}: {error}")
+                logger.debug("Log %s cannot be embedded.", log_id, exc_info=True)
+                # The name only: others' messages may repeat the text.
+                reason = str(error) if isinstance(error, LAGError) else type(error).__name__
+                self._store.failures.add(log_id, EMBED, reason)
 
     def _record(self, logs: Sequence[tuple[str, Trace]], vectors: Vectors) -> None:
         if vectors.shape != (len(logs), self._dimension):
@@ -204,21 +250,26 @@ class Deriver:
                 f"The embedder {self._embedder.name!r} gave vectors of shape {vectors.shape} for "
                 f"{len(logs)} texts; {self._dimension} dimensions are expected."
             )
-        good = np.isfinite(vectors).all(axis=1)
+        good: list[bool] = (np.linalg.norm(vectors, axis=1) > 0.5).tolist()  # not zero, not NaN
         ids = [log_id for (log_id, _), fine in zip(logs, good, strict=True) if fine]
-        self._store.embeddings.add(ids, vectors[good])
+        self._store.embeddings.add(ids, vectors[good], self._generation)
         for (log_id, _), fine in zip(logs, good, strict=True):
             if not fine:
-                self._store.failures.add(log_id, EMBED, "The embedding is not finite.")
+                self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
 
-    def _encode_one(self, engine: Engine, outcomes: Sequence[Outcome]) -> bool:
+    def _encode_one(self, engine: Engine, outcomes: Sequence[Outcome], thorough: bool) -> bool:
         """Encode one log that nobody else is encoding."""
         kind = self.key("", engine)
         if self._todo_for != kind:
             self._todo.clear()
+            self._todo_for, self._done_until = kind, 0.0
         if not self._todo:
-            self._todo.extend(self._store.segments.missing(kind, outcomes, limit=_LOOK_AHEAD))
-            self._todo_for = kind
+            # A look at all logs takes a while when they are many; few of the old can be missing.
+            begun, since = time.time(), 0.0 if thorough else self._done_until
+            found = self._store.segments.missing(kind, outcomes, _LOOK_AHEAD, since=since)
+            self._todo.extend(found)
+            if not found:
+                self._done_until = begun - _LATE
         done = False
         while self._todo and not done:
             log_id = self._todo.popleft()
@@ -241,30 +292,39 @@ class Deriver:
                 raise  # the store's fault, not the log's: it is tried again
             self._store.failures.add(log_id, encode_task(key), str(error))
         except Exception as error:  # one bad log must not hold up the others
-            self._store.failures.add(log_id, encode_task(key), f"{type(error).__name__}: {error}")
+            logger.debug("Log %s cannot be encoded.", log_id, exc_info=True)
+            reason = str(error) if isinstance(error, LAGError) else ""
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+            self._store.failures.add(log_id, encode_task(key), reason)
         return True
+
+    def _describe_embedder(self) -> dict[str, Any]:
+        vector = self._embedder.embed([_PROBE_TEXT])[0]
+        if not np.linalg.norm(vector) > 0.5:
+            raise StoreError(f"The embedder {self._embedder.name!r} gives no finite vectors.")
+        return {
+            "name": self._embedder.name,
+            "dimension": len(vector),
+            "generation": uuid4().hex,
+            "vector": [round(float(x), 5) for x in vector],
+        }
 
     def _check_embedder(self) -> None:
         """The store remembers how its embedder embeds one known sentence."""
-        if self._embedder_checked:
+        if self._generation and self._generation == self._store.facts.generation():
             return
-        vector = self._embedder.embed([_PROBE_TEXT])[0]
-        mine = {
-            "name": self._embedder.name,
-            "dimension": len(vector),
-            "vector": [round(float(x), 5) for x in vector],
-        }
-        recorded = json.loads(self._store.facts.first_setting(_EMBEDDER, json.dumps(mine)))
-        theirs = np.asarray(recorded["vector"], dtype=np.float32)
-        if theirs.shape != vector.shape or float(theirs @ vector) < 0.999:
+        mine = self._describe_embedder()
+        recorded = json.loads(self._store.facts.first_setting(EMBEDDER, json.dumps(mine)))
+        ours, theirs = (np.asarray(one["vector"], dtype=np.float32) for one in (mine, recorded))
+        if ours.shape != theirs.shape or not float(theirs @ ours) >= 0.999:
             raise EmbedderMismatchError(
                 f"The store at {self._store.path} was built with the embedder "
                 f"{recorded['name']!r} ({len(theirs)} dimensions), not with "
-                f"{self._embedder.name!r} ({len(vector)}). Open it with that embedder, or call "
+                f"{self._embedder.name!r} ({len(ours)}). Open it with that embedder, or call "
                 "memory.reindex() (`kvlog reindex`) to embed every trace with this one."
             )
-        self._dimension = len(vector)
-        self._embedder_checked = True
+        self._dimension = len(ours)
+        self._generation = generation_of(json.dumps(recorded))
 
 
 def _slot(log_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,8 @@ Progress = Callable[[int, int], None]
 
 _COUNT_EVERY = 5.0
 """Seconds between two records of how often logs were recalled."""
+_TELL_EVERY = 0.2
+"""Seconds between two reports of progress."""
 _NAMED = 5
 """Failures that an error names; memory.store.failures has all."""
 _FETCH = 5
@@ -144,6 +147,7 @@ class KVLogMemory:
             ttl=seconds,
             hot_bytes=hot_bytes,
         )
+        self._process = os.getpid()
         self.path = self.store.path
         self.namespace = namespace
         self._deriver = Deriver(
@@ -294,7 +298,7 @@ class KVLogMemory:
             LAGError: A trace cannot be encoded by this model; says why.
         """
         engine = self._engine_for(engine)
-        stored = zip(logs, self.stored_segments(logs, engine), strict=True)
+        stored = zip(logs, self._stored_segments(logs, engine), strict=True)
         return [
             self._deriver.segment(log.id, log.log, engine) if segment is None else segment
             for log, segment in stored
@@ -305,9 +309,19 @@ class KVLogMemory:
     ) -> list[Segment | None]:
         """As `segments`, but None for what would have to be encoded first.
 
-        For callers who then rather use the log's text than wait.
+        For callers who then rather use the log's text than wait: the worker encodes it.
         """
         engine = self._engine_for(engine)
+        found = self._stored_segments(logs, engine)
+        for log, segment in zip(logs, found, strict=True):
+            if segment is None:  # an evicted one is wanted again
+                self.store.segments.forget(self._deriver.key(log.id, engine), None)
+        if None in found:
+            self._deriver.look_again()
+            self._worker.notify()
+        return found
+
+    def _stored_segments(self, logs: Sequence[RecalledLog], engine: Engine) -> list[Segment | None]:
         files = self.store.segments.files(self._deriver.key("", engine), [log.id for log in logs])
         found: list[Segment | None] = []
         for log in logs:
@@ -357,7 +371,7 @@ class KVLogMemory:
     def prune(self) -> None:
         """Evict now what the budget demands; the worker does so by itself."""
         self._check_open()
-        self._deriver.settle()
+        self._deriver.settle(thorough=True)
 
     def export_to(
         self,
@@ -410,6 +424,7 @@ class KVLogMemory:
         """
         self._check_open()
         problems = Audit(self.store, progress, min_age=min_age).repair()
+        self._deriver.look_again()
         self._worker.notify()
         return problems
 
@@ -437,19 +452,23 @@ class KVLogMemory:
         """
         self._check_open()
         self.store.failures.clear()
-        total = self._pending()
-        left = total
+        total = left = self._pending()
+        told = 0.0
         while left:
-            if self._step():
-                if progress is not None:
+            self._check_open()
+            if self._step(thorough=True):
+                if progress is not None and time.monotonic() - told > _TELL_EVERY:
                     progress(max(0, total - self._pending()), total)
+                    told = time.monotonic()
             else:
                 left = self._pending()
                 if left:
                     wait_a_little()  # another process is at it
+        if progress is not None:
+            progress(total, total)
         while self.store.merge():
             pass
-        self._settle()
+        self._settle(thorough=True)
         failures = {
             task: reason
             for task, reason in self.store.failures.all().items()
@@ -467,7 +486,7 @@ class KVLogMemory:
     def close(self) -> None:
         """Finish the step at hand and release the store. Work left over is done after reopening."""
         with self._closing:
-            if self._closed:
+            if self._closed or self._process != os.getpid():  # a fork's is its parent's
                 return
             self._closed = True
         atexit.unregister(self.close)
@@ -496,6 +515,10 @@ class KVLogMemory:
         return None if engine is None or engine.closed else engine
 
     def _check_open(self) -> None:
+        if self._process != os.getpid():
+            raise StoreError(
+                "This memory was opened before the process was forked; open one in each process."
+            )
         if self._closed:
             raise StoreError(f"The memory at {self.path} is closed; open it again.")
 
@@ -509,11 +532,11 @@ class KVLogMemory:
     def _pending(self) -> int:
         return self._deriver.pending(self._usable_engine, self.outcomes)
 
-    def _step(self) -> bool:
-        return self._deriver.step(self._usable_engine, self.outcomes)
+    def _step(self, *, thorough: bool = False) -> bool:
+        return self._deriver.step(self._usable_engine, self.outcomes, thorough=thorough)
 
-    def _settle(self) -> None:
-        self._deriver.settle()
+    def _settle(self, *, thorough: bool = False) -> None:
+        self._deriver.settle(thorough=thorough)
         self._record_uses()
 
     def _count_uses(self, ids: Sequence[str]) -> None:
@@ -528,8 +551,14 @@ class KVLogMemory:
         with self._uses_lock:
             uses, self._uses = self._uses, Counter()
             self._counted_at = time.monotonic()
-        if uses:
+        if not uses:
+            return
+        try:
             self.store.ledger.count_uses(uses)
+        except StoreError:
+            with self._uses_lock:
+                self._uses.update(uses)
+            raise
 
 
 def _default_embedder() -> str | Path:

@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_WAIT = 1.0
 """Seconds that an adder waits at most for the worker to catch up. Its trace is safe by then."""
+_TICK = 30.0
+_RETRY = 5.0
+"""Seconds after which the worker looks for work unasked, and tries again what did not work."""
 _RECOUNT = 0.25
 """Seconds between two counts of what is pending: counting is work, too."""
 
@@ -70,18 +73,27 @@ class Worker:
             self._thread.join()
 
     def _run(self) -> None:
+        pause = _TICK
         while not self._stopped:
-            self._wake.wait()
+            self._wake.wait(pause)
             self._wake.clear()
             try:
                 while not self._stopped and self._step():
                     self._recount()
                 if not self._stopped:
                     self._settle()
+                pause = _TICK
             except LAGError as error:
                 logger.warning("Logs could not be embedded or encoded for now: %s", error)
-            except Exception:
-                logger.exception("The memory's worker failed; flush() tries again.")
+                pause = _RETRY
+            except Exception as error:
+                # The type only: messages of others may repeat a text.
+                logger.warning(
+                    "Logs could not be embedded or encoded for now (%s); it is tried again.",
+                    type(error).__name__,
+                )
+                logger.debug("The memory's worker failed.", exc_info=True)
+                pause = _RETRY
             self._note(0)
 
     def _recount(self) -> None:

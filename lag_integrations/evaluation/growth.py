@@ -142,7 +142,7 @@ def _evict(folder: Path) -> str:
     with KVLogMemory(folder, embedder=embed, max_bytes=budget) as memory:
         seconds = _seconds(memory.flush)
         kept = sum(memory.store.evictor.nbytes())
-        on_disk = sum(len(memory.store.blobs.get(name)) for name in memory.store.blobs.names())
+        on_disk = sum(len(memory.store.blobs.get(name)) for name in memory.store.blobs.names(""))
     return (
         f"Byte budget of {budget:,}: {kept / budget:.2%} of it used after {seconds:.0f} s of "
         f"eviction, {on_disk:,} bytes of segments on disk."

@@ -20,7 +20,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, PrivateAttr
 
 from lag_integrations.engine import Engine, EngineStream, Placement
-from lag_integrations.errors import LAGError
+from lag_integrations.errors import EmbedderMismatchError, LAGError, StoreError
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.trace import Message, as_message
@@ -245,7 +245,13 @@ class LAGChatModel(BaseChatModel):
         if self.memory is None:
             return []
         query = next((message.text for message in reversed(chat) if message.role == "user"), "")
-        return self.memory.recall(query, k=k, min_score=min_score)
+        try:
+            return self.memory.recall(query, k=k, min_score=min_score)
+        except EmbedderMismatchError:
+            raise  # nothing would ever be recalled: that has to be seen
+        except StoreError as error:  # a memory that is unusable must not cost the answer
+            logger.warning("Nothing is recalled. %s", error)
+            return []
 
     def _segments(
         self, logs: list[RecalledLog], engine: Engine

@@ -14,8 +14,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
 
-_QUARANTINE = "quarantine"
-
 
 class Blobs:
     """Named pieces of bytes, each written as a whole or not at all.
@@ -58,6 +56,7 @@ class Blobs:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(scratch, path)
+            _sync(folder)
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise
@@ -78,12 +77,14 @@ class Blobs:
         except FileNotFoundError:
             return
 
-    def names(self) -> Iterator[str]:
-        """All files but the quarantined, leftovers of interrupted writes included."""
-        for path in self._fs.find(self._root, withdirs=False):
-            name = posixpath.relpath(path, self._root)
-            if not name.startswith(f"{_QUARANTINE}/"):
-                yield name
+    def names(self, folder: str) -> Iterator[str]:
+        """All files below a folder, leftovers of interrupted writes included."""
+        try:
+            paths = self._fs.find(self._path(folder), withdirs=False)
+        except FileNotFoundError:
+            return
+        for path in paths:
+            yield posixpath.relpath(path, self._root)
 
     def age(self, name: str) -> float:
         """Seconds since a file was written, by the file system's clock and ours."""
@@ -92,17 +93,26 @@ class Blobs:
         except (NotImplementedError, FileNotFoundError):
             return float("inf")
 
-    def quarantine(self, name: str) -> bool:
-        """Put a damaged file aside, for people to look at; False if it is not there."""
-        target = self._path(f"{_QUARANTINE}/{posixpath.basename(name)}")
+    def move(self, name: str, target: str) -> None:
+        """Move a file; one that is gone already is fine."""
         try:
-            self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
-            self._fs.mv(self._path(name), target)
+            self._fs.makedirs(posixpath.dirname(self._path(target)), exist_ok=True)
+            self._fs.mv(self._path(name), self._path(target))
         except FileNotFoundError:
-            return False
-        return True
+            return
 
     def _path(self, name: str) -> str:
         if name.startswith("/") or ".." in name.split("/"):
             raise StoreError(f"{name[:80]!r} is not the name of a segment file.")
         return posixpath.join(self._root, name)
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder durable, where the system has a way to."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, select, update
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import Database
@@ -16,6 +17,8 @@ _HELP_IS_WORTH = 86_400.0
 """Seconds of recency that a log gains with each time it helped, and loses with each harm."""
 _SLACK = 0.005
 """Part of a budget that is freed at once, so that not every new log means an eviction."""
+_GRACE = 3_600.0
+"""Seconds for which a new log is spared, if there are older ones: nobody can have used it yet."""
 _STEP = 200
 
 
@@ -65,7 +68,6 @@ class Evictor:
         self._db = database
         self._ledger = ledger
         self._mine = logs.c.namespace == ledger.namespace
-        self._value = logs.c.used_at + _HELP_IS_WORTH * (logs.c.times_helped - logs.c.times_harmed)
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes of the traces, and of the segments."""
@@ -83,6 +85,11 @@ class Evictor:
 
     def enforce(self, budget: Budget) -> Pruned:
         """Evict as much as the budget demands; files and index entries are queued for removal."""
+        # Two who evict at once would evict twice as much.
+        with self._db.locks.hold(f"budget-{self._ledger.namespace}"):
+            return self._enforce(budget)
+
+    def _enforce(self, budget: Budget) -> Pruned:
         deleted = freed = 0
         if budget.ttl is not None:
             old = logs.c.captured_at < time.time() - budget.ttl
@@ -109,7 +116,7 @@ class Evictor:
         if condition is not None:
             statement = statement.where(condition)
         with self._db.read() as connection:
-            rows = connection.execute(statement.order_by(self._value, logs.c.id).limit(limit))
+            rows = connection.execute(statement.order_by(*_least_valuable_first()).limit(limit))
             return [(row.id, row.bytes) for row in rows]
 
     def _free_logs(self, needed: int) -> int:
@@ -132,7 +139,7 @@ class Evictor:
             select(*key, segments.c.file, segments.c.bytes)
             .join(logs, logs.c.id == segments.c.log_id)
             .where(self._mine, segments.c.file.is_not(None))
-            .order_by(self._value, logs.c.id)
+            .order_by(*_least_valuable_first())
             .limit(_STEP)
             .with_for_update(of=segments)
         )
@@ -154,3 +161,9 @@ class Evictor:
                     needed -= row.bytes
                     freed += 1
         return freed
+
+
+def _least_valuable_first() -> tuple[ColumnElement[Any], ...]:
+    new = case((logs.c.captured_at > time.time() - _GRACE, 1), else_=0)
+    helped = logs.c.times_helped - logs.c.times_harmed
+    return new, logs.c.used_at + _HELP_IS_WORTH * helped, logs.c.id

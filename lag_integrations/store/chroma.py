@@ -65,6 +65,8 @@ class SharedFolder:
     def session(self, *, write: bool) -> Iterator[ClientAPI]:
         """A client that sees everything written so far; others wait until the block ends."""
         with self._thread_lock:
+            if self._users <= 0:
+                raise StoreError("The store is closed; open it again.")
             lock = acquire_file(self._lock_file)
             assert lock is not None  # without a timeout
             try:
@@ -100,7 +102,7 @@ class SharedFolder:
 
     def _current(self) -> ClientAPI:
         state = self._read_state()
-        if state == _WRITING:
+        if state == _WRITING or (not state and self._folder.exists()):
             self._remove()
             state = ""
         if self._client is None or state != self._state or not state:
@@ -141,14 +143,18 @@ class Server:
     Args:
         connect: Makes the client.
         write_lock: Held while writing, so that two processes do not merge the same logs.
+        owned: Whether the client is ours to close.
     """
 
     def __init__(
         self,
         connect: Callable[[], ClientAPI],
         write_lock: Callable[[], AbstractContextManager[bool]],
+        *,
+        owned: bool = True,
     ) -> None:
         self._connect = connect
+        self._owned = owned
         self._write_lock = write_lock
         self._client: ClientAPI | None = None
 
@@ -191,9 +197,9 @@ class Server:
 
     def close(self) -> None:
         """Release the connection."""
-        if self._client is not None:
+        if self._client is not None and self._owned:
             self._client.close()
-            self._client = None
+        self._client = None
 
 
 def _persistent(folder: Path) -> ClientAPI:

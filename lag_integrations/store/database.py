@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from lag_integrations.store.locks import Locks
 from lag_integrations.store.migrations import bring_up_to_date
 
 LEDGER_FILE = "ledger.sqlite"
+_COMPACT_TRIES = 10
 _SUPPORTED = ("sqlite", "postgresql")
 
 
@@ -24,7 +27,7 @@ class Database:
     """Connections to a ledger with the newest schema. Thread safe.
 
     Args:
-        url: SQLAlchemy URL; a file in the folder if None.
+        url: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder if None.
         folder: The store's folder: lock files and backups go there.
         backed_up: There is a backup, so that an older ledger on a server may be migrated.
 
@@ -37,6 +40,10 @@ class Database:
     """
 
     def __init__(self, url: str | None, folder: Path, *, backed_up: bool = False) -> None:
+        if url is not None and url.startswith("sqlite"):
+            raise StoreError(
+                "An SQLite ledger is always in the store's folder: give that folder as the path."
+            )
         try:
             # Not a URL written out: a folder's name may hold what means something in one.
             self.url = (
@@ -66,7 +73,7 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _configure)
             event.listen(self.engine, "begin", _begin)
-        self.locks = Locks(self.engine, folder / "locks")
+        self.locks = Locks(self.url, folder / "locks")
         # SQLite has one writer at a time: threads queue here, which is fairer than its polling.
         self._writing = threading.RLock() if self.is_sqlite else None
         try:
@@ -118,17 +125,31 @@ class Database:
                 with self._writing, self.engine.begin() as connection:
                     yield connection
 
-    def compact(self) -> None:
-        """Give the space of deleted rows back, and leave nothing of them in the journal."""
-        if self.is_sqlite:
+    def compact(self) -> bool:
+        """Give the space of deleted rows back, and leave nothing of them in the journal.
+
+        Returns:
+            False if others were reading the journal all the time; it is emptied later then.
+        """
+        if not self.is_sqlite:
+            return True
+        for _ in range(_COMPACT_TRIES):
             with self._explained(), self.engine.connect() as connection:
                 # The driver's own: these work step by step, and not in a transaction.
-                driver = connection.connection
-                for statement in ("PRAGMA incremental_vacuum", "PRAGMA wal_checkpoint(TRUNCATE)"):
-                    cursor = driver.cursor()
-                    cursor.execute(statement)
+                cursor = connection.connection.cursor()
+                try:
+                    cursor.execute("PRAGMA incremental_vacuum")
                     cursor.fetchall()
+                    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    busy = cursor.fetchall()[0][0]
+                except sqlite3.OperationalError:  # another process is writing
+                    busy = 1
+                finally:
                     cursor.close()
+            if not busy:
+                return True
+            time.sleep(0.02)
+        return False
 
     def damage(self) -> list[str]:
         """What the database itself finds wrong with its file."""
@@ -147,7 +168,8 @@ class Database:
         try:
             yield
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or type(error).__name__)
+            # The first line: PostgreSQL's next ones may repeat the row.
+            reason = str(getattr(error, "orig", None) or type(error).__name__).split("\n")[0]
             help_ = "Nothing was changed by the step that failed."
             if "full" in reason or "No space" in reason:
                 help_ += " Free some space, or give the memory a budget (max_bytes)."

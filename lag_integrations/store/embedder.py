@@ -48,6 +48,11 @@ class Embedder:
             if self._function is None:
                 self._function = _load(self._source)
         vectors = np.asarray(self._function(list(texts)), dtype=np.float32)
+        if vectors.ndim != 2:
+            raise StoreError(
+                f"The embedder {self.name!r} gave an array of shape {vectors.shape} for "
+                f"{len(texts)} texts; it must give one vector a text."
+            )
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 

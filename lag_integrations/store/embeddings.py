@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, update
 
+from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.store.database import Database
 from lag_integrations.store.embedder import Vectors
+from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.failures import Failures, failed
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import embeddings, logs, settings
@@ -59,24 +61,36 @@ class EmbeddingTable:
         waiting = self._mine & logs.c.embedded.is_(False) & logs.c.id.not_in(failed(EMBED))
         return self._ledger.count(waiting, limit=limit)
 
-    def add(self, ids: Sequence[str], vectors: Vectors) -> None:
-        """Record embeddings, fp32 ``[logs, dimension]``; logs deleted meanwhile are left out."""
+    def add(self, ids: Sequence[str], vectors: Vectors, generation: str) -> None:
+        """Record embeddings, fp32 ``[logs, dimension]``; logs deleted meanwhile are left out.
+
+        Raises:
+            EmbedderMismatchError: The store has been given another embedder since.
+        """
+        by_id = dict(zip(ids, vectors, strict=True))
         with self._db.write() as connection:
-            alive = {
+            known = connection.execute(select(settings.c.value).where(settings.c.key == EMBEDDER))
+            if generation_of(known.scalar_one_or_none()) != generation:
+                raise EmbedderMismatchError(
+                    "The store was given another embedder by another process; open it again."
+                )
+            alive = [
                 row.id
                 for row in connection.execute(
-                    select(logs.c.id).where(self._mine_by_id, logs.c.id.in_(ids)).with_for_update()
+                    select(logs.c.id)
+                    .where(self._mine_by_id, logs.c.id.in_(ids))
+                    .order_by(logs.c.id)  # in one order: no deadlocks (PostgreSQL)
+                    .with_for_update()
                 )
-            }
+            ]
             rows = [
                 {
                     "log_id": key,
                     "namespace": self._namespace,
-                    "merged": False,
-                    "vector": np.asarray(vector, dtype="<f4").tobytes(),
+                    "indexed_in": None,
+                    "vector": np.asarray(by_id[key], dtype="<f4").tobytes(),
                 }
-                for key, vector in zip(ids, vectors, strict=True)
-                if key in alive
+                for key in alive
             ]
             if rows:
                 connection.execute(delete(embeddings).where(embeddings.c.log_id.in_(alive)))
@@ -87,7 +101,8 @@ class EmbeddingTable:
         self,
         allowed: ColumnElement[bool] | None = None,
         *,
-        merged: bool | None = None,
+        outside: str | None = None,
+        inside: str | None = None,
         ids: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> tuple[list[str], Vectors]:
@@ -95,18 +110,20 @@ class EmbeddingTable:
 
         Args:
             allowed: A condition on the logs.
-            merged: Only those that the index holds, or does not hold.
+            outside: Only those that this index does not hold (see `Index.identity`).
+            inside: Only those that this index holds.
             ids: Only these.
             limit: Most to give.
+
+        Raises:
+            StoreError: They are not all of one dimension.
         """
         namespace: ColumnElement[str] = embeddings.c.namespace
-        if allowed is not None and merged is None:
+        if allowed is not None and outside is None:
             namespace = namespace.concat("")  # the condition finds them sooner, see Ledger
         statement = select(embeddings.c.log_id, embeddings.c.vector).where(
-            namespace == self._namespace
+            namespace == self._namespace, _held(outside, inside)
         )
-        if merged is not None:
-            statement = statement.where(embeddings.c.merged.is_(merged))
         if ids is not None:
             statement = statement.where(embeddings.c.log_id.in_(ids))
         if allowed is not None:
@@ -115,15 +132,26 @@ class EmbeddingTable:
             rows = connection.execute(statement.limit(limit)).all()
         if not rows:
             return [], np.zeros((0, 0), dtype=np.float32)
+        if len({len(row.vector) for row in rows}) > 1:
+            raise StoreError(
+                "The store has embeddings of several sizes; `kvlog reindex` embeds all traces anew."
+            )
         data = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
         return [row.log_id for row in rows], data.reshape(len(rows), -1)
 
-    def count(self, *, merged: bool | None = None, limit: int | None = None) -> int:
-        """Number of embeddings (that the index holds, or does not hold), up to a limit."""
-        mine = embeddings.c.namespace == self._namespace
-        statement = select(embeddings.c.log_id).where(mine).limit(limit)
-        if merged is not None:
-            statement = statement.where(embeddings.c.merged.is_(merged))
+    def count(
+        self,
+        *,
+        outside: str | None = None,
+        inside: str | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Number of embeddings (that an index does not hold, or holds), up to a limit."""
+        statement = (
+            select(embeddings.c.log_id)
+            .where(embeddings.c.namespace == self._namespace, _held(outside, inside))
+            .limit(limit)
+        )
         with self._db.read() as connection:
             return int(
                 connection.execute(
@@ -131,44 +159,28 @@ class EmbeddingTable:
                 ).scalar_one()
             )
 
-    def mark_merged(self, ids: Sequence[str]) -> None:
-        """Record that the index holds these logs."""
+    def mark_indexed(self, ids: Sequence[str], identity: str) -> None:
+        """Record that an index holds these logs."""
         with self._db.write() as connection:
             connection.execute(
-                update(embeddings).where(embeddings.c.log_id.in_(ids)).values(merged=True)
+                update(embeddings).where(embeddings.c.log_id.in_(ids)).values(indexed_in=identity)
             )
 
-    def known_index(self) -> str | None:
-        """Which index it is that holds the merged logs, as far as is known."""
-        with self._db.read() as connection:
-            return connection.execute(
-                select(settings.c.value).where(settings.c.key == f"index/{self._namespace}")
-            ).scalar_one_or_none()
-
-    def expect_index(self, identity: str) -> bool:
-        """Note which index it is that holds the merged logs; False if that was another one.
-
-        Another one is empty, as far as anyone knows: no log counts as merged any more.
-        """
-        if self.known_index() == identity:
-            return True
-        key = f"index/{self._namespace}"
-        with self._db.write() as connection:
-            connection.execute(
-                self._db.upsert(settings)
-                .values(key=key, value=identity)
-                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": identity})
-            )
-            connection.execute(
-                update(embeddings)
-                .where(embeddings.c.namespace == self._namespace)
-                .values(merged=False)
-            )
-        return False
-
-    def forget_all(self) -> None:
-        """Have every log embedded again, in all namespaces: a store has one embedder."""
+    def adopt(self, record: str) -> None:
+        """Make an embedder the store's, and have every log of all namespaces embedded again."""
         with self._db.write() as connection:
             connection.execute(delete(embeddings))
             connection.execute(update(logs).values(embedded=False))
-            connection.execute(delete(settings).where(settings.c.key.startswith("index/")))
+            connection.execute(
+                self._db.upsert(settings)
+                .values(key=EMBEDDER, value=record)
+                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": record})
+            )
+
+
+def _held(outside: str | None, inside: str | None) -> ColumnElement[bool]:
+    """A condition on the index that an embedding is in, in a form that can use the database's."""
+    column = embeddings.c.indexed_in
+    if outside is not None:
+        return or_(column.is_(None), column < outside, column > outside)
+    return true() if inside is None else column == inside

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+import json
+
+from sqlalchemy import select
 
 from lag_integrations.store.database import Database
 from lag_integrations.store.schema import models, settings
+
+EMBEDDER = "embedder"
+"""The setting that holds the embedder: name, dimension, generation, and one known embedding."""
+
+
+def generation_of(record: str | None) -> str:
+    """Which embedder, counted from the first, a record is of; it changes with each `reindex`."""
+    return "none" if record is None else str(json.loads(record).get("generation", "first"))
 
 
 class Facts:
@@ -36,13 +46,14 @@ class Facts:
             found = self.setting(key)
         return value if found is None else found
 
-    def forget_setting(self, key: str) -> None:
-        """Let the next caller of `first_setting` decide anew."""
-        with self._db.write() as connection:
-            connection.execute(delete(settings).where(settings.c.key == key))
+    def generation(self) -> str:
+        """The generation of the store's embedder; ``none`` if it has none yet."""
+        return generation_of(self.setting(EMBEDDER))
 
     def add_model(self, fingerprint: str, parts: str) -> None:
         """Remember a model's fingerprint parts, to say later in what another model differs."""
+        if fingerprint in self.models():
+            return
         with self._db.write() as connection:
             connection.execute(
                 self._db.upsert(models)

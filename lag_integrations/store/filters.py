@@ -26,16 +26,23 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$lte": lambda column, value: column <= value,
 }
 _KEY_LENGTH = 128
+_TEXT_LENGTH = 500
+"""Characters: a row of an index is limited (PostgreSQL: 2,704 bytes)."""
 
 
 def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, Any]]:
-    """What of a trace's metadata can be filtered by: scalars, and lists of scalars."""
+    """What of a trace's metadata can be filtered by: scalars, and lists of scalars.
+
+    Texts of more than 500 characters, keys of more than 128, and what is nested cannot.
+    """
     rows = []
     for key, value in metadata.items():
         for position, item in enumerate(value if isinstance(value, list) else [value]):
             columns = _columns(item) if isinstance(item, Scalar) else None
-            if columns is not None and len(key) <= _KEY_LENGTH:
-                text, number = columns
+            if columns is None or len(key) > _KEY_LENGTH:
+                continue
+            text, number = columns
+            if len(text or "") <= _TEXT_LENGTH:
                 rows.append(
                     {
                         "log_id": log_id,

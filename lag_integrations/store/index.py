@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,13 +43,17 @@ class Index:
         access: The Chroma database.
         store_id: The store this object is confined to: a server may hold several.
         namespace: The namespace this object is confined to.
+        generation: Tells the store's embedder: each has a collection of its own.
     """
 
-    def __init__(self, access: ChromaAccess, store_id: str, namespace: str) -> None:
+    def __init__(
+        self, access: ChromaAccess, store_id: str, namespace: str, generation: Callable[[], str]
+    ) -> None:
         self._access = access
+        self._prefix = f"lag-{store_id}-"
         # Chroma's names are narrower than ours.
-        self._store = f"lag-{store_id}-"
-        self._name = self._store + hashlib.sha256(namespace.encode()).hexdigest()[:32]
+        self._suffix = hashlib.sha256(namespace.encode()).hexdigest()[:32]
+        self._generation = generation
 
     def identity(self) -> str:
         """Which collection it is; another one after it was lost and made again."""
@@ -88,16 +92,17 @@ class Index:
             return set(collection.get(include=[])["ids"])
 
     def drop(self) -> None:
-        """Remove the whole collection."""
-        with self._explained(), self._access.session(write=True) as client:
-            if self._name in {collection.name for collection in client.list_collections()}:
-                client.delete_collection(self._name)
+        """Remove the namespace's collections, of every generation."""
+        self._drop(lambda name: name.endswith(self._suffix))
 
     def drop_all(self) -> None:
         """Remove the collections of all namespaces of the store."""
+        self._drop(lambda name: True)
+
+    def _drop(self, which: Callable[[str], bool]) -> None:
         with self._explained(), self._access.session(write=True) as client:
             for collection in client.list_collections():
-                if collection.name.startswith(self._store):
+                if collection.name.startswith(self._prefix) and which(collection.name):
                     client.delete_collection(collection.name)
 
     def reset(self) -> None:
@@ -121,9 +126,10 @@ class Index:
     def _collection(self, *, write: bool) -> Iterator[Collection]:
         with self._explained(), self._access.session(write=write) as client:
             yield client.get_or_create_collection(
-                self._name,
+                f"{self._prefix}{self._generation()[:8]}-{self._suffix}",
                 embedding_function=None,  # never Chroma's own, which downloads a model
-                configuration={"hnsw": {"space": "cosine"}},
+                # Twice the usual neighbours: among near-duplicates, some would not be reached.
+                configuration={"hnsw": {"space": "cosine", "max_neighbors": 32}},
             )
 
     @contextmanager

@@ -101,15 +101,17 @@ class Ledger:
 
         A run captured before is counted. What is newer is kept, but for an unknown outcome.
         """
-        ids = []
-        for start in range(0, len(traces), _CHUNK):
+        ids = [log_id(self.namespace, trace) for trace in traces]
+        # In one order: otherwise those who add the same logs could deadlock (PostgreSQL).
+        ordered = sorted(zip(ids, traces, strict=True), key=lambda pair: pair[0])
+        for start in range(0, len(ordered), _CHUNK):
             with self._db.write() as connection:
-                for trace in traces[start : start + _CHUNK]:
-                    ids.append(self._add(connection, trace))
+                for key, trace in ordered[start : start + _CHUNK]:
+                    self._add(connection, key, trace)
         return ids
 
-    def _add(self, connection: Connection, trace: Trace) -> str:
-        key, now = log_id(self.namespace, trace), time.time()
+    def _add(self, connection: Connection, key: str, trace: Trace) -> None:
+        now = time.time()
         seen = connection.execute(
             self._db.upsert(logs)
             .values(
@@ -137,7 +139,6 @@ class Ledger:
             self._replace(connection, key, trace)
         elif rows := tag_rows(key, trace.metadata):
             connection.execute(insert(tags), rows)
-        return key
 
     def _replace(self, connection: Connection, key: str, trace: Trace) -> None:
         connection.execute(update(logs).where(logs.c.id == key).values(_content(trace)))
@@ -259,13 +260,13 @@ class Ledger:
         size = select(func.coalesce(func.sum(segments.c.bytes), 0)).where(
             segments.c.log_id == logs.c.id
         )
-        merged = select(embeddings.c.merged).where(embeddings.c.log_id == logs.c.id)
+        index = select(embeddings.c.indexed_in).where(embeddings.c.log_id == logs.c.id)
         statement = (
             select(
                 logs,
                 number.scalar_subquery().label("segments"),
                 size.scalar_subquery().label("segment_bytes"),
-                merged.scalar_subquery().label("merged"),
+                index.scalar_subquery().label("indexed_in"),
             )
             .where(self._mine)
             .order_by(logs.c.captured_at.desc(), logs.c.id)
@@ -293,7 +294,7 @@ class Ledger:
             times_recalled=row.times_recalled,
             times_helped=row.times_helped,
             times_harmed=row.times_harmed,
-            state="indexed" if row.merged else "embedded" if row.embedded else "captured",
+            state="indexed" if row.indexed_in else "embedded" if row.embedded else "captured",
             segments=row.segments,
             bytes=row.bytes + int(row.segment_bytes),
         )
@@ -345,7 +346,7 @@ class Ledger:
             select(logs.c.outcome, logs.c.trace, *columns).where(self._mine_by_id, logs.c.id == key)
         ).one_or_none()
         if row is None:
-            self._add(connection, trace)
+            self._add(connection, key, trace)
             values = {**counters, "used_at": counters["captured_at"]}
         else:
             if row.outcome != "unknown":
@@ -369,6 +370,7 @@ class Ledger:
                     for row in connection.execute(
                         select(logs.c.id)
                         .where(self._mine_by_id, logs.c.id.in_(chunk))
+                        .order_by(logs.c.id)
                         .with_for_update()  # nobody adds a segment meanwhile (PostgreSQL)
                     )
                 ]

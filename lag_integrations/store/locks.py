@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Engine, func, select
+from sqlalchemy import URL, Engine, NullPool, create_engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from lag_integrations.errors import StoreError
 
 _POLL = 0.005
 
@@ -32,20 +35,28 @@ class Locks:
     """Named locks of one ledger.
 
     Args:
-        engine: The ledger's database; its advisory locks are used where it has them.
+        url: The ledger's database; its advisory locks are used where it has them.
         folder: For SQLite, where lock files are kept.
     """
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
-        self._engine = engine
+    def __init__(self, url: URL, folder: Path) -> None:
         self._folder = folder
+        self._engine: Engine | None = None
+        if url.get_backend_name() != "sqlite":
+            # A connection each, not from the pool: those who wait for locks would empty it.
+            self._engine = create_engine(
+                url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True
+            )
 
     @contextmanager
     def hold(self, name: str, *, wait: bool = True) -> Iterator[bool]:
         """Hold a lock; gives False, without holding it, if it is taken and ``wait`` is false."""
-        hold = self._hold_file if self._engine.dialect.name == "sqlite" else self._hold_advisory
-        with hold(name, wait) as held:
-            yield held
+        if self._engine is None:
+            with self._hold_file(name, wait) as held:
+                yield held
+        else:
+            with self._hold_advisory(self._engine, name, wait) as held:
+                yield held
 
     @contextmanager
     def _hold_file(self, name: str, wait: bool) -> Iterator[bool]:
@@ -57,21 +68,21 @@ class Locks:
                 lock.release()
 
     @contextmanager
-    def _hold_advisory(self, name: str, wait: bool) -> Iterator[bool]:
+    def _hold_advisory(self, engine: Engine, name: str, wait: bool) -> Iterator[bool]:
         digest = hashlib.sha256(f"lag_integrations {name}".encode()).digest()
         key = int.from_bytes(digest[:8], "big", signed=True)
-        # A connection of its own: the lock lives as long as the session.
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            if not wait:
-                held = bool(connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one())
-            else:
-                connection.execute(select(func.pg_advisory_lock(key)))
-                held = True
-            try:
-                yield held
-            finally:
-                if held:
-                    connection.execute(select(func.pg_advisory_unlock(key)))
+        take = func.pg_advisory_lock(key) if wait else func.pg_try_advisory_lock(key)
+        try:
+            connection = engine.connect()
+            taken = connection.execute(select(take)).scalar_one()
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"The ledger's server gives no lock ({type(error).__name__})."
+            ) from error
+        try:
+            yield wait or bool(taken)
+        finally:
+            connection.close()  # which ends the session, and with it the lock
 
 
 def wait_a_little() -> None:

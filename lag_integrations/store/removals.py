@@ -38,11 +38,11 @@ class Removals:
         self._db = database
         self._namespace = namespace
 
-    def next(self, limit: int) -> list[Removal]:
-        """What has to go, oldest first."""
+    def next(self, limit: int, *, but: Sequence[int] = ()) -> list[Removal]:
+        """What has to go, oldest first, but for some entries."""
         statement = (
             select(removals.c.id, removals.c.log_id, removals.c.file)
-            .where(removals.c.namespace == self._namespace)
+            .where(removals.c.namespace == self._namespace, removals.c.id.not_in(but))
             .order_by(removals.c.id)
             .limit(limit)
         )
@@ -57,7 +57,7 @@ class Removals:
                 delete(removals).where(removals.c.id.in_([removal.id for removal in gone]))
             )
             connection.execute(
-                update(embeddings).where(embeddings.c.log_id.in_(ids)).values(merged=False)
+                update(embeddings).where(embeddings.c.log_id.in_(ids)).values(indexed_in=None)
             )
 
     def files(self, names: Sequence[str]) -> set[str]:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
 )
 
 metadata = MetaData()
@@ -22,7 +21,7 @@ metadata = MetaData()
 logs = Table(
     "logs",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", String(32), primary_key=True),  # a hash of namespace and content
     Column("namespace", String(64), nullable=False),
     Column("content_hash", String(64), nullable=False),
     Column("outcome", String(16), nullable=False),
@@ -36,9 +35,9 @@ logs = Table(
     Column("embedded", Boolean, nullable=False),
     Column("bytes", Integer, nullable=False),  # of the trace
     Column("trace", Text, nullable=False),  # last: long rows are read up to the column asked for
-    UniqueConstraint("namespace", "content_hash", name="uq_logs_content"),
     Index("ix_logs_embedded", "namespace", "embedded", "captured_at"),
-    Index("ix_logs_used", "namespace", "used_at", "bytes"),
+    Index("ix_logs_captured", "namespace", "captured_at"),
+    Index("ix_logs_bytes", "namespace", "bytes"),
 )
 
 tags = Table(
@@ -58,9 +57,9 @@ embeddings = Table(
     metadata,
     Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
     Column("namespace", String(64), nullable=False),
-    Column("merged", Boolean, nullable=False),  # whether the Chroma index holds it
+    Column("indexed_in", String(64)),  # identity of the Chroma collection that holds it
     Column("vector", LargeBinary, nullable=False),  # fp32, little endian, of norm 1
-    Index("ix_embeddings_merged", "namespace", "merged"),
+    Index("ix_embeddings_indexed", "namespace", "indexed_in"),
 )
 
 segments = Table(

@@ -35,7 +35,12 @@ class SegmentTable:
         self._mine_by_id = logs.c.namespace.concat("") == ledger.namespace  # see Ledger
 
     def missing(
-        self, key: SegmentKey, outcomes: Sequence[Outcome], limit: int | None = None
+        self,
+        key: SegmentKey,
+        outcomes: Sequence[Outcome],
+        limit: int | None = None,
+        *,
+        since: float = 0.0,
     ) -> list[str]:
         """Ids of logs without a segment of this kind, oldest first.
 
@@ -45,15 +50,20 @@ class SegmentTable:
             key: Fingerprint, selection and codec; its log id is not looked at.
             outcomes: Only logs with these.
             limit: Most to give.
+            since: Only logs captured since then, in Unix seconds.
         """
         statement = (
             select(logs.c.id)
-            .where(self._missing(key, outcomes))
+            .where(self._missing(key, outcomes), logs.c.captured_at >= since)
             .order_by(logs.c.captured_at)
             .limit(limit)
         )
         with self._db.read() as connection:
             return [row.id for row in connection.execute(statement)]
+
+    def count_missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> int:
+        """Number of logs that `missing` would give."""
+        return self._ledger.count(self._missing(key, outcomes))
 
     def is_missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> bool:
         """Whether `missing` would give this log."""
@@ -120,14 +130,29 @@ class SegmentTable:
 
     def live_files(self, files: Sequence[str]) -> set[str]:
         """Those of the files that the ledger still knows, in any namespace."""
-        with self._db.read() as connection:
-            rows = connection.execute(select(segments.c.file).where(segments.c.file.in_(files)))
-            return {row.file for row in rows}
+        found: set[str] = set()
+        for chunk in chunks(files):
+            with self._db.read() as connection:
+                rows = connection.execute(select(segments.c.file).where(segments.c.file.in_(chunk)))
+                found.update(row.file for row in rows)
+        return found
 
-    def forget(self, key: SegmentKey) -> None:
-        """Forget a segment, so that it is encoded again; its file is left where it is."""
+    def forget(self, key: SegmentKey, file: str | None) -> bool:
+        """Forget a segment, so that it is encoded again, unless it has another file by now.
+
+        Args:
+            key: The segment.
+            file: Its file, which is left where it is; None forgets that it was evicted.
+
+        Returns:
+            Whether it was forgotten.
+        """
+        same = segments.c.file.is_(None) if file is None else segments.c.file == file
         with self._db.write() as connection:
-            connection.execute(delete(segments).where(_kind(key), segments.c.log_id == key.log_id))
+            gone = connection.execute(
+                delete(segments).where(_kind(key), segments.c.log_id == key.log_id, same)
+            )
+        return bool(gone.rowcount)
 
     def forget_others(self, keep: SegmentKey) -> int:
         """Forget all segments but those of one kind, and queue their files; gives how many."""
@@ -135,7 +160,9 @@ class SegmentTable:
         for chunk in chunks(list(self._ledger.ids())):
             others = segments.c.log_id.in_(chunk) & not_(_kind(keep))
             with self._db.write() as connection:
-                rows = connection.execute(select(segments.c.file).where(others)).all()
+                rows = connection.execute(
+                    select(segments.c.file).where(others).with_for_update()
+                ).all()
                 files = [row.file for row in rows if row.file is not None]
                 if files:
                     connection.execute(

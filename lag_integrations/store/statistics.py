@@ -111,10 +111,10 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
             .order_by(logs.c.outcome)
         ).all()
         by_state = connection.execute(
-            select(logs.c.embedded, embeddings.c.merged, number)
+            select(logs.c.embedded, embeddings.c.indexed_in, number)
             .outerjoin(embeddings, embeddings.c.log_id == logs.c.id)
             .where(mine)
-            .group_by(logs.c.embedded, embeddings.c.merged)
+            .group_by(logs.c.embedded, embeddings.c.indexed_in)
         ).all()
         by_kind = connection.execute(
             select(
@@ -143,8 +143,8 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
             .order_by(failures.c.task)
         ).all()
     states = {"captured": 0, "embedded": 0, "indexed": 0}
-    for embedded, merged, count in by_state:
-        states["indexed" if merged else "embedded" if embedded else "captured"] += count
+    for embedded, index, count in by_state:
+        states["indexed" if index else "embedded" if embedded else "captured"] += count
     kinds = [
         SegmentStatistics(
             model=json.loads(parts).get("model") if parts else None,

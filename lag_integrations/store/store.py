@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
-import threading
+import posixpath
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
+from sqlalchemy import ColumnElement
 
-from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
+from lag_integrations.errors import (
+    EmbedderMismatchError,
+    FingerprintMismatchError,
+    SegmentCorruptedError,
+    StoreError,
+)
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.blobs import Blobs
@@ -27,7 +34,7 @@ from lag_integrations.store.filters import Where
 from lag_integrations.store.hot import HotTier
 from lag_integrations.store.index import ChromaAccess, Index
 from lag_integrations.store.ledger import Ledger, checked_namespace
-from lag_integrations.store.removals import Removals
+from lag_integrations.store.removals import Removal, Removals
 from lag_integrations.store.segments import SegmentTable
 from lag_integrations.trace import Outcome
 
@@ -40,6 +47,7 @@ MERGE_AT = 256
 """Embeddings that wait in the ledger before they are merged into Chroma. They are searched there,
 exactly, so nothing waits to be found; other processes open Chroma again after each merge."""
 _MERGE_STEP = 512
+_QUARANTINE = "quarantine"
 _SCAN = 4_000
 """Fitting logs up to which a filtered search compares them all, when the index gave too few."""
 
@@ -83,6 +91,13 @@ class LogStore:
             raise StoreError(f"{self.path} cannot be used as a folder: {error}") from error
         self.blobs = Blobs(segments or str(self.path / "segments"))
         self.database = Database(ledger, self.path)
+        try:
+            self._open_parts(index, ttl, hot_bytes)
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _open_parts(self, index: str | ClientAPI | None, ttl: float | None, hot_bytes: int) -> None:
         self.locks = self.database.locks
         self.ledger = Ledger(self.database, self.namespace, ttl)
         self.failures = Failures(self.database, self.ledger)
@@ -91,10 +106,13 @@ class LogStore:
         self.removals = Removals(self.database, self.namespace)
         self.facts = Facts(self.database)
         self.evictor = Evictor(self.database, self.ledger)
-        store_id = self.facts.first_setting("store_id", uuid4().hex[:12])
-        self.index = Index(self._chroma(index), store_id, self.namespace)
+        # Others may keep theirs in the same bucket, or on the same server.
+        self.id = self.facts.first_setting("store_id", uuid4().hex[:12])
+        self.index = Index(self._chroma(index), self.id, self.namespace, self.facts.generation)
         self.hot = HotTier(hot_bytes)
-        self._merging = threading.Lock()
+        self._identity = ""  # of the index, as last seen
+        self._index_failed = False
+        self._stuck: dict[int, str] = {}  # removals that do not work
 
     def close(self) -> None:
         """Release everything."""
@@ -119,103 +137,162 @@ class LogStore:
             StoreError: The filter is malformed, or the store fails.
         """
         allowed = self.ledger.recallable(outcomes, where)
-        # In this order: what is merged in between is then seen twice, not missed.
-        near = _scores(*self.embeddings.vectors(allowed, merged=False), vector)
-        merged = self.embeddings.count(merged=True, limit=1)
-        wanted = (4 if where is None else 32) * k + 16
-        while merged:
-            found = self._search_index(vector, wanted)
-            if found is None:  # the index was lost: compare with every embedding
-                near = _scores(*self.embeddings.vectors(allowed), vector)
-                break
-            good = [(key, score) for key, score in found if score >= floor]
-            kept = self.ledger.keep_if([key for key, _ in good], allowed)
-            if len(kept) >= k or len(good) < len(found) or len(found) < wanted:
-                near = {**{key: score for key, score in good if key in kept}, **near}
-                break
-            if self.ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
-                near = _scores(*self.embeddings.vectors(allowed), vector)
-                break
-            wanted *= 8
+        while True:
+            identity = self._identity or self._current_index()
+            # In this order: what is merged in between is then seen twice, not missed.
+            near = _scores(*self.embeddings.vectors(allowed, outside=identity), vector)
+            if self.embeddings.count(inside=identity, limit=1):
+                found = self._search_index(vector, k, floor, allowed, filtered=where is not None)
+                if found is None:  # it does not work, or gave too little: compare with everything
+                    near = _scores(*self.embeddings.vectors(allowed), vector)
+                else:
+                    near = {**found, **near}
+            if self._identity == identity or not self._identity:
+                break  # else it was made again by another process meanwhile
         best = sorted(near.items(), key=lambda item: (-item[1], item[0]))
         return [(key, score) for key, score in best[:k] if score >= floor]
 
-    def _search_index(self, vector: Vectors, n: int) -> list[tuple[str, float]] | None:
+    def _search_index(
+        self,
+        vector: Vectors,
+        k: int,
+        floor: float,
+        allowed: ColumnElement[bool],
+        *,
+        filtered: bool,
+    ) -> dict[str, float] | None:
+        """The nearest of the index that are allowed; None if it cannot tell."""
+        wanted = (32 if filtered else 4) * k + 16
+        while True:
+            try:
+                self._identity, found = self.index.search(vector, wanted)
+            except StoreError as error:
+                self._note_failure(error)
+                return None
+            good = [(key, score) for key, score in found if score >= floor]
+            kept = self.ledger.keep_if([key for key, _ in good], allowed)
+            if len(kept) >= k or len(good) < len(found) or len(found) < wanted:
+                return {key: score for key, score in good if key in kept}
+            if self.ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
+                return None
+            wanted *= 8
+
+    def _current_index(self) -> str:
         try:
-            identity, found = self.index.search(vector, n)
+            self._identity = self.index.identity()
         except StoreError as error:
-            logger.warning("%s It is made again.", error)
-            self._make_index_again()
-            return None
-        return found if self.embeddings.expect_index(identity) else None
+            self._note_failure(error)
+            return "none"
+        return self._identity
+
+    def _note_failure(self, error: StoreError) -> None:
+        if not self._index_failed:
+            logger.warning("%s Until then, all embeddings are compared.", error)
+        self._index_failed = True
+        self._identity = ""
 
     # Derived data
 
     def merge(self, at_least: int = 1) -> bool:
-        """Merge embeddings into the index, if so many wait; gives whether there is more to do."""
-        with self._merging:
-            if self.embeddings.count(merged=False, limit=at_least) < at_least:
-                return False
-            # The lock makes readers of the list and writers of the index one.
-            with self.locks.hold("merge"):
-                ids, vectors = self.embeddings.vectors(merged=False, limit=_MERGE_STEP)
-                if not ids:
-                    return False
-                try:
-                    if self.embeddings.expect_index(self.index.identity()):
-                        identity = self.index.add(ids, vectors)
-                        if self.embeddings.expect_index(identity):
-                            self.embeddings.mark_merged(ids)
-                except StoreError as error:
-                    logger.warning("%s It is made again.", error)
-                    self._make_index_again()
-                    raise
-            return True
+        """Merge embeddings into the index, if so many wait; gives whether there is more to do.
+
+        Raises:
+            StoreError: The index does not work, not even made anew.
+        """
+        if self._index_failed:
+            at_least = 0  # see whether it works again
+        elif self.embeddings.count(outside=self._identity, limit=at_least) < at_least:
+            return False
+        with self._hold("merge"):
+            try:
+                self._identity = self.index.identity()
+                return self._merge_some(at_least)
+            except StoreError as error:
+                self._note_failure(error)
+                self.index.reset()
+                self._identity = self.index.identity()
+                return self._merge_some(at_least)
+
+    def _merge_some(self, at_least: int) -> bool:
+        ids, vectors = self.embeddings.vectors(outside=self._identity, limit=_MERGE_STEP)
+        if ids and len(ids) >= at_least:
+            self.embeddings.mark_indexed(ids, self.index.add(ids, vectors))
+        self._index_failed = False
+        return bool(ids)
 
     def rebuild_index(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the index again from the embeddings in the ledger."""
-        with self.locks.hold("merge"):
-            self._make_index_again()
-        total = self.embeddings.count(merged=False)
+        with self._hold("merge"):
+            self.index.reset()
+            self._identity = self.index.identity()
+        total = self.embeddings.count(outside=self._identity)
         while self.merge():
             if progress is not None:
-                progress(max(0, total - self.embeddings.count(merged=False)), total)
-
-    def _make_index_again(self) -> None:
-        self.index.reset()
-        self.embeddings.expect_index(self.index.identity())
+                left = self.embeddings.count(outside=self._identity)
+                progress(max(0, total - left), total)
 
     def sweep(self, limit: int = 500) -> bool:
-        """Remove files and index entries of what was deleted; gives whether there was any."""
-        gone = self.removals.next(limit)
+        """Remove files and index entries of what was deleted; gives whether any is gone."""
+        gone = self.removals.next(limit, but=list(self._stuck))
         if not gone:
             return False
         for removal in gone:
-            if removal.file is not None:
-                self.blobs.remove(removal.file)
+            try:
+                self._remove(removal)
+            except OSError as error:
+                self._stuck[removal.id] = f"{removal.file}: {error}"
+                logger.warning("A segment file cannot be removed yet: %s", error)
+        gone = [removal for removal in gone if removal.id not in self._stuck]
         ids = [removal.log_id for removal in gone if removal.log_id is not None]
         self.hot.drop_logs(set(ids))
-        with self.locks.hold("merge"):
+        with self._hold("merge"):
             if ids:
                 self.index.remove(ids)
             self.removals.done(gone)
         return True
 
+    def _remove(self, removal: Removal) -> None:
+        if removal.file is not None:
+            self.blobs.remove(removal.file)
+        if removal.log_id is not None:
+            folder = f"{self.id}/{_QUARANTINE}/{removal.log_id}"
+            for name in list(self.blobs.names(folder)):
+                self.blobs.remove(name)
+
     def delete(self, ids: Sequence[str]) -> set[str]:
-        """Delete logs everywhere; gives the ids that existed."""
+        """Delete logs everywhere; gives the ids that existed.
+
+        Raises:
+            StoreError: They are deleted, but a file or an index entry cannot be removed yet.
+        """
         deleted = self.ledger.delete(ids)
         self.hot.drop_logs(deleted)
+        self._stuck.clear()
         while self.sweep():
             pass
+        if not self.database.compact():
+            logger.warning(
+                "Others read the ledger's journal; deleted rows leave it a little later."
+            )
+        if self._stuck:
+            raise StoreError(
+                f"The logs are deleted, but files of theirs cannot be removed yet: "
+                f"{'; '.join(list(self._stuck.values())[:3])}. It is tried again."
+            )
         return deleted
 
     def purge(self) -> int:
         """Delete everything of the namespace; gives the number of logs."""
         number = len(self.delete(list(self.ledger.ids())))
-        with self.locks.hold("merge"):
+        with self._hold("merge"):
             self.index.drop()
-        self.database.compact()
+        self._identity = ""
+        for backup in self.path.glob("backup-*.sqlite"):
+            logger.warning("%s, made before a migration, still has what was purged.", backup)
         return number
+
+    def _hold(self, name: str) -> AbstractContextManager[bool]:
+        return self.locks.hold(f"{name}-{self.namespace}")
 
     # Segments
 
@@ -226,16 +303,25 @@ class LogStore:
             return held
         try:
             segment = load_segment(self.blobs.get(file), key)
-        except (OSError, SegmentCorruptedError, FingerprintMismatchError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else error
-            if self.segments.files(key, [key.log_id]).get(key.log_id) != file:
-                return None  # evicted or replaced meanwhile
-            logger.warning("The segment of log %s cannot be used. %s", key.log_id, reason)
-            self.segments.forget(key)
-            self.blobs.quarantine(file)
+        except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
+            if self.discard(key, file):
+                why = f"{file} is missing." if isinstance(error, OSError) else error
+                logger.warning("The segment of log %s cannot be used. %s", key.log_id, why)
+            return None
+        except OSError as error:  # the storage's fault, not the file's
+            logger.warning("The segment of log %s cannot be read now: %s", key.log_id, error)
             return None
         self.hot.put(file, key.log_id, segment)
+        if not self.segments.live_files([file]):  # deleted while it was read
+            self.hot.drop_logs({key.log_id})
         return segment
+
+    def discard(self, key: SegmentKey, file: str) -> bool:
+        """Put a damaged file aside, and have its segment made again; False if it was already."""
+        if not self.segments.forget(key, file):
+            return False
+        self.blobs.move(file, f"{self.id}/{_QUARANTINE}/{key.log_id}/{posixpath.basename(file)}")
+        return True
 
     def save(self, key: SegmentKey, segment: Segment) -> tuple[Segment, int]:
         """Store a segment; gives it as it reads back (some codecs lose a little), and its bytes.
@@ -246,9 +332,8 @@ class LogStore:
         """
         data = dump_segment(segment, key)
         # Never used twice: what is still being read, or removed, is another file.
-        file = (
-            f"{key.fingerprint[:16]}/{key.log_id[:2]}/{key.log_id}-{uuid4().hex[:12]}.safetensors"
-        )
+        name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
+        file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self.blobs.put(file, data)
         if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
             stored = load_segment(data, key)
@@ -263,11 +348,16 @@ class LogStore:
             return SharedFolder.at(self.path / "index", self.path / "locks" / "index.lock")
         if isinstance(index, str):
             return Server.of_url(index, write_lock)
-        return Server(lambda: index, write_lock)
+        return Server(lambda: index, write_lock, owned=False)
 
 
 def _scores(ids: Sequence[str], vectors: Vectors, vector: Vectors) -> dict[str, float]:
     if not len(ids):
         return {}
+    if vectors.shape[1] != len(vector):
+        raise EmbedderMismatchError(
+            f"The query has {len(vector)} dimensions, the store's embeddings {vectors.shape[1]}. "
+            "Open the store with the embedder that it was built with, or `kvlog reindex` it."
+        )
     scores: Any = np.asarray(vectors) @ vector
     return dict(zip(ids, scores.tolist(), strict=True))

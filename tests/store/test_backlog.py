@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+import chromadb
 import pytest
+from chromadb.config import Settings
 
 from lag_integrations import KVLogMemory
-from lag_integrations.errors import EncodingError, StoreError
+from lag_integrations.errors import EncodingError
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered
 
@@ -79,5 +81,29 @@ def test_an_embedder_that_changes_its_mind_is_refused(tmp_path):
 
     with KVLogMemory(tmp_path / "m", embedder=fickle) as memory:
         memory.add(numbered(1))
-        with pytest.raises(StoreError, match="48 dimensions"):
+        with pytest.raises(EncodingError, match="48 dimensions"):
             memory.flush()
+
+
+def test_logs_that_cannot_be_embedded_at_the_head_of_the_queue(tmp_path):
+    def picky(texts):
+        if any("door" in text for text in texts):
+            raise ValueError("SECRET " + texts[0])
+        return hash_embedder(texts)
+
+    with KVLogMemory(tmp_path / "m", embedder=picky, min_score=-1) as memory:
+        memory.add_many(numbered(number, of="door") for number in range(5))
+        memory.add_many(numbered(number) for number in range(5))
+        with pytest.raises(EncodingError, match="5 logs") as caught:
+            memory.flush()
+        assert "SECRET" not in str(caught.value)
+        assert len(memory.recall("vault", k=9)) == 5
+
+
+def test_the_client_of_the_user_stays_open(tmp_path):
+    client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1, index=client) as memory:
+        memory.add(numbered(1))
+        memory.flush()
+        assert len(memory.recall("vault")) == 1
+    assert len(client.list_collections()) == 1

@@ -15,6 +15,7 @@ import torch
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EncodingError, LAGError, StoreError
 from lag_integrations.store.audit import Audit
+from tests.conftest import qa
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered, open_memory
 
@@ -61,7 +62,7 @@ def test_a_damaged_segment_is_found_and_made_again(tmp_path, tiny):
         right(memory, ids, tiny)
         memory.flush()
         assert memory.verify() == []
-    assert len(list((tmp_path / "m" / "segments" / "quarantine").iterdir())) == 3
+    assert len(list((tmp_path / "m" / "segments").glob("*/quarantine/*/*"))) == 3
 
 
 def test_repair_without_a_model_leaves_no_damage(tmp_path, tiny):
@@ -69,19 +70,24 @@ def test_repair_without_a_model_leaves_no_damage(tmp_path, tiny):
     files = sorted((tmp_path / "m" / "segments").rglob("*.safetensors"))
     files[0].write_bytes(b"")
     files[1].unlink()
-    orphan = files[2].parent / "orphan.safetensors"
+    orphan = files[2].parent / f"{'0' * 32}-{'1' * 12}.safetensors"
     orphan.write_bytes(b"x")
+    strangers = [tmp_path / "m" / "segments" / "thesis.docx", files[2].parent / "notes.txt"]
+    for stranger in strangers:
+        stranger.write_bytes(b"somebody's work")
     leftover = files[2].parent / ".abc.part"
     leftover.write_bytes(b"x")
     with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
         assert "orphan_file" not in kinds(memory.verify()), "it may be a write that is going on"
         old = time.time() - 3600
         os.utime(orphan, (old, old))
-        os.utime(leftover, (old, old))
+        for file in (leftover, *strangers):
+            os.utime(file, (old, old))
         assert kinds(memory.repair()) == {"segment_damaged", "segment_missing", "orphan_file"}
         assert memory.verify() == []
         assert not orphan.exists()
         assert not leftover.exists()
+        assert all(stranger.exists() for stranger in strangers), "not ours to remove"
         right(memory, ids, tiny)
 
 
@@ -239,3 +245,91 @@ def test_a_full_disk(small_disk, tiny):
         memory.flush()
         assert Audit(memory.store, min_age=0).verify() == []
         right(memory, ids[:3], tiny)
+
+
+def test_an_index_that_fails_to_answer_is_not_thrown_away(tmp_path, tiny, monkeypatch, caplog):
+    ids = filled(tmp_path / "m")
+    with open_memory(tmp_path / "m") as memory:
+        memory.recall("vault")
+        works = memory.store.index.search
+
+        def fails(*_):
+            raise StoreError("too many open files")
+
+        monkeypatch.setattr(memory.store.index, "search", fails)
+        right(memory, ids, tiny)  # compared one by one
+        assert caplog.text.count("too many open files") == 1
+        monkeypatch.setattr(memory.store.index, "search", works)
+        right(memory, ids, tiny)
+        assert memory.store.index.ids() == set(ids)
+        assert memory.verify() == []
+
+
+def test_an_index_made_again_by_another_process(tmp_path, tiny):
+    ids = filled(tmp_path / "m")
+    with open_memory(tmp_path / "m") as one, open_memory(tmp_path / "m") as other:
+        right(one, ids, tiny)
+        other.store.index.reset()
+        right(one, ids, tiny)
+        other.flush()
+        right(one, ids, tiny)
+        assert one.verify() == other.verify() == []
+
+
+def test_a_file_that_cannot_be_removed_holds_up_nothing(tmp_path, monkeypatch):
+    ids = filled(tmp_path / "m")
+    with open_memory(tmp_path / "m") as memory:
+        works = memory.store.blobs.remove
+        poison = memory.store.segments.files(next(memory.store.segments.all_files())[0], ids)[
+            ids[0]
+        ]
+
+        def remove(name):
+            if name == poison:
+                raise PermissionError(name)
+            works(name)
+
+        monkeypatch.setattr(memory.store.blobs, "remove", remove)
+        with pytest.raises(StoreError, match="deleted, but"):
+            memory.delete(ids[:3])
+        assert {log.id for log in memory.recall("vault", k=9)} == set(ids[3:])
+        memory.add(numbered(99))
+        memory.flush()
+        assert len(memory.recall("vault", k=9)) == 6
+        assert kinds(memory.verify()) == {"removal_pending"}
+    with open_memory(tmp_path / "m") as memory:  # the next process has better luck
+        memory.flush()
+        assert memory.verify() == []
+
+
+def test_nothing_is_left_of_a_deleted_log(tmp_path):
+    ids = filled(tmp_path / "m")
+    with open_memory(tmp_path / "m") as memory:
+        memory.add(qa("Where does xylophanes live ?", "In the garden ."))
+        memory.flush()
+        (secret,) = memory.recall("Where does xylophanes live ? In the garden .", k=1)
+        (file,) = (tmp_path / "m" / "segments").rglob(f"{secret.id}*")
+        file.write_bytes(b"damaged")
+        memory.store.hot.clear()
+        memory.segments([secret])  # goes to quarantine
+        memory.delete(secret.id)
+        left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+        assert not [path for path in left if b"xylophanes" in path.read_bytes()]
+        assert not [path for path in left if secret.id in str(path)]
+        assert len(ids) == memory.store.ledger.count()
+
+
+def test_a_fork_does_not_use_its_parents_memory(tmp_path):
+    with open_memory(tmp_path / "m") as memory:
+        memory.add(numbered(1))
+        memory.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                memory.recall("vault")
+                os._exit(1)
+            except StoreError as error:
+                memory.close()
+                os._exit(0 if "forked" in str(error) else 2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(memory.recall("vault")) == 1

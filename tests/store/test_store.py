@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ import torch
 
 from lag_integrations.errors import EmbedderMismatchError, LogNotFoundError, StoreError
 from lag_integrations.kv.codecs import CODECS
+from lag_integrations.store.budget import Budget
 from tests.conftest import qa
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered
@@ -41,9 +43,9 @@ def test_what_is_not_merged_is_found_too(open_store):
     with open_store() as memory:
         first = [memory.add(numbered(number)) for number in range(5)]
         memory.flush()
-        assert memory.store.embeddings.count(merged=True) == 5
+        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 5
         late = memory.add(numbered(7))
-        while memory.store.embeddings.count(merged=False) == 0:
+        while memory.store.embeddings.count() == 5:
             time.sleep(0.01)  # the worker embeds it; so few are not merged yet
         assert ids(memory.recall("What is the code of vault 7 ?", k=1)) == [late]
         assert set(ids(memory.recall("What is the code of vault 7 ?", k=9))) == {late, *first}
@@ -124,7 +126,7 @@ def test_a_rare_log_is_found_among_many(open_store):
         memory.add_many(numbered(number) for number in range(300))
         rare = memory.add(qa("Quite another thing .", "Yes .", metadata={"rare": True}))
         memory.flush()
-        assert memory.store.embeddings.count(merged=False) == 0
+        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 301
         found = memory.recall("What is the code of vault 3 ?", k=2, where={"rare": True})
         assert ids(found) == [rare]
 
@@ -174,7 +176,7 @@ def test_deletion_is_complete(open_store, tiny):
         assert memory.delete(gone) == 0
         assert ids(memory.recall("vault")) == [kept]
         assert memory.store.index.ids() == {kept}
-        assert len(list(memory.store.blobs.names())) == len(memory.store.hot) == 1
+        assert len(list(memory.store.blobs.names(""))) == len(memory.store.hot) == 1
         with pytest.raises(LogNotFoundError):
             memory.segments(found)
         assert memory.verify() == []
@@ -200,7 +202,7 @@ def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_p
         )
         assert mine.store.index.ids() == set()
         assert len(theirs.recall("vault")) == 1
-        assert len(list(theirs.store.blobs.names())) == 1
+        assert len(list(theirs.store.blobs.names(""))) == 1
         assert mine.verify() == theirs.verify() == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if b"zanzibar" in path.read_bytes()]
@@ -235,7 +237,7 @@ def test_the_number_of_logs_is_kept(open_store, tiny):
         memory.flush()
         assert memory.store.ledger.count() == 20
         assert memory.store.index.ids() == set(memory.store.ledger.ids())
-        assert len(list(memory.store.blobs.names())) == 20
+        assert len(list(memory.store.blobs.names(""))) == 20
         kept = {log.trace.task for log in memory.store.ledger.info()}
         assert numbered(0).task in kept, "what helped is kept"
         assert numbered(59).task in kept, "what is new is kept"
@@ -248,7 +250,7 @@ def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
         memory.add_many(numbered(number) for number in range(60))
         memory.flush()
         traces, segments = memory.store.evictor.nbytes()
-        files = list(memory.store.blobs.names())
+        files = list(memory.store.blobs.names(""))
         assert 91_000 <= traces + segments <= 100_000  # one segment has 8 kB
         assert segments == sum(len(memory.store.blobs.get(name)) for name in files)
         assert memory.store.ledger.count() == 60, "traces fit, so all logs stay"
@@ -345,3 +347,98 @@ def test_odd_metadata_is_kept_and_harmless(open_store):
         assert memory.recall("odd")[0].log.metadata["huge"] == 10**400
         with pytest.raises(StoreError, match="too large"):
             memory.recall("odd", where={"huge": 10**400})
+
+
+def test_a_store_that_was_reindexed_elsewhere(open_store):
+    """The same dimension, another embedder: an open memory must not mix them."""
+
+    def other(texts):
+        return hash_embedder(texts)[:, ::-1].copy()
+
+    with open_store() as old, open_store(embedder=other) as new:
+        first = old.add(numbered(1))
+        old.flush()
+        new.reindex()
+        with pytest.raises(EmbedderMismatchError):
+            old.recall("vault")
+        second = old.add(numbered(2))
+        with pytest.raises(EmbedderMismatchError):
+            old.flush()
+        new.flush()
+        assert set(ids(new.recall("vault"))) == {first, second}
+        assert new.verify() == []
+
+
+def test_concurrent_adders_of_the_same_logs(open_store):
+    """In different orders, which must not end in a deadlock; long metadata, which must not fail."""
+    long = "".join(chr(0x4E00 + number % 2_000) for number in range(6_000))
+    traces = [
+        qa(f"What about {number} ?", "Fine .", metadata={"long": long, "number": number})
+        for number in range(40)
+    ]
+    errors = []
+    with open_store() as one, open_store() as other:
+
+        def add(memory, turn):
+            try:
+                memory.add_many(traces[turn:] + traces[:turn])
+                memory.add(traces[turn])
+            except Exception as error:
+                errors.append(error)
+
+        threads = [
+            threading.Thread(target=add, args=(memory, turn))
+            for memory in (one, other)
+            for turn in (0, 10, 20, 30)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        one.flush()
+        assert sorted(log.times_seen for log in one.store.ledger.info()) == [8] * 36 + [10] * 4
+        assert len(one.recall("What about it ?", k=50, where={"number": {"$gte": 30}})) == 10
+
+
+def test_two_memories_with_one_budget(open_store):
+    with open_store(max_logs=100) as one, open_store(max_logs=100) as other:
+        one.add_many(numbered(number) for number in range(150))
+        other.add_many(numbered(number) for number in range(150, 300))
+        threads = [threading.Thread(target=memory.flush) for memory in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 99 <= one.store.ledger.count() <= 100
+
+
+def test_many_threads_want_a_segment_that_is_not_there_yet(open_store, tiny):
+    with open_store() as memory:
+        memory.add(numbered(1))
+        memory.flush()
+        found = memory.recall("vault")
+        got = []
+        threads = [
+            threading.Thread(target=lambda: got.append(memory.segments(found, tiny)))
+            for _ in range(45)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 45
+        assert len(list(memory.store.segments.all_files())) == 1
+
+
+def test_an_evicted_segment_that_was_read_as_text_comes_back(open_store, tiny):
+    with open_store() as memory:
+        memory.attach(tiny)
+        memory.add(numbered(1))
+        memory.flush()
+        found = memory.recall("vault")
+        memory.store.evictor.enforce(Budget(max_bytes=1_000))
+        memory.flush()
+        assert memory.stored_segments(found) == [None]
+        memory.flush()
+        assert memory.stored_segments(found) != [None]

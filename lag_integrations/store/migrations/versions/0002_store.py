@@ -38,10 +38,10 @@ def upgrade() -> None:
         sa.Column("embedded", sa.Boolean, nullable=False),
         sa.Column("bytes", sa.Integer, nullable=False),
         sa.Column("trace", sa.Text, nullable=False),
-        sa.UniqueConstraint("namespace", "content_hash", name="uq_logs_content"),
     )
     op.create_index("ix_logs_embedded", "logs", ["namespace", "embedded", "captured_at"])
-    op.create_index("ix_logs_used", "logs", ["namespace", "used_at", "bytes"])
+    op.create_index("ix_logs_captured", "logs", ["namespace", "captured_at"])
+    op.create_index("ix_logs_bytes", "logs", ["namespace", "bytes"])
     to_log = sa.ForeignKey("logs.id", ondelete="CASCADE")
     tags = op.create_table(
         "tags",
@@ -57,10 +57,10 @@ def upgrade() -> None:
         "embeddings",
         sa.Column("log_id", sa.String(32), to_log.copy(), primary_key=True),
         sa.Column("namespace", sa.String(64), nullable=False),
-        sa.Column("merged", sa.Boolean, nullable=False),
+        sa.Column("indexed_in", sa.String(64)),
         sa.Column("vector", sa.LargeBinary, nullable=False),
     )
-    op.create_index("ix_embeddings_merged", "embeddings", ["namespace", "merged"])
+    op.create_index("ix_embeddings_indexed", "embeddings", ["namespace", "indexed_in"])
     op.create_table(
         "segments",
         sa.Column("log_id", sa.String(32), to_log.copy(), primary_key=True),
