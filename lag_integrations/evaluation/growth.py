@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from lag_integrations.trace import Trace
 _DIMENSION = 32
 _SHAPE = (2, 1, 4, 8)
 _RECALLS = 200
+_SEGMENT_EVERY = 10
 _FINGERPRINT = "synthetic"
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=130)
     columns = [
         "logs",
         "add p50 / p95",
@@ -98,12 +99,12 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         adds = [_seconds(lambda trace=trace: memory.add(trace)) for trace in traces]  # type: ignore[misc]
         bar = progress.add_task("Embedding and indexing")
         memory.flush(lambda done, total: progress.update(bar, completed=done, total=total))
-        bar = progress.add_task("Writing segments", total=size - before)
-        for key in list(memory.store.ledger.ids()):
+        # Every tenth log: writing a file takes longest, and nothing below depends on how many.
+        chosen = sorted(set(memory.store.ledger.ids()))[::_SEGMENT_EVERY]
+        for key in progress.track(chosen, description="Writing segments"):
             identity = SegmentKey(key, _FINGERPRINT, "last_response", "native")
             if memory.store.segments.is_missing(identity, ("success",)):
                 memory.store.save(identity, _segment(key))
-                progress.advance(bar)
         assert memory.store.ledger.count() == size
         yield _both(adds)
         yield f"{number / spent:,.0f} a second"
@@ -117,7 +118,9 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
                     for query in queries[:50]
                 ]
             )
-        yield _both([_seconds(lambda q=query: _load(memory, q)) for query in queries])  # type: ignore[misc]
+        sample = random.Random(size).sample(chosen, 60)
+        threes = [sample[start : start + 3] for start in range(0, len(sample), 3)]
+        yield _both([_seconds(partial(_load, memory, three)) for three in threes])
     begun = time.perf_counter()
     with KVLogMemory(folder, embedder=embed) as memory:
         opened = time.perf_counter() - begun
@@ -125,14 +128,14 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         yield f"{opened * 1e3:.0f} + {first * 1e3:.0f}"
 
 
-def _load(memory: KVLogMemory, query: str) -> None:
-    for log in memory.store.segments.files(
-        SegmentKey("", _FINGERPRINT, "last_response", "native"),
-        [log.id for log in memory.recall(query)],
-    ).items():
-        key = SegmentKey(log[0], _FINGERPRINT, "last_response", "native")
-        assert log[1] is not None
-        assert memory.store.load(key, log[1]) is not None
+def _load(memory: KVLogMemory, ids: Sequence[str]) -> None:
+    """Load segments from their files, which the system still has in its own memory."""
+    kind = SegmentKey("", _FINGERPRINT, "last_response", "native")
+    memory.store.hot.clear()
+    for log_id, file in memory.store.segments.files(kind, ids).items():
+        key = SegmentKey(log_id, _FINGERPRINT, "last_response", "native")
+        assert file is not None
+        assert memory.store.load(key, file) is not None
 
 
 def _evict(folder: Path) -> str:

@@ -165,7 +165,12 @@ class LogStore:
         wanted = (32 if filtered else 4) * k + 16
         while True:
             try:
+                before = self._identity
                 self._identity, found = self.index.search(vector, wanted)
+                if self._identity != before:
+                    return {}  # the caller begins anew
+                if not found:
+                    raise StoreError("The Chroma index finds nothing, although it should.")
             except StoreError as error:
                 self._note_failure(error)
                 return None
@@ -206,12 +211,20 @@ class LogStore:
         with self._hold("merge"):
             try:
                 self._identity = self.index.identity()
+                if self._index_failed:
+                    self._probe_index()
                 return self._merge_some(at_least)
             except StoreError as error:
                 self._note_failure(error)
                 self.index.reset()
                 self._identity = self.index.identity()
                 return self._merge_some(at_least)
+
+    def _probe_index(self) -> None:
+        """See whether an index that failed finds again what it holds."""
+        ids, vectors = self.embeddings.vectors(inside=self._identity, limit=1)
+        if ids and not self.index.search(vectors[0], 1)[1]:
+            raise StoreError("The Chroma index finds nothing, although it should.")
 
     def _merge_some(self, at_least: int) -> bool:
         ids, vectors = self.embeddings.vectors(outside=self._identity, limit=_MERGE_STEP)
