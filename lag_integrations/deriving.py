@@ -135,8 +135,7 @@ class Deriver:
         with self._lock:
             if thorough or time.monotonic() - self._enforced_at > _ENFORCE_SECONDS:
                 self._enforce()
-            while self._store.sweep():
-                pass
+            self._store.retry_removals()
             self._store.hot.keep_only(self._store.segments.live_files)
 
     def _enforce(self) -> None:

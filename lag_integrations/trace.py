@@ -252,7 +252,7 @@ def _as_message(source: Any) -> Message:
         role = getattr(source, "type", None)
         if role == "chat":
             role = getattr(source, "role", None)
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         known = ", ".join(sorted(set(_ROLES.values())))
         raise TraceError(f"A message has the role {role!r}; known roles are {known}.")
     calls = [_tool_call(call) for call in get("tool_calls") or ()]

@@ -322,10 +322,9 @@ def test_add_takes_what_people_have(kvlog, store, tmp_path, form):
         ('{"messages": {"role": "user"}}', "must be a list"),
         ('{"messages": [{"role": "user", "content": "SECRET"}]}', "no assistant response"),
         ('{"messages": [{"role": "wizard", "content": "SECRET"}]}', "wizard"),
-        ('{"messages": [{"role": ["user"], "content": "SECRET"}]}', "TypeError|role"),
+        ('{"messages": [{"role": ["user"], "content": "SECRET"}]}', "role"),
         ('{"messages": [{"role": "ai", "content": "SECRET", "tool_calls": 3}]}', "line 2"),
         ('{"messages": [{"role": "ai", "content": {"SECRET": 1}}]}', "content"),
-        ('{"messages": [{"role": "ai", "content": "SECRET \\ud800"}]}', "line 2"),
         ('{"messages": [{"role": "ai", "content": "x"}], "outcome": "great"}', "outcome"),
         ('{"messages": [{"role": "ai", "content": "x"}], "colour": "red"}', "colour"),
         ("[" * 100_000, "not JSON"),
@@ -404,13 +403,14 @@ def test_verify_and_repair(kvlog, filled, model_folder):
     assert as_json(kvlog("verify", filled, "--json")) == []
     file = next((filled / "segments").rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-3])
-    (filled / "segments" / "left-behind").write_text("x")
+    left_behind = file.with_name(f"{'0' * 32}-{'1' * 12}.safetensors")
+    left_behind.write_text("x")
     found = as_json(kvlog("verify", filled, "--json", code=1))
     assert [problem["kind"] for problem in found] == ["segment_damaged"]
     young = ("--orphans-older-than", 0)
     text = kvlog("verify", filled, *young, code=1).stdout
     assert "segment_damaged" in text
-    assert "left-behind" in text
+    assert left_behind.name in text
     repaired = as_json(kvlog("repair", filled, *young, "--json"))
     assert {problem["kind"] for problem in repaired} == {"segment_damaged", "orphan_file"}
     assert kvlog("verify", filled, *young).stdout == "Nothing is wrong.\n"
@@ -530,7 +530,6 @@ def test_migrate_from_the_first_schema(kvlog, store):
 
 def test_settings_come_from_the_environment(kvlog, filled, monkeypatch, tmp_path):
     monkeypatch.setenv("KVLOG_NAMESPACE", "team")
-    monkeypatch.setenv("KVLOG_LEDGER", f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
     monkeypatch.setenv("KVLOG_SEGMENTS", str(tmp_path / "far"))
     assert ids(kvlog, filled) == {}
     kvlog("add", filled, "-", "--flush", stdin=VAULT.to_json())
@@ -539,6 +538,8 @@ def test_settings_come_from_the_environment(kvlog, filled, monkeypatch, tmp_path
     assert (tmp_path / "far").is_dir()
     monkeypatch.setenv("KVLOG_INDEX", "not a url")
     assert "Chroma server" in kvlog("search", filled, "x", code=1).stderr
+    monkeypatch.setenv("KVLOG_LEDGER", "sqlite:///elsewhere.sqlite")
+    assert "folder" in kvlog("ls", filled, code=1).stderr
 
 
 def test_errors_are_one_line(kvlog, filled):

@@ -89,8 +89,7 @@ class Audit:
                 store.blobs.remove(problem.subject)
             elif problem.kind in ("index_unusable", "index_differs"):
                 rebuild = True
-        while store.sweep():
-            pass
+        store.retry_removals()
         if rebuild:
             store.rebuild_index()
         return problems
@@ -132,7 +131,8 @@ class Audit:
 
     def _orphans(self) -> Iterator[Problem]:
         # Nothing else in that folder or bucket is ours.
-        ours = re.compile(rf"{self._store.id}/[^/]+/[^/]+/([0-9a-f-]+\.safetensors|\.[^/]+\.part)")
+        file = r"[^/]{1,16}/[0-9a-f]{2}/([0-9a-f-]+\.safetensors|\.[^/]+\.part)"
+        ours = re.compile(f"{self._store.id}/{file}")
         names = [name for name in self._store.blobs.names(self._store.id) if ours.fullmatch(name)]
         # Asked after the files were listed: a file is recorded after it was written.
         for start in range(0, len(names), 500):

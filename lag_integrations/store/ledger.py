@@ -102,16 +102,17 @@ class Ledger:
         A run captured before is counted. What is newer is kept, but for an unknown outcome.
         """
         ids = [log_id(self.namespace, trace) for trace in traces]
+        now = time.time()
+        times = [now + number * 1e-6 for number in range(len(ids))]  # they keep their order
         # In one order: otherwise those who add the same logs could deadlock (PostgreSQL).
-        ordered = sorted(zip(ids, traces, strict=True), key=lambda pair: pair[0])
+        ordered = sorted(zip(ids, times, traces, strict=True), key=lambda item: item[:2])
         for start in range(0, len(ordered), _CHUNK):
             with self._db.write() as connection:
-                for key, trace in ordered[start : start + _CHUNK]:
-                    self._add(connection, key, trace)
+                for key, captured_at, trace in ordered[start : start + _CHUNK]:
+                    self._add(connection, key, trace, captured_at)
         return ids
 
-    def _add(self, connection: Connection, key: str, trace: Trace) -> None:
-        now = time.time()
+    def _add(self, connection: Connection, key: str, trace: Trace, now: float) -> None:
         seen = connection.execute(
             self._db.upsert(logs)
             .values(
@@ -346,7 +347,7 @@ class Ledger:
             select(logs.c.outcome, logs.c.trace, *columns).where(self._mine_by_id, logs.c.id == key)
         ).one_or_none()
         if row is None:
-            self._add(connection, key, trace)
+            self._add(connection, key, trace, counters["captured_at"])
             values = {**counters, "used_at": counters["captured_at"]}
         else:
             if row.outcome != "unknown":

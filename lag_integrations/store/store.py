@@ -264,6 +264,12 @@ class LogStore:
             self.removals.done(gone)
         return True
 
+    def retry_removals(self) -> None:
+        """Sweep everything, what did not work the last time included."""
+        self._stuck.clear()
+        while self.sweep():
+            pass
+
     def _remove(self, removal: Removal) -> None:
         if removal.file is not None:
             self.blobs.remove(removal.file)
@@ -280,9 +286,7 @@ class LogStore:
         """
         deleted = self.ledger.delete(ids)
         self.hot.drop_logs(deleted)
-        self._stuck.clear()
-        while self.sweep():
-            pass
+        self.retry_removals()
         if not self.database.compact():
             logger.warning(
                 "Others read the ledger's journal; deleted rows leave it a little later."
