@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, union_all, update
 
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.store.database import Database
@@ -118,11 +118,8 @@ class EmbeddingTable:
         Raises:
             StoreError: They are not all of one dimension.
         """
-        namespace: ColumnElement[str] = embeddings.c.namespace
-        if allowed is not None and outside is None:
-            namespace = namespace.concat("")  # the condition finds them sooner, see Ledger
         statement = select(embeddings.c.log_id, embeddings.c.vector).where(
-            namespace == self._namespace, _held(outside, inside)
+            self._held(outside, inside, by_id=allowed is not None)
         )
         if ids is not None:
             statement = statement.where(embeddings.c.log_id.in_(ids))
@@ -147,11 +144,7 @@ class EmbeddingTable:
         limit: int | None = None,
     ) -> int:
         """Number of embeddings (that an index does not hold, or holds), up to a limit."""
-        statement = (
-            select(embeddings.c.log_id)
-            .where(embeddings.c.namespace == self._namespace, _held(outside, inside))
-            .limit(limit)
-        )
+        statement = select(embeddings.c.log_id).where(self._held(outside, inside)).limit(limit)
         with self._db.read() as connection:
             return int(
                 connection.execute(
@@ -177,10 +170,23 @@ class EmbeddingTable:
                 .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": record})
             )
 
+    def _held(
+        self, outside: str | None, inside: str | None, *, by_id: bool = False
+    ) -> ColumnElement[bool]:
+        """A condition on embeddings: of this namespace, outside or inside of an index.
 
-def _held(outside: str | None, inside: str | None) -> ColumnElement[bool]:
-    """A condition on the index that an embedding is in, in a form that can use the database's."""
-    column = embeddings.c.indexed_in
-    if outside is not None:
-        return or_(column.is_(None), column < outside, column > outside)
-    return true() if inside is None else column == inside
+        Written so that the database's own index finds the few that are outside.
+        """
+        mine = embeddings.c.namespace == self._namespace
+        if outside is not None:
+            other = embeddings.alias()
+            column = other.c.indexed_in
+            parts = (
+                select(other.c.log_id).where(other.c.namespace == self._namespace, part)
+                for part in (column.is_(None), column < outside, column > outside)
+            )
+            return embeddings.c.log_id.in_(union_all(*parts))
+        if inside is not None:
+            return mine & (embeddings.c.indexed_in == inside)
+        # As in Ledger: another condition finds them sooner than the namespace.
+        return embeddings.c.namespace.concat("") == self._namespace if by_id else mine
