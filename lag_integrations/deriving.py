@@ -103,6 +103,7 @@ class Deriver:
             LAGError: Something does not work. The rest was done all the same.
         """
         stages: list[Callable[[], bool]] = [
+            self._enforce_if_due,
             self._store.sweep,
             partial(self._embed_some, wait=thorough),
             partial(self._store.merge, MERGE_AT),
@@ -111,7 +112,6 @@ class Deriver:
             stages.append(partial(self._encode_one, engine, outcomes, thorough))
         failure: Exception | None = None
         with self._lock:
-            self._enforce_if_due()
             for stage in stages:
                 try:
                     if stage():
@@ -147,12 +147,13 @@ class Deriver:
         if pruned.logs or pruned.segments:
             logger.info("Evicted %d logs, %d segments.", pruned.logs, pruned.segments)
 
-    def _enforce_if_due(self) -> None:
-        """While there is much to do, the budget is kept meanwhile, too."""
+    def _enforce_if_due(self) -> bool:
+        """While there is much to do, the budget is kept meanwhile, too; never a step of its own."""
         self._steps += 1
         allowed = self._budget.max_bytes
         if self._steps >= _ENFORCE_EVERY or (allowed and self._written > allowed * _OVERSHOOT):
             self._enforce()
+        return False
 
     def pending(self, engine: Engine | None, outcomes: Sequence[Outcome]) -> int:
         """Steps that are left: one for each log to embed, one for each to encode."""

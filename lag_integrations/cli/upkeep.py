@@ -176,8 +176,7 @@ def reencode(
         removed = 0
         if only:
             removed = memory.store.segments.forget_others(kind)
-            while memory.store.sweep():
-                pass
+            memory.store.retry_removals()
         stored = sum(
             (key.fingerprint, key.selection, key.codec)
             == (kind.fingerprint, kind.selection, kind.codec)
@@ -217,8 +216,7 @@ def prune(
         from lag_integrations.store.budget import Budget
 
         pruned = opened.evictor.enforce(Budget(max_bytes, max_logs, ttl))
-        while opened.sweep():
-            pass
+        opened.retry_removals()
     if as_json:
         show_json(asdict(pruned))
     else:

@@ -93,10 +93,10 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         spent = 0.0
         for start in range(before, before + number, 1_000):
             traces = [synthetic(n) for n in range(start, min(start + 1_000, before + number))]
-            spent += _seconds(lambda traces=traces: memory.add_many(traces))  # type: ignore[misc]
+            spent += _seconds(partial(memory.add_many, traces))
             progress.advance(bar, len(traces))
         traces = [synthetic(n) for n in range(before + number, size)]
-        adds = [_seconds(lambda trace=trace: memory.add(trace)) for trace in traces]  # type: ignore[misc]
+        adds = [_seconds(partial(memory.add, trace)) for trace in traces]
         bar = progress.add_task("Embedding and indexing")
         memory.flush(lambda done, total: progress.update(bar, completed=done, total=total))
         # Every tenth log: writing a file takes longest, and nothing below depends on how many.
@@ -110,11 +110,11 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         yield f"{number / spent:,.0f} a second"
         chance = random.Random(size)
         queries = [synthetic(chance.randrange(size)).task for _ in range(_RECALLS)]
-        yield _both([_seconds(lambda q=query: memory.recall(q)) for query in queries])  # type: ignore[misc]
+        yield _both([_seconds(partial(memory.recall, query)) for query in queries])
         for where in ({"team": 3}, {"rare": True}):
             yield _both(
                 [
-                    _seconds(lambda q=query, w=where: memory.recall(q, where=w, min_score=-1))  # type: ignore[misc]
+                    _seconds(partial(memory.recall, query, where=where, min_score=-1))
                     for query in queries[:50]
                 ]
             )

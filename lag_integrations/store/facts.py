@@ -14,7 +14,7 @@ EMBEDDER = "embedder"
 
 
 def generation_of(record: str | None) -> str:
-    """Which embedder, counted from the first, a record is of; it changes with each `reindex`."""
+    """Tells the embedder of a record from those before it: a new one with each `reindex`."""
     return "none" if record is None else str(json.loads(record).get("generation", "first"))
 
 
