@@ -118,7 +118,7 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
                     for query in queries[:50]
                 ]
             )
-        sample = random.Random(size).sample(chosen, 60)
+        sample = random.Random(size).sample(chosen, min(60, len(chosen)))
         threes = [sample[start : start + 3] for start in range(0, len(sample), 3)]
         yield _both([_seconds(partial(_load, memory, three)) for three in threes])
     begun = time.perf_counter()
