@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from lag_integrations.errors import (
     PackagedModelError,
     StoreError,
 )
+from lag_integrations.frameworks import FrameworkForms
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import LastResponse, Selection
@@ -40,15 +40,8 @@ from lag_integrations.worker import Worker
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-    from langchain_core.tools import BaseTool
 
     from lag_integrations.engine import Engine
-    from lag_integrations.langchain.callbacks import CaptureHandler
-    from lag_integrations.langchain.judging import Judge
-    from lag_integrations.langchain.key_value import LogKeyValueStore
-    from lag_integrations.langchain.middleware import KVLogMiddleware
-    from lag_integrations.langchain.retriever import LogRetriever
-    from lag_integrations.langchain.store import LogBaseStore
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +73,7 @@ class RecalledLog:
     score: float | None
 
 
-class KVLogMemory:
+class KVLogMemory(FrameworkForms):
     """A memory of computation: a folder of logs, and the KV segments of the models that use them.
 
     Adding a trace records it in the ledger at once; a worker thread embeds it, and encodes it with
@@ -399,12 +392,13 @@ class KVLogMemory:
         if outcome not in get_args(Outcome):
             known = ", ".join(get_args(Outcome))
             raise StoreError(f"{str(outcome)[:80]!r} is no outcome; known are {known}.")
-        ledger, text = self.store.ledger, _hex(run_id)
-        log_id = ledger.id_of_run(text) or text
-        if not ledger.give_verdict(log_id, outcome):
+        verdicts, text = self.store.verdicts, _hex(run_id)
+        log_id = verdicts.log_of_run(text) or text
+        if not verdicts.give(log_id, outcome):
             # An interrupted run is logged with the one that resumed it.
-            resumed = next(iter(ledger.having({"earlier_runs": text}, limit=1)), None)
-            if resumed is None or not ledger.give_verdict(resumed, outcome):
+            earlier = self.store.ledger.having({"earlier_runs": text}, limit=1)
+            resumed = next(iter(earlier), None)
+            if resumed is None or not verdicts.give(resumed, outcome):
                 raise LogNotFoundError(
                     f"There is no log of a run {str(run_id)[:80]} in {self.namespace} (any more). "
                     "Give the id of a root run that has ended, or a log id."
@@ -418,7 +412,7 @@ class KVLogMemory:
             LogNotFoundError: There is no such log.
         """
         self._check_open()
-        if not self.store.ledger.set_outcome(log_id, outcome):
+        if not self.store.verdicts.set(log_id, outcome):
             raise LogNotFoundError(f"There is no log {log_id} in {self.namespace} (any more).")
         self._worker.notify()
 
@@ -584,77 +578,6 @@ class KVLogMemory:
         except StoreError as error:
             logger.warning("How often logs were recalled could not be recorded. %s", error)
         self.store.close()
-
-    def callback_handler(self, judge: Judge | None = None) -> CaptureHandler:
-        """A LangChain callback handler that captures whole runs into this memory.
-
-        Pass it as ``config={"callbacks": [memory.callback_handler()]}``.
-
-        Args:
-            judge: Says in the background whether a run was a success; see `CaptureHandler`.
-        """
-        from lag_integrations.langchain.callbacks import CaptureHandler
-
-        return CaptureHandler(self, judge)
-
-    def capture(self, judge: Judge | None = None) -> AbstractContextManager[CaptureHandler]:
-        """Capture every LangChain run that begins in a ``with`` block, in coroutines, too.
-
-        For code that takes no config. An inner block takes over from an outer one. Breakpoints of
-        LangGraph (``interrupt_before``) are only seen by a handler in the config.
-
-        Args:
-            judge: Says in the background whether a run was a success; see `CaptureHandler`.
-        """
-        from lag_integrations.langchain.callbacks import capture
-
-        return capture(self, judge)
-
-    def as_retriever(self, **settings: Any) -> LogRetriever:
-        """A LangChain retriever that gives logs as documents.
-
-        Args:
-            **settings: The fields of `LogRetriever`: ``k``, ``min_score``, ``where``, …
-        """
-        from lag_integrations.langchain.retriever import LogRetriever
-
-        return LogRetriever(memory=self, **settings)
-
-    def as_tool(self, **settings: Any) -> BaseTool:
-        """A LangChain tool with which an agent recalls logs as text.
-
-        Args:
-            **settings: Those of `langchain.tool.recall_tool`: ``name``, ``description``, ``k``, …
-        """
-        from lag_integrations.langchain.tool import recall_tool
-
-        return recall_tool(self, **settings)
-
-    def as_store(self) -> LogBaseStore:
-        """A LangGraph store whose items are logs of this memory (extra ``agents``)."""
-        from lag_integrations.langchain import LogBaseStore
-
-        return LogBaseStore(self)
-
-    def as_key_value_store(self, name: str = "key_value") -> LogKeyValueStore:
-        """A LangChain key-value store whose values are logs of this memory (extra ``agents``).
-
-        Args:
-            name: The namespace of its keys in `as_store`.
-        """
-        from lag_integrations.langchain import LogKeyValueStore
-
-        return LogKeyValueStore(self, name)
-
-    def middleware(self, **settings: Any) -> KVLogMiddleware:
-        """Middleware that gives an agent of ``create_agent`` what fits (extra ``agents``).
-
-        Args:
-            **settings: Those of `KVLogMiddleware`: ``recall``, ``k``, ``min_score``, ``where``, …
-        """
-        from lag_integrations.langchain import KVLogMiddleware
-
-        return KVLogMiddleware(self, **settings)
 
     def __repr__(self) -> str:
         return f"KVLogMemory({str(self.path)!r}, namespace={self.namespace!r})"

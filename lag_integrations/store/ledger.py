@@ -6,7 +6,6 @@ import hashlib
 import logging
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from sqlalchemy import (
 
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.store.database import Database
-from lag_integrations.store.filters import RUN, Where, condition, of_run, run_row, tag_rows
+from lag_integrations.store.filters import RUN, Where, condition, run_row, tag_rows
 from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
 from lag_integrations.trace import Outcome, Trace
 
@@ -39,7 +38,7 @@ NOT_RECALLED = {"lag_recall": False}
 """Metadata of a trace that is kept, but never recalled, whatever its outcome."""
 _RUNS = 100
 """Runs of the same content by which a log is found: the latest."""
-_VERDICT = "verdict"
+VERDICT = "verdict"
 """Metadata of a log on which someone gave a verdict: the outcome, and of which run."""
 COUNTERS = ("captured_at", "times_seen", "times_recalled", "times_helped", "times_harmed")
 
@@ -112,7 +111,7 @@ class Ledger:
         self._ttl = ttl
         self._mine = logs.c.namespace == self.namespace
         # An expression: SQLite would rather go through all of a namespace than look for ids.
-        self._mine_by_id = logs.c.namespace.concat("") == self.namespace
+        self.mine_by_id = logs.c.namespace.concat("") == self.namespace
 
     def add(self, traces: Sequence[Trace]) -> list[str]:
         """Record traces durably, and return their log ids.
@@ -155,7 +154,7 @@ class Ledger:
         ).one()
         rows = [run_row(key, trace.id, seen.times_seen)]
         if seen.times_seen > 1:
-            self._replace(connection, key, self._with_known_outcome(connection, key, trace))
+            self.replace(connection, key, self._with_known_outcome(connection, key, trace))
             old = tags.c.position <= seen.times_seen - _RUNS
             connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key == RUN, old))
         else:
@@ -166,13 +165,14 @@ class Ledger:
         row = connection.execute(select(logs.c.outcome, logs.c.trace).where(logs.c.id == key)).one()
         known = self.intact(key, row.trace)
         changes: dict[str, Any] = {}
-        if known is not None and _VERDICT in known.metadata:
-            changes["metadata"] = {**trace.metadata, _VERDICT: known.metadata[_VERDICT]}
+        if known is not None and VERDICT in known.metadata:
+            changes["metadata"] = {**trace.metadata, VERDICT: known.metadata[VERDICT]}
         if changes or trace.outcome == "unknown":
             changes["outcome"] = row.outcome
         return trace.model_copy(update=changes)
 
-    def _replace(self, connection: Connection, key: str, trace: Trace) -> None:
+    def replace(self, connection: Connection, key: str, trace: Trace) -> None:
+        """Put a trace of the same content in the place of another, within a transaction."""
         connection.execute(update(logs).where(logs.c.id == key).values(_content(trace)))
         connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key != RUN))
         if rows := tag_rows(key, trace.metadata):
@@ -187,7 +187,7 @@ class Ledger:
         for chunk in chunks(ids):
             with self._db.read() as connection:
                 rows = connection.execute(
-                    select(logs.c.id, logs.c.trace).where(self._mine_by_id, logs.c.id.in_(chunk))
+                    select(logs.c.id, logs.c.trace).where(self.mine_by_id, logs.c.id.in_(chunk))
                 ).all()
             for row in rows:
                 trace = self.intact(row.id, row.trace)
@@ -206,7 +206,7 @@ class Ledger:
         with self._db.read() as connection:
             rows = connection.execute(
                 select(logs.c.id, logs.c.trace)
-                .where(self._mine_by_id, condition(where))
+                .where(self.mine_by_id, condition(where))
                 .order_by(logs.c.captured_at.desc(), logs.c.id)
                 .limit(limit)
             ).all()
@@ -220,7 +220,7 @@ class Ledger:
                 select(tags.c.text)
                 .distinct()
                 .join(logs, logs.c.id == tags.c.log_id)
-                .where(tags.c.key == key, tags.c.text.is_not(None), self._mine_by_id)
+                .where(tags.c.key == key, tags.c.text.is_not(None), self.mine_by_id)
             )
             return [row.text for row in rows]
 
@@ -243,7 +243,7 @@ class Ledger:
             StoreError: The filter is malformed.
         """
         parts = [
-            self._mine_by_id,
+            self.mine_by_id,
             logs.c.outcome.in_(outcomes),
             logs.c.times_harmed <= logs.c.times_helped,
             not_(condition(NOT_RECALLED)),
@@ -286,17 +286,6 @@ class Ledger:
                 return
             yield from (row.id for row in page)
             last = page[-1].id
-
-    def id_of_run(self, run_id: str) -> str | None:
-        """The log that a run was captured as; None if there is none."""
-        with self._db.read() as connection:
-            return connection.execute(
-                select(logs.c.id)
-                .join(tags, tags.c.log_id == logs.c.id)
-                .where(self._mine_by_id, of_run(run_id))
-                .order_by(logs.c.captured_at.desc())
-                .limit(1)
-            ).scalar_one_or_none()
 
     def starting_with(self, prefix: str, limit: int = 2) -> list[str]:
         """Ids of logs that begin so; enough of them to know whether there is more than one."""
@@ -379,52 +368,6 @@ class Ledger:
         column = "times_helped" if helped else "times_harmed"
         return self._count({key: {column: 1} for key in ids}, used=False)
 
-    def set_outcome(self, key: str, outcome: Outcome) -> bool:
-        """Record an outcome, unless someone gave a verdict; false if there is no such log."""
-        return self._set_outcome(key, outcome, verdict=False)
-
-    def give_verdict(self, key: str, outcome: Outcome) -> bool:
-        """Record someone's verdict on a log, and count it for the logs that were recalled into it.
-
-        A verdict is counted once for each run; another one on the same run takes it back.
-
-        Returns:
-            False if there is no such log.
-        """
-        return self._set_outcome(key, outcome, verdict=True)
-
-    def _set_outcome(self, key: str, outcome: Outcome, *, verdict: bool) -> bool:
-        known = self.get([key]).get(key)
-        if known is None:
-            return False
-        # All at once and in one order: no deadlocks (PostgreSQL).
-        wanted = sorted({key, *known.helped_by})
-        with self._db.write() as connection:
-            rows = connection.execute(
-                select(logs.c.id, logs.c.trace)
-                .where(self._mine_by_id, logs.c.id.in_(wanted))
-                .order_by(logs.c.id)
-                .with_for_update()
-            ).all()
-            trace = next((self.intact(key, row.trace) for row in rows if row.id == key), None)
-            if trace is None:
-                return False
-            metadata = dict(trace.metadata)
-            before = metadata.get(_VERDICT)
-            if verdict:
-                metadata[_VERDICT] = {"outcome": outcome, "run": trace.id}
-                if numbers := _changes(before, trace.id, outcome):
-                    connection.execute(
-                        update(logs)
-                        .where(self._mine_by_id, logs.c.id.in_(trace.helped_by))
-                        .values({name: logs.c[name] + number for name, number in numbers.items()})
-                    )
-            elif before is not None:
-                return True
-            changes = {"outcome": outcome, "metadata": metadata}
-            self._replace(connection, key, trace.model_copy(update=changes))
-        return True
-
     def _count(self, numbers: Mapping[str, Mapping[str, int]], *, used: bool) -> set[str]:
         found = set()
         with self._db.write() as connection:
@@ -434,7 +377,7 @@ class Ledger:
                 }
                 if used:
                     values["used_at"] = time.time()
-                statement = update(logs).where(self._mine_by_id, logs.c.id == key).values(values)
+                statement = update(logs).where(self.mine_by_id, logs.c.id == key).values(values)
                 if connection.execute(statement).rowcount:
                     found.add(key)
         return found
@@ -460,7 +403,7 @@ class Ledger:
         key = log_id(self.namespace, trace)
         columns = (logs.c[name] for name in COUNTERS)
         row = connection.execute(
-            select(logs.c.outcome, logs.c.trace, *columns).where(self._mine_by_id, logs.c.id == key)
+            select(logs.c.outcome, logs.c.trace, *columns).where(self.mine_by_id, logs.c.id == key)
         ).one_or_none()
         if row is None:
             self._add(connection, key, trace, counters["captured_at"])
@@ -469,7 +412,7 @@ class Ledger:
             if row.outcome != "unknown":
                 trace = trace.model_copy(update={"outcome": row.outcome})
             if trace.outcome != row.outcome or self.intact(key, row.trace) is None:
-                self._replace(connection, key, trace)
+                self.replace(connection, key, trace)
             values = {name: max(getattr(row, name), counters[name]) for name in COUNTERS}
         connection.execute(update(logs).where(logs.c.id == key).values(values))
         return row is None
@@ -486,7 +429,7 @@ class Ledger:
                     row.id
                     for row in connection.execute(
                         select(logs.c.id)
-                        .where(self._mine_by_id, logs.c.id.in_(chunk))
+                        .where(self.mine_by_id, logs.c.id.in_(chunk))
                         .order_by(logs.c.id)
                         .with_for_update()  # nobody adds a segment meanwhile (PostgreSQL)
                     )
@@ -505,15 +448,6 @@ class Ledger:
                 connection.execute(delete(logs).where(logs.c.id.in_(mine)))
                 deleted.update(mine)
         return deleted
-
-
-def _changes(before: object, run_id: str, outcome: Outcome) -> dict[str, int]:
-    """What a verdict adds to the counters, after one that was given before."""
-    column = {"success": "times_helped", "failure": "times_harmed"}
-    numbers = Counter({column[outcome]: 1} if outcome in column else {})
-    if isinstance(before, dict) and before.get("run") == run_id and before["outcome"] in column:
-        numbers.subtract([column[before["outcome"]]])
-    return {name: number for name, number in numbers.items() if number}
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -36,6 +36,7 @@ from lag_integrations.store.index import ChromaAccess, Index
 from lag_integrations.store.ledger import Ledger, checked_namespace
 from lag_integrations.store.removals import Removal, Removals
 from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.verdicts import Verdicts
 from lag_integrations.trace import Outcome
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class LogStore:
     def _open_parts(self, index: str | ClientAPI | None, ttl: float | None, hot_bytes: int) -> None:
         self.locks = self.database.locks
         self.ledger = Ledger(self.database, self.namespace, ttl)
+        self.verdicts = Verdicts(self.database, self.ledger)
         self.failures = Failures(self.database, self.ledger)
         self.embeddings = EmbeddingTable(self.database, self.ledger, self.failures)
         self.segments = SegmentTable(self.database, self.ledger)

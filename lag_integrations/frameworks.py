@@ -1,0 +1,96 @@
+"""What a memory is to the frameworks: the one place that looks upwards, and only when asked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+    from lag_integrations.langchain.callbacks import CaptureHandler
+    from lag_integrations.langchain.judging import Judge
+    from lag_integrations.langchain.key_value import LogKeyValueStore
+    from lag_integrations.langchain.middleware import KVLogMiddleware
+    from lag_integrations.langchain.retriever import LogRetriever
+    from lag_integrations.langchain.store import LogBaseStore
+    from lag_integrations.memory import KVLogMemory
+
+
+class FrameworkForms:
+    """The forms of a `KVLogMemory` that frameworks expect; each is imported when it is made."""
+
+    @property
+    def _memory(self) -> KVLogMemory:
+        return cast("KVLogMemory", self)
+
+    def callback_handler(self, judge: Judge | None = None) -> CaptureHandler:
+        """A LangChain callback handler that captures whole runs into this memory.
+
+        Pass it as ``config={"callbacks": [memory.callback_handler()]}``.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+        """
+        from lag_integrations.langchain.callbacks import CaptureHandler
+
+        return CaptureHandler(self._memory, judge)
+
+    def capture(self, judge: Judge | None = None) -> AbstractContextManager[CaptureHandler]:
+        """Capture every LangChain run that begins in a ``with`` block, in coroutines, too.
+
+        For code that takes no config. An inner block takes over from an outer one. Breakpoints of
+        LangGraph (``interrupt_before``) are only seen by a handler in the config.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+        """
+        from lag_integrations.langchain.callbacks import capture
+
+        return capture(self._memory, judge)
+
+    def as_retriever(self, **settings: Any) -> LogRetriever:
+        """A LangChain retriever that gives logs as documents.
+
+        Args:
+            **settings: The fields of `LogRetriever`: ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.langchain.retriever import LogRetriever
+
+        return LogRetriever(memory=self._memory, **settings)
+
+    def as_tool(self, **settings: Any) -> BaseTool:
+        """A LangChain tool with which an agent recalls logs as text.
+
+        Args:
+            **settings: Those of `langchain.tool.recall_tool`: ``name``, ``description``, ``k``, …
+        """
+        from lag_integrations.langchain.tool import recall_tool
+
+        return recall_tool(self._memory, **settings)
+
+    def as_store(self) -> LogBaseStore:
+        """A LangGraph store whose items are logs of this memory (extra ``agents``)."""
+        from lag_integrations.langchain import LogBaseStore
+
+        return LogBaseStore(self._memory)
+
+    def as_key_value_store(self, name: str = "key_value") -> LogKeyValueStore:
+        """A LangChain key-value store whose values are logs of this memory (extra ``agents``).
+
+        Args:
+            name: The namespace of its keys in `as_store`.
+        """
+        from lag_integrations.langchain import LogKeyValueStore
+
+        return LogKeyValueStore(self._memory, name)
+
+    def middleware(self, **settings: Any) -> KVLogMiddleware:
+        """Middleware that gives an agent of ``create_agent`` what fits (extra ``agents``).
+
+        Args:
+            **settings: Those of `KVLogMiddleware`: ``recall``, ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.langchain import KVLogMiddleware
+
+        return KVLogMiddleware(self._memory, **settings)
