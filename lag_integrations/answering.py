@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lag_integrations.engine import Engine, EngineStream, Generation, Placement
+from lag_integrations.engine import Engine, EngineStream, Placement
 from lag_integrations.generation.grammar import (
     Marks,
     json_answer,
@@ -18,7 +18,7 @@ from lag_integrations.generation.grammar import (
     text_or_calls,
     text_without,
 )
-from lag_integrations.generation.row import Request
+from lag_integrations.generation.row import Generation, Request
 from lag_integrations.injection import Injection, Recall, inject
 from lag_integrations.prompt import with_system_text
 from lag_integrations.reasoning import CLOSE, ReasoningReader, Said, Thought

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,7 +30,7 @@ from lag_integrations.errors import (
 )
 from lag_integrations.generation.batch import can_decode_together, decode_together, step
 from lag_integrations.generation.constraint import Grammars, can_constrain
-from lag_integrations.generation.row import FinishReason, Request, Row, TokenLogprob
+from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
 from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode, prefill
@@ -56,31 +55,6 @@ _IDLE_AFTER = 0.5
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before its text (the default: it measured best,
 docs/evaluation.md); after the system message; or before everything, as in the paper."""
-
-
-@dataclass
-class Generation:
-    """What a call generated, complete once the stream has ended.
-
-    Attributes:
-        text: The generated text, without stop sequence and special tokens.
-        token_ids: The generated tokens.
-        finish_reason: ``stop`` or ``length``; ``cancelled`` if the stream was abandoned.
-        logprobs: One entry a generated token, if asked for.
-        prompt_tokens: Tokens of the prompt that were computed.
-        injected_tokens: Tokens of the segments, which were not.
-        time_to_first_token: Seconds from the call to the first token.
-        injection_time: Seconds thereof spent rotating and building the cache.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason = "cancelled"
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_tokens: int = 0
-    injected_tokens: int = 0
-    time_to_first_token: float = 0.0
-    injection_time: float = 0.0
 
 
 class Engine:
@@ -115,7 +89,7 @@ class Engine:
         self._lock = threading.RLock()
         self._model: PreTrainedModel | None = model.eval()
         self._heads: OrderedDict[tuple[int, ...], list[Slots]] = OrderedDict()
-        self._compiled_for: Grammars | None = None
+        self._compiled: Grammars | None = None
         self._worked_at = float("-inf")
         self._patience = _IDLE_AFTER
         self.name = str(model.name_or_path or type(model).__name__)
@@ -375,32 +349,23 @@ class Engine:
         """
         started = time.perf_counter()
         if len(requests) < 2 or not self.can_batch:
-            streams = [EngineStream(self, request, time.perf_counter()) for request in requests]
+            streams = [self.start(request) for request in requests]
             for stream in streams:
                 for _ in stream:
                     pass
             return [stream.generation for stream in streams]
-        rows, caches, generations = [], [], []
+        rows, caches = [], []
         for request in requests:
-            row = Row(request, self.tokenizer, self.end_tokens)
-            generation = Generation(injected_tokens=request.injected)
-            cache, logits, generation.injection_time = self._read(request)
-            generation.prompt_tokens = len(request.prompt_ids)
-            generation.text = row.advance(logits, fast_forward=False)
-            generation.time_to_first_token = time.perf_counter() - started
+            row = self.row(request)
+            cache, _ = self._begin(row, started, fast_forward=False)
             rows.append(row)
             caches.append(cache)
-            generations.append(generation)
+        decode_together(self._step_together, rows, caches, wanted)
+        return [row.generation for row in rows]
 
-        def took(place: int, text: str) -> bool:
-            generations[place].text += text
-            return wanted(place)
-
-        decode_together(self._step_together, rows, caches, took)
-        for row, generation in zip(rows, generations, strict=True):
-            generation.token_ids, generation.logprobs = row.token_ids, row.logprobs
-            generation.finish_reason = row.finish_reason or "cancelled"
-        return generations
+    def row(self, request: Request) -> Row:
+        """The still empty answer to a request."""
+        return Row(request, self.tokenizer, self.end_tokens)
 
     @property
     def vocabulary(self) -> int:
@@ -496,6 +461,15 @@ class Engine:
                 injection_time = time.perf_counter() - begun
             return cache, prefill(model, token_ids[split:], cache), injection_time
 
+    def _begin(
+        self, row: Row, started: float, *, fast_forward: bool = True
+    ) -> tuple[DynamicCache, str]:
+        """Read a prompt and take the first token; gives the cache and the first text."""
+        cache, logits, row.generation.injection_time = self._read(row.request)
+        piece = row.advance(logits, fast_forward=fast_forward)
+        row.generation.time_to_first_token = time.perf_counter() - started
+        return cache, piece
+
     def _step(self, token_ids: Sequence[int], cache: DynamicCache) -> torch.Tensor:
         """Let the model read generated tokens; gives the logits after them."""
         with self._working():
@@ -509,9 +483,9 @@ class Engine:
 
     def _grammars(self) -> Grammars:
         with self._lock:
-            if self._compiled_for is None:
-                self._compiled_for = Grammars(self.tokenizer, self.vocabulary, self.end_tokens)
-            return self._compiled_for
+            if self._compiled is None:
+                self._compiled = Grammars(self.tokenizer, self.vocabulary, self.end_tokens)
+            return self._compiled
 
     def _tokens_of(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -543,10 +517,9 @@ class EngineStream(Iterator[str]):
     """
 
     def __init__(self, engine: Engine, request: Request, started: float) -> None:
-        self.generation = Generation(
-            prompt_tokens=len(request.prompt_ids), injected_tokens=request.injected
-        )
-        self._pieces = self._generate(engine, request, started)
+        row = engine.row(request)
+        self.generation = row.generation
+        self._pieces = self._generate(engine, row, started)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -555,21 +528,14 @@ class EngineStream(Iterator[str]):
         """Stop here. What was generated stays in ``generation``."""
         self._pieces.close()
 
-    def _generate(self, engine: Engine, request: Request, started: float) -> Generator[str]:
-        generation = self.generation
-        row = Row(request, engine.tokenizer, engine.end_tokens)
-        generation.token_ids, generation.logprobs = row.token_ids, row.logprobs
-        cache, logits, generation.injection_time = engine._read(request)
-        while row.finish_reason is None:
-            if request.deadline is not None and time.monotonic() > request.deadline:
-                raise TimeoutError("The answer took too long; raise timeout= or lower max_tokens=.")
-            if row.token_ids:
-                logits = engine._step(row.unread, cache)
-            piece = row.advance(logits)
-            if not generation.time_to_first_token:
-                generation.time_to_first_token = time.perf_counter() - started
-            if row.finish_reason is not None:
-                generation.finish_reason = row.finish_reason
+    def _generate(self, engine: Engine, row: Row, started: float) -> Generator[str]:
+        cache, piece = engine._begin(row, started)
+        deadline = row.request.deadline
+        while True:
             if piece:
-                generation.text += piece
                 yield piece
+            if row.done:
+                return
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("The answer took too long; raise timeout= or lower max_tokens=.")
+            piece = row.advance(engine._step(row.unread, cache))

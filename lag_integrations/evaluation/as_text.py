@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lag_integrations.engine import Engine, EngineStream, Generation, Placement
+from lag_integrations.engine import Engine, EngineStream, Placement
+from lag_integrations.generation.row import Generation
 from lag_integrations.kv.segment import Segment
 from lag_integrations.trace import Message
 

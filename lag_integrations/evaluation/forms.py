@@ -102,7 +102,7 @@ def main() -> None:
                 early += cut
                 valid += _fits(answer, schema)
         taken = (time.perf_counter() - started) / total
-        print(f"{way}: {valid} of {total} valid, {early} ended early")
+        print(f"{way}: {valid} of {total} valid, {early} ended early", flush=True)
         table.add_row(way, str(total), f"{100 * valid / total:.1f} %", str(early), f"{taken:.2f}")
     table.caption = (
         f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · at most "

@@ -26,7 +26,7 @@ def decode_together(
     forward: Step,
     rows: Sequence[Row],
     caches: Sequence[DynamicCache],
-    took: Callable[[int, str], bool],
+    wanted: Callable[[int], bool],
 ) -> None:
     """Finish the answers of rows whose first token was taken already.
 
@@ -34,10 +34,9 @@ def decode_together(
         forward: `step` of the model.
         rows: The rows; those that are finished are left alone.
         caches: What the model has read for each row: all but its ``unread`` token.
-        took: Called with a row's index and its new text for each of its tokens; says whether it
-            shall go on.
+        wanted: Says of a row, by its index, whether anybody still waits for it.
     """
-    going = [index for index, row in enumerate(rows) if row.finish_reason is None]
+    going = [index for index, row in enumerate(rows) if not row.done]
     if not going:
         return
     cache = stack([caches[index] for index in going])
@@ -49,8 +48,8 @@ def decode_together(
         logits = forward([rows[index].unread for index in going], cache, mask)
         kept = []
         for place, index in enumerate(going):
-            text = rows[index].advance(logits[place], fast_forward=False)
-            if took(index, text) and rows[index].finish_reason is None:
+            rows[index].advance(logits[place], fast_forward=False)
+            if not rows[index].done and wanted(index):
                 kept.append(place)
         if kept and len(kept) < len(going):
             keep_rows(cache, kept)

@@ -1,4 +1,4 @@
-"""Answers that fit a grammar: token masks by llguidance, and a way to the end that always fits.
+"""Answers that fit a grammar: token masks by llguidance, and a way to the end that fits.
 
 A mask alone keeps a small model from writing anything invalid, but not from writing for ever: cut
 off at its last token, an object is not an object. So wherever an answer could outgrow what is left
@@ -221,8 +221,6 @@ class _Endings:
         return best
 
     def _follow(self, matcher: LLMatcher, limit: int, order: Any) -> list[int] | None:
-        if matcher.is_accepting():
-            return []
         state = matcher.deep_copy()
         way: list[int] = []
         before, same = b"", 0

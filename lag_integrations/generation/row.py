@@ -75,30 +75,61 @@ class TokenLogprob:
 
 
 @dataclass
+class Generation:
+    """What was generated for a request.
+
+    Attributes:
+        text: The generated text, without stop sequence and special tokens.
+        token_ids: The generated tokens.
+        finish_reason: ``stop`` or ``length``; ``cancelled`` until it ended by itself.
+        logprobs: One entry a generated token, if asked for.
+        prompt_tokens: Tokens of the prompt that were computed.
+        injected_tokens: Tokens of the segments, which were not.
+        time_to_first_token: Seconds from the call to the first token.
+        injection_time: Seconds thereof spent rotating and building the cache.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = "cancelled"
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_tokens: int = 0
+    injected_tokens: int = 0
+    time_to_first_token: float = 0.0
+    injection_time: float = 0.0
+
+
 class Row:
     """The answer to a request as it grows.
 
+    Args:
+        request: What is asked.
+        tokenizer: The model's tokenizer.
+        end_tokens: Tokens that end an answer.
+
     Attributes:
-        request: What was asked.
-        token_ids: The tokens so far.
-        unread: Those that the model has not seen yet.
-        logprobs: One entry a token, if asked for.
-        finish_reason: Why it ended; None while it goes on.
+        request: What is asked.
+        generation: The answer so far.
+        unread: Its tokens that the model has not seen yet.
     """
 
-    request: Request
-    tokenizer: PreTrainedTokenizerBase
-    end_tokens: frozenset[int]
-    token_ids: list[int] = field(default_factory=list)
-    unread: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    def __init__(
+        self, request: Request, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]
+    ) -> None:
+        self.request = request
+        self.generation = Generation(
+            prompt_tokens=len(request.prompt_ids), injected_tokens=request.injected
+        )
+        self.unread: list[int] = []
+        self._end_tokens = end_tokens
+        hidden = frozenset(tokenizer.all_special_ids) | end_tokens
+        self._text = AnswerText(tokenizer, request.stop, hidden - request.shown)
+        self._sampler = Sampler(request.sampling, request.token_ids, end_tokens)
 
-    def __post_init__(self) -> None:
-        request = self.request
-        hidden = frozenset(self.tokenizer.all_special_ids) | self.end_tokens
-        self._text = AnswerText(self.tokenizer, request.stop, hidden - request.shown)
-        self._sampler = Sampler(request.sampling, request.token_ids, self.end_tokens)
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended."""
+        return self.generation.finish_reason != "cancelled"
 
     def advance(self, logits: torch.Tensor, *, fast_forward: bool = True) -> str:
         """Take the next token, and those that the constraint then leaves no choice about.
@@ -111,46 +142,52 @@ class Row:
             New text.
         """
         self.unread = []
-        constraint = self.request.constraint
-        scores = logits.float()
-        picked = scores.clone()
+        text = self._take_next(logits.float(), fast_forward)
+        if self.done:
+            text += self._text.finish()
+        self.generation.text += text
+        return text
+
+    def _take_next(self, logits: torch.Tensor, fast_forward: bool) -> str:
+        constraint, top = self.request.constraint, self.request.top_logprobs
+        scores = logits.clone()
         if constraint is not None:
-            constraint.mask(picked)
-        token = self._sampler.pick(picked)
+            constraint.mask(scores)
+        token = self._sampler.pick(scores)
         if constraint is not None:
             vetted = constraint.vet(token, self._left)
             if vetted is None:
-                self.finish_reason = "length"
-                return self._text.finish()
+                self.generation.finish_reason = "length"
+                return ""
             token = vetted
-        if self.request.top_logprobs is not None:
-            self.logprobs.append(_logprob(scores, token, self.request.top_logprobs))
+        if top is not None:
+            self.generation.logprobs.append(_logprob(logits, token, top))
         text = self._take(token)
-        if constraint is not None and fast_forward and self.request.top_logprobs is None:
+        if constraint is not None and fast_forward and top is None:
             for token in constraint.forced(self._left):
-                if self.finish_reason is None:
+                if not self.done:
                     text += self._take(token)
         return text
 
     @property
     def _left(self) -> int:
-        return self.request.max_new_tokens - len(self.token_ids)
+        return self.request.max_new_tokens - len(self.generation.token_ids)
 
     def _take(self, token: int) -> str:
-        constraint = self.request.constraint
-        self.token_ids.append(token)
+        constraint, generation = self.request.constraint, self.generation
+        generation.token_ids.append(token)
         self.unread.append(token)
         self._sampler.took(token)
         text = self._text.add(token)
         if constraint is not None:
             constraint.accept(token)
-        if self._text.stopped or token in self.end_tokens:
-            self.finish_reason = "stop"
+        if self._text.stopped or token in self._end_tokens:
+            generation.finish_reason = "stop"
         elif constraint is not None and constraint.complete:
-            self.finish_reason = "length" if constraint.cut_short else "stop"
+            generation.finish_reason = "length" if constraint.cut_short else "stop"
         elif self._left <= 0:
-            self.finish_reason = "length"
-        return text if self.finish_reason is None else text + self._text.finish()
+            generation.finish_reason = "length"
+        return text
 
 
 def _logprob(logits: torch.Tensor, token: int, top: int) -> TokenLogprob:

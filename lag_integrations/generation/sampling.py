@@ -75,8 +75,6 @@ class Sampling:
             )
         given = {name: value for name, value in settings.items() if value is not None}
         own = {name: getattr(defaults, name, None) for name in names}
-        if own["min_new_tokens"] is None:
-            own["min_new_tokens"] = 0
         sampling = cls(**{**{n: v for n, v in own.items() if v is not None}, **given})
         if "temperature" in given and "do_sample" not in given:
             sampling = replace(sampling, do_sample=sampling.temperature != 0)

@@ -51,13 +51,15 @@ def test_together_as_alone(family: Family) -> None:
     with torch.no_grad():
         assert can_decode_together(model)
         together, caches = rows_and_caches(model)
-        decode_together(partial(step, model), together, caches, lambda row, text: True)
+        decode_together(partial(step, model), together, caches, lambda row: True)
         alone, caches = rows_and_caches(model)
         for row, cache in zip(alone, caches, strict=True):
-            while row.finish_reason is None:
+            while not row.done:
                 row.advance(prefill(model, torch.tensor(row.unread), cache))
-    assert [row.token_ids for row in together] == [row.token_ids for row in alone]
-    assert [len(row.token_ids) for row in together] == list(LIMITS)
+    assert [row.generation.token_ids for row in together] == [
+        row.generation.token_ids for row in alone
+    ]
+    assert [len(row.generation.token_ids) for row in together] == list(LIMITS)
 
 
 def ask(engine, question, segments=(), **settings):
