@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lag_integrations.errors import EmbedderMismatchError, LAGError, StoreError
+from lag_integrations.errors import LAGError
+from lag_integrations.recalling import SafeRecall
 from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
@@ -99,16 +100,10 @@ def inject(
 
 
 def _recall(memory: KVLogMemory, chat: Sequence[Message], recall: Recall) -> list[RecalledLog]:
-    query = next((message.text for message in reversed(chat) if message.role == "user"), "")
-    try:
-        if recall.log_ids is not None:
-            return memory.get(recall.log_ids)
-        return memory.recall(query, k=recall.k, min_score=recall.min_score)
-    except EmbedderMismatchError:
-        raise
-    except StoreError as error:
-        logger.warning("Nothing is recalled. %s", error)
-        return []
+    safe = SafeRecall(memory, recall.k, recall.min_score)
+    if recall.log_ids is not None:
+        return safe.by_id(recall.log_ids)
+    return safe(next((message.text for message in reversed(chat) if message.role == "user"), ""))
 
 
 def _load(

@@ -18,6 +18,7 @@ except ImportError:
 
 from lag_integrations.langchain.callbacks import CaptureHandler
 from lag_integrations.langchain.chat_models import LAGChatModel
+from lag_integrations.langchain.judge import LLMJudge
 from lag_integrations.langchain.retriever import LogRetriever
 from lag_integrations.langchain.tool import recall_tool
 
@@ -30,6 +31,7 @@ __all__ = [
     "CaptureHandler",
     "KVLogMiddleware",
     "LAGChatModel",
+    "LLMJudge",
     "LogBaseStore",
     "LogKeyValueStore",
     "LogRetriever",

@@ -21,10 +21,10 @@ from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
 from lag_integrations.langchain.chat_models import LAGChatModel
-from lag_integrations.langchain.recalling import AgentRecall
 from lag_integrations.langchain.scope import use_memory
 from lag_integrations.langchain.text import MAX_CHARS, logs_text
 from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.recalling import SafeRecall
 from lag_integrations.store.filters import Where
 
 _HEADING = (
@@ -89,7 +89,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
             raise ValueError(f"recall is {recall!r}; it must be 'run' or 'step'.")
         self._memory = memory
         self._each_step = recall == "step"
-        self._recall = AgentRecall(memory, k, min_score, where)
+        self._recall = SafeRecall(memory, k, min_score, where)
         self._as_text = as_text
         self._max_chars = max_chars
 

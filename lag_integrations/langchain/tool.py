@@ -7,9 +7,9 @@ from typing import Any
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, Field
 
-from lag_integrations.langchain.recalling import AgentRecall
 from lag_integrations.langchain.text import MAX_CHARS, logs_text
 from lag_integrations.memory import KVLogMemory
+from lag_integrations.recalling import SafeRecall
 from lag_integrations.store.filters import Where
 
 DESCRIPTION = (
@@ -48,7 +48,7 @@ def recall_tool(
     Raises:
         StoreError: The filter is malformed.
     """
-    recall = AgentRecall(memory, k, min_score, where)
+    recall = SafeRecall(memory, k, min_score, where)
 
     def recall_logs(query: str) -> tuple[str, dict[str, Any]]:
         text, ids = logs_text(recall(query), max_chars)

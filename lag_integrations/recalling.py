@@ -1,20 +1,23 @@
-"""Recall on behalf of an agent, which must not break for it."""
+"""Recall on behalf of an answer or an agent, which must not break for it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lag_integrations.errors import EmbedderMismatchError, StoreError
-from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.store.filters import Where, condition
+
+if TYPE_CHECKING:
+    from lag_integrations.memory import KVLogMemory, RecalledLog
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AgentRecall:
+class SafeRecall:
     """Recalls with fixed settings; a memory that fails gives nothing, and a warning.
 
     Attributes:
