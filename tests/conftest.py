@@ -31,6 +31,12 @@ def memory(tmp_path: Path, embedder: SentenceTransformer) -> Iterator[KVLogMemor
         yield memory
 
 
+@pytest.fixture
+def no_worker(memory: KVLogMemory) -> None:
+    """Embedding everything would only cost time; `flush` still does."""
+    memory._worker.stop()
+
+
 def qa(question: str, answer: str, **fields: object) -> Trace:
     """A trace of one question and its answer."""
     return Trace.from_messages(

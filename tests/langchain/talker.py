@@ -9,9 +9,19 @@ from typing import Any
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.tools import tool
 from pydantic import Field
 
 from lag_integrations import KVLogMemory, Trace
+
+RAIN = ["user: Weather?", "assistant: look(c1)", "tool: Rain in Oslo", "assistant: It rains."]
+"""What is said when a Talker looks at the weather of Oslo."""
+
+
+@tool
+def look(city: str) -> str:
+    """Look at the weather."""
+    return f"Rain in {city}"
 
 
 class Talker(BaseChatModel):

@@ -64,17 +64,23 @@ def contents(answers):
 # Several at once
 
 
-def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(model, monkeypatch):
-    alone = [model.invoke(question) for question in QUESTIONS]
-    sizes = []
+@pytest.fixture
+def sizes(monkeypatch):
+    """The sizes of the batches that are computed."""
+    found = []
     together = Engine.generate_batch
     monkeypatch.setattr(
         Engine,
         "generate_batch",
         lambda self, requests, wanted: (
-            sizes.append(len(requests)) or together(self, requests, wanted)
+            found.append(len(requests)) or together(self, requests, wanted)
         ),
     )
+    return found
+
+
+def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(model, sizes):
+    alone = [model.invoke(question) for question in QUESTIONS]
     handlers = [Count() for _ in QUESTIONS]
     batched = model.batch(QUESTIONS, [{"callbacks": [handler]} for handler in handlers])
     assert contents(batched) == contents(alone)
@@ -86,16 +92,7 @@ def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(mo
     assert sizes == [8, 3, 3, 3, 2]
 
 
-def test_a_batch_through_a_chain_is_a_batch_too(model, monkeypatch):
-    sizes = []
-    together = Engine.generate_batch
-    monkeypatch.setattr(
-        Engine,
-        "generate_batch",
-        lambda self, requests, wanted: (
-            sizes.append(len(requests)) or together(self, requests, wanted)
-        ),
-    )
+def test_a_batch_through_a_chain_is_a_batch_too(model, sizes):
     chain = ChatPromptTemplate.from_template("{question}") | model
     answers = chain.batch([{"question": question} for question in QUESTIONS[:3]])
     assert sizes == [3]

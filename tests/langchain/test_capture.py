@@ -24,21 +24,9 @@ from lag_integrations import KVLogMemory
 from lag_integrations.langchain import callbacks
 from lag_integrations.langchain.callbacks import CaptureHandler
 from tests.conftest import qa
-from tests.langchain.talker import Talker, calls, captured, said
+from tests.langchain.talker import RAIN, Talker, calls, captured, look, said
 
-RAIN = ["user: Weather?", "assistant: look(c1)", "tool: Rain in Oslo", "assistant: It rains."]
-
-
-@tool
-def look(city: str) -> str:
-    """Look at the weather."""
-    return f"Rain in {city}"
-
-
-@pytest.fixture(autouse=True)
-def _no_worker(memory):
-    """Embedding everything would only cost time; `flush` still does."""
-    memory._worker.stop()
+pytestmark = pytest.mark.usefixtures("no_worker")
 
 
 @pytest.fixture

@@ -10,15 +10,11 @@ from langchain_core.messages import AIMessage
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import LogNotFoundError, StoreError
-from lag_integrations.langchain.judge import LLMJudge
+from lag_integrations.langchain import LLMJudge
 from tests.conftest import qa
 from tests.langchain.talker import Talker, captured
 
-
-@pytest.fixture(autouse=True)
-def _no_worker(memory):
-    """Embedding everything would only cost time; `flush` still does."""
-    memory._worker.stop()
+pytestmark = pytest.mark.usefixtures("no_worker")
 
 
 def run(memory, question="Code?", answer="7741.", *, judge=None, **config):
