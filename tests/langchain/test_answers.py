@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import threading
 import time
 from typing import ClassVar, Literal
 
@@ -17,7 +18,7 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from lag_integrations import Engine, packaged
+from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.errors import ConstraintError, PromptError, SettingsError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.langchain.scope import use_memory
@@ -118,16 +119,30 @@ def test_concurrent_calls_give_what_they_give_one_after_another(model):
     assert contents(asyncio.run(at_once())) == contents(alone)
 
 
-def test_the_event_loop_goes_on_while_the_model_works(model):
-    async def both():
-        ticks = 0
-        task = asyncio.create_task(model.ainvoke("Tell a story.", max_tokens=20))
-        while not task.done():
-            ticks += 1
-            await asyncio.sleep(0.001)
-        return ticks
+def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
+    workers = set()
 
-    assert asyncio.run(both()) > 10
+    def note_thread(owner, name):
+        original = getattr(owner, name)
+
+        def noting(*args, **kwargs):
+            workers.add(threading.get_ident())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note_thread(Engine, "_working")
+    note_thread(KVLogMemory, "recall")
+
+    async def ask():
+        await model.ainvoke("Name a fruit.", max_tokens=5)
+        await model.abatch(["Name a fruit.", "Name a tree."], max_tokens=5)
+        async for _ in model.astream("Name a fruit.", max_tokens=5):
+            pass
+        return threading.get_ident()
+
+    assert asyncio.run(ask()) not in workers
+    assert workers
 
 
 def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatch):

@@ -75,6 +75,9 @@ def test_stream_and_async_give_what_invoke_gives(model, memory):
     chunks = list(model.stream(QUESTION))
     ainvoked, achunks = asyncio.run(twins())
     for pieces in (chunks, achunks):
+        told = [piece for piece in pieces if piece.usage_metadata or piece.chunk_position]
+        assert told == [pieces[-1]]
+        assert pieces[-1].chunk_position == "last"
         whole = pieces[0]
         for piece in pieces[1:]:
             whole = whole + piece
@@ -103,7 +106,9 @@ def test_per_call_settings(model, memory):
     with pytest.raises(ValueError, match="misspelt"):
         used(misspelt=1)
     assert model.invoke(QUESTION, max_tokens=2).usage_metadata["output_tokens"] == 2
-    assert "7" not in model.invoke("Say 7", stop=["7"], max_tokens=5).content
+    told = model.invoke("Tell me of the sea.", max_tokens=40).content
+    stop = " ".join(told.split()[3:5])  # of several tokens
+    assert model.invoke("Tell me of the sea.", stop=[stop]).content == told.split(stop)[0]
 
 
 def test_the_best_log_stands_last(engine, memory, monkeypatch):
