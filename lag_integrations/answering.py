@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from lag_integrations.engine import Engine, EngineStream, Placement
 from lag_integrations.generation.grammar import (
-    Marks,
     json_answer,
     json_or_calls,
+    rest_of_call,
     text_or_calls,
     text_without,
 )
 from lag_integrations.generation.row import Generation, Request
 from lag_integrations.injection import Injection, Recall, inject
 from lag_integrations.prompt import with_system_text
-from lag_integrations.reasoning import CLOSE, ReasoningReader, Said, Thought
+from lag_integrations.reasoning import CLOSE, ChannelReader, ReasoningReader, Said, Thought
 from lag_integrations.tools import (
     AnswerReader,
     CallEnded,
     CallFailed,
     Event,
-    JsonFormat,
     Text,
     ToolChoice,
     ToolFormat,
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 ANY_JSON: Schema = {"type": "object"}
 """Some JSON object."""
 _MOST_CALLS = 8
-"""Calls in an answer whose format lists them."""
+"""Calls of its own accord in one answer."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Answer(Iterator[Part]):
         return self._stream
 
     def _read(self, shape: _Shape) -> Iterator[Part]:
-        reasoning, reader = ReasoningReader(shape.thinks), shape.reader()
+        reasoning, reader = shape.split(), shape.reader()
         if reader is not None:
             reader.feed(shape.before)
 
@@ -184,6 +183,7 @@ class _Shape:
 
     def __init__(self, engine: Engine, question: Question) -> None:
         form, format, marks = question.form, engine.format.tools, engine.format.marks
+        held = engine.can_constrain
         self._format: ToolFormat | None = None
         self._schema = form.schema
         self.tools = select(form.tools, form.tool_choice)
@@ -191,26 +191,28 @@ class _Shape:
         self.grammar: str | None = None
         forced = bool(self.tools) and must_call(form.tool_choice)
         # An answer that is continued has no thought before it.
-        opens = engine.format.opens_reasoning and question.chat[-1].role != "assistant"
+        begins = question.chat[-1].role != "assistant"
+        opens = engine.format.opens_reasoning and begins
+        says = format.says if begins else ""
         self.thinks = opens and not forced and form.schema is None
-        if form.tools and not self.tools and engine.can_constrain:
-            self.grammar = text_without(format.starts(), marks)
         if self.tools:
             self._format = format
-            calls = format.call_schema(self.tools)
+            calls = format.forms(self.tools, most=1 if forced else _MOST_CALLS)
             if forced:
-                # The model gets the beginning for granted, and writes the JSON alone.
-                self.prefix = self.before = format.opening()
-                self.after = format.closing()
-                self.grammar = json_answer(calls)
+                # The model gets the beginning for granted, and writes the rest alone.
+                self.prefix = self.before = calls.opening
+                self.after = calls.closing
+                self.grammar = rest_of_call(calls, marks)
                 self._schema = None
             elif form.schema is not None:
-                ends = format.opening(), format.closing()
-                self.grammar = json_or_calls(*ends, calls, form.schema, marks)
-            elif engine.can_constrain:
-                self.grammar = _calls_amid_text(format, calls, marks, self.thinks)
+                self.grammar = json_or_calls(calls, form.schema, marks, says)
+            elif held and format.is_marked:
+                self.grammar = text_or_calls(calls, marks, thinking=self.thinks)
         elif form.schema is not None:
-            self.grammar = json_answer(form.schema)
+            self.prefix, self.grammar = says, json_answer(form.schema)
+        elif form.tools and held:
+            self.prefix, self.grammar = says, text_without(format.starts(), marks)
+        self._channels = bool(says) and not self.prefix
         if opens and not self.thinks:  # no room for thoughts in what it is held to
             self.prefix = f"{CLOSE}\n\n{self.prefix}"
 
@@ -223,6 +225,10 @@ class _Shape:
             chat, f"Answer with JSON of this JSON schema, and nothing else:\n{schema}"
         )
 
+    def split(self) -> ReasoningReader | ChannelReader:
+        """Splits what the model thinks from what it says."""
+        return ChannelReader() if self._channels else ReasoningReader(self.thinks)
+
     def reader(self) -> AnswerReader | None:
         """Reads the calls in an answer; None where there can be none."""
         return None if self._format is None else AnswerReader(self._format, self.tools)
@@ -231,12 +237,3 @@ class _Shape:
 def _whole(events: Sequence[Event]) -> Iterator[Part]:
     """Without the beginnings of calls: they come whole."""
     return (event for event in events if isinstance(event, Text | CallEnded | CallFailed))
-
-
-def _calls_amid_text(format: ToolFormat, calls: Schema, marks: Marks, thinking: bool) -> str | None:
-    """A grammar for calls that the model makes of its own accord, where a mark begins them."""
-    if not isinstance(format, JsonFormat) or not format.opening().strip():
-        return None
-    if calls.get("type") == "array":
-        calls = {**calls, "maxItems": _MOST_CALLS}
-    return text_or_calls(format.opening(), format.closing(), calls, marks, thinking=thinking)

@@ -331,7 +331,7 @@ class Engine:
             sampling=settings,
             constraint=None if grammar is None else self._grammars().constraint(grammar, most),
             top_logprobs=top_logprobs,
-            shown=self.format.shown_tokens,
+            hidden=self.format.hidden_tokens | self.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,
         )
 

@@ -105,7 +105,8 @@ class ChatFormat:
     Attributes:
         tools: How tools are shown to this model, and how it calls them.
         marks: Tokens that are not text, for grammars.
-        shown_tokens: Special tokens that calls are made of: part of an answer's text.
+        hidden_tokens: Special tokens that are no part of an answer's text. Those that thoughts
+            and calls are made of are part of it.
         opens_reasoning: Whether a prompt ends with ``<think>``, so that answers begin inside.
 
     Raises:
@@ -133,10 +134,10 @@ class ChatFormat:
         self._template_kwargs = dict(template_kwargs or {})
         self._header, self._tail = self._learn_turns()
         self.tools = learn_tool_format(self._try)
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        shown = self.tools.special_tokens(special)
-        self.shown_tokens = frozenset(
-            special[token] for token in {*shown, *({OPEN, CLOSE} & special.keys())}
+        special = _special_tokens(tokenizer)
+        shown = self.tools.special_tokens(special) | ({OPEN, CLOSE} & special.keys())
+        self.hidden_tokens = frozenset(
+            index for token, index in special.items() if token not in shown
         )
         self.marks = Marks.of({**tokenizer.get_added_vocab(), **special}, special)
         asked = [_Turn(role="user", content=_MARK.format(0))]
@@ -408,6 +409,13 @@ def _common_length(first: str, second: str) -> int:
         if one != other:
             return length
     return min(len(first), len(second))
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids of special tokens. A tokenizer names some (``all_special_tokens``), and flags others."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    added = tokenizer.added_tokens_decoder.items()
+    return {**{token.content: index for index, token in added if token.special}, **named}
 
 
 def _merge_roles(chat: list[_Turn]) -> list[_Turn]:

@@ -1,8 +1,13 @@
-"""The split of a reasoning model's answer: what it thinks (``<think>…</think>``), what it says."""
+"""The split of a reasoning model's answer: what it thinks, and what it says.
+
+Most models think between ``<think>`` and ``</think>``; gpt-oss answers in channels (harmony).
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -73,3 +78,91 @@ class ReasoningReader:
                 self._fresh = False
                 parts.append(Said(said))
         return parts
+
+
+_START, _MESSAGE = "<|start|>", "<|message|>"
+_HEADER = ("<|start|>", "<|channel|>", " to=")
+_ENDS = ("<|end|>", "<|call|>", "<|return|>", _START)
+_END = re.compile("|".join(map(re.escape, _ENDS)))
+
+
+class ChannelReader:
+    """Splits an answer in channels piece by piece.
+
+    The channel ``analysis`` is thought, the others are said. A message to a function stays as it
+    is written, for whoever reads the calls.
+    """
+
+    def __init__(self) -> None:
+        self._inside: Literal["header", "thought", "said", "call"] = "header"
+        self._buffer = ""
+        self._spoke: set[type] = set()
+        self._apart = False  # a message begins, so it stands apart from the last one
+
+    def feed(self, piece: str) -> list[Thought | Said]:
+        """Take the next piece; gives what is certain now."""
+        self._buffer += piece
+        return self._read(final=False)
+
+    def finish(self) -> list[Thought | Said]:
+        """The answer is complete; gives what had been held back."""
+        return self._read(final=True)
+
+    def _read(self, final: bool) -> list[Thought | Said]:
+        parts: list[Thought | Said] = []
+        while self._buffer:
+            went_on = self._header(parts, final) if self._inside == "header" else self._body(parts)
+            if not went_on:
+                break
+        if final and self._inside != "header":
+            self._give(parts, self._buffer)
+            self._buffer = ""
+        return parts
+
+    def _header(self, parts: list[Thought | Said], final: bool) -> bool:
+        header, found, rest = self._buffer.partition(_MESSAGE)
+        if not any(mark.startswith(header[: len(mark)]) for mark in _HEADER):
+            self._inside, self._apart = "said", True  # an answer without channels
+            return True
+        if not found:
+            if final:  # cut off: nothing was said, unless it was to be a call
+                self._inside = "call"
+                self._give(parts, header if "to=" in header else "")
+                self._buffer = ""
+            return False
+        self._buffer, self._apart = rest, True
+        if "to=" in header:
+            self._inside = "call"
+            self._give(parts, header.removeprefix(_START).removeprefix("assistant") + found)
+        else:
+            self._inside = "thought" if "analysis" in header else "said"
+        return True
+
+    def _body(self, parts: list[Thought | Said]) -> bool:
+        end = _END.search(self._buffer)
+        if end is None:
+            certain = self._buffer.rfind("<", -len(max(_ENDS, key=len)))
+            if certain < 0 or not any(e.startswith(self._buffer[certain:]) for e in _ENDS):
+                certain = len(self._buffer)
+            self._give(parts, self._buffer[:certain])
+            self._buffer = self._buffer[certain:]
+            return False
+        self._give(parts, self._buffer[: end.start()])
+        self._buffer = self._buffer[end.start() :]
+        if end.group() != _START:
+            if self._inside == "call":
+                self._give(parts, end.group())
+            self._buffer = self._buffer[len(end.group()) :]
+        self._inside = "header"
+        return True
+
+    def _give(self, parts: list[Thought | Said], text: str) -> None:
+        if not text:
+            return
+        kind = Thought if self._inside == "thought" else Said
+        if self._apart and kind in self._spoke and self._inside != "call":
+            text = f"\n{text}"
+        self._apart = False
+        if self._inside != "call":
+            self._spoke.add(kind)
+        parts.append(kind(text))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lag_integrations.reasoning import CLOSE, OPEN
-from lag_integrations.tools.schema import Schema
+from lag_integrations.tools.schema import CallForms, Schema
 
 _OPTIONS = {
     # As models write it; free white space would let a small one write nothing else.
@@ -28,27 +28,28 @@ def json_answer(schema: Schema) -> str:
     return f"start: {_json(schema)}\n"
 
 
-def text_or_calls(
-    opening: str, closing: str, schema: Schema, marks: Marks, *, thinking: bool = False
-) -> str:
-    """The answer is text; where the model begins a call in it, that call is of this schema.
+def rest_of_call(forms: CallForms, marks: Marks) -> str:
+    """The answer is one call: all of it between opening and closing."""
+    return "\n".join(["start: one", *_calls(forms, marks)]) + "\n"
+
+
+def text_or_calls(forms: CallForms, marks: Marks, *, thinking: bool = False) -> str:
+    """The answer is text; where the model begins a call in it, that call is one of these.
 
     Args:
-        opening: What stands before a call's JSON; its first mark, or else its first word, is what
-            begins a call.
-        closing: What stands after it.
-        schema: Schema of the JSON.
+        forms: The calls. The first mark of the opening, or else its first word, begins a call.
         marks: The tokenizer's marks.
         thinking: The answer begins within a thought.
     """
-    begin, rest = marks.split(opening)
-    body = f"{marks.literal(rest)} {_json(schema)} {marks.literal(closing)}"
+    begin, rest = marks.split(forms.opening)
+    body = f"{marks.literal(rest)} {_some(forms, marks)} {marks.literal(forms.closing)}"
     if begin in marks.ids:
         call = f"call: said {marks.literal(begin)} {body}\n"
     else:
         call = f"begun[lazy]: ANY {json.dumps(begin)}\ncall: said begun {body}\n"
-    banned = {mark for mark in marks.ids if mark in opening + closing}
+    banned = set(marks.within(forms.opening + (forms.between or "") + forms.closing))
     rules = [
+        *_calls(forms, marks),
         f"said: {marks.text(banned)}",
         call,
         "answer: call* said",
@@ -66,10 +67,23 @@ def text_or_calls(
     return "\n".join(["start: answer", *rules]) + "\n"
 
 
-def json_or_calls(opening: str, closing: str, schema: Schema, answer: Schema, marks: Marks) -> str:
-    """The answer is either one call, or JSON of the schema ``answer``."""
-    call = f"{marks.literal(opening)} {_json(schema)} {marks.literal(closing)}"
-    return f"start: call | answer\ncall: {call}\nanswer: {_json(answer)}\n"
+def json_or_calls(forms: CallForms, answer: Schema, marks: Marks, says: str = "") -> str:
+    """The answer is either calls, or JSON of a schema.
+
+    Args:
+        forms: The calls.
+        answer: The schema.
+        marks: The tokenizer's marks.
+        says: What stands before the JSON.
+    """
+    ends = marks.literal(forms.opening), marks.literal(forms.closing)
+    rules = [
+        "start: call | answer",
+        f"call: {ends[0]} {_some(forms, marks)} {ends[1]}",
+        f"answer: {marks.literal(says)} {_json(answer)}",
+        *_calls(forms, marks),
+    ]
+    return "\n".join(rules) + "\n"
 
 
 def text_without(starts: Sequence[str], marks: Marks) -> str:
@@ -141,6 +155,20 @@ class Marks:
         longest = sorted(self.ids, key=len, reverse=True)
         pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
         return [piece for piece in pieces if piece]
+
+
+def _calls(forms: CallForms, marks: Marks) -> list[str]:
+    """Rules for one call: ``one``."""
+    names = [f"one_{index}" for index in range(len(forms.calls))]
+    bodies = [f"{marks.literal(text)} {_json(schema)}" for text, schema in forms.calls]
+    return [
+        f"one: {' | '.join(names)}",
+        *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
+    ]
+
+
+def _some(forms: CallForms, marks: Marks) -> str:
+    return "one" if forms.between is None else f"one ({marks.literal(forms.between)} one)*"
 
 
 def _json(schema: Schema) -> str:

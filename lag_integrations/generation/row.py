@@ -33,7 +33,7 @@ class Request:
         constraint: What the answer must look like; used up by one answer.
         deadline: `time.monotonic` after which a stream gives up.
         top_logprobs: Alternatives to record with each token's log probability; None records none.
-        shown: Special tokens that belong to the text (marks of tool calls).
+        hidden: Tokens that are not text.
     """
 
     prompt_ids: Sequence[int]
@@ -44,7 +44,7 @@ class Request:
     sampling: Sampling
     constraint: Constraint | None = None
     top_logprobs: int | None = None
-    shown: frozenset[int] = frozenset()
+    hidden: frozenset[int] = frozenset()
     deadline: float | None = None
 
     @property
@@ -122,8 +122,7 @@ class Row:
         )
         self.unread: list[int] = []
         self._end_tokens = end_tokens
-        hidden = frozenset(tokenizer.all_special_ids) | end_tokens
-        self._text = AnswerText(tokenizer, request.stop, hidden - request.shown)
+        self._text = AnswerText(tokenizer, request.stop, request.hidden)
         self._sampler = Sampler(request.sampling, request.token_ids, end_tokens)
 
     @property

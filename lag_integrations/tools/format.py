@@ -17,12 +17,12 @@ from lag_integrations.tools.answer import (
 )
 from lag_integrations.tools.json_text import read_json
 from lag_integrations.tools.reader import AnswerReader
-from lag_integrations.tools.schema import call_schema
+from lag_integrations.tools.schema import CallForms, call_schema
 from lag_integrations.trace import Message, ToolCall
 
 BLOCK = ("<tool_call>\n", "\n</tool_call>")
 """Around a call in Hermes form: the default, and how a forced call is written in formats whose
-calls are not one JSON value (their ``read`` understands it, too)."""
+arguments are not JSON (their ``read`` understands it, too)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class ToolFormat(ABC):
         shows_tool_results: The chat template renders messages of the role ``tool`` in a way the
             model was trained on. Where it does not, `tool_result_text` belongs into a user turn.
         arguments_as_text: The template wants a call's arguments as JSON text, not as a mapping.
+        says: What the model writes before what it says, where it answers in channels.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ToolFormat(ABC):
     shows_calls: bool = False
     shows_tool_results: bool = False
     arguments_as_text: bool = False
+    says: str = ""
 
     @abstractmethod
     def starts(self) -> tuple[str, ...]:
@@ -68,17 +70,22 @@ class ToolFormat(ABC):
             that depends on what follows.
         """
 
-    def opening(self) -> str:
-        """What a forced call starts with, up to where its JSON begins."""
-        return BLOCK[0]
+    @property
+    def is_marked(self) -> bool:
+        """Whether the opening of `forms` begins the model's own calls, and nothing else.
 
-    def closing(self) -> str:
-        """What follows the JSON of a forced call."""
-        return BLOCK[1]
+        If so, calls that it makes of its own accord can be held to their schemas, too.
+        """
+        return False
 
-    def call_schema(self, tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """JSON schema of a forced call's JSON: exactly one call of one of these tools."""
-        return call_schema(tools, "name", "arguments")
+    def forms(self, tools: Sequence[dict[str, Any]], *, most: int = 1) -> CallForms:
+        """How calls of these tools are written when they are held to a grammar.
+
+        Args:
+            tools: The tools.
+            most: Calls that an answer may hold; more than one need not be possible.
+        """
+        return CallForms(BLOCK[0], (("", call_schema(tools, "name", "arguments")),), BLOCK[1])
 
     def instructions(self, tools: Sequence[dict[str, Any]]) -> str:
         """Text for the system message that shows the tools; ``""`` if the template does."""
@@ -105,7 +112,8 @@ class ToolFormat(ABC):
     def special_tokens(self, known: Iterable[str]) -> frozenset[str]:
         """Which of a tokenizer's special tokens calls are made of: decoding must keep them."""
         example = self.write([ToolCall(name="a", args={"b": "c"}), ToolCall(name="d")])
-        text = " ".join([*self.starts(), self.opening(), self.closing(), example])
+        forms = self.forms([{"function": {"name": "a"}}])
+        text = " ".join([*self.starts(), forms.opening, forms.closing, self.says, example])
         return frozenset(token for token in known if token and token in text)
 
 

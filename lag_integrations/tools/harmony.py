@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.tools.answer import Block
-from lag_integrations.tools.format import ToolFormat, read_block
+from lag_integrations.tools.format import ToolFormat
 from lag_integrations.tools.json_text import read_named
+from lag_integrations.tools.schema import CallForms, named_calls
 from lag_integrations.trace import ToolCall
 
 _NAME = re.compile(r".*?to=functions\.([^\s<]*)", re.DOTALL)
@@ -28,15 +29,21 @@ _CLOSERS = ("<|call|>", "<|end|>", "<|return|>")
 
 @dataclass(frozen=True, kw_only=True)
 class HarmonyFormat(ToolFormat):
-    """Harmony. Channels other than that of the calls stay in the text, headers included.
-
-    A forced call is written in Hermes form, because what is forced must be one JSON value.
-    """
+    """Harmony's calls; `reasoning.ChannelReader` reads the other channels."""
 
     name: str = "harmony"
+    says: str = "<|channel|>final<|message|>"
 
     def starts(self) -> tuple[str, ...]:  # noqa: D102
-        return (*_STARTS, "<tool_call>")
+        return _STARTS
+
+    def special_tokens(self, known: Iterable[str]) -> frozenset[str]:  # noqa: D102
+        known = frozenset(known)
+        return super().special_tokens(known) | ({"<|end|>"} & known)  # ends a thought
+
+    def forms(self, tools: Sequence[dict[str, Any]], *, most: int = 1) -> CallForms:  # noqa: D102
+        calls = named_calls(tools, " <|constrain|>json<|message|>")
+        return CallForms("<|channel|>commentary to=functions.", calls, "<|call|>")
 
     def write(self, calls: Sequence[ToolCall]) -> str:  # noqa: D102
         return "<|start|>assistant".join(
@@ -48,7 +55,5 @@ class HarmonyFormat(ToolFormat):
     def read(  # noqa: D102
         self, text: str, tools: Sequence[dict[str, Any]], final: bool
     ) -> Block | None:
-        if text.startswith("<tool_call>"):
-            return read_block(text, final)
         start = len("<|start|>") if text.startswith("<|start|>") else 0
         return read_named(text, start, _NAME, _CLOSERS, "<|start|>", final)

@@ -10,7 +10,7 @@ from typing import Any
 from lag_integrations.tools.answer import Block
 from lag_integrations.tools.format import BLOCK, ToolFormat
 from lag_integrations.tools.json_text import read_json
-from lag_integrations.tools.schema import call_schema
+from lag_integrations.tools.schema import CallForms, call_schema
 from lag_integrations.trace import ToolCall
 
 _OBJECTS = ("{", "{ ", "{\n", "{\n  ", "{\n    ")
@@ -41,22 +41,23 @@ class JsonFormat(ToolFormat):
     name_key: str = "name"
     args_key: str = "arguments"
 
-    def opening(self) -> str:  # noqa: D102
-        return self.begin + self.opener
+    @property
+    def is_marked(self) -> bool:  # noqa: D102
+        return bool((self.begin + self.opener).strip())
 
-    def closing(self) -> str:  # noqa: D102
-        return self.closer + self.end
-
-    def call_schema(self, tools: Sequence[dict[str, Any]]) -> dict[str, Any]:  # noqa: D102
+    def forms(self, tools: Sequence[dict[str, Any]], *, most: int = 1) -> CallForms:  # noqa: D102
         schema = call_schema(tools, self.name_key, self.args_key)
-        if not self.is_list:
-            return schema
-        definitions = schema.pop("$defs", None)
-        listed = {"type": "array", "items": schema, "minItems": 1, "maxItems": 1}
-        return {**listed, "$defs": definitions} if definitions else listed
+        if self.is_list:
+            definitions = schema.pop("$defs", None)
+            schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": most}
+            schema |= {"$defs": definitions} if definitions else {}
+        between = None
+        if most > 1 and (self.begin or self.end) and not self.is_list:
+            between = self.closer + self.separator + self.opener
+        return CallForms(self.begin + self.opener, (("", schema),), self.closer + self.end, between)
 
     def starts(self) -> tuple[str, ...]:  # noqa: D102
-        markers = {self.opening().strip(), self.opener.strip()} - {""}
+        markers = {(self.begin + self.opener).strip(), self.opener.strip()} - {""}
         if markers:
             return tuple(sorted(markers))
         # Nothing marks a call but its JSON. The keys that models begin it with must be enough: a
@@ -85,7 +86,8 @@ class JsonFormat(ToolFormat):
     def read(  # noqa: D102
         self, text: str, tools: Sequence[dict[str, Any]], final: bool
     ) -> Block | None:
-        markers = {self.opening().strip(), self.opener.strip(), "<|python_tag|>"} - {""}
+        opening = (self.begin + self.opener).strip()
+        markers = {opening, self.opener.strip(), "<|python_tag|>"} - {""}
         marker = max((mark for mark in markers if text.startswith(mark)), key=len, default=None)
         if marker is None:
             return read_json(text, 0, (), final, is_marked=False)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.tools.answer import Block
-from lag_integrations.tools.format import ToolFormat, read_block
+from lag_integrations.tools.format import ToolFormat
 from lag_integrations.tools.json_text import read_named
+from lag_integrations.tools.schema import CallForms, named_calls
 from lag_integrations.trace import ToolCall
 
 _NAME = re.compile(r"\s*([^\s<>\[\](){}|`]+)")
@@ -19,8 +20,6 @@ _NAME = re.compile(r"\s*([^\s<>\[\](){}|`]+)")
 @dataclass(frozen=True, kw_only=True)
 class NamedFormat(ToolFormat):
     """Calls as a name and a JSON object of arguments.
-
-    A forced call is written in Hermes form, because what is forced must be one JSON value.
 
     Attributes:
         begin: Stands before all calls.
@@ -38,8 +37,21 @@ class NamedFormat(ToolFormat):
     separator: str = ""
     end: str = ""
 
+    @property
+    def is_marked(self) -> bool:  # noqa: D102
+        return True
+
+    def forms(self, tools: Sequence[dict[str, Any]], *, most: int = 1) -> CallForms:  # noqa: D102
+        many = most > 1 and (self.begin or self.end)
+        return CallForms(
+            self.begin + self.opener,
+            named_calls(tools, self.middle),
+            self.closer + self.end,
+            self.closer + self.separator + self.opener if many else None,
+        )
+
     def starts(self) -> tuple[str, ...]:  # noqa: D102
-        return tuple(sorted({*self._markers(), "<tool_call>"}))
+        return tuple(sorted(self._markers()))
 
     def write(self, calls: Sequence[ToolCall]) -> str:  # noqa: D102
         texts = [
@@ -52,12 +64,7 @@ class NamedFormat(ToolFormat):
     def read(  # noqa: D102
         self, text: str, tools: Sequence[dict[str, Any]], final: bool
     ) -> Block | None:
-        marker = max(
-            (mark for mark in self._markers() if text.startswith(mark)), key=len, default=None
-        )
-        if marker is None:
-            return read_block(text, final)
-        start = len(marker)
+        start = max(len(mark) for mark in self._markers() if text.startswith(mark))
         closers = [*self.closer.split(), *self.end.split()]
         return read_named(text, start, _NAME, closers, self.opener.strip(), final)
 

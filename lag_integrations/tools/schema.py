@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallForms:
+    """How calls are written: JSON values, and the texts around them.
+
+    Attributes:
+        opening: Stands before the first call.
+        calls: The calls there may be: each the text before its JSON, and the JSON's schema.
+        closing: Stands after the last call.
+        between: Stands between two calls; None if there may be only one.
+    """
+
+    opening: str
+    calls: tuple[tuple[str, Schema], ...]
+    closing: str
+    between: str | None = None
+
 
 _ANNOTATIONS = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}
 _ANNOTATIONS |= {"deprecated", "readOnly", "writeOnly", "discriminator"}
@@ -35,6 +54,15 @@ def call_schema(tools: Sequence[dict[str, Any]], name_key: str, args_key: str) -
         )
     schema: Schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {**schema, "$defs": definitions} if definitions else schema
+
+
+def named_calls(tools: Sequence[dict[str, Any]], middle: str) -> tuple[tuple[str, Schema], ...]:
+    """Calls with the name before the arguments, and a text between them."""
+    functions = [tool["function"] for tool in tools]
+    return tuple(
+        (function["name"] + middle, arguments_schema(function.get("parameters")))
+        for function in functions
+    )
 
 
 def arguments_schema(parameters: Schema | None) -> Schema:

@@ -23,6 +23,7 @@ from lag_integrations.generation.grammar import (
     text_or_calls,
     text_without,
 )
+from lag_integrations.tools.schema import CallForms
 from lag_integrations.trace import Message
 
 
@@ -182,6 +183,7 @@ CALL = {
     "additionalProperties": False,
 }
 OPENING, CLOSING = "<tool_call>\n", "\n</tool_call>"
+FORMS = CallForms(OPENING, (("", CALL),), CLOSING)
 
 
 def drive(grammars, grammar, tokens, seed=0, most=80):
@@ -218,7 +220,7 @@ def grammars(engine):
 
 def test_a_call_amid_text_is_whole(engine, grammars):
     """The model is free until it begins a call; then it must finish one, and is free again."""
-    grammar = text_or_calls(OPENING, CLOSING, CALL, Marks({}))
+    grammar = text_or_calls(FORMS, Marks({}))
     for seed in range(5):
         begun = engine.tokenizer("Let me see. <tool_call>")["input_ids"]
         text = engine.tokenizer.decode(drive(grammars, grammar, begun, seed))
@@ -242,14 +244,14 @@ def marked(engine):
 def test_marks_that_are_tokens(marked):
     grammars = Compiled(marked)
     marks = Marks.of(marked.get_added_vocab(), marked.all_special_tokens)
-    grammar = text_or_calls(OPENING, CLOSING, CALL, marks)
+    grammar = text_or_calls(FORMS, marks)
     for seed, thought in enumerate(("", "<think>I could <tool_call> it.</think>\n\n")):
         begun = marked(thought + "Well. <tool_call>")["input_ids"]
         text = marked.decode(drive(grammars, grammar, begun, seed))
         assert text.startswith(thought + "Well. " + OPENING)
         call = text.removeprefix(thought + "Well. " + OPENING).split(CLOSING)[0]
         jsonschema.validate(json.loads(call), CALL)
-    inside = text_or_calls(OPENING, CLOSING, CALL, marks, thinking=True)
+    inside = text_or_calls(FORMS, marks, thinking=True)
     begun = marked("I could <tool_call> it.</think>Hello.")["input_ids"]
     assert drive(grammars, inside, begun, most=len(begun)) == begun
     none = text_without(["<tool_call>"], marks)
@@ -321,7 +323,7 @@ def test_penalties_do_not_undo_a_grammar(wild):
 
 def test_either_a_call_or_an_object(wild):
     answer_schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-    grammar = json_or_calls(OPENING, CLOSING, CALL, answer_schema, Marks({}))
+    grammar = json_or_calls(FORMS, answer_schema, Marks({}))
     kinds = set()
     for seed in range(12):
         text = write(wild, grammar, seed=seed, max_new_tokens=60).text

@@ -87,34 +87,34 @@ def test_calls_are_written_as_the_template_renders_them(template: str) -> None:
 @pytest.mark.parametrize("template", ALL)
 def test_a_forced_call_is_read_back(template: str) -> None:
     form = LEARNED[template]
-    schema = form.call_schema([TOOL])
+    forms = form.forms([TOOL])
+    ((before, schema),) = forms.calls
     one = schema["items"] if schema.get("type") == "array" else schema
-    name_key, args_key = one["required"]
-    call: Any = {name_key: "search", args_key: {}}
+    call: Any = {}
+    if not before:
+        name_key, args_key = one["required"]
+        call = {name_key: "search", args_key: {}}
     written = json.dumps([call] if schema.get("type") == "array" else call)
 
-    answer = form.parse(form.opening() + written + form.closing())
+    answer = form.parse(forms.opening + before + written + forms.closing)
 
     assert answer.calls == (ToolCall(name="search"),)
     assert (answer.text, answer.invalid) == ("", ())
-    assert any(form.opening().strip().startswith(start) for start in form.starts()) or (
+    assert any(forms.opening.strip().startswith(start) for start in form.starts()) or (
         form.name == "llama"
     )
 
 
 def test_frames_are_what_the_template_says() -> None:
-    assert (HERMES.opening(), HERMES.closing()) == ("<tool_call>\n", "\n</tool_call>")
-    assert (LEARNED["qwen"].opening(), LEARNED["qwen"].closing()) == (
-        "<tool_call>\n",
-        "\n</tool_call>",
-    )
-    assert (LEARNED["command"].opening(), LEARNED["command"].closing()) == (
-        "<|START_ACTION|>",
-        "<|END_ACTION|>",
-    )
+    def around(form: ToolFormat) -> tuple[str, str]:
+        forms = form.forms([TOOL])
+        return forms.opening, forms.closing
+
+    assert around(HERMES) == around(LEARNED["qwen"]) == ("<tool_call>\n", "\n</tool_call>")
+    assert around(LEARNED["command"]) == ("<|START_ACTION|>", "<|END_ACTION|>")
     assert LEARNED["qwen_thinking"] == LEARNED["qwen"]
-    assert LEARNED["mistral_nemo"].opening() == "[TOOL_CALLS]"
-    assert (LEARNED["llama"].opening(), LEARNED["llama"].closing()) == ("", "")
+    assert around(LEARNED["mistral_nemo"])[0] == "[TOOL_CALLS]"
+    assert around(LEARNED["llama"]) == ("", "")
     assert LEARNED["mistral_named"].write(CALLS[1:]) == "[TOOL_CALLS]now[ARGS]{}"
 
 

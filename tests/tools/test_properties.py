@@ -48,7 +48,7 @@ RESERVED = {
 
 MARKS = [
     *{start for form in FORMATS.values() for start in form.starts() if len(start) < 40},
-    *{form.closing() for form in FORMATS.values()},
+    *{form.forms([]).closing for form in FORMATS.values()},
     *{form.end for form in FORMATS.values() if isinstance(form, NamedFormat)},
     *{form.closer for form in FORMATS.values() if isinstance(form, NamedFormat)},
     *(

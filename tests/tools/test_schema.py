@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
-from lag_integrations.tools import HERMES
+from lag_integrations.tools import HERMES, ToolFormat
 from lag_integrations.tools.json_format import GRANITE, LLAMA
 
 
@@ -33,12 +33,17 @@ def accepts(schema: dict[str, Any], name: str, args: Any) -> bool:
     return bool(Draft202012Validator(schema).is_valid({"name": name, "arguments": args}))
 
 
+def schema_of(tools: list[dict[str, Any]], form: ToolFormat = HERMES) -> dict[str, Any]:
+    ((_, schema),) = form.forms(tools).calls
+    return schema
+
+
 NOTHING: list[Any] = [None, {}, {"type": "object"}, {"type": "object", "properties": {}}]
 
 
 @pytest.mark.parametrize("parameters", NOTHING)
 def test_a_tool_without_parameters_takes_none(parameters: Any) -> None:
-    schema = HERMES.call_schema([tool("now", parameters)])
+    schema = schema_of([tool("now", parameters)])
 
     assert accepts(schema, "now", {})
     assert not accepts(schema, "now", {"a": 1})
@@ -46,7 +51,7 @@ def test_a_tool_without_parameters_takes_none(parameters: Any) -> None:
 
 
 def test_one_of_several_tools_with_its_own_arguments() -> None:
-    schema = HERMES.call_schema(
+    schema = schema_of(
         [
             tool("point", Point.model_json_schema()),
             tool("tree", Node.model_json_schema()),
@@ -73,7 +78,7 @@ def test_same_names_of_definitions_do_not_collide() -> None:
             "$defs": {"Item": {"type": kind}},
         }
 
-    schema = HERMES.call_schema([tool("a", with_item("string")), tool("b", with_item("integer"))])
+    schema = schema_of([tool("a", with_item("string")), tool("b", with_item("integer"))])
 
     assert accepts(schema, "a", {"item": "x"})
     assert accepts(schema, "b", {"item": 1})
@@ -86,7 +91,7 @@ def test_old_definitions_and_references_to_the_root() -> None:
         "properties": {"next": {"$ref": "#"}, "n": {"$ref": "#/definitions/N"}},
         "definitions": {"N": {"type": "integer"}},
     }
-    schema = HERMES.call_schema([tool("a", parameters)])
+    schema = schema_of([tool("a", parameters)])
 
     assert accepts(schema, "a", {"next": {"next": {"n": 1}}})
     assert not accepts(schema, "a", {"next": {"n": "x"}})
@@ -101,7 +106,7 @@ def test_descriptions_go_but_arguments_of_that_name_stay() -> None:
             "title": {"enum": [{"title": "a"}], "default": {"title": "a"}},
         },
     }
-    schema = HERMES.call_schema([tool("a", parameters)])
+    schema = schema_of([tool("a", parameters)])
 
     assert "What it is." not in str(schema)
     assert accepts(schema, "a", {"description": "x", "title": {"title": "a"}})
@@ -109,7 +114,7 @@ def test_descriptions_go_but_arguments_of_that_name_stay() -> None:
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:
     parts = [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "integer"}}}]
-    schema = HERMES.call_schema(
+    schema = schema_of(
         [
             tool("open", {"type": "object", "properties": {}, "additionalProperties": True}),
             tool(
@@ -125,17 +130,17 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
 def test_the_tools_schema_is_left_as_it_was() -> None:
     parameters = Node.model_json_schema()
     before = str(parameters)
-    HERMES.call_schema([tool("a", parameters)])
+    schema_of([tool("a", parameters)])
 
     assert str(parameters) == before
 
 
 def test_keys_and_lists_of_the_format() -> None:
-    listed = GRANITE.call_schema([tool("tree", Node.model_json_schema())])
+    listed = schema_of([tool("tree", Node.model_json_schema())], GRANITE)
     call = {"name": "tree", "arguments": {"value": {"x": 1}}}
     validator = Draft202012Validator(listed)
 
     assert validator.is_valid([call])
     assert not validator.is_valid([])
     assert not validator.is_valid([call, call])
-    assert LLAMA.call_schema([tool("now")])["required"] == ["name", "parameters"]
+    assert schema_of([tool("now")], LLAMA)["required"] == ["name", "parameters"]

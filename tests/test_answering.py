@@ -1,0 +1,173 @@
+"""Answers of models that call tools in forms of their own, without a framework."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import jsonschema
+import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lag_integrations import Engine
+from lag_integrations.answering import Answer, Form, Question
+from lag_integrations.generation.row import Generation
+from lag_integrations.reasoning import Thought
+from lag_integrations.tools import CallEnded, Text
+from lag_integrations.trace import Message
+from tests.tools.templates import ALL
+
+FAMILIES = {
+    "deepseek": [
+        "<｜tool▁calls▁begin｜>",  # noqa: RUF001
+        "<｜tool▁calls▁end｜>",  # noqa: RUF001
+        "<｜tool▁call▁begin｜>",  # noqa: RUF001
+        "<｜tool▁call▁end｜>",  # noqa: RUF001
+        "<｜tool▁sep｜>",  # noqa: RUF001
+    ],
+    "mistral_named": ["[TOOL_CALLS]", "[ARGS]"],
+    "functionary": [],
+    "harmony": [
+        f"<|{name}|>"
+        for name in ("start", "end", "message", "channel", "constrain", "call", "return")
+    ],
+}
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}, "of": {"enum": ["größe", "東京"]}},
+    "required": ["x", "of"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "point", "parameters": POINT}},
+    {"type": "function", "function": {"name": "point_out", "parameters": {}}},
+    {"type": "function", "function": {"name": "now"}},
+]
+ASK = [Message(role="user", content="Where?")]
+
+
+def random_model(name, tokenizer):
+    """A random model with the template and the marks of a family."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in FAMILIES[name]])
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        bos_token_id=None,
+    )
+    return Engine(LlamaForCausalLM(config), tokenizer, chat_template=ALL[name])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, engine):
+    return random_model(request.param, engine.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def harmony(engine):
+    return random_model("harmony", engine.tokenizer)
+
+
+def ask(engine, **form):
+    settings = {"temperature": 1.5, "seed": form.pop("seed", 0)}
+    form = Form(tools=TOOLS, **form)
+    return Answer(engine, None, Question(ASK, form, max_tokens=120, sampling=settings))
+
+
+def read(engine, text, **form):
+    answer = ask(engine, **form)
+    answer.give(Generation(text=text))
+    return list(answer)
+
+
+def calls_of(parts):
+    return [part.call for part in parts if isinstance(part, CallEnded)]
+
+
+def text_of(parts, kind=Text):
+    return "".join(part.text for part in parts if isinstance(part, kind))
+
+
+def accept(engine, constraint, text):
+    for token in engine.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        logits = torch.zeros(len(engine.tokenizer))
+        constraint.mask(logits)
+        assert logits[token] == 0, f"{engine.tokenizer.decode(token)!r} may not stand here"
+        constraint.accept(token)
+
+
+def test_a_forced_call_is_written_in_the_models_own_form(family):
+    names = set()
+    for seed in range(12):
+        answer = ask(family, tool_choice="any", seed=seed)
+        parts = list(answer)
+        (call,) = calls_of(parts)
+        assert len(parts) == 1
+        names.add(call.name)
+        if call.name == "point":
+            jsonschema.validate(call.args, POINT)
+        else:
+            assert call.args == {}
+        assert "<tool_call>" not in family.tokenizer.decode(answer.request.token_ids)
+    assert len(names) > 1
+    (call,) = calls_of(ask(family, tool_choice="now"))
+    assert call.name == "now"
+
+
+def test_calls_of_its_own_accord_are_held_to_their_schemas(family):
+    format = family.format.tools
+    written = format.write(calls_of(ask(family, tool_choice="point")) * 2)
+    answer = ask(family)
+    if family.format.tools.name == "harmony":  # the mark of a call begins everything
+        assert answer.request.constraint is None
+        return
+    accept(family, answer.request.constraint, f"I look. {written} So.")
+    with pytest.raises(AssertionError, match="may not stand"):
+        accept(family, ask(family).request.constraint, written.replace("point", "paint"))
+
+
+def test_what_the_model_writes_is_read_back(family):
+    call = calls_of(ask(family, tool_choice="point"))
+    before = "</think>" if family.format.opens_reasoning else ""
+    parts = read(family, before + family.format.tools.write(call))
+    assert calls_of(parts) == call
+    assert text_of(parts) == ""
+
+
+def test_channels_are_thoughts_text_and_calls(harmony):
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    parts = read(harmony, thought + "<|channel|>final<|message|>There.")
+    assert (text_of(parts, Thought), text_of(parts)) == ("Hm.", "There.")
+    call = calls_of(ask(harmony, tool_choice="now"))
+    parts = read(harmony, thought + harmony.format.tools.write(call))
+    assert (text_of(parts, Thought), text_of(parts)) == ("Hm.", "")
+    assert calls_of(parts) == call
+
+
+def test_what_is_held_to_a_form_is_said_in_its_channel(harmony):
+    for form in ({"tool_choice": "none"}, {"tool_choice": "none", "schema": POINT}):
+        prompt = harmony.tokenizer.decode(ask(harmony, **form).request.prompt_ids)
+        assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>")
+    said = set()
+    for seed in range(8):
+        parts = list(ask(harmony, schema=POINT, seed=seed))
+        said.add("call" if calls_of(parts) else "object")
+        if not calls_of(parts):
+            jsonschema.validate(json.loads(text_of(parts)), POINT)
+    assert said == {"call", "object"}
+
+
+def test_marks_are_part_of_the_text_where_they_are_read(harmony):
+    hidden = set(harmony.tokenizer.convert_ids_to_tokens(harmony.format.hidden_tokens))
+    assert not hidden & {"<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>"}
+    assert "<|return|>" in hidden  # flagged as special, though the tokenizer does not name it
+    assert harmony.tokenizer.eos_token in hidden
