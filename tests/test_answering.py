@@ -159,9 +159,11 @@ def test_what_is_held_to_a_form_is_said_in_its_channel(harmony):
         assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>")
     said = set()
     for seed in range(8):
-        parts = list(ask(harmony, schema=POINT, seed=seed))
+        answer = ask(harmony, schema=POINT, seed=seed)
+        parts = list(answer)
         said.add("call" if calls_of(parts) else "object")
         if not calls_of(parts):
+            assert answer.generation.text.startswith("<|channel|>final<|message|>")
             jsonschema.validate(json.loads(text_of(parts)), POINT)
     assert said == {"call", "object"}
 

@@ -305,3 +305,16 @@ def test_the_embedder_may_load_while_the_model_does():
         [sys.executable, "-c", LOADS, *paths], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "loaded", done.stderr[-2000:]
+
+
+def test_a_token_that_ends_answers_is_never_shown(engine, monkeypatch):
+    """Some models end with a token that their tokenizer takes for text."""
+    chat = user("Tell me of the sea.")
+    told = engine.generate(chat, do_sample=False, max_new_tokens=8)
+    last = next(token for token in told.token_ids[3:] if token not in told.token_ids[:3])
+    config = engine.model.generation_config
+    monkeypatch.setattr(config, "eos_token_id", [*engine.end_tokens, last])
+    ended = engine.generate(chat, do_sample=False, max_new_tokens=8)
+    place = told.token_ids.index(last)
+    assert (ended.finish_reason, ended.token_ids) == ("stop", told.token_ids[: place + 1])
+    assert ended.text == engine.tokenizer.decode(told.token_ids[:place])
