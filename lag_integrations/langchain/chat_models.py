@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,14 +16,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from lag_integrations.answering import Answer, Form, Question
-from lag_integrations.engine import Engine, Placement
+from lag_integrations.answering import Answer, Question, stepwise
+from lag_integrations.asking import SAMPLING, ask
+from lag_integrations.engine import Engine
 from lag_integrations.generation.constraint import can_constrain
-from lag_integrations.injection import MissingSegments, Recall
-from lag_integrations.langchain.scope import current_memory
-from lag_integrations.langchain.shared import SharedEngine
 from lag_integrations.langchain.structured import Method, structured_output
 from lag_integrations.langchain.together import Table, left, seated, take_seat
 from lag_integrations.langchain.translate import (
@@ -35,25 +32,13 @@ from lag_integrations.langchain.translate import (
     response_metadata,
     usage_metadata,
 )
-from lag_integrations.memory import KVLogMemory
+from lag_integrations.scope import current_memory
+from lag_integrations.settings import ModelSettings, given_engine
+from lag_integrations.shared import SharedEngine
 from lag_integrations.tools import ToolChoice, select
 
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-)
-# Said by agents and other integrations to models behind an API; there is nothing to do for them.
-_MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")
 
-
-class LAGChatModel(BaseChatModel):
+class LAGChatModel(BaseChatModel, ModelSettings):
     """A chat model that answers with the help of what agents did before.
 
     For the last user message it recalls logs from its memory, and gives the wrapped model their KV
@@ -91,66 +76,10 @@ class LAGChatModel(BaseChatModel):
         ValueError: An attribute is unknown or not valid.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-    model: str
-    """Name or path of the model."""
-    memory: KVLogMemory | None = Field(default=None, exclude=True, repr=False)
-    """Where logs are recalled from; without one, an ordinary chat model."""
-    k: int | None = None
-    """Most logs to recall; the memory's own setting by default. 0 is off."""
-    min_score: float | None = None
-    """Least similarity of a recalled log; the memory's own setting by default."""
-    placement: Placement = "before_question"
-    """Where recalled segments stand in the prompt."""
-    missing_segments: MissingSegments = "encode"
-    """What to do with a recalled log that has no valid segment for this model: encode its trace
-    now, or give its last response as text this time (the worker encodes it meanwhile)."""
-    best_last: bool = True
-    """Whether the most relevant log stands nearest to the question (else farthest)."""
-    max_tokens: int = 512
-    """Most tokens to generate."""
-    temperature: float | None = None
-    """Sampling temperature; 0 is greedy. By default as the model's generation config says, as for
-    the sampling settings that follow."""
-    top_p: float | None = None
-    """Probability mass to sample from."""
-    top_k: int | None = None
-    """Number of tokens to sample from."""
-    min_p: float | None = None
-    """Least probability to sample from, relative to the likeliest token."""
-    repetition_penalty: float | None = None
-    """Divides the logits of tokens that occurred, in the prompt too."""
-    presence_penalty: float | None = None
-    """Subtracted from the logits of tokens that were generated."""
-    frequency_penalty: float | None = None
-    """Subtracted once for each time a token was generated."""
-    logit_bias: dict[int, float] | None = None
-    """Added to the logits, by token id."""
-    seed: int | None = None
-    """Seed for sampling."""
-    stop: list[str] | None = None
-    """Texts that end the answer."""
-    logprobs: bool = False
-    """Whether to give ``response_metadata["logprobs"]``, in OpenAI's form."""
-    top_logprobs: int | None = None
-    """Alternatives to give with each token's log probability."""
-    timeout: float | None = None
-    """Most seconds of generating; then `TimeoutError` is raised. Not for batches."""
     max_batch_size: int = 8
     """Most inputs of ``batch`` that are answered together, with one forward pass a token."""
     streaming: bool = False
     """Whether ``invoke`` streams to callbacks, too."""
-    device: str | None = None
-    """Where the model goes; the GPU if there is one, by default."""
-    dtype: str = "auto"
-    """dtype of the weights; the checkpoint's own by default."""
-    chat_template: str | None = None
-    """A Jinja template to use instead of the tokenizer's own."""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further variables for the template: ``{"enable_thinking": False}``."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of ``from_pretrained``."""
     validate_model_on_init: bool = False
     """Whether to load the model at once, so that a wrong name shows early."""
     max_retries: int | None = Field(default=None, exclude=True, repr=False)
@@ -162,18 +91,7 @@ class LAGChatModel(BaseChatModel):
     """The loaded model; for copies of this one, which LangChain makes from its attributes."""
 
     def __init__(self, model: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
-        engine: Engine | None = None
-        if isinstance(model, Engine):
-            engine = model
-        elif not isinstance(model, str | Path):
-            if tokenizer is None:
-                raise ValueError("Pass tokenizer=… together with a loaded model.")
-            engine = Engine(
-                model,
-                tokenizer,
-                chat_template=kwargs.get("chat_template"),
-                template_kwargs=kwargs.get("chat_template_kwargs"),
-            )
+        engine = given_engine(model, tokenizer, kwargs)
         if kwargs.get("memory") is not None and kwargs.setdefault("cache", False):
             # It sees the prompt, not the memory.
             raise ValueError(
@@ -181,15 +99,12 @@ class LAGChatModel(BaseChatModel):
                 "cache= out, or use a model without memory=."
             )
         super().__init__(**{"model": engine.name if engine else str(model), **kwargs})
-        settings = {
-            "device": self.device,
-            "dtype": self.dtype,
-            "chat_template": self.chat_template,
-            "template_kwargs": self.chat_template_kwargs,
-            **self.model_kwargs,
-        }
-        if engine is not None or self.shared is None or not self.shared.fits(self.model, settings):
-            self.shared = SharedEngine(self.model, settings, engine)
+        if (
+            engine is not None
+            or self.shared is None
+            or not self.shared.fits(self.model, self.loading)
+        ):
+            self.shared = SharedEngine(self.model, self.loading, engine)
         if self.profile is None:
             self.profile = _profile()
         if self.validate_model_on_init:
@@ -228,7 +143,7 @@ class LAGChatModel(BaseChatModel):
             "chat_template_kwargs": self.chat_template_kwargs,
             "model_kwargs": self.model_kwargs,
             "fingerprint": self.shared.fingerprint if self.shared else None,
-            **{name: getattr(self, name) for name in _SAMPLING},
+            **{name: getattr(self, name) for name in SAMPLING},
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -334,7 +249,7 @@ class LAGChatModel(BaseChatModel):
             except asyncio.CancelledError:
                 answer.abandoned = True
                 raise
-        parts = [part async for part in _stepwise(answer)]
+        parts = [part async for part in stepwise(answer)]
         return self._result(parts, answer, engine)
 
     def _stream(
@@ -360,7 +275,7 @@ class LAGChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, None)
-        async for part in _stepwise(answer):
+        async for part in stepwise(answer):
             yield ChatGenerationChunk(message=as_chunk(part))
         yield self._last_chunk(answer, engine)
 
@@ -457,38 +372,11 @@ class LAGChatModel(BaseChatModel):
     def _question(
         self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]
     ) -> Question:
-        def setting(name: str) -> Any:
-            value = given.pop(name, None)
-            return getattr(self, name) if value is None else value
-
-        for name in _MEANINGLESS:
-            given.pop(name, None)
-        for name in ("max_new_tokens", "max_completion_tokens"):
-            if name in given:
-                given.setdefault("max_tokens", given.pop(name))
-        with_logprobs, top_logprobs = setting("logprobs"), setting("top_logprobs")
-        sampling = {name: setting(name) for name in _SAMPLING}
-        return Question(
-            chat=as_chat(messages),
-            form=Form(
-                tools=[convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()],
-                tool_choice=given.pop("tool_choice", None),
-                schema=json_schema_of(given.pop("response_format", None)),
-            ),
-            recall=Recall(
-                k=setting("k"),
-                min_score=setting("min_score"),
-                log_ids=given.pop("kv_log_ids", None),
-                missing=setting("missing_segments"),
-                best_last=setting("best_last"),
-            ),
-            placement=setting("placement"),
-            max_tokens=setting("max_tokens"),
-            stop=[said] if isinstance(said := stop or self.stop or (), str) else said,
-            top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,
-            timeout=setting("timeout"),
-            sampling={**sampling, **given},
-        )
+        tools = [convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()]
+        schema = json_schema_of(given.pop("response_format", None))
+        if stop is not None:
+            given["stop"] = stop
+        return ask(self, as_chat(messages), given, tools=tools, schema=schema)
 
     def _result(self, parts: list[Any], answer: Answer, engine: Engine) -> ChatResult:
         message = as_ai_message(
@@ -507,13 +395,6 @@ class LAGChatModel(BaseChatModel):
                 usage_metadata=usage_metadata(answer),
             )
         )
-
-
-async def _stepwise(parts: Iterator[Any]) -> AsyncIterator[Any]:
-    """Each step on a thread, so that the event loop goes on; when cancelled, no further one."""
-    done = object()
-    while (part := await asyncio.to_thread(next, parts, done)) is not done:
-        yield part
 
 
 def _raise_first(answers: Sequence[Any], return_exceptions: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from langchain_core.messages import (
     AIMessage,
@@ -23,7 +22,7 @@ from lag_integrations.engine import Engine
 from lag_integrations.errors import PromptError
 from lag_integrations.generation.row import TokenLogprob
 from lag_integrations.reasoning import Thought
-from lag_integrations.tools import CallEnded, Text
+from lag_integrations.tools import CallEnded, Text, new_call_id
 from lag_integrations.trace import Message, as_message
 
 _MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "document", "media"}
@@ -81,13 +80,15 @@ def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
         elif isinstance(part, CallEnded):
             assert isinstance(part.call.args, dict)
             args = dict(part.call.args)
-            calls.append(ToolCall(name=part.call.name, args=args, id=_id(), type="tool_call"))
+            calls.append(
+                ToolCall(name=part.call.name, args=args, id=new_call_id(), type="tool_call")
+            )
         else:
             invalid.append(
                 InvalidToolCall(
                     name=part.invalid.name,
                     args=part.invalid.args,
-                    id=_id(),
+                    id=new_call_id(),
                     error=part.invalid.error,
                     type="invalid_tool_call",
                 )
@@ -112,30 +113,18 @@ def as_chunk(part: Part) -> AIMessageChunk:
     else:
         # As a JSON string: merged chunks are read leniently, and half an object would pass as one.
         name, args = part.invalid.name or "", json.dumps(part.invalid.args, ensure_ascii=False)
-    chunk = tool_call_chunk(name=name, args=args, id=_id(), index=part.index)
+    chunk = tool_call_chunk(name=name, args=args, id=new_call_id(), index=part.index)
     return AIMessageChunk(content="", tool_call_chunks=[chunk])
 
 
 def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, Any]:
     """What a message says about how it was made."""
-    generation, injection = answer.generation, answer.injection
-    logs = [*injection.logs, *injection.read]
+    generation = answer.generation
     metadata: dict[str, Any] = {
         "model_name": model,
         "model_provider": "lag",
         "finish_reason": generation.finish_reason,
-        "lag": {
-            "log_ids": [log.id for log in logs],
-            "scores": [log.score for log in logs],
-            "read_as_text": [log.id for log in injection.read],
-            "injected_tokens": generation.injected_tokens,
-            "timings": {
-                **injection.timings,
-                "injection": generation.injection_time,
-                "time_to_first_token": sum(injection.timings.values())
-                + generation.time_to_first_token,
-            },
-        },
+        "lag": answer.report(),
     }
     if answer.request.top_logprobs is not None:
         content = [_logprob(engine, entry) for entry in generation.logprobs]
@@ -199,8 +188,3 @@ def _logprob(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:
         **told(entry.token_id, entry.logprob),
         "top_logprobs": [told(token, logprob) for token, logprob in entry.top],
     }
-
-
-def _id() -> str:
-    # Nine letters and digits: Mistral's templates insist.
-    return uuid4().hex[:9]

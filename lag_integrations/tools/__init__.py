@@ -9,6 +9,7 @@ from lag_integrations.tools.answer import (
     InvalidCall,
     ParsedAnswer,
     Text,
+    new_call_id,
 )
 from lag_integrations.tools.choice import ToolChoice, must_call, select
 from lag_integrations.tools.format import ToolFormat, tool_result_text
@@ -32,6 +33,7 @@ __all__ = [
     "ToolFormat",
     "learn_tool_format",
     "must_call",
+    "new_call_id",
     "select",
     "tool_result_text",
 ]

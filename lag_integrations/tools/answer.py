@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import uuid4
 
 from lag_integrations.trace import ToolCall
+
+
+def new_call_id() -> str:
+    """An id for a call: nine letters and digits, on which Mistral's templates insist."""
+    return uuid4().hex[:9]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lag_integrations import KVLogMemory
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.langchain.scope import current_memory
+from lag_integrations.scope import current_memory
 
 
 class Scripted(BaseChatModel):

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.errors import ConstraintError, PromptError, SettingsError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.langchain.scope import use_memory
+from lag_integrations.scope import use_memory
 from tests.conftest import qa
 
 QUESTIONS = [

@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
-from lag_integrations.langchain.scope import current_memory
+from lag_integrations.scope import current_memory
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted, ScriptedLAG, added, call
 

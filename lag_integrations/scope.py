@@ -1,4 +1,4 @@
-"""Which memory a model call belongs to, where the model itself has none: `KVLogMiddleware` says."""
+"""Which memory a model call belongs to, where whoever recalls is not the model itself."""
 
 from __future__ import annotations
 

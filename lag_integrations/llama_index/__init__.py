@@ -1,0 +1,15 @@
+"""LlamaIndex: an LLM that recalls. All of it needs the extra ``llama-index``."""
+
+from __future__ import annotations
+
+try:
+    import llama_index.core  # noqa: F401
+except ImportError:
+    raise ImportError(
+        "lag_integrations.llama_index needs llama-index-core. "
+        "Install it with: pip install 'lag_integrations[llama-index]'"
+    ) from None
+
+from lag_integrations.llama_index.llm import LAGLLM
+
+__all__ = ["LAGLLM"]

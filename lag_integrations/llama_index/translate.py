@@ -1,0 +1,174 @@
+"""Between LlamaIndex's messages and the package's: what goes into a model call, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CitableBlock,
+    CitationBlock,
+    ContentBlock,
+    LogProb,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from lag_integrations.answering import Answer, Part
+from lag_integrations.engine import Engine
+from lag_integrations.errors import PromptError
+from lag_integrations.generation.row import TokenLogprob
+from lag_integrations.reasoning import Thought
+from lag_integrations.tools import CallEnded, Text, new_call_id
+from lag_integrations.trace import Message, ToolCall, as_message
+
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.FUNCTION: "tool",
+    MessageRole.TOOL: "tool",
+}
+
+
+def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The conversation.
+
+    Raises:
+        PromptError: It holds images or other media, which a text model cannot read.
+        TraceError: A message is malformed.
+    """
+    return [_as_message(message) for message in messages]
+
+
+def _as_message(message: ChatMessage) -> Message:
+    named = [_as_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
+    # Other integrations' messages, of before there were blocks for calls.
+    calls = named or [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
+    return as_message(
+        {
+            "role": _ROLES[message.role],
+            "content": "\n".join(text for block in message.blocks for text in _texts(block)),
+            "tool_calls": calls,
+            "tool_call_id": message.additional_kwargs.get("tool_call_id"),
+            "name": message.additional_kwargs.get("name"),
+        }
+    )
+
+
+def _as_call(block: ToolCallBlock) -> ToolCall:
+    return ToolCall(name=block.tool_name, args=block.tool_kwargs, id=block.tool_call_id)
+
+
+def _plain(call: Any) -> Any:
+    return call.model_dump() if hasattr(call, "model_dump") else call
+
+
+def _texts(block: ContentBlock) -> Iterator[str]:
+    if isinstance(block, TextBlock):
+        yield block.text
+    elif isinstance(block, CitableBlock):
+        for inner in block.content:
+            yield from _texts(inner)
+    elif isinstance(block, CitationBlock):
+        yield from _texts(block.cited_content)
+    elif block.block_type in ("image", "audio", "video", "document"):
+        raise PromptError(
+            f"A message holds content of type {block.block_type}; this model reads text only. "
+            "Leave it out, or put its text in."
+        )
+
+
+class Reply:
+    """The reply to a chat, as it grows.
+
+    Args:
+        answer: The answer, whose parts are given one by one.
+        engine: The model.
+        model: Its name.
+    """
+
+    def __init__(self, answer: Answer, engine: Engine, model: str) -> None:
+        self._answer = answer
+        self._engine = engine
+        self._model = model
+        self._text = self._thoughts = ""
+        self._calls: list[ToolCallBlock] = []
+        self._invalid: list[dict[str, Any]] = []
+
+    def add(self, part: Part) -> None:
+        """Take the next part."""
+        if isinstance(part, Text):
+            self._text += part.text
+        elif isinstance(part, Thought):
+            self._thoughts += part.text
+        elif isinstance(part, CallEnded):
+            name, args, id = part.call.name, part.call.args, new_call_id()
+            self._calls.append(ToolCallBlock(tool_name=name, tool_kwargs=args, tool_call_id=id))
+        else:
+            self._invalid.append(asdict(part.invalid))
+
+    def more(self, part: Part) -> ChatResponse:
+        """Take the next part, and give the reply up to it."""
+        self.add(part)
+        delta = part.text if isinstance(part, Text) else ""
+        extra = {"thinking_delta": part.text} if isinstance(part, Thought) else {}
+        return ChatResponse(message=self._message(), delta=delta, additional_kwargs=extra)
+
+    def end(self) -> ChatResponse:
+        """The whole reply, with what is known once the answer has ended."""
+        generation = self._answer.generation
+        read = generation.prompt_tokens + generation.injected_tokens
+        written = len(generation.token_ids)
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+        details = {
+            "cached_tokens": generation.injected_tokens - self._answer.injection.encoded_tokens
+        }
+        response = ChatResponse(
+            message=self._message(),
+            delta="",
+            raw={
+                "model": self._model,
+                "finish_reason": generation.finish_reason,
+                "usage": {**usage, "prompt_tokens_details": details},
+                "lag": self._answer.report(),
+            },
+            additional_kwargs=dict(usage),
+        )
+        if self._answer.request.top_logprobs is not None:
+            response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
+        return response
+
+    def _message(self) -> ChatMessage:
+        blocks: list[ContentBlock] = []
+        if self._thoughts:
+            blocks.append(ThinkingBlock(content=self._thoughts))
+        if self._text or not self._calls:
+            blocks.append(TextBlock(text=self._text))
+        blocks += self._calls
+        extra = {"invalid_tool_calls": list(self._invalid)} if self._invalid else {}
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
+
+
+def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:
+    """The token that was taken, and the others that were asked for."""
+    taken = (entry.token_id, entry.logprob)
+    others = [each for each in entry.top if each[0] != entry.token_id]
+
+    def told(token: int, logprob: float) -> LogProb:
+        text = engine.tokenizer.decode([token])
+        return LogProb(token=text, logprob=logprob, bytes=list(text.encode()))
+
+    return [told(*each) for each in (taken, *others)]

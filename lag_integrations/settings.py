@@ -1,0 +1,105 @@
+"""What a framework's model can be told, whichever the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lag_integrations.engine import Engine, Placement
+from lag_integrations.injection import MissingSegments
+from lag_integrations.memory import KVLogMemory
+
+
+class ModelSettings(BaseModel):
+    """The settings of a model; most of them may be given to a call, too."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    """Name or path of the model."""
+    memory: KVLogMemory | None = Field(default=None, exclude=True, repr=False)
+    """Where logs are recalled from; without one, an ordinary LLM."""
+    k: int | None = None
+    """Most logs to recall; the memory's own setting by default. 0 is off."""
+    min_score: float | None = None
+    """Least similarity of a recalled log; the memory's own setting by default."""
+    placement: Placement = "before_question"
+    """Where recalled segments stand in the prompt."""
+    missing_segments: MissingSegments = "encode"
+    """What to do with a recalled log that has no valid segment for this model: encode its trace
+    now, or give its last response as text this time (the worker encodes it meanwhile)."""
+    best_last: bool = True
+    """Whether the most relevant log stands nearest to the question (else farthest)."""
+    max_tokens: int = 512
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """Sampling temperature; 0 is greedy. By default as the model's generation config says, as for
+    the sampling settings that follow."""
+    top_p: float | None = None
+    """Probability mass to sample from."""
+    top_k: int | None = None
+    """Number of tokens to sample from."""
+    min_p: float | None = None
+    """Least probability to sample from, relative to the likeliest token."""
+    repetition_penalty: float | None = None
+    """Divides the logits of tokens that occurred, in the prompt too."""
+    presence_penalty: float | None = None
+    """Subtracted from the logits of tokens that were generated."""
+    frequency_penalty: float | None = None
+    """Subtracted once for each time a token was generated."""
+    logit_bias: dict[int, float] | None = None
+    """Added to the logits, by token id."""
+    seed: int | None = None
+    """Seed for sampling."""
+    stop: list[str] | None = None
+    """Texts that end the answer."""
+    logprobs: bool = False
+    """Whether to give the log probability of each generated token."""
+    top_logprobs: int | None = None
+    """Alternatives to give with each token's log probability."""
+    timeout: float | None = None
+    """Most seconds of generating; then `TimeoutError` is raised. Not for batches."""
+    device: str | None = None
+    """Where the model goes; the GPU if there is one, by default."""
+    dtype: str = "auto"
+    """dtype of the weights; the checkpoint's own by default."""
+    chat_template: str | None = None
+    """A Jinja template to use instead of the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables for the template: ``{"enable_thinking": False}``."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of ``from_pretrained``."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `Engine.load`."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "chat_template": self.chat_template,
+            "template_kwargs": self.chat_template_kwargs,
+            **self.model_kwargs,
+        }
+
+
+def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Engine | None:
+    """The engine of a model that is given loaded; None if it is to be loaded by its name.
+
+    Raises:
+        ValueError: A model is given without its tokenizer.
+    """
+    if isinstance(model, Engine):
+        return model
+    if isinstance(model, str | Path):
+        return None
+    if tokenizer is None:
+        raise ValueError("Pass tokenizer=… together with a loaded model.")
+    return Engine(
+        model,
+        tokenizer,
+        chat_template=settings.get("chat_template"),
+        template_kwargs=settings.get("chat_template_kwargs"),
+    )

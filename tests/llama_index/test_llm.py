@@ -1,0 +1,408 @@
+"""LAGLLM, on the real packaged model."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import json
+import threading
+
+import pytest
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel, PrivateAttr
+
+from lag_integrations import Engine, KVLogMemory
+from lag_integrations.errors import PromptError, SettingsError, ToolChoiceError
+from lag_integrations.langchain import LAGChatModel
+from lag_integrations.llama_index import LAGLLM
+from lag_integrations.llama_index.translate import as_chat
+from tests.conftest import qa
+
+TALE = [ChatMessage(role="user", content="Tell me of the sea.")]
+VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
+QUESTION = "Which code does the vault in Lima have?"
+
+
+class Seen(BaseEventHandler):
+    """The names of the events, in order."""
+
+    _names: list = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Seen"
+
+    def handle(self, event, **kwargs) -> None:
+        self._names.append(type(event).__name__)
+
+
+@pytest.fixture
+def llm(engine):
+    return LAGLLM(engine, temperature=0, max_tokens=12)
+
+
+@pytest.fixture
+def events():
+    root = get_dispatcher()
+    handler = Seen()
+    root.add_event_handler(handler)
+    yield handler._names
+    root.event_handlers.remove(handler)
+
+
+def weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return f"Rain in {city}."
+
+
+def clock() -> str:
+    """Tell the time."""
+    return "Noon."
+
+
+TOOLS = [FunctionTool.from_defaults(weather), FunctionTool.from_defaults(clock)]
+
+
+def calls_of(response):
+    return [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+
+
+def test_it_is_a_base_llm():
+    assert "BaseLLM" in [cls.__name__ for cls in LAGLLM.__mro__]
+    assert issubclass(LAGLLM, BaseLLM)
+    assert LAGLLM.class_name() == "LAGLLM"
+
+
+def test_all_eight_ways_give_the_same(llm):
+    said = llm.chat(TALE).message.content
+    prompt = TALE[0].content
+
+    async def rest():
+        return [
+            (await llm.achat(TALE)).message.content,
+            (await llm.acomplete(prompt)).text,
+            [part async for part in await llm.astream_chat(TALE)],
+            [part async for part in await llm.astream_complete(prompt)],
+        ]
+
+    achat, acomplete, astream_chat, astream_complete = asyncio.run(rest())
+    assert len(said.split()) > 3
+    assert llm.complete(prompt).text == achat == acomplete == said
+    for stream in (list(llm.stream_chat(TALE)), astream_chat):
+        assert "".join(part.delta for part in stream) == stream[-1].message.content == said
+        assert said.startswith(stream[0].message.content)
+        assert len(stream) > 3
+    for stream in (list(llm.stream_complete(prompt)), astream_complete):
+        assert "".join(part.delta for part in stream) == stream[-1].text == said
+
+
+def test_each_call_is_told_once(llm, events):
+    llm.complete("Hi.")
+    assert [name for name in events if name.startswith("LLM")] == [
+        "LLMCompletionStartEvent",
+        "LLMCompletionEndEvent",
+    ]
+    events.clear()
+    list(llm.stream_chat(TALE))
+    told = [name for name in events if name.startswith("LLM")]
+    assert (told[0], told[-1]) == ("LLMChatStartEvent", "LLMChatEndEvent")
+    assert set(told[1:-1]) == {"LLMChatInProgressEvent"}
+
+
+def test_legacy_callbacks_and_token_counts(engine):
+    def count(text):
+        return engine.tokenizer(text)["input_ids"]
+
+    counter = TokenCountingHandler(tokenizer=count)
+    llm = LAGLLM(engine, max_tokens=5, temperature=0, callback_manager=CallbackManager([counter]))
+    response = llm.chat(TALE)
+    usage = response.raw["usage"]
+    assert counter.prompt_llm_token_count == usage["prompt_tokens"]
+    assert counter.completion_llm_token_count == usage["completion_tokens"] == 5
+    assert usage["prompt_tokens"] == engine.count_tokens(as_chat(TALE))
+    assert [event.event_id for event in counter.llm_token_counts]
+    assert CBEventType.LLM not in counter.event_ends_to_ignore
+
+
+def test_the_system_prompt_is_there_on_every_path(engine, monkeypatch):
+    llm = LAGLLM(engine, temperature=0, max_tokens=1, system_prompt="Talk like a pirate.")
+    prompts = []
+    request = engine.request
+    monkeypatch.setattr(
+        engine, "request", lambda chat, *a, **k: prompts.append(chat) or request(chat, *a, **k)
+    )
+
+    async def later():
+        await llm.acomplete("Hi.")
+        await llm.achat([ChatMessage(content="Hi.")])
+        await llm.apredict(PromptTemplate("{x}"), x="Hi.")
+        async for _ in await llm.astream_complete("Hi."):
+            pass
+
+    llm.complete("Hi.")
+    llm.chat([ChatMessage(content="Hi.")])
+    list(llm.stream_complete("Hi."))
+    list(llm.stream_chat([ChatMessage(content="Hi.")]))
+    llm.predict(PromptTemplate("{x}"), x="Hi.")
+    list(llm.stream(PromptTemplate("{x}"), x="Hi."))
+    asyncio.run(later())
+    assert len(prompts) == 10
+    for chat in prompts:
+        assert [(m.role, m.text) for m in chat] == [
+            ("system", "Talk like a pirate."),
+            ("user", "Hi."),
+        ]
+
+
+def test_settings_of_a_call_are_honoured(llm):
+    assert llm.chat(TALE, max_tokens=2).raw["usage"]["completion_tokens"] == 2
+    assert llm.complete("Tell me of the sea.", max_tokens=2).raw["finish_reason"] == "length"
+    told = llm.chat(TALE, max_tokens=40).message.content
+    stop = " ".join(told.split()[3:5])
+    assert llm.chat(TALE, stop=[stop]).message.content == told.split(stop)[0]
+    hot = {llm.chat(TALE, temperature=2.0, seed=seed).message.content for seed in (1, 2, 2)}
+    assert len(hot) == 2
+    with pytest.raises(SettingsError, match="misspelt"):
+        llm.chat(TALE, misspelt=1)
+    logprobs = llm.chat(TALE, max_tokens=3, logprobs=True, top_logprobs=2).logprobs
+    assert [len(entries) for entries in logprobs] == [2, 2, 2]
+    assert all(entries[0].logprob >= entries[1].logprob for entries in logprobs)
+
+
+def test_an_empty_answer_is_one_response(llm, engine):
+    first = engine.tokenizer(llm.chat(TALE, max_tokens=1).message.content)["input_ids"][0]
+    text = engine.tokenizer.decode([first])
+    parts = list(llm.stream_complete("Tell me of the sea.", stop=[text]))
+    assert [part.text for part in parts] == [""]
+    assert llm.complete("Tell me of the sea.", stop=[text]).text == ""
+
+
+def test_the_event_loop_goes_on_and_answers_do_not_mix(llm, monkeypatch):
+    questions = [f"Name {n} fruits." for n in range(2, 8)]
+    alone = [llm.complete(question).text for question in questions]
+    workers = set()
+    working = Engine._working
+    monkeypatch.setattr(
+        Engine, "_working", lambda self: workers.add(threading.get_ident()) or working(self)
+    )
+
+    async def together():
+        answers = await asyncio.gather(*map(llm.acomplete, questions))
+        return threading.get_ident(), [answer.text for answer in answers]
+
+    loop, answers = asyncio.run(together())
+    assert answers == alone
+    assert loop not in workers
+
+
+def test_who_stops_reading_stops_the_model(llm, monkeypatch):
+    steps = []
+    step = Engine._step
+    monkeypatch.setattr(Engine, "_step", lambda *args: steps.append(1) or step(*args))
+    stream = llm.stream_chat(TALE, max_tokens=500)
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    assert len(steps) < 8
+
+    async def cancelled():
+        async def read():
+            async for _ in await llm.astream_chat(TALE, max_tokens=500):
+                pass
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    done = len(steps)
+    llm.chat(TALE, max_tokens=2)
+    assert len(steps) == done + 1
+
+
+def test_an_error_is_raised_not_hidden(llm):
+    image = ChatMessage(role="user", blocks=[ImageBlock(image=b"0")])
+    with pytest.raises(PromptError, match="image"):
+        llm.chat([image])
+    with pytest.raises(PromptError, match="image"):
+        list(llm.stream_chat([image]))
+    with pytest.raises(ValueError, match="window"):
+        llm.complete("word " * 9000)
+
+
+def test_tools_are_called_when_they_must_be(llm):
+    response = llm.chat_with_tools(TOOLS, "How is it in Köln?", tool_required=True, max_tokens=60)
+    (call,) = llm.get_tool_calls_from_response(response)
+    assert call.tool_name in ("weather", "clock")
+    assert call.tool_id
+    response = llm.chat_with_tools(TOOLS, "Hi.", tool_choice="weather", max_tokens=60)
+    (call,) = llm.get_tool_calls_from_response(response)
+    assert set(call.tool_kwargs) == {"city"}
+    streamed = list(llm.stream_chat_with_tools(TOOLS, "Hi.", tool_choice="weather", max_tokens=60))
+    assert calls_of(streamed[-1])[0].tool_kwargs == call.tool_kwargs
+    said = llm.predict_and_call(TOOLS, "How is it in Rome?", tool_required=True, max_tokens=60)
+    assert said.sources
+    with pytest.raises(ToolChoiceError, match="tool_required"):
+        llm.get_tool_calls_from_response(llm.chat(TALE))
+    assert llm.get_tool_calls_from_response(llm.chat(TALE), error_on_no_tool_call=False) == []
+
+
+def test_only_one_call_unless_several_are_allowed(llm):
+    blocks = [TextBlock(text="Well.")]
+    blocks += [ToolCallBlock(tool_name="clock", tool_call_id=str(n)) for n in range(2)]
+    response = llm.chat(TALE, max_tokens=1)
+    response.message.blocks = blocks
+    both = response.model_copy(deep=True)
+    one = llm._validate_chat_with_tools_response(response, TOOLS)
+    assert [block.tool_call_id for block in calls_of(one)] == ["0"]
+    assert one.message.content == "Well."
+    both = llm._validate_chat_with_tools_response(both, TOOLS, allow_parallel_tool_calls=True)
+    assert len(calls_of(both)) == 2
+
+
+def test_histories_with_calls_and_results_reach_the_model():
+    openai = {"id": "c2", "function": {"name": "clock", "arguments": "{}"}}
+    chat = as_chat(
+        [
+            ChatMessage(role="developer", content="Be brief."),
+            ChatMessage(
+                role="assistant",
+                blocks=[
+                    ThinkingBlock(content="Hm."),
+                    ToolCallBlock(
+                        tool_name="weather", tool_kwargs={"city": "Köln"}, tool_call_id="c1"
+                    ),
+                ],
+            ),
+            ChatMessage(role="tool", content="Rain.", additional_kwargs={"tool_call_id": "c1"}),
+            ChatMessage(role="assistant", content="", additional_kwargs={"tool_calls": [openai]}),
+            ChatMessage(role="chatbot", blocks=[TextBlock(text="a"), TextBlock(text="b")]),
+        ]
+    )
+    assert [message.role for message in chat] == [
+        "system",
+        "assistant",
+        "tool",
+        "assistant",
+        "assistant",
+    ]
+    assert (chat[1].text, chat[1].tool_calls[0].args) == ("", {"city": "Köln"})
+    assert (chat[2].tool_call_id, chat[2].text) == ("c1", "Rain.")
+    assert (chat[3].tool_calls[0].name, chat[3].tool_calls[0].args) == ("clock", {})
+    assert chat[4].text == "a\nb"
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
+    people: int
+
+
+def test_structured_prediction_is_always_valid(llm):
+    prompt = PromptTemplate("Tell of {city}.")
+    city = llm.structured_predict(City, prompt, {"max_tokens": 60}, city="Köln")
+    assert isinstance(city, City)
+
+    async def later():
+        return await llm.astructured_predict(City, prompt, {"max_tokens": 60}, city="Köln")
+
+    assert asyncio.run(later()) == city
+    structured = LAGLLM(llm.engine, temperature=0, max_tokens=60).as_structured_llm(City)
+    assert isinstance(structured.complete("Tell of Köln.").raw, City)
+
+
+def test_an_agent_calls_tools_and_is_told_what_they_say(engine):
+    llm = LAGLLM(engine, temperature=0, max_tokens=60)
+    seen = []
+
+    def look(city: str) -> str:
+        """Tell the weather of a city."""
+        seen.append(city)
+        return "Rain."
+
+    agent = FunctionAgent(
+        llm=llm,
+        tools=[look],
+        system_prompt="You tell the weather.",
+        initial_tool_choice="look",
+    )
+
+    async def run():
+        return await agent.run(user_msg="How is the weather in Oslo?", max_iterations=4)
+
+    response = asyncio.run(run())
+    assert len(seen) == 1
+    assert response.response.content
+
+
+def test_metadata_and_payload(engine):
+    llm = LAGLLM(engine, max_tokens=7, kv_reserve=100)
+    metadata = llm.metadata
+    assert metadata.context_window == engine.window - 100
+    assert LAGLLM(engine, kv_reserve=10**6).metadata.context_window == engine.window * 3 // 4
+    assert (metadata.num_output, metadata.is_function_calling_model) == (7, True)
+    assert metadata.is_chat_model
+    json.dumps(llm.to_payload())
+    json.dumps(llm.to_dict(), default=None)
+
+
+def test_copies_share_the_loaded_model(llm):
+    for other in (copy.deepcopy(llm), copy.copy(llm), llm.model_copy()):
+        assert other.engine is llm.engine
+    assert LAGChatModel(llm.engine).engine is llm.engine
+
+
+def test_it_loads_lazily(tmp_path):
+    llm = LAGLLM(str(tmp_path / "nowhere"))
+    assert "nowhere" in llm.model
+    with pytest.raises(Exception, match="nowhere"):
+        llm.complete("Hi.")
+    with pytest.raises(ValueError, match="tokenizer"):
+        LAGLLM(object())
+    with pytest.raises(ValueError, match="misspelt"):
+        LAGLLM("x", misspelt=1)
+
+
+def test_logs_are_recalled_and_told(engine, embedder, tmp_path):
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
+        llm = LAGLLM(engine, memory=memory, temperature=0, max_tokens=24)
+        key = memory.add(VAULT)
+        _ = llm.engine
+        memory.flush()
+        helped = llm.complete(QUESTION)
+        lag = helped.raw["lag"]
+        assert lag["log_ids"] == [key]
+        assert lag["injected_tokens"] > 0
+        details = helped.raw["usage"]["prompt_tokens_details"]
+        assert details["cached_tokens"] == lag["injected_tokens"]
+        assert "7741" in helped.text
+        chat_model = LAGChatModel(engine, memory=memory, temperature=0, max_tokens=24)
+        assert chat_model.invoke(QUESTION).content == helped.text
+        assert llm.complete(QUESTION, k=0).raw["lag"]["log_ids"] == []
+        assert llm.complete(QUESTION, kv_log_ids=[]).raw["lag"]["log_ids"] == []
+        assert llm.complete("Hello there.", kv_log_ids=[key]).raw["lag"]["log_ids"] == [key]
+        json.dumps(helped.raw)
+
+
+def test_no_method_is_left_to_the_base_class():
+    for name in ("chat", "complete", "stream_chat", "stream_complete"):
+        for method in (name, f"a{name}"):
+            assert method in vars(LAGLLM), method
+        assert inspect.iscoroutinefunction(getattr(LAGLLM, f"a{name}"))
