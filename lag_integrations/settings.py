@@ -70,8 +70,8 @@ class ModelSettings(BaseModel):
     """A Jinja template to use instead of the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables for the template: ``{"enable_thinking": False}``."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of ``from_pretrained``."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    """Further arguments of ``from_pretrained``; they may hold a token, so nobody is shown them."""
 
     @property
     def loading(self) -> dict[str, Any]:

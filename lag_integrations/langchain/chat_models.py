@@ -141,7 +141,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
             "top_logprobs": self.top_logprobs,
             "chat_template": self.chat_template,
             "chat_template_kwargs": self.chat_template_kwargs,
-            "model_kwargs": self.model_kwargs,
+            "model_kwargs": {n: v for n, v in self.model_kwargs.items() if "token" not in n},
             "fingerprint": self.shared.fingerprint if self.shared else None,
             **{name: getattr(self, name) for name in SAMPLING},
         }

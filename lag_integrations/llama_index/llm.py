@@ -103,6 +103,10 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             model_name=self.model,
         )
 
+    def to_payload(self) -> dict[str, Any]:
+        """What observers are told of the model: no secrets, no tensors."""
+        return {"class_name": self.class_name(), **self.metadata.model_dump(mode="json")}
+
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""

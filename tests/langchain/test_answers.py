@@ -382,6 +382,14 @@ def test_a_loaded_module_and_its_tokenizer(engine):
     json.dumps(model._identifying_params)
 
 
+def test_nobody_is_shown_a_token():
+    model = LAGChatModel("x", model_kwargs={"token": "hf_secret", "revision": "b"})
+    assert model._identifying_params["model_kwargs"] == {"revision": "b"}  # for caches
+    assert model.loading["token"] == "hf_secret"
+    assert "hf_secret" not in repr(model) + str(model._identifying_params) + str(model.model_dump())
+    assert model.with_config(tags=["a"]).bound.loading["token"] == "hf_secret"
+
+
 def test_copies_keep_the_loaded_model(plain):
     field = ConfigurableField(id="t")
     configurable = plain.configurable_fields(temperature=field)

@@ -359,8 +359,11 @@ def test_metadata_and_payload(engine):
     assert LAGLLM(engine, kv_reserve=10**6).metadata.context_window == engine.window * 3 // 4
     assert (metadata.num_output, metadata.is_function_calling_model) == (7, True)
     assert metadata.is_chat_model
-    json.dumps(llm.to_payload())
-    json.dumps(llm.to_dict(), default=None)
+    assert json.loads(json.dumps(llm.to_payload()))["class_name"] == "LAGLLM"
+    json.dumps(llm.to_dict())
+    secret = LAGLLM("x", model_kwargs={"token": "hf_secret"})
+    assert secret.loading["token"] == "hf_secret"
+    assert "hf_secret" not in repr(secret) + str(secret.to_dict())
 
 
 def test_copies_share_the_loaded_model(llm):
