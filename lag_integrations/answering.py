@@ -22,7 +22,14 @@ from lag_integrations.generation.grammar import (
 from lag_integrations.generation.row import Generation, Request
 from lag_integrations.injection import Injection, Recall, inject
 from lag_integrations.prompt import with_system_text
-from lag_integrations.reasoning import CLOSE, ChannelReader, ReasoningReader, Said, Thought
+from lag_integrations.reasoning import (
+    CLOSE,
+    ChannelReader,
+    ReasoningReader,
+    Said,
+    Splitter,
+    Thought,
+)
 from lag_integrations.tools import (
     AnswerReader,
     CallEnded,
@@ -150,6 +157,16 @@ class Answer(Iterator[Part]):
         if self._stream is not None:
             self._stream.close()
 
+    @property
+    def read_tokens(self) -> int:
+        """Tokens before the answer, whoever computed them."""
+        return self.generation.prompt_tokens + self.generation.injected_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that nobody had to compute: of segments that were there."""
+        return self.generation.injected_tokens - self.injection.encoded_tokens
+
     def report(self) -> dict[str, Any]:
         """What was used: log ids and scores (best first), injected tokens, and times in seconds."""
         generation, injection = self.generation, self.injection
@@ -250,7 +267,7 @@ class _Shape:
             chat, f"Answer with JSON of this JSON schema, and nothing else:\n{schema}"
         )
 
-    def split(self) -> ReasoningReader | ChannelReader:
+    def split(self) -> Splitter:
         """Splits what the model thinks from what it says."""
         return ChannelReader() if self._channels else ReasoningReader(self.thinks)
 

@@ -6,6 +6,7 @@ Most models think between ``<think>`` and ``</think>``; gpt-oss answers in chann
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,17 +27,10 @@ class Said:
     text: str
 
 
-class ReasoningReader:
-    """Splits an answer piece by piece.
+class Splitter(ABC):
+    """Splits an answer piece by piece."""
 
-    Args:
-        opened: The prompt ended with ``<think>``, so the answer begins inside.
-    """
-
-    def __init__(self, opened: bool) -> None:
-        self._thinking: bool | None = True if opened else None  # None: not known yet
-        self._buffer = ""
-        self._fresh = True  # white space after a mark belongs to neither
+    _buffer = ""
 
     def feed(self, piece: str) -> list[Thought | Said]:
         """Take the next piece; gives what is certain now."""
@@ -46,6 +40,22 @@ class ReasoningReader:
     def finish(self) -> list[Thought | Said]:
         """The answer is complete; gives what had been held back."""
         return self._read(final=True)
+
+    @abstractmethod
+    def _read(self, final: bool) -> list[Thought | Said]:
+        """Take from the buffer what is certain."""
+
+
+class ReasoningReader(Splitter):
+    """Splits an answer by ``<think>`` and ``</think>``.
+
+    Args:
+        opened: The prompt ended with ``<think>``, so the answer begins inside.
+    """
+
+    def __init__(self, opened: bool) -> None:
+        self._thinking: bool | None = True if opened else None  # None: not known yet
+        self._fresh = True  # white space after a mark belongs to neither
 
     def _read(self, final: bool) -> list[Thought | Said]:
         parts: list[Thought | Said] = []
@@ -86,8 +96,8 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>", _START)
 _END = re.compile("|".join(map(re.escape, _ENDS)))
 
 
-class ChannelReader:
-    """Splits an answer in channels piece by piece.
+class ChannelReader(Splitter):
+    """Splits an answer by its channels.
 
     The channel ``analysis`` is thought, the others are said. A message to a function stays as it
     is written, for whoever reads the calls.
@@ -95,18 +105,8 @@ class ChannelReader:
 
     def __init__(self) -> None:
         self._inside: Literal["header", "thought", "said", "call"] = "header"
-        self._buffer = ""
         self._spoke: set[type] = set()
         self._apart = False  # a message begins, so it stands apart from the last one
-
-    def feed(self, piece: str) -> list[Thought | Said]:
-        """Take the next piece; gives what is certain now."""
-        self._buffer += piece
-        return self._read(final=False)
-
-    def finish(self) -> list[Thought | Said]:
-        """The answer is complete; gives what had been held back."""
-        return self._read(final=True)
 
     def _read(self, final: bool) -> list[Thought | Said]:
         parts: list[Thought | Said] = []

@@ -1,4 +1,4 @@
-"""The engine of a chat model, and of all copies that LangChain makes of it."""
+"""The engine of a framework's model, and of all copies that the framework makes of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SharedEngine:
         return self._engine.fingerprint.id if self._given and self._engine else None
 
     def fits(self, model: str, settings: dict[str, Any]) -> bool:
-        """Whether a chat model with these settings may use it."""
+        """Whether a model with these settings may use it."""
         return (self._given or settings == self._settings) and model == self._model
 
     def get(self) -> Engine:

@@ -134,15 +134,13 @@ def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, A
 
 def usage_metadata(answer: Answer) -> UsageMetadata:
     """Tokens read and written; injected ones count as read from a cache."""
-    generation = answer.generation
-    read = generation.prompt_tokens + generation.injected_tokens
-    written = len(generation.token_ids)
+    read, written = answer.read_tokens, len(answer.generation.token_ids)
     return UsageMetadata(
         input_tokens=read,
         output_tokens=written,
         total_tokens=read + written,
         input_token_details=InputTokenDetails(
-            cache_read=generation.injected_tokens - answer.injection.encoded_tokens,
+            cache_read=answer.cached_tokens,
             cache_creation=answer.injection.encoded_tokens,
         ),
     )

@@ -126,16 +126,13 @@ class Reply:
     def end(self) -> ChatResponse:
         """The whole reply, with what is known once the answer has ended."""
         generation = self._answer.generation
-        read = generation.prompt_tokens + generation.injected_tokens
-        written = len(generation.token_ids)
+        read, written = self._answer.read_tokens, len(generation.token_ids)
         usage = {
             "prompt_tokens": read,
             "completion_tokens": written,
             "total_tokens": read + written,
         }
-        details = {
-            "cached_tokens": generation.injected_tokens - self._answer.injection.encoded_tokens
-        }
+        details = {"cached_tokens": self._answer.cached_tokens}
         response = ChatResponse(
             message=self._message(),
             delta="",
