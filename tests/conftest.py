@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lag_integrations import Engine, KVLogMemory, Trace, packaged
 
@@ -35,6 +37,24 @@ def memory(tmp_path: Path, embedder: SentenceTransformer) -> Iterator[KVLogMemor
 def no_worker(memory: KVLogMemory) -> None:
     """Embedding everything would only cost time; `flush` still does."""
     memory._worker.stop()
+
+
+def random_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """Random weights for a real tokenizer: the worst writer there is."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
 
 
 def qa(question: str, answer: str, **fields: object) -> Trace:

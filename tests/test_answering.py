@@ -9,7 +9,6 @@ import jsonschema
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lag_integrations import Engine
 from lag_integrations.answering import Answer, Form, Question
@@ -17,6 +16,7 @@ from lag_integrations.generation.row import Generation
 from lag_integrations.reasoning import Thought
 from lag_integrations.tools import CallEnded, Text
 from lag_integrations.trace import Message
+from tests.conftest import random_model
 from tests.tools.templates import ALL
 
 FAMILIES = {
@@ -47,34 +47,21 @@ TOOLS = [
 ASK = [Message(role="user", content="Where?")]
 
 
-def random_model(name, tokenizer):
+def model_of(name, tokenizer):
     """A random model with the template and the marks of a family."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens([AddedToken(mark, special=True) for mark in FAMILIES[name]])
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.5,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-        bos_token_id=None,
-    )
-    return Engine(LlamaForCausalLM(config), tokenizer, chat_template=ALL[name])
+    return Engine(random_model(tokenizer), tokenizer, chat_template=ALL[name])
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, engine):
-    return random_model(request.param, engine.tokenizer)
+    return model_of(request.param, engine.tokenizer)
 
 
 @pytest.fixture(scope="module")
 def harmony(engine):
-    return random_model("harmony", engine.tokenizer)
+    return model_of("harmony", engine.tokenizer)
 
 
 def ask(engine, **form):

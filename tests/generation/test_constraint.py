@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lag_integrations import Engine
 from lag_integrations.errors import ConstraintError
@@ -25,25 +24,13 @@ from lag_integrations.generation.grammar import (
 )
 from lag_integrations.tools.schema import CallForms
 from lag_integrations.trace import Message
+from tests.conftest import random_model
 
 
 @pytest.fixture(scope="module")
 def wild(engine):
     """Random weights on a real tokenizer: the worst writer there is."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(engine.tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.5,
-        eos_token_id=engine.tokenizer.eos_token_id,
-        pad_token_id=None,
-        bos_token_id=None,
-    )
-    return Engine(LlamaForCausalLM(config), engine.tokenizer)
+    return Engine(random_model(engine.tokenizer), engine.tokenizer)
 
 
 def write(engine, grammar, *, max_new_tokens=200, **sampling):
