@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from lag_integrations.judging import Judge
     from lag_integrations.langchain.callbacks import CaptureHandler
-    from lag_integrations.langchain.judging import Judge
     from lag_integrations.langchain.key_value import LogKeyValueStore
     from lag_integrations.langchain.middleware import KVLogMiddleware
     from lag_integrations.langchain.retriever import LogRetriever

@@ -20,7 +20,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.langchain.judging import Judge, is_uncaptured
+from lag_integrations.judging import Judge, is_uncaptured
 from lag_integrations.langchain.messages import task_of
 from lag_integrations.langchain.runs import Run, nobody_waits
 from lag_integrations.langchain.threads import shared_by

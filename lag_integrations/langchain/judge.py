@@ -6,7 +6,7 @@ import re
 
 from langchain_core.language_models import BaseChatModel
 
-from lag_integrations.langchain.judging import uncaptured
+from lag_integrations.judging import uncaptured
 from lag_integrations.trace import Trace
 
 _PROMPT = (

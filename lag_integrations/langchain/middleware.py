@@ -21,11 +21,11 @@ from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
 from lag_integrations.langchain.chat_models import LAGChatModel
-from lag_integrations.langchain.text import MAX_CHARS, logs_text
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.scope import use_memory
 from lag_integrations.store.filters import Where
+from lag_integrations.texts import MAX_CHARS, logs_text
 
 _HEADING = (
     "Similar tasks were solved before, the most similar first. Use what helps; they may differ "

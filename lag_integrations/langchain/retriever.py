@@ -13,8 +13,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field
 
-from lag_integrations.langchain.text import log_text
 from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.texts import log_text
 from lag_integrations.trace import Outcome
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from lag_integrations.langchain.judging import Judges
+from lag_integrations.judging import Judges
 from lag_integrations.langchain.runs import Run
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, Field
 
-from lag_integrations.langchain.text import MAX_CHARS, logs_text
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.store.filters import Where
+from lag_integrations.texts import MAX_CHARS, logs_text
 
 DESCRIPTION = (
     "Recall how similar tasks were solved in earlier runs. Use it before working on a task that "
