@@ -39,9 +39,9 @@ def ask(
     Args:
         settings: The model.
         chat: The conversation.
-        given: Settings of the call, by the same names; also ``tool_choice`` and ``kv_log_ids``,
-            and OpenAI's names of ``max_tokens``. What is left over is for sampling, which refuses
-            what it does not know.
+        given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids`` and
+            ``logs_as_text``, and OpenAI's names of ``max_tokens``. What is left over is for
+            sampling, which refuses what it does not know.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
     """
@@ -65,6 +65,7 @@ def ask(
             min_score=setting("min_score"),
             log_ids=rest.pop("kv_log_ids", None),
             missing=setting("missing_segments"),
+            as_text=rest.pop("logs_as_text", False),
             best_last=setting("best_last"),
         ),
         placement=setting("placement"),

@@ -35,6 +35,7 @@ class Recall:
         log_ids: Exactly these logs instead.
         missing: What to do with a log that has no valid segment for this model: encode its trace
             now, or give its last response as text this time (the worker encodes it meanwhile).
+        as_text: Give every log's last response as text, to compare.
         best_last: Whether the most relevant log stands nearest to the question (else farthest).
     """
 
@@ -42,6 +43,7 @@ class Recall:
     min_score: float | None = None
     log_ids: Sequence[str] | None = None
     missing: MissingSegments = "encode"
+    as_text: bool = False
     best_last: bool = True
 
 
@@ -117,8 +119,8 @@ def _load(
     """Take the logs that fit into some tokens, the most relevant first."""
     for log in found:
         try:
-            segment = memory.stored_segments([log], engine)[0]
-            encoded = segment is None and recall.missing == "encode"
+            segment = None if recall.as_text else memory.stored_segments([log], engine)[0]
+            encoded = segment is None and not recall.as_text and recall.missing == "encode"
             if encoded:
                 segment = memory.segments([log], engine)[0]
             length = (

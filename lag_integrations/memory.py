@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from lag_integrations import packaged
 from lag_integrations.deriving import Deriver
@@ -27,6 +27,7 @@ from lag_integrations.frameworks import FrameworkForms
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import LastResponse, Selection
+from lag_integrations.opened import forget, remember
 from lag_integrations.store.archive import Archived, export_archive, import_archive
 from lag_integrations.store.audit import Audit, Problem
 from lag_integrations.store.budget import Budget
@@ -105,6 +106,7 @@ class KVLogMemory(FrameworkForms):
         index: URL of a Chroma server, or a Chroma client; embedded in the folder by default.
 
     Attributes:
+        id: Names this object among those of the process.
         store: The log store of the namespace, for maintenance.
 
     Raises:
@@ -132,6 +134,7 @@ class KVLogMemory(FrameworkForms):
         segments: str | None = None,
         index: str | ClientAPI | None = None,
     ) -> None:
+        self.id = uuid4().hex
         self.k = k
         self.min_score = min_score
         self.outcomes = tuple(outcomes)
@@ -169,6 +172,7 @@ class KVLogMemory(FrameworkForms):
         self._worker = Worker(self._step, self._settle, self._pending, max_pending)
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
+        remember(self)
         unfinished = self.store.embeddings.count_missing(limit=1) or self.store.removals.next(1)
         if unfinished or budget != Budget():
             self._worker.notify()
@@ -571,6 +575,7 @@ class KVLogMemory(FrameworkForms):
             if self._closed or self._process != os.getpid():  # a fork's is its parent's
                 return
             self._closed = True
+        forget(self)
         atexit.unregister(self.close)
         self._worker.stop()
         try:

@@ -1,11 +1,12 @@
-"""Which memory a model call belongs to, where whoever recalls is not the model itself."""
+"""Which logs a model call is given, where whoever recalls is not the model itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
@@ -22,3 +23,34 @@ def use_memory(memory: KVLogMemory) -> Iterator[None]:
         yield
     finally:
         current_memory.reset(token)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Logs that were recalled for all model calls of a task, whichever prompts these have.
+
+    Attributes:
+        memory: Whose logs they are.
+        log_ids: The logs, best first.
+        as_text: Whether they are read as text instead of KV.
+        reports: What each call says of itself (tokens, logs, times); calls add to it.
+    """
+
+    memory: KVLogMemory
+    log_ids: Sequence[str]
+    as_text: bool = False
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+
+current_given: ContextVar[Given | None] = ContextVar("lag_given", default=None)
+"""What the model calls of this thread or task are given."""
+
+
+@contextmanager
+def give(given: Given) -> Iterator[None]:
+    """Give logs to the model calls of this thread or task, and of what it starts."""
+    token = current_given.set(given)
+    try:
+        yield
+    finally:
+        current_given.reset(token)

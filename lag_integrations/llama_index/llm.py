@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -28,10 +30,15 @@ from lag_integrations.answering import Answer, stepwise
 from lag_integrations.asking import ask
 from lag_integrations.engine import Engine
 from lag_integrations.errors import ToolChoiceError
+from lag_integrations.llama_index.tag import is_carrier, tag_of
 from lag_integrations.llama_index.translate import Reply, as_chat
-from lag_integrations.scope import current_memory
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.opened import opened_as
+from lag_integrations.scope import Given, current_given, current_memory
 from lag_integrations.settings import ModelSettings, given_engine
 from lag_integrations.shared import SharedEngine
+
+logger = logging.getLogger(__name__)
 
 
 class LAGLLM(FunctionCallingLLM, ModelSettings):
@@ -43,7 +50,9 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     token by token (extra ``constrained``), and so is structured prediction, which calls a tool.
 
     Any setting may be given to a call: ``llm.chat(messages, temperature=0, k=1)``, also
-    ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none).
+    ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none) and ``logs_as_text=True``, to compare.
+    Else the logs are those that a `LAGMemory` or `LAGQueryEngine` recalled for the task at hand,
+    else what the LLM's own memory has for the last user message.
 
     Example:
         .. code-block:: python
@@ -218,48 +227,74 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         ]
 
     def _chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponse:
-        answer, reply = self._answer(messages, given)
+        call = self._call(messages, given)
+        answer, reply = self._answer(call)
         for part in answer:
             reply.add(part)
-        return reply.end()
+        return call.end(reply)
 
     async def _achat(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> ChatResponse:
-        answer, reply = await asyncio.to_thread(self._answer, messages, given)
+        call = self._call(messages, given)
+        answer, reply = await asyncio.to_thread(self._answer, call)
         async for part in stepwise(answer):
             reply.add(part)
-        return reply.end()
+        return call.end(reply)
 
     def _stream(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponseGen:
-        answer, reply = self._answer(messages, given)
-        try:
-            for part in answer:
-                yield reply.more(part)
-            yield reply.end()
-        finally:
-            answer.close()
+        call = self._call(messages, given)
 
-    async def _astream(
+        def responses() -> ChatResponseGen:
+            answer, reply = self._answer(call)
+            try:
+                for part in answer:
+                    yield reply.more(part)
+                yield call.end(reply)
+            finally:
+                answer.close()
+
+        return responses()
+
+    def _astream(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> ChatResponseAsyncGen:
-        answer, reply = await asyncio.to_thread(self._answer, messages, given)
-        async for part in stepwise(answer):
-            yield reply.more(part)
-        yield reply.end()
+        call = self._call(messages, given)
 
-    def _answer(
-        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
-    ) -> tuple[Answer, Reply]:
-        """Recall, load the segments, and get ready to generate."""
-        engine, memory = self.engine, self.memory
-        rest = dict(given)
-        if rest.get("kv_log_ids") is not None:
+        async def responses() -> ChatResponseAsyncGen:
+            answer, reply = await asyncio.to_thread(self._answer, call)
+            async for part in stepwise(answer):
+                yield reply.more(part)
+            yield call.end(reply)
+
+        return responses()
+
+    def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Call:
+        """What is asked and which logs are given: now, since a stream may be read elsewhere."""
+        settings, memory, scope = dict(given), self.memory, None
+        if settings.get("kv_log_ids") is not None:
             # The ids may be those of another memory: of the engine or memory that recalled them.
             memory = current_memory.get() or memory
-        tools = rest.pop("tools", None) or ()
-        chat = as_chat(self._with_system_prompt(messages))
-        answer = Answer(engine, memory, ask(self, chat, rest, tools=tools))
+        elif (tag := tag_of(messages)) is not None:
+            memory = opened_as(str(tag["memory"]))
+            if memory is None:
+                logger.warning("The memory that recalled logs for this call is closed: none used.")
+            settings["kv_log_ids"] = list(tag["log_ids"])
+        elif (scope := current_given.get()) is not None:
+            memory = scope.memory
+            settings["kv_log_ids"] = list(scope.log_ids)
+            settings.setdefault("logs_as_text", scope.as_text)
+        conversation = [message for message in messages if not is_carrier(message)]
+        return _Call(self._with_system_prompt(conversation), settings, memory, scope)
+
+    def _answer(self, call: _Call) -> tuple[Answer, Reply]:
+        """Recall, load the segments, and get ready to generate."""
+        engine, settings = self.engine, dict(call.settings)
+        if call.memory is not None and call.memory is not self.memory:
+            call.memory.attach(engine)
+        tools = settings.pop("tools", None) or ()
+        question = ask(self, as_chat(call.messages), settings, tools=tools)
+        answer = Answer(engine, call.memory, question)
         return answer, Reply(answer, engine, self.model)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -271,6 +306,30 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         ):
             return list(messages)
         return self._extend_messages(list(messages))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call, with the logs that it is given.
+
+    Attributes:
+        messages: The conversation.
+        settings: Those of the call.
+        memory: Where logs come from.
+        scope: Who recalled them for more calls than this one.
+    """
+
+    messages: Sequence[ChatMessage]
+    settings: Mapping[str, Any]
+    memory: KVLogMemory | None
+    scope: Given | None
+
+    def end(self, reply: Reply) -> ChatResponse:
+        """The whole reply; whoever recalled is told what became of it."""
+        response = reply.end()
+        if self.scope is not None:
+            self.scope.reports.append(dict(response.raw or {}))
+        return response
 
 
 def _turn(text: str) -> list[ChatMessage]:
