@@ -11,5 +11,6 @@ except ImportError:
     ) from None
 
 from lag_integrations.llama_index.llm import LAGLLM
+from lag_integrations.llama_index.query_engine import LAGQueryEngine
 
-__all__ = ["LAGLLM"]
+__all__ = ["LAGLLM", "LAGQueryEngine"]

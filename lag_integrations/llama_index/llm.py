@@ -30,6 +30,7 @@ from lag_integrations.answering import Answer, stepwise
 from lag_integrations.asking import ask
 from lag_integrations.engine import Engine
 from lag_integrations.errors import ToolChoiceError
+from lag_integrations.llama_index.capture import is_choosing
 from lag_integrations.llama_index.tag import is_carrier, tag_of
 from lag_integrations.llama_index.translate import Reply, as_chat
 from lag_integrations.memory import KVLogMemory
@@ -282,7 +283,8 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             settings["kv_log_ids"] = list(tag["log_ids"])
         elif (scope := current_given.get()) is not None:
             memory = scope.memory
-            settings["kv_log_ids"] = list(scope.log_ids)
+            # A log answers the question; it does not say which tool or document to choose.
+            settings["kv_log_ids"] = [] if is_choosing() else list(scope.log_ids)
             settings.setdefault("logs_as_text", scope.as_text)
         conversation = [message for message in messages if not is_carrier(message)]
         return _Call(self._with_system_prompt(conversation), settings, memory, scope)

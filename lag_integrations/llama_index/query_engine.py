@@ -1,0 +1,198 @@
+"""A memory for query engines, which have no place for one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import Any
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    StreamingResponse,
+)
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index_instrumentation import get_dispatcher
+
+from lag_integrations.llama_index.capture import open_run
+from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.recalling import SafeRecall
+from lag_integrations.scope import Given, current_given, give
+from lag_integrations.store.filters import Where
+
+dispatcher = get_dispatcher(__name__)
+
+
+class LAGQueryEngine(BaseQueryEngine):
+    """Gives any query engine a memory of the queries that it answered.
+
+    The logs that fit the question are given to every call that the engine's `LAGLLM` answers from
+    (not where it selects, ranks or rewrites), in all response modes, streaming or not; the answered
+    query becomes a log with its sources. It is a query engine itself: for routers, sub-question
+    engines and ``QueryEngineTool``, around them or within.
+
+    ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
+    ``scores``, ``log_ids`` that the LLM took, those of them ``read_as_text``, ``injected_tokens``,
+    ``llm_calls``, ``usage`` (tokens, as in the LLM's responses), ``timings`` in seconds, and
+    ``run_id`` for `KVLogMemory.feedback`. A streamed response has all of it when it was read.
+
+    Example:
+        .. code-block:: python
+
+            engine = LAGQueryEngine(index.as_query_engine(llm=LAGLLM("…")), memory=memory)
+            engine.query("How do we ship to Norway?").metadata["lag"]
+
+    Args:
+        query_engine: The engine that answers.
+        memory: Where logs are recalled from and put.
+        k: Most logs to recall; the memory's own by default, as for all that follow.
+        min_score: Least similarity.
+        where: Only logs with such metadata.
+        as_text: Let the `LAGLLM` read the logs as text, to compare.
+        capture: Whether answered queries become logs.
+        callback_manager: The engine's own by default.
+
+    Raises:
+        StoreError: The filter is malformed.
+    """
+
+    def __init__(
+        self,
+        query_engine: BaseQueryEngine,
+        memory: KVLogMemory,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        as_text: bool = False,
+        capture: bool = True,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        super().__init__(callback_manager or query_engine.callback_manager)
+        self._engine = query_engine
+        self._memory = memory
+        self._recall = SafeRecall(memory, k, min_score, where)
+        self._as_text = as_text
+        self._capture = capture
+
+    # The engine's prompts under the engine's names: code that changes them need not know of us.
+    def _get_prompts(self) -> PromptDictType:
+        return self._engine._get_prompts()
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return self._engine._get_prompt_modules()
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        self._engine._update_prompts(prompts)
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """What the engine retrieves; no logs."""
+        return self._engine.retrieve(query_bundle)
+
+    @dispatcher.span
+    def synthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Answer from given nodes, with logs."""
+        task = self._begin(query_bundle)
+        with give(task.given):
+            return task.finish(
+                self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
+            )
+
+    @dispatcher.span
+    async def asynthesize(
+        self,
+        query_bundle: QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """Answer from given nodes, with logs."""
+        task = await asyncio.to_thread(self._begin, query_bundle)
+        with give(task.given):
+            response = await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
+            return task.finish(response)
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        task = self._begin(query_bundle)
+        with give(task.given):
+            return task.finish(self._engine.query(query_bundle))
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        task = await asyncio.to_thread(self._begin, query_bundle)
+        with give(task.given):
+            return task.finish(await self._engine.aquery(query_bundle))
+
+    def _begin(self, query_bundle: QueryBundle) -> _Task:
+        run_id = open_run(self._memory, owner=self) if self._capture else None
+        started = time.perf_counter()
+        logs = self._recall(query_bundle.query_str)
+        given = Given(self._memory, [log.id for log in logs], self._as_text)
+        return _Task(given, logs, run_id, time.perf_counter() - started)
+
+
+class _Task:
+    """A query that is being answered."""
+
+    def __init__(
+        self, given: Given, logs: Sequence[RecalledLog], run_id: str | None, seconds: float
+    ) -> None:
+        self.given = given
+        self._logs = logs
+        self._seconds = seconds
+        self._report: dict[str, Any] = {"run_id": run_id}
+        self._update()
+
+    def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """The response with its report; called while the logs are given."""
+        response.metadata = {**(response.metadata or {}), "lag": self._report}
+        # Most calls of a stream are made when it is read: long after, and anywhere.
+        if isinstance(response, StreamingResponse):
+            response.response_gen = carried(
+                response.response_gen, context=copy_context(), ended=self._update
+            )
+        elif isinstance(response, AsyncStreamingResponse):
+            response.response_gen = acarried(
+                response.response_gen, variables={current_given: self.given}, ended=self._update
+            )
+        else:
+            self._update()
+        return response
+
+    def _update(self, error: BaseException | None = None) -> None:
+        calls = self.given.reports
+        used = [call["lag"] for call in calls]
+        ids = {key for lag in used for key in lag["log_ids"]}
+        read = {key for lag in used for key in lag["read_as_text"]}
+        self._report.update(
+            recalled=[log.id for log in self._logs],
+            scores=[log.score for log in self._logs],
+            log_ids=[log.id for log in self._logs if log.id in ids],
+            read_as_text=[log.id for log in self._logs if log.id in read],
+            injected_tokens=sum(lag["injected_tokens"] for lag in used),
+            llm_calls=len(calls),
+            usage={
+                "prompt_tokens": sum(call["usage"]["prompt_tokens"] for call in calls),
+                "completion_tokens": sum(call["usage"]["completion_tokens"] for call in calls),
+                "total_tokens": sum(call["usage"]["total_tokens"] for call in calls),
+                "prompt_tokens_details": {
+                    "cached_tokens": sum(
+                        call["usage"]["prompt_tokens_details"]["cached_tokens"] for call in calls
+                    )
+                },
+            },
+            timings={
+                "recall": self._seconds,
+                "load": sum(lag["timings"]["load"] for lag in used),
+                "injection": sum(lag["timings"]["injection"] for lag in used),
+            },
+        )
