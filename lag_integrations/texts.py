@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lag_integrations.memory import RecalledLog
-from lag_integrations.trace import Trace
+from lag_integrations.trace import Message, Trace
 
 MAX_CHARS = 6_000
 """Of recalled text in a prompt: about 1,500 tokens."""
+
+HEADING = (
+    "Similar tasks were solved before, the most similar first. Use what helps; they may differ "
+    "from the present task.\n\n"
+)
+"""What stands before recalled text in a prompt."""
 
 
 def log_text(log: Trace) -> str:
@@ -26,8 +33,8 @@ def log_text(log: Trace) -> str:
     return f"Task: {task}\nAnswer: {answer}" if task else answer
 
 
-def logs_text(logs: Sequence[RecalledLog], max_chars: int) -> tuple[str, list[str]]:
-    """As many logs as fit, best first, and their ids.
+def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
+    """As many logs as fit, best first.
 
     The worst go first; a best one that is too long by itself is cut.
     """
@@ -41,4 +48,28 @@ def logs_text(logs: Sequence[RecalledLog], max_chars: int) -> tuple[str, list[st
             break
         parts.append(part)
         room -= len(part) + 2
+    return parts
+
+
+def logs_text(logs: Sequence[RecalledLog], max_chars: int) -> tuple[str, list[str]]:
+    """As many logs as fit (see `logs_texts`) in one text, and their ids."""
+    parts = logs_texts(logs, max_chars)
     return "\n\n".join(parts), [log.id for log in logs[: len(parts)]]
+
+
+def without_texts(step: Message, texts: Mapping[str, str]) -> Message:
+    """A step in which recalled texts are replaced; what the assistant said stays."""
+    if not texts or step.role == "assistant":
+        return step
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, str):
+            for text, log_id in texts.items():
+                part = part.replace(text, f"[recalled log: {log_id}]")
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            return {**part, "text": clean(part["text"])}
+        return part
+
+    content = step.content
+    cleaned = clean(content) if isinstance(content, str) else [clean(part) for part in content]
+    return step if cleaned == content else step.model_copy(update={"content": cleaned})

@@ -20,10 +20,11 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.judging import Judge, is_uncaptured
+from lag_integrations.judging import Judge, is_uncaptured, judges_of
 from lag_integrations.langchain.messages import task_of
-from lag_integrations.langchain.runs import Run, nobody_waits
+from lag_integrations.langchain.runs import Run
 from lag_integrations.langchain.threads import shared_by
+from lag_integrations.outcomes import nobody_waits
 from lag_integrations.trace import Trace
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class CaptureHandler(_Handler):
 
     def wait_for_judge(self) -> None:
         """Wait until every run that ended so far is judged, before the memory is closed."""
-        self._shared.judges.wait()
+        judges_of(self._memory).wait()
 
     @_quiet
     def on_chain_start(
@@ -392,7 +393,7 @@ class CaptureHandler(_Handler):
             else:
                 trace = trace.model_copy(update={"outcome": "unknown"})
                 log_id = self._memory.add(trace)
-                self._shared.judges.put(self._memory, judge, trace, log_id)
+                judges_of(self._memory).put(self._memory, judge, trace, log_id)
             if run.thread is not None and not run.failed:
                 self._shared.learn_logged(run.thread, run.message_ids)
         except TraceError as reason:

@@ -1,23 +1,13 @@
-"""A language model that judges runs."""
+"""A chat model that judges runs."""
 
 from __future__ import annotations
 
-import re
-
 from langchain_core.language_models import BaseChatModel
 
-from lag_integrations.judging import uncaptured
-from lag_integrations.trace import Trace
-
-_PROMPT = (
-    "Does the answer solve the task? Reply with one word: yes or no.\n\n"
-    "Task:\n{task}\n\nAnswer:\n{answer}"
-)
-_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+from lag_integrations.judging import YesOrNo
 
 
-class LLMJudge:
+class LLMJudge(YesOrNo):
     """Asks a model whether the last response of a run solves its task.
 
     Its own calls are not captured.
@@ -37,19 +27,4 @@ class LLMJudge:
     """
 
     def __init__(self, model: BaseChatModel, prompt: str | None = None) -> None:
-        prompt = _PROMPT if prompt is None else prompt
-        for place in ("{task}", "{answer}"):
-            if place not in prompt:
-                raise ValueError(f"The judge's prompt has no {place}; say where it shall stand.")
-        self._model = model
-        self._prompt = prompt
-
-    def __call__(self, trace: Trace) -> bool | None:
-        """True or False; None if the model's reply is neither yes nor no."""
-        texts = {"{task}": trace.task, "{answer}": trace.last_response}
-        # At once: a task may well hold the word "{answer}".
-        prompt = re.sub(r"\{task\}|\{answer\}", lambda place: texts[place[0]], self._prompt)
-        with uncaptured():
-            reply = self._model.invoke(prompt)
-        word = _WORD.search(_THOUGHT.sub("", str(reply.text)))
-        return None if word is None else word[0].lower() == "yes"
+        super().__init__(lambda question: str(model.invoke(question).text), prompt)

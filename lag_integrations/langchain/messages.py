@@ -8,14 +8,12 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from lag_integrations.errors import TraceError
+from lag_integrations.outcomes import STOP_KEYS, says_too_long
 from lag_integrations.trace import Message, as_message
 
 # What chains commonly call their question, and their answer.
 _TASK_KEYS = ("question", "input", "query", "task", "messages")
 _ANSWER_KEYS = ("output", "answer", "result", "response", "text")
-# Where providers say why a model stopped, and what they call the limit.
-_STOP_KEYS = ("finish_reason", "stop_reason", "done_reason")
-_TOO_LONG = {"length", "max_tokens", "max_output_tokens", "model_length"}
 
 
 def role_of(message: BaseMessage) -> str:
@@ -78,31 +76,13 @@ def _lag(holder: Any) -> Mapping[str, Any]:
     return lag if isinstance(lag, Mapping) else {}
 
 
-def without_texts(step: Message, texts: Mapping[str, str]) -> Message:
-    """A step in which recalled texts are replaced; what the assistant said stays."""
-    if not texts or step.role == "assistant":
-        return step
-
-    def clean(part: Any) -> Any:
-        if isinstance(part, str):
-            for text, log_id in texts.items():
-                part = part.replace(text, f"[recalled log: {log_id}]")
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            return {**part, "text": clean(part["text"])}
-        return part
-
-    content = step.content
-    cleaned = clean(content) if isinstance(content, str) else [clean(part) for part in content]
-    return step if cleaned == content else step.model_copy(update={"content": cleaned})
-
-
 def was_cut_off(message: BaseMessage) -> bool:
     """Whether an answer ended at the limit of its length."""
     metadata = message.response_metadata
-    reasons = [metadata.get(key) for key in _STOP_KEYS]
+    reasons = [metadata.get(key) for key in STOP_KEYS]
     if isinstance(details := metadata.get("incomplete_details"), Mapping):
         reasons.append(details.get("reason"))
-    return any(str(reason).lower() in _TOO_LONG for reason in reasons)
+    return says_too_long(reasons)
 
 
 def messages_in(value: Any) -> list[BaseMessage]:

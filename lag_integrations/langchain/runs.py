@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
@@ -23,8 +22,9 @@ from lag_integrations.langchain.messages import (
     step_key,
     task_of,
     was_cut_off,
-    without_texts,
 )
+from lag_integrations.outcomes import nobody_waits
+from lag_integrations.texts import without_texts
 from lag_integrations.trace import Message, Outcome, Trace
 
 _MIN_RECALLED_TEXT = 20
@@ -340,11 +340,6 @@ class Run:
 
 def _calls(message: BaseMessage) -> Sequence[Any]:
     return message.tool_calls if isinstance(message, AIMessage) else ()
-
-
-def nobody_waits(error: BaseException) -> bool:
-    """Whether a run ended because its stream was closed, or its task cancelled, or by Ctrl-C."""
-    return isinstance(error, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt)
 
 
 def _answers(message: BaseMessage) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from lag_integrations.judging import Judges
 from lag_integrations.langchain.runs import Run
 
 if TYPE_CHECKING:
@@ -24,10 +23,9 @@ _REMEMBERED = 1_000
 
 
 class Shared:
-    """Interrupted runs that wait for their second half, runs that are logged, and the judges."""
+    """Interrupted runs that wait for their second half, and runs that are logged."""
 
     def __init__(self) -> None:
-        self.judges = Judges()
         self._lock = threading.Lock()
         self._halves: OrderedDict[str, Run] = OrderedDict()
         self._done: OrderedDict[UUID, None] = OrderedDict()
