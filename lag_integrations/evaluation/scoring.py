@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections import Counter
 
 
 def normalize(text: str) -> str:
@@ -20,3 +21,10 @@ def exact_match(answer: str, gold: str) -> bool:
 def contains(answer: str, gold: str) -> bool:
     """Whether the gold answer stands somewhere in an answer."""
     return normalize(gold) in normalize(answer)
+
+
+def f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the words, from 0 to 1."""
+    said, wanted = normalize(answer).split(), normalize(gold).split()
+    common = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * common / (len(said) + len(wanted)) if common else 0.0
