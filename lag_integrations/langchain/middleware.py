@@ -25,12 +25,7 @@ from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.scope import use_memory
 from lag_integrations.store.filters import Where
-from lag_integrations.texts import MAX_CHARS, logs_text
-
-_HEADING = (
-    "Similar tasks were solved before, the most similar first. Use what helps; they may differ "
-    "from the present task.\n\n"
-)
+from lag_integrations.texts import HEADING, MAX_CHARS, logs_text
 
 
 class LogState(AgentState[Any]):
@@ -134,7 +129,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         if not ids:
             return request
         return request.override(
-            system_message=_with_section(request.system_message, _HEADING + text, ids)
+            system_message=_with_section(request.system_message, HEADING + text, ids)
         )
 
     def _ids(self, request: ModelRequest[Any]) -> list[str]:
