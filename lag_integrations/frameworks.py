@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lag_integrations.langchain.middleware import KVLogMiddleware
     from lag_integrations.langchain.retriever import LogRetriever
     from lag_integrations.langchain.store import LogBaseStore
+    from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
     from lag_integrations.memory import KVLogMemory
 
 
@@ -58,6 +59,16 @@ class FrameworkForms:
         from lag_integrations.langchain.retriever import LogRetriever
 
         return LogRetriever(memory=self._memory, **settings)
+
+    def as_llama_index_retriever(self, **settings: Any) -> LlamaIndexLogRetriever:
+        """A LlamaIndex retriever that gives logs as nodes (extra ``llama-index``).
+
+        Args:
+            **settings: Those of its `LogRetriever`: ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.llama_index.retriever import LogRetriever
+
+        return LogRetriever(self._memory, **settings)
 
     def as_tool(self, **settings: Any) -> BaseTool:
         """A LangChain tool with which an agent recalls logs as text.

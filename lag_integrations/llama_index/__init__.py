@@ -10,7 +10,10 @@ except ImportError:
         "Install it with: pip install 'lag_integrations[llama-index]'"
     ) from None
 
+from lag_integrations.llama_index.block import KVLogMemoryBlock
+from lag_integrations.llama_index.lag_memory import LAGMemory
 from lag_integrations.llama_index.llm import LAGLLM
 from lag_integrations.llama_index.query_engine import LAGQueryEngine
+from lag_integrations.llama_index.retriever import LogRetriever
 
-__all__ = ["LAGLLM", "LAGQueryEngine"]
+__all__ = ["LAGLLM", "KVLogMemoryBlock", "LAGMemory", "LAGQueryEngine", "LogRetriever"]

@@ -16,9 +16,14 @@ from lag_integrations.memory import KVLogMemory
 TAG = "lag"
 
 
+class _Tag(dict[str, Any]):
+    def __repr__(self) -> str:
+        return "…"  # condense prompts and token counts take a message's kwargs as they are printed
+
+
 def tagged(message: ChatMessage, memory: KVLogMemory, log_ids: Sequence[str]) -> ChatMessage:
     """A copy of a message that names logs."""
-    tag = {"memory": memory.id, "log_ids": list(log_ids)}
+    tag = _Tag(memory=memory.id, log_ids=list(log_ids))
     kwargs = {**message.additional_kwargs, TAG: tag}
     return message.model_copy(update={"additional_kwargs": kwargs})
 

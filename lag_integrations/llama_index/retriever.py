@@ -1,0 +1,86 @@
+"""The memory as a retriever: logs as nodes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.store.filters import Where, condition
+from lag_integrations.texts import log_text
+from lag_integrations.trace import Outcome
+
+
+class LogRetriever(BaseRetriever):
+    """Finds logs that fit a query, best first, as text: for models whose KV cache is out of reach.
+
+    A node's text is the log's task and last response. Its id is the log id; its metadata has
+    ``log_id``, ``score``, ``task``, ``outcome``, ``started_at``, and what the trace's own has, and
+    is not shown to the model.
+
+    Example:
+        .. code-block:: python
+
+            retriever = memory.as_llama_index_retriever(k=2, where={"team": "logistics"})
+            RetrieverQueryEngine.from_args(retriever, llm=llm).query("How do we ship to Norway?")
+
+    Args:
+        memory: Where logs are recalled from.
+        k: Most logs to find; the memory's own by default, as for all that follow.
+        min_score: Least similarity.
+        where: Only logs with such metadata.
+        outcomes: Only logs with these outcomes.
+        diversity: How much the logs shall differ from each other.
+
+    Raises:
+        StoreError: The filter is malformed.
+    """
+
+    def __init__(
+        self,
+        memory: KVLogMemory,
+        *,
+        k: int | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: tuple[Outcome, ...] | None = None,
+        diversity: float | None = None,
+    ) -> None:
+        super().__init__()
+        if where is not None:
+            condition(where)
+        self._memory = memory
+        self._settings = {
+            "k": k,
+            "min_score": min_score,
+            "where": where,
+            "outcomes": outcomes,
+            "diversity": diversity,
+        }
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        logs = self._memory.recall(query_bundle.query_str, **self._settings)  # type: ignore[arg-type]
+        return [NodeWithScore(node=_node(log), score=log.score) for log in logs]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+def _node(log: RecalledLog) -> TextNode:
+    metadata = {
+        **log.log.metadata,
+        "log_id": log.id,
+        "score": log.score,
+        "task": log.log.task,
+        "outcome": log.log.outcome,
+        "started_at": log.log.started_at.isoformat(),
+    }
+    return TextNode(
+        id_=log.id,
+        text=log_text(log.log),
+        metadata=metadata,
+        excluded_llm_metadata_keys=list(metadata),
+        excluded_embed_metadata_keys=list(metadata),
+    )
