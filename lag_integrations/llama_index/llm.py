@@ -115,7 +115,9 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     def to_payload(self) -> dict[str, Any]:
         """What observers are told of the model: no secrets, no tensors."""
-        return {"class_name": self.class_name(), **self.metadata.model_dump(mode="json")}
+        names = {"class_name": self.class_name(), "model": self.model}
+        settings = {"temperature": self.temperature, **self.metadata.model_dump(mode="json")}
+        return {**names, **settings}
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:

@@ -358,7 +358,10 @@ def test_metadata_and_payload(engine):
     assert LAGLLM(engine, kv_reserve=10**6).metadata.context_window == engine.window * 3 // 4
     assert (metadata.num_output, metadata.is_function_calling_model) == (7, True)
     assert metadata.is_chat_model
-    assert json.loads(json.dumps(llm.to_payload()))["class_name"] == "LAGLLM"
+    payload = json.loads(json.dumps(LAGLLM(engine, temperature=0.5).to_payload()))
+    assert payload["class_name"] == "LAGLLM"
+    assert payload["model"] == payload["model_name"] == llm.model
+    assert payload["temperature"] == 0.5
     json.dumps(llm.to_dict())
     secret = LAGLLM("x", model_kwargs={"token": "hf_secret"})
     assert secret.loading["token"] == "hf_secret"
@@ -408,3 +411,51 @@ def test_no_method_is_left_to_the_base_class():
         for method in (name, f"a{name}"):
             assert method in vars(LAGLLM), method
         assert inspect.iscoroutinefunction(getattr(LAGLLM, f"a{name}"))
+
+
+def test_a_prompt_is_given_once(llm):
+    for complete in (llm.complete, lambda *a, **k: list(llm.stream_complete(*a, **k))[-1]):
+        assert complete("Hi.", max_tokens=2).text == complete(prompt="Hi.", max_tokens=2).text
+        with pytest.raises(TypeError):
+            complete("Hi.", prompt="Hi.")
+        with pytest.raises(ValueError, match="prompt"):
+            complete()
+
+
+def broken(city: str) -> str:
+    """Tell the weather of a city."""
+    raise RuntimeError("no weather today")
+
+
+def test_tools_that_fail(llm):
+    tools = [FunctionTool.from_defaults(broken)]
+    asked = {"user_msg": "Weather in Rome?", "tool_choice": "broken", "max_tokens": 60}
+    said = llm.predict_and_call(tools, **asked)
+    assert said.sources[0].is_error
+    assert "no weather today" in said.response
+    with pytest.raises(ValueError, match="no weather today"):
+        llm.predict_and_call(tools, **asked, error_on_tool_error=True)
+
+    async def later():
+        said = await llm.apredict_and_call(tools, **asked)
+        assert said.sources[0].is_error
+        with pytest.raises(ValueError, match="no weather today"):
+            await llm.apredict_and_call(tools, **asked, error_on_tool_error=True)
+
+    asyncio.run(later())
+
+
+def test_async_calls_are_told_once(llm, events):
+    async def later():
+        await llm.achat(TALE)
+        async for _ in await llm.astream_complete("Hi."):
+            pass
+
+    asyncio.run(later())
+    told = [name for name in events if name.startswith("LLM") and "Progress" not in name]
+    assert told == [
+        "LLMChatStartEvent",
+        "LLMChatEndEvent",
+        "LLMCompletionStartEvent",
+        "LLMCompletionEndEvent",
+    ]
