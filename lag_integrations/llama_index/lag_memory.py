@@ -92,7 +92,7 @@ class LAGMemory(BaseMemory):
     as_text: bool = False
     capture: bool = True
     session_id: str = Field(default_factory=lambda: uuid4().hex)
-    history: BaseMemory = Field(default_factory=ChatMemoryBuffer.from_defaults)
+    history: BaseMemory = Field(default_factory=ChatMemoryBuffer.from_defaults, repr=False)
 
     _memory: KVLogMemory | None = PrivateAttr(default=None)
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)

@@ -1,0 +1,220 @@
+"""LLMs that say what a test tells them to, and what tests of capture share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LLMMetadata,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from pydantic import Field
+
+from lag_integrations import KVLogMemory, Trace
+
+
+def call(name: str, text: str = "", **args: Any) -> ChatMessage:
+    """An answer that calls a tool."""
+    block = ToolCallBlock(tool_name=name, tool_kwargs=args, tool_call_id=f"call-{name}")
+    return ChatMessage(role="assistant", blocks=[*([TextBlock(text=text)] if text else []), block])
+
+
+class Scripted(FunctionCallingLLM):
+    """Gives its answers in turn, the last one for ever; texts are streamed word by word.
+
+    An answer may be a text, a message, an exception, or a function of the messages.
+    """
+
+    answers: list[Any] = Field(default_factory=lambda: ["done"])
+    raw: Any = None
+    delay: float = 0.0
+    seen: list[Any] = Field(default_factory=list)
+
+    def __init__(self, *answers: Any, **kwargs: Any) -> None:
+        super().__init__(answers=list(answers) or ["done"], **kwargs)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True, is_function_calling_model=True)
+
+    def _next(self, messages: Any) -> ChatMessage:
+        self.seen.append(list(messages))
+        answer = self.answers[min(len(self.seen), len(self.answers)) - 1]
+        if callable(answer):
+            answer = answer(messages)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, str):
+            return ChatMessage(role="assistant", content=answer)
+        return answer.model_copy(deep=True)
+
+    def _pieces(self, messages: Any) -> Any:
+        message = self._next(messages)
+        words = (message.content or "").split(" ")
+        for place, word in enumerate(words):
+            last = place == len(words) - 1
+            delta = word if last else f"{word} "
+            if last:
+                so_far = message
+            else:
+                so_far = ChatMessage(role="assistant", content=" ".join(words[: place + 1]))
+            yield ChatResponse(message=so_far, delta=delta, raw=self.raw if last else None)
+
+    @llm_chat_callback()
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        time.sleep(self.delay)
+        return ChatResponse(message=self._next(messages), raw=self.raw)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        await asyncio.sleep(self.delay)
+        return ChatResponse(message=self._next(messages), raw=self.raw)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        def pieces() -> Any:
+            for piece in self._pieces(messages):
+                time.sleep(self.delay)
+                yield piece
+
+        return pieces()
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        async def pieces() -> Any:
+            for piece in self._pieces(messages):
+                await asyncio.sleep(self.delay)
+                yield piece
+
+        return pieces()
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        time.sleep(self.delay)
+        return CompletionResponse(text=self._next([prompt]).content or "", raw=self.raw)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        await asyncio.sleep(self.delay)
+        return CompletionResponse(text=self._next([prompt]).content or "", raw=self.raw)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        def pieces() -> Any:
+            for piece in self._pieces([prompt]):
+                yield _completion(piece)
+
+        return pieces()
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        async def pieces() -> Any:
+            for piece in self._pieces([prompt]):
+                await asyncio.sleep(self.delay)
+                yield _completion(piece)
+
+        return pieces()
+
+    def _prepare_chat_with_tools(
+        self, tools: Any, user_msg: Any = None, chat_history: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(
+                ChatMessage(role="user", content=user_msg)
+                if isinstance(user_msg, str)
+                else user_msg
+            )
+        return {"messages": messages}
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        return [
+            ToolSelection(
+                tool_id=block.tool_call_id or "",
+                tool_name=block.tool_name,
+                tool_kwargs=block.tool_kwargs,
+            )
+            for block in response.message.blocks
+            if isinstance(block, ToolCallBlock)
+        ]
+
+
+class Plain(CustomLLM):
+    """One whose chat is a completion, and whose async methods are the others: calls nest."""
+
+    answers: list[str] = Field(default_factory=lambda: ["done"])
+    count: int = 0
+
+    def __init__(self, *answers: str, **kwargs: Any) -> None:
+        super().__init__(answers=list(answers) or ["done"], **kwargs)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def _next(self) -> str:
+        self.count += 1
+        return self.answers[min(self.count, len(self.answers)) - 1]
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text=self._next())
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        def pieces() -> Any:
+            text = ""
+            for word in self._next().split(" "):
+                delta = word if not text else f" {word}"
+                text += delta
+                yield CompletionResponse(text=text, delta=delta)
+
+        return pieces()
+
+
+def _completion(piece: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(text=piece.message.content or "", delta=piece.delta, raw=piece.raw)
+
+
+def index(*texts: str) -> VectorStoreIndex:
+    """An index of texts, all of which are alike to its embedder."""
+    documents = [Document(text=text) for text in texts or ("Oslo is rainy.",)]
+    return VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(8))
+
+
+def captured(memory: KVLogMemory) -> list[Trace]:
+    """All that is logged, oldest first."""
+    return [info.trace for info in reversed(memory.store.ledger.info())]
+
+
+def said(trace: Trace) -> list[tuple[str, str]]:
+    """Who said what; a call is its tool's name."""
+    return [
+        (step.role, step.text or ",".join(call.name for call in step.tool_calls))
+        for step in trace.messages
+    ]
+
+
+def in_threads(count: int, function: Any) -> None:
+    """Run a function in threads at once; each is given its number."""
+    threads = [threading.Thread(target=function, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

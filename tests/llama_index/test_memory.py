@@ -1,0 +1,674 @@
+"""LAGMemory: logs reach the LLM of agents and chat engines with their conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+from llama_index.core.agent.workflow import (
+    AgentWorkflow,
+    CodeActAgent,
+    FunctionAgent,
+    ReActAgent,
+)
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.chat_engine import (
+    CondensePlusContextChatEngine,
+    ContextChatEngine,
+    SimpleChatEngine,
+)
+from llama_index.core.memory import ChatMemoryBuffer, Memory
+from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSerializer
+
+from lag_integrations import KVLogMemory
+from lag_integrations.errors import EmbedderMismatchError, StoreError
+from lag_integrations.llama_index import LAGLLM, LAGMemory, lag_memory, recalled
+from lag_integrations.recalling import SafeRecall
+from tests.conftest import qa
+from tests.llama_index.scripted import added, called, named, said, scripted, texts, user
+
+VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
+FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
+QUESTION = "Which code does the vault in Lima have?"
+OTHER = "Tell me what the Ostrava ferry carries."
+
+
+@pytest.fixture
+def logs(memory, no_worker):
+    """The vault's and the ferry's."""
+    return added(memory, VAULT, FERRY)
+
+
+@pytest.fixture
+def lag(memory, logs):
+    return LAGMemory(memory)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The queries of all recalls."""
+    queries: list[str] = []
+    recall = SafeRecall.__call__
+
+    def counted(self, query, **kwargs):
+        queries.append(query)
+        return recall(self, query, **kwargs)
+
+    monkeypatch.setattr(SafeRecall, "__call__", counted)
+    return queries
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The runs that were to be captured: memory and thread."""
+    runs: list[tuple[KVLogMemory, str]] = []
+    monkeypatch.setattr(
+        lag_memory, "open_run", lambda memory, thread=None: runs.append((memory, thread))
+    )
+    return runs
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """The texts that were told to capture."""
+    told: dict[str, str] = {}
+    monkeypatch.setattr(recalled, "note_recalled", told.update)
+    return told
+
+
+@pytest.fixture(scope="module")
+def index():
+    documents = [Document(text="Lima is a city.")]
+    return VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(4))
+
+
+def weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return f"Rain in {city}."
+
+
+def code_runner(code: str) -> str:
+    """Run code."""
+    return "42"
+
+
+# The messages are those of the history.
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_the_conversation_is_kept_in_order(lag, way):
+    first, second, third = user("One."), said("Two."), user("Three.")
+
+    async def run():
+        await lag.aput(first)
+        await lag.aput_messages([second, third])
+        assert await lag.aget_all() == [first, second, third]
+        assert [m.content for m in await lag.aget()] == ["One.", "Two.", "Three."]
+        await lag.aset([third])
+        assert await lag.aget_all() == [third]
+        await lag.areset()
+        assert await lag.aget_all() == await lag.aget() == []
+
+    if way == "async":
+        asyncio.run(run())
+        return
+    lag.put(first)
+    lag.put_messages([second, third])
+    assert lag.get_all() == [first, second, third]
+    assert [m.content for m in lag.get()] == ["One.", "Two.", "Three."]
+    lag.set([third])
+    assert lag.get_all() == [third]
+    lag.reset()
+    assert lag.get_all() == lag.get() == []
+
+
+async def test_async_ways_are_the_historys_own(memory, no_worker):
+    class OnlyAsync(ChatMemoryBuffer):
+        def put(self, message):
+            raise AssertionError("sync")
+
+        set = put_messages = get = get_all = reset = put
+
+        async def aput(self, message):
+            self.chat_store.add_message(self.chat_store_key, message)
+
+        async def aput_messages(self, messages):
+            for message in messages:
+                await self.aput(message)
+
+        async def aset(self, messages):
+            self.chat_store.set_messages(self.chat_store_key, messages)
+
+        async def aget(self, input=None, **kwargs):
+            return self.chat_store.get_messages(self.chat_store_key)
+
+        async def aget_all(self):
+            return await self.aget()
+
+        async def areset(self):
+            await self.aset([])
+
+    lag = LAGMemory(memory, history=OnlyAsync.from_defaults())
+    await lag.aset([user("One.")])
+    await lag.aput(said("Two."))
+    await lag.aput_messages([user("Three.")])
+    assert len(await lag.aget()) == len(await lag.aget_all()) == 3
+    await lag.areset()
+    assert await lag.aget() == []
+
+
+def test_it_is_a_memory_and_true_while_it_is_empty(lag):
+    assert "BaseMemory" in [cls.__name__ for cls in LAGMemory.__mro__]
+    assert LAGMemory.class_name() == "LAGMemory"
+    assert lag
+    assert QUESTION not in repr(LAGMemory.from_defaults(lag._memory, [user(QUESTION)]))
+    assert not hasattr(LAGMemory, "__len__")
+    assert not hasattr(LAGMemory, "__bool__")
+
+
+def test_an_empty_one_is_kept_by_agents_and_engines(lag):
+    llm, _ = scripted("Fine.")
+    SimpleChatEngine.from_defaults(llm=llm, memory=lag).chat("Hi.")
+    assert [m.content for m in lag.get_all()] == ["Hi.", "Fine."]
+
+    async def run():
+        await FunctionAgent(llm=llm, tools=[]).run("Again.", memory=lag)
+
+    asyncio.run(run())
+    assert [m.content for m in lag.get_all()][2:] == ["Again.", "Fine."]
+
+
+def test_what_it_is_made_of(memory, no_worker):
+    llm, _ = scripted("Fine.")
+    lag = LAGMemory.from_defaults(memory, chat_history=[user("Hi.")], llm=llm, k=2, session_id="s")
+    assert (lag.k, lag.session_id) == (2, "s")
+    assert [m.content for m in lag.get_all()] == ["Hi."]
+    assert lag.history.token_limit == llm.metadata.context_window * 3 // 4
+    assert LAGMemory.from_defaults(memory, token_limit=99).history.token_limit == 99
+    assert LAGMemory(memory).session_id != LAGMemory(memory).session_id
+    with pytest.raises(ValueError, match=r"LAGMemory\(KVLogMemory"):
+        LAGMemory.from_defaults(chat_history=[])
+    with pytest.raises(ValueError, match=r"LAGMemory\(KVLogMemory"):
+        LAGMemory("./memory")
+    with pytest.raises(ValueError, match="min_scor"):
+        LAGMemory(memory, min_scor=0.5)
+    with pytest.raises(StoreError):
+        LAGMemory(memory, where={"$nor": 1})
+
+
+def test_engines_count_their_prefix_by_the_historys_tokenizer(memory, no_worker):
+    lag = LAGMemory.from_defaults(memory, token_limit=30)
+    llm, seen = scripted("word " * 10)
+    engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag, system_prompt="word " * 15)
+    engine.chat("One.")
+    engine.chat("Two.")
+    assert [m.content for m in seen[1][1:]] == ["Two."]  # the first turn did not fit any more
+
+
+# Logs are named in a copy of the last user message.
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_logs_are_named_in_a_copy_of_the_last_user_message(lag, memory, logs, way):
+    lag.put_messages([user("Hi."), said("Hello."), user(QUESTION), said("Let me see.")])
+    messages = lag.get() if way == "sync" else asyncio.run(lag.aget())
+    assert messages[2].additional_kwargs["lag"] == {"memory": memory.id, "log_ids": [logs[0]]}
+    assert all("lag" not in messages[place].additional_kwargs for place in (0, 1, 3))
+    assert messages[2].content == QUESTION
+    assert all("lag" not in message.additional_kwargs for message in lag.get_all())
+
+
+def test_it_recalls_by_the_input_if_there_is_one(lag, logs):
+    lag.put_messages([user(QUESTION), said("7741.")])
+    assert named(lag.get(input=OTHER)) == [logs[1]]
+    assert named(lag.get()) == [logs[0]]
+
+
+def test_a_prompt_for_which_nothing_fits_says_so(lag):
+    lag.put(user("Sing me a song about trees."))
+    assert named(lag.get()) == []  # so that the LLM does not recall by another message
+
+
+def test_without_a_user_message_nothing_is_recalled(lag, asked):
+    lag.put_messages([said("Hello."), said("Anyone?")])
+    assert named(lag.get()) is None
+    assert asked == []
+
+
+def test_an_input_before_all_messages_is_recalled_for(lag, logs):
+    (message,) = lag.get(input=QUESTION)
+    assert message.blocks == []
+    assert named([message]) == [logs[0]]
+    assert "…" in repr(message.additional_kwargs)  # a condense prompt has it, as it is printed
+    assert logs[0] not in repr(message.additional_kwargs)
+
+
+def test_a_task_is_recalled_for_once(lag, asked):
+    lag.put(user(QUESTION))
+    for _ in range(3):
+        lag.get()
+    lag.put(said("Let me see."))
+    lag.put(user("Result of executing the code given:\n\n42"))  # of a CodeActAgent
+    lag.get()
+    assert asked == [QUESTION]
+
+
+def test_the_input_may_be_what_the_user_said_last(lag, asked):
+    lag.put(user(QUESTION))
+    lag.get()
+    lag.get(input=QUESTION)  # an agent's later steps
+    assert asked == [QUESTION]
+
+
+@pytest.mark.parametrize("way", ["put", "aput", "put_messages", "aput_messages", "set", "aset"])
+def test_the_same_words_again_are_recalled_for_anew(memory, no_worker, way):
+    lag = LAGMemory(memory)
+    lag.put(user(QUESTION))
+    assert named(lag.get()) == []
+    (log,) = added(memory, VAULT)
+    assert named(lag.get()) == []
+    message = user(QUESTION)
+    given = [message] if way.endswith(("messages", "set")) else message
+    result = getattr(lag, way)(given)
+    if asyncio.iscoroutine(result):
+        asyncio.run(result)
+    assert named(lag.get()) == [log]
+
+
+def test_its_settings_choose_what_is_recalled(memory, logs):
+    def recalled_with(**settings):
+        lag = LAGMemory(memory, **settings)
+        lag.put(user(QUESTION))
+        return named(lag.get())
+
+    (team,) = added(memory, qa(QUESTION, "7741", metadata={"team": "safes"}))
+    assert recalled_with(min_score=-1) == [team, *logs]
+    assert recalled_with(min_score=-1, k=1) == [team]
+    assert recalled_with(where={"team": "safes"}) == [team]
+    assert recalled_with(min_score=0.99, where={"team": {"$ne": "safes"}}) == []
+    assert recalled_with(k=0) == []
+
+
+def test_logs_of_the_session_are_not_recalled_while_its_turns_are_there(memory, logs):
+    (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
+    lag = LAGMemory(memory, session_id="mine")
+    lag.put(user(QUESTION))
+    assert named(lag.get()) == [own, logs[0]]  # of this session, but forgotten by the history
+    lag.put_messages([said("7741."), user(QUESTION)])
+    assert named(lag.get()) == [logs[0]]
+    lag.set([user(OTHER), said("Bees.")])
+    assert named(lag.get(input=QUESTION)) == [logs[0]]
+    other = LAGMemory(memory, session_id="another")
+    other.put_messages([user("Hi."), said("Hi."), user(QUESTION)])
+    assert named(other.get()) == [own, logs[0]]
+
+
+def test_reset_begins_a_new_session_and_forgets_no_logs(memory, lag, logs):
+    before = lag.session_id
+    lag.reset()
+    middle = lag.session_id
+    asyncio.run(lag.areset())
+    assert len({before, middle, lag.session_id}) == 3
+    lag.put(user(QUESTION))
+    assert named(lag.get()) == [logs[0]]
+
+
+def test_as_text_it_is_text_before_the_users_words(memory, logs, noted):
+    lag = LAGMemory(memory, as_text=True)
+    lag.put_messages([user("Hi."), said("Hello."), user(QUESTION)])
+    messages = lag.get()
+    text, words = messages[2].blocks
+    assert "The code of the vault in Lima is 7741." in text.text
+    assert text.text.startswith("Similar tasks were solved before")
+    assert words.text == QUESTION
+    assert noted == {text.text: logs[0]}
+    # Some LLMs hand what is in there to their API.
+    assert all(message.additional_kwargs == {} for message in messages)
+    assert [m.content for m in lag.get_all()] == ["Hi.", "Hello.", QUESTION]
+
+
+def test_as_text_of_many_logs_is_capped(memory, no_worker, noted):
+    many = [qa(f"{QUESTION} ({n})", f"It is {n}. " + "word " * 500) for n in range(5)]
+    ids = added(memory, *many)
+    lag = LAGMemory(memory, as_text=True, k=5)
+    lag.put(user(QUESTION))
+    *blocks, words = lag.get()[0].blocks
+    assert words.text == QUESTION
+    assert len(blocks) == 2
+    assert sum(len(block.text) for block in blocks) < 6_500
+    assert set(noted) == {block.text for block in blocks}
+    assert set(noted.values()) < set(ids)
+
+
+def test_as_text_nothing_is_added_where_nothing_fits(memory, logs):
+    lag = LAGMemory(memory, as_text=True)
+    assert lag.get(input="Sing me a song about trees.") == []
+    (message,) = lag.get(input=QUESTION)
+    assert "7741" in message.content
+    lag.put(user("Sing me a song about trees."))
+    assert lag.get() == lag.get_all()
+
+
+def test_reads_are_captured_unless_it_is_said_otherwise(memory, logs, opened):
+    lag = LAGMemory(memory, session_id="s")
+    lag.get()
+    lag.put(user(QUESTION))
+    asyncio.run(lag.aget())
+    assert opened == [(memory, "s"), (memory, "s")]
+    LAGMemory(memory, capture=False).get(input=QUESTION)
+    assert len(opened) == 2
+
+
+def test_captures_see_the_context_of_the_reader(memory, logs, monkeypatch):
+    threads = []
+    monkeypatch.setattr(
+        lag_memory, "open_run", lambda *_, **__: threads.append(threading.current_thread())
+    )
+    asyncio.run(LAGMemory(memory).aget(input=QUESTION))
+    assert threads == [threading.main_thread()]
+
+
+# Memories that fail.
+
+
+def test_a_closed_memory_breaks_no_agent(lag, memory, caplog):
+    memory.close()
+    llm, seen = scripted(called("weather", city="Lima"), "Rain.")
+
+    async def run():
+        return await FunctionAgent(llm=llm, tools=[weather]).run(QUESTION, memory=lag)
+
+    assert str(asyncio.run(run())) == "Rain."
+    assert named(seen[0]) == []
+    assert [r.levelname for r in caplog.records if "Nothing is recalled" in r.message] == [
+        "WARNING"
+    ]
+    assert QUESTION not in caplog.text
+
+
+def test_a_memory_that_was_opened_again_is_used(lag, memory, logs, embedder):
+    memory.close()
+    with KVLogMemory(memory.path, embedder=embedder) as again:
+        lag.put(user(QUESTION))
+        assert lag.get()[0].additional_kwargs["lag"] == {"memory": again.id, "log_ids": [logs[0]]}
+
+
+def test_another_embedder_is_an_error_that_says_so(memory, logs, monkeypatch):
+    lag = LAGMemory(memory)
+    state = lag.to_json()
+    memory.close()
+    with KVLogMemory(memory.path, embedder=lambda texts: [[1.0, 0.0] for _ in texts]) as wrong:
+        again = LAGMemory.from_json(state)
+        again.put(user(QUESTION))
+        with pytest.raises(EmbedderMismatchError, match="reindex"):
+            again.get()
+        assert again._memory is wrong
+
+
+# Kept as JSON.
+
+
+@pytest.mark.parametrize("serializer", [JsonSerializer, JsonPickleSerializer])
+async def test_a_context_keeps_it(memory, logs, serializer):
+    lag = LAGMemory.from_defaults(
+        memory, k=2, where={"x": {"$ne": 1}}, session_id="s", token_limit=500
+    )
+    llm, seen = scripted(called("weather", city="Lima"), "Rain.", "More rain.")
+    agent = FunctionAgent(llm=llm, tools=[weather])
+    context = Context(agent)
+    await agent.run(QUESTION, ctx=context, memory=lag)
+    kept = json.loads(json.dumps(context.to_dict(serializer=serializer())))
+    assert "memory" in kept["state"]["state_data"]["_data"]
+
+    context = Context.from_dict(agent, kept, serializer=serializer())
+    again = await context.store.get("memory")
+    assert isinstance(again, LAGMemory)
+    assert again is not lag
+    assert (again.k, again.where, again.session_id) == (2, {"x": {"$ne": 1}}, "s")
+    assert again.history.token_limit == 500
+    assert again.get_all() == lag.get_all()
+    assert str(await agent.run(OTHER, ctx=context)) == "More rain."
+    assert named(seen[-1]) == [logs[1]]
+    assert [m.content for m in seen[-1] if m.role == "user"] == [QUESTION, OTHER]
+    (tag,) = [m.additional_kwargs["lag"] for m in seen[-1] if "lag" in m.additional_kwargs]
+    assert tag["memory"] == memory.id  # the one that is open, not a second one
+
+
+def test_it_goes_through_json_and_back(lag):
+    lag.put_messages([user(QUESTION), called("weather", city="Lima")])
+    lag.put(user("").model_copy(update={"blocks": [ImageBlock(url="http://x.example/y.png")]}))
+    assert json.loads(lag.to_json()) == json.loads(json.dumps(lag.to_dict()))
+    for again in (
+        LAGMemory.from_json(lag.to_json()),
+        LAGMemory.from_dict(lag.to_dict()),
+        LAGMemory.model_validate(lag.model_dump(mode="json")),
+        LAGMemory.model_validate_json(lag.model_dump_json()),
+    ):
+        assert again.to_dict() == lag.to_dict()
+        assert [m.blocks for m in again.get_all()[:2]] == [m.blocks for m in lag.get_all()[:2]]
+    assert lag.to_dict()["class_name"] == "LAGMemory"
+
+
+def test_a_history_with_a_store_of_its_own_is_not_lost_silently(memory, no_worker):
+    lag = LAGMemory(memory, history=Memory.from_defaults(session_id="s"))
+    with pytest.raises(ValueError, match="same session_id"):
+        lag.to_json()
+
+
+def test_another_process_goes_on_with_it(memory, logs, tmp_path):
+    lag = LAGMemory(memory, session_id="s")
+    lag.put_messages([user(OTHER), said("Bees.")])
+    (tmp_path / "state.json").write_text(lag.to_json())
+    code = f"""
+import threading
+from pathlib import Path
+from llama_index.core.llms import ChatMessage
+from lag_integrations.llama_index import LAGMemory
+from lag_integrations.opened import opened_at
+lag = LAGMemory.from_json(Path({str(tmp_path / "state.json")!r}).read_text())
+twin = LAGMemory.from_json(lag.to_json())
+assert opened_at(lag.path, lag.namespace) is None  # not before it is needed
+for each in (lag, twin):
+    each.put(ChatMessage(role="user", content={QUESTION!r}))
+readers = [threading.Thread(target=each.get) for each in (lag, twin, lag, twin)]
+[reader.start() for reader in readers]
+[reader.join() for reader in readers]
+assert lag._memory is twin._memory is opened_at(lag.path, lag.namespace)
+print([m.content for m in lag.get_all()])
+print(lag.get()[-1].additional_kwargs["lag"]["log_ids"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == [str([OTHER, "Bees.", QUESTION]), str([logs[0]])]
+
+
+def test_a_folder_without_logs_is_not_made(lag, memory, tmp_path, caplog):
+    state = {**lag.to_dict(), "path": str(tmp_path / "elsewhere")}
+    again = LAGMemory.from_dict(state)
+    again.put(user(QUESTION))
+    assert again.get() == again.get_all()
+    assert "open the KVLogMemory before" in caplog.text
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_copies_share_the_logs_and_pickles_have_none(lag, memory, logs, caplog):
+    lag.put(user(QUESTION))
+    with caplog.at_level(logging.WARNING):
+        deep, shallow = copy.deepcopy(lag), copy.copy(lag)
+        pickled = pickle.loads(pickle.dumps(lag))
+    assert caplog.records == []  # no complaint of what cannot be pickled
+    assert deep._memory is shallow._memory is memory
+    assert pickled._memory is None
+    deep.put(said("7741."))
+    assert len(lag.get_all()) == len(pickled.get_all()) == 1
+    for each in (deep, shallow, pickled):
+        assert named(each.get()) == [logs[0]]
+
+
+# With agents and chat engines.
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["function", "react", "code"])
+async def test_agents_get_the_logs_at_each_step(lag, logs, asked, kind, streaming):
+    last = "7741."
+    if kind == "function":
+        llm, seen = scripted(called("weather", city="Lima"), last)
+        agent = FunctionAgent(llm=llm, tools=[weather], streaming=streaming)
+    elif kind == "react":
+        step = 'Thought: Look.\nAction: weather\nAction Input: {"city": "Lima"}'
+        llm, seen = scripted(step, f"Thought: I know.\nAnswer: {last}")
+        agent = ReActAgent(llm=llm, tools=[weather], streaming=streaming)
+    else:
+        llm, seen = scripted("<execute>print(42)</execute>", last)
+        agent = CodeActAgent(code_runner, llm=llm, streaming=streaming)
+    assert str(await agent.run(QUESTION, memory=lag)) == last
+    assert [named(messages) for messages in seen] == [[logs[0]], [logs[0]]]
+    assert asked == [QUESTION]
+    assert all("lag" not in message.additional_kwargs for message in lag.get_all())
+    assert str(await agent.run(OTHER, memory=lag)) == last
+    assert named(seen[-1]) == [logs[1]]
+
+
+async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):
+    first, seen_first = scripted(called("handoff", to_agent="second", reason="It knows."))
+    second, seen_second = scripted(called("weather", city="Lima"), "7741.")
+    agents = [
+        FunctionAgent(name="first", description="Asks.", llm=first, tools=[]),
+        FunctionAgent(name="second", description="Knows.", llm=second, tools=[weather]),
+    ]
+    workflow = AgentWorkflow(agents=agents, root_agent="first")
+    assert str(await workflow.run(QUESTION, memory=lag)) == "7741."
+    assert len(seen_second) == 2
+    assert {tuple(named(m)) for m in (*seen_first, *seen_second)} == {(logs[0],)}
+    assert set(asked) == {QUESTION}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_simple_engine_gets_the_logs(lag, logs, stream):
+    llm, seen = scripted("7741.")
+    engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag)
+    for question in (QUESTION, OTHER):
+        if stream:
+            assert "".join(engine.stream_chat(question).response_gen) == "7741."
+        else:
+            assert str(engine.chat(question)) == "7741."
+    assert [named(messages) for messages in seen] == [[logs[0]], [logs[1]]]
+
+
+@pytest.mark.parametrize("way", ["sync", "async", "stream"])
+@pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
+def test_context_engines_get_the_logs_from_the_first_question_on(lag, logs, index, kind, way):
+    llm, seen = scripted("7741.")
+    engine = kind.from_defaults(index.as_retriever(), llm=llm, memory=lag, skip_condense=True)
+
+    async def chat(question):
+        return str(await engine.achat(question))
+
+    for question in (QUESTION, OTHER):
+        if way == "sync":
+            assert str(engine.chat(question)) == "7741."
+        elif way == "async":
+            assert asyncio.run(chat(question)) == "7741."
+        else:
+            assert "".join(engine.stream_chat(question).response_gen) == "7741."
+    assert [named(messages) for messages in seen] == [[logs[0]], [logs[1]]]
+    assert [m.content for m in lag.get_all()] == [QUESTION, "7741.", OTHER, "7741."]
+
+
+def test_an_image_can_be_asked_about(lag):
+    lag.put(user("").model_copy(update={"blocks": [ImageBlock(url="http://x.example/y.png")]}))
+    assert named(lag.get()) == []
+
+
+# On a real model.
+
+
+@pytest.fixture
+def llm(engine):
+    return LAGLLM(engine, max_tokens=8, temperature=0)
+
+
+async def test_an_agents_model_gets_the_kv(lag, memory, logs, llm):
+    response = await FunctionAgent(llm=llm, tools=[weather]).run(QUESTION, memory=lag)
+    assert response.raw["lag"]["log_ids"] == [logs[0]]
+    assert response.raw["lag"]["injected_tokens"] > 0
+
+
+def test_a_context_engines_model_gets_the_kv_and_no_empty_message(
+    lag, logs, llm, index, monkeypatch
+):
+    raws, prompts = [], []
+    chat, as_chat = LAGLLM._chat, sys.modules["lag_integrations.llama_index.llm"].as_chat
+
+    def kept(self, *args):
+        response = chat(self, *args)
+        raws.append(response.raw["lag"]["log_ids"])
+        return response
+
+    def read(messages):
+        prompts.append(as_chat(messages))
+        return prompts[-1]
+
+    monkeypatch.setattr(LAGLLM, "_chat", kept)
+    monkeypatch.setattr("lag_integrations.llama_index.llm.as_chat", read)
+    engine = ContextChatEngine.from_defaults(index.as_retriever(), llm=llm, memory=lag)
+    engine.chat(QUESTION)
+    engine.chat(OTHER)
+    assert raws == [[logs[0]], [logs[1]]]
+    assert all(step.text.strip() for prompt in prompts for step in prompt)
+
+
+# Many at once.
+
+
+async def test_two_tenants_never_mix(tmp_path, embedder):
+    with (
+        KVLogMemory(tmp_path / "m", namespace="lima", embedder=embedder) as lima,
+        KVLogMemory(tmp_path / "m", namespace="quito", embedder=embedder) as quito,
+    ):
+        ids = {each: added(each, qa(QUESTION, each.namespace))[0] for each in (lima, quito)}
+        lags = {each: LAGMemory(each) for each in (lima, quito)}
+        lags |= {each: LAGMemory.from_json(lag.to_json()) for each, lag in lags.items()}
+        for each, lag in lags.items():
+            lag.put(user(QUESTION))
+            assert lag.get()[0].additional_kwargs["lag"] == {
+                "memory": each.id,
+                "log_ids": [ids[each]],
+            }
+
+
+async def test_many_agents_at_once_get_their_own(memory, no_worker):
+    cities = [f"city {n}" for n in range(20)]
+    questions = [f"What is the code of the vault in {city}?" for city in cities]
+    ids = added(
+        memory,
+        *(
+            qa(question, f"It is {city}.", metadata={"city": city})
+            for question, city in zip(questions, cities, strict=True)
+        ),
+    )
+
+    async def run(number):
+        llm, seen = scripted(called("weather", city="Lima"), "Done.")
+        lag = LAGMemory(memory, k=1, where={"city": cities[number]})
+        await FunctionAgent(llm=llm, tools=[weather]).run(questions[number], memory=lag)
+        return [named(messages) for messages in seen]
+
+    found = await asyncio.gather(*(run(number) for number in range(20)))
+    assert found == [[[key], [key]] for key in ids]
+
+
+async def test_one_memory_may_be_read_by_many_at_once(lag, logs):
+    lag.put(user(QUESTION))
+    found = await asyncio.gather(*(lag.aget() for _ in range(20)))
+    assert all(named(messages) == [logs[0]] for messages in found)
+    assert texts(found[0]) == QUESTION
