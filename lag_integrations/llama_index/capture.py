@@ -2,13 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import BoundArguments
+from typing import TYPE_CHECKING, Any
 
-from lag_integrations.judging import Judge
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+from llama_index_instrumentation.span import active_span_id
+from llama_index_instrumentation.span_handlers import BaseSpanHandler
+from pydantic import PrivateAttr
+
+from lag_integrations.judging import Judge, judges_of
+from lag_integrations.llama_index.watching import Block, Watch, current_block
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
+
+
+class _SpanHandler(BaseSpanHandler[Any]):
+    """Tells of spans. The base class would keep all of them for ever."""
+
+    _watch: Watch = PrivateAttr(default_factory=Watch)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "LAGSpanHandler"
+
+    def span_enter(
+        self,
+        id_: str,
+        bound_args: BoundArguments,
+        instance: Any = None,
+        parent_id: str | None = None,
+        tags: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._watch.enter(id_, instance, bound_args, parent_id)
+
+    def span_exit(
+        self,
+        id_: str,
+        bound_args: BoundArguments,
+        instance: Any = None,
+        result: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._watch.exit(id_, result)
+
+    def span_drop(
+        self,
+        id_: str,
+        bound_args: BoundArguments,
+        instance: Any = None,
+        err: BaseException | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._watch.drop(id_, err)
+
+    def new_span(self, *args: Any, **kwargs: Any) -> None:
+        """Never called."""
+
+    def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> None:
+        """Never called."""
+
+    def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
+        """Never called."""
+
+
+class _EventHandler(BaseEventHandler):
+    """Tells of events."""
+
+    _watch: Watch = PrivateAttr()
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "LAGEventHandler"
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self._watch.tell(event)
+
+
+def _register() -> Watch:
+    """One watch for the process, also if this module is imported again: there is no remove."""
+    root = get_dispatcher()
+    for handler in root.span_handlers:
+        if handler.class_name() == _SpanHandler.class_name():
+            return handler._watch  # type: ignore[attr-defined, no-any-return]
+    spans = _SpanHandler()
+    root.add_span_handler(spans)
+    root.add_event_handler(_EventHandler(spans._watch))
+    return spans._watch
+
+
+_watch = _register()
+
+
+class Capture:
+    """Runs that are captured into a memory.
+
+    Args:
+        block: What is captured.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    def wait_for_judge(self) -> None:
+        """Wait until every run that ended so far is judged, before the memory is closed."""
+        _watch.settle()
+        judges_of(self._block.memory).wait()
+
+    def stop(self) -> None:
+        """Capture no run that begins from now on; for `instrument`."""
+        _watch.stop(self._block)
+
+
+@contextmanager
+def capture(memory: KVLogMemory, judge: Judge | None = None) -> Iterator[Capture]:
+    """Capture all runs that begin in here; see `KVLogMemory.capture`."""
+    block = Block(memory, judge, active_span_id.get())
+    token = current_block.set(block)
+    try:
+        yield Capture(block)
+    finally:
+        current_block.reset(token)
+        _watch.settle()
+
+
+def instrument(memory: KVLogMemory, judge: Judge | None = None) -> Capture:
+    """Capture all runs of this process; see `KVLogMemory.instrument`."""
+    block = Block(memory, judge, None)
+    _watch.capture_everywhere(block)
+    return Capture(block)
 
 
 def open_run(
@@ -18,14 +149,30 @@ def open_run(
     judge: Judge | None = None,
     thread: str | None = None,
 ) -> str | None:
-    """Capture the run that goes on; see the coming implementation."""
-    return None
+    """Capture the run that goes on, from within it.
+
+    Args:
+        memory: Where its trace goes, too.
+        owner: The run is the outermost call of it that leads here without leaving it; by default
+            the nearest run of a workflow or agent, or turn of a chat engine.
+        judge: Says whether the run is a success.
+        thread: The conversation that it belongs to.
+
+    Returns:
+        Its id; None where there is no such run.
+    """
+    return _watch.open(memory, judge, owner, thread)
 
 
 def note_recalled(texts: Mapping[str, str]) -> None:
-    """These texts, with the ids of their logs, were recalled into the run that goes on."""
+    """Say that texts were recalled into the run that goes on, so that it is not they it learns.
+
+    Args:
+        texts: The ids of their logs, by text.
+    """
+    _watch.recalled(texts)
 
 
 def is_choosing() -> bool:
-    """Whether what goes on only chooses: a selector, a question generator, a retriever."""
-    return False
+    """Whether the run selects, ranks, rewrites or retrieves here, rather than answers."""
+    return _watch.is_choosing()

@@ -23,17 +23,22 @@ Ended = Callable[["BaseException | None"], None]
 
 
 def carried(
-    stream: Iterator[T], *, context: Context, ended: Ended | None = None
+    stream: Iterator[T],
+    *,
+    context: Context,
+    each: Callable[[T], None] | None = None,
+    ended: Ended | None = None,
 ) -> Generator[T, None, None]:
     """A stream whose every step is taken in a context.
 
     Args:
         stream: What is read. It is closed with the generator.
         context: For this stream alone: a context cannot be entered twice at a time.
+        each: Told what is read; must not raise.
         ended: Told how it ended; must not raise.
     """
     told = _Once(ended)
-    reading = _read(stream, context, told)
+    reading = _read(stream, context, each, told)
     told.by_death_of(reading)
     return reading
 
@@ -42,6 +47,7 @@ def acarried(
     stream: AsyncIterator[T],
     *,
     variables: Mapping[ContextVar[Any], Any],
+    each: Callable[[T], None] | None = None,
     ended: Ended | None = None,
 ) -> AsyncGenerator[T, None]:
     """As `carried`, where a step may await: the variables are set for as long as it lasts.
@@ -49,10 +55,11 @@ def acarried(
     Args:
         stream: What is read. It is closed with the generator.
         variables: What is set, and to what.
+        each: Told what is read; must not raise.
         ended: Told how it ended; must not raise.
     """
     told = _Once(ended)
-    reading = _aread(stream, variables, told)
+    reading = _aread(stream, variables, each, told)
     told.by_death_of(reading)
     return reading
 
@@ -72,7 +79,9 @@ class _Once:
         weakref.finalize(reading, self, GeneratorExit()).atexit = False
 
 
-def _read(stream: Iterator[T], context: Context, told: _Once) -> Generator[T, None, None]:
+def _read(
+    stream: Iterator[T], context: Context, each: Callable[[T], None] | None, told: _Once
+) -> Generator[T, None, None]:
     error: BaseException | None = None
     try:
         while True:
@@ -80,6 +89,8 @@ def _read(stream: Iterator[T], context: Context, told: _Once) -> Generator[T, No
                 item = context.run(next, stream)
             except StopIteration:
                 return
+            if each is not None:
+                each(item)
             yield item
     except BaseException as reason:
         error = reason
@@ -93,7 +104,10 @@ def _read(stream: Iterator[T], context: Context, told: _Once) -> Generator[T, No
 
 
 async def _aread(
-    stream: AsyncIterator[T], variables: Mapping[ContextVar[Any], Any], told: _Once
+    stream: AsyncIterator[T],
+    variables: Mapping[ContextVar[Any], Any],
+    each: Callable[[T], None] | None,
+    told: _Once,
 ) -> AsyncGenerator[T, None]:
     error: BaseException | None = None
     try:
@@ -103,6 +117,8 @@ async def _aread(
                     item = await stream.__anext__()
             except StopAsyncIteration:
                 return
+            if each is not None:
+                each(item)
             yield item
     except BaseException as reason:
         error = reason

@@ -27,7 +27,7 @@ from lag_integrations.reasoning import Thought
 from lag_integrations.tools import CallEnded, Text, new_call_id
 from lag_integrations.trace import Message, ToolCall, as_message
 
-_ROLES = {
+ROLES = {
     MessageRole.SYSTEM: "system",
     MessageRole.DEVELOPER: "system",
     MessageRole.USER: "user",
@@ -50,18 +50,22 @@ def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
 
 
 def _as_message(message: ChatMessage) -> Message:
-    named = [_as_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
-    # Other integrations' messages, of before there were blocks for calls.
-    calls = named or [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
     return as_message(
         {
-            "role": _ROLES[message.role],
+            "role": ROLES[message.role],
             "content": "\n".join(text for block in message.blocks for text in _texts(block)),
-            "tool_calls": calls,
+            "tool_calls": calls_in(message),
             "tool_call_id": message.additional_kwargs.get("tool_call_id"),
             "name": message.additional_kwargs.get("name"),
         }
     )
+
+
+def calls_in(message: ChatMessage) -> list[Any]:
+    """The calls of a message, as `as_message` takes them."""
+    named = [_as_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
+    # Other integrations' messages, of before there were blocks for calls.
+    return named or [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
 
 
 def _as_call(block: ToolCallBlock) -> ToolCall:

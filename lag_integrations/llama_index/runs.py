@@ -1,0 +1,319 @@
+"""One run while it lasts: who said what, and what of it becomes the trace."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.schema import NodeWithScore
+
+from lag_integrations.judging import Judge
+from lag_integrations.llama_index.messages import (
+    Key,
+    answer_of,
+    as_step,
+    key_of,
+    log_ids_of,
+    said_in,
+    sources_of,
+    was_cut_off,
+)
+from lag_integrations.llama_index.tag import is_carrier
+from lag_integrations.outcomes import nobody_waits
+from lag_integrations.texts import without_texts
+from lag_integrations.trace import Message, Outcome, Trace
+
+if TYPE_CHECKING:
+    from lag_integrations.memory import KVLogMemory
+
+_MIN_RECALLED_TEXT = 20
+"""Characters: what is shorter could as well be a user's own word."""
+
+
+@dataclass(eq=False)
+class _Said:
+    """A message of the run."""
+
+    step: Message
+    made_here: bool = False  # said in this run, not only shown to it
+    cut_off: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """A model call that goes on.
+
+    Attributes:
+        by: The method that was called, with its class.
+        model: Identity of the model.
+        prompt: What it was given, message by message; a message that was known has no step.
+        run: Whose it is.
+        counts: False for a call that a model makes to answer another one.
+        streams: Whether its answer is read after the method returned.
+        so_far: What was streamed last.
+    """
+
+    by: str
+    model: int
+    prompt: Sequence[tuple[Key, Message | None]]
+    run: Run
+    counts: bool = True
+    streams: bool = False
+    so_far: ChatResponse | CompletionResponse | None = None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The prompt, to compare; instructions may change from call to call."""
+        return tuple(key for key, _ in self.prompt if not _is_system(key))
+
+
+class Run:
+    """What one run and all that it calls say and do. Not thread safe.
+
+    Args:
+        id: Its id.
+        name: Its name.
+        task: What it was asked, where that is known.
+    """
+
+    def __init__(self, id: str, name: str, task: str | None) -> None:
+        self.id = id
+        self.name = name
+        self.task = task
+        self.thread: str | None = None
+        self.memories: dict[KVLogMemory, Judge | None] = {}  # where its trace goes
+        self.pending: set[Any] = set()  # calls, streams: without them it has not ended
+        self.ended = False
+        self.over = False  # nothing can be added any more
+        self.error: BaseException | None = None
+        self.abandoned = False
+        self.answer: str | None = None  # the run's own
+        self.sources: list[dict[str, Any]] = []
+        self.touched = time.monotonic()
+        self._started_at = datetime.now(timezone.utc)
+        self._said: list[_Said] = []
+        self._known: Counter[Key] = Counter()  # how often a prompt may hold what was said
+        self._answered: dict[tuple[Key, ...], Key] = {}  # calls, by their whole prompt
+        self._asked: Message | None = None
+        self._called: set[str] = set()  # ids of tool calls
+        self._unseen: list[Message] = []  # tools' results that stood in no prompt yet
+        self._helped: dict[str, None] = {}
+        self._recalled: dict[str, str] = {}
+
+    def call(self, by: str, model: int, messages: Sequence[ChatMessage]) -> Call:
+        """A model is given messages. They count when the call is over: others go on meanwhile."""
+        seen: Counter[Key] = Counter()
+        prompt: list[tuple[Key, Message | None]] = []
+        for message in messages:
+            if is_carrier(message):
+                continue
+            key = key_of(message)
+            seen[key] += 1
+            # Read now, since agents change messages later.
+            prompt.append((key, as_step(message) if seen[key] > self._known[key] else None))
+        return Call(by, model, prompt, self)
+
+    def close(self, call: Call, response: ChatResponse | CompletionResponse | None) -> None:
+        """A call is over; without an answer, if it failed."""
+        self._show(call)
+        if response is None:
+            return
+        for log_id in log_ids_of(response):
+            self._helped[log_id] = None
+        message = said_in(response)
+        key, step = key_of(message), as_step(message)
+        self._answered[call.keys] = key
+        if not step.is_empty:
+            self._known[key] += 1
+            self._called.update(each.id for each in step.tool_calls if each.id)
+            self._said.append(_Said(step, made_here=True, cut_off=was_cut_off(response)))
+
+    def result(self, step: Message) -> None:
+        """A tool returned; the model may see its result in the next call, or never."""
+        if step.tool_call_id not in self._called:  # an agent made it up
+            step = step.model_copy(update={"tool_call_id": None})
+        self._unseen.append(step)
+
+    def found(self, nodes: Iterable[NodeWithScore]) -> None:
+        """A retriever found nodes; some may be logs."""
+        texts = {
+            node.get_content(): node.metadata["log_id"]
+            for node in nodes
+            if isinstance(node.metadata.get("log_id"), str)
+        }
+        self._helped.update(dict.fromkeys(texts.values()))
+        self.recalled({text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT})
+
+    def recalled(self, texts: Mapping[str, str]) -> None:
+        """Texts of logs were put into a prompt: they are not what this run said."""
+        self._helped.update(dict.fromkeys(texts.values()))
+        self._recalled.update(texts)
+
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Its method returned; the answer may still be streamed."""
+        self.ended = True
+        self.answer = answer_of(result)
+        self.sources = sources_of(result)
+        if error is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """It ends with an error, or nobody waits for it any more."""
+        if nobody_waits(error):
+            self.abandoned = True
+        elif self.error is None:
+            self.error = error
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing can follow, or nothing that counts."""
+        return self.ended and (not self.pending or self.error is not None)
+
+    @property
+    def said_something(self) -> bool:
+        """Whether a model answered in it."""
+        return any(one.made_here for one in self._said)
+
+    def trace(self) -> Trace:
+        """The trace of the run, once it is done.
+
+        Raises:
+            TraceError: Nothing was said.
+        """
+        final = self._final()
+        steps = [
+            one.step if one.made_here else without_texts(one.step, self._recalled)
+            for one in self._said
+            if one is not final
+        ]
+        steps += [without_texts(step, self._recalled) for step in self._unseen]
+        if final is not None:  # the run's own answer, whatever was said after it
+            steps.append(final.step)
+        metadata: dict[str, Any] = {"source": "llama_index", "run_name": self.name}
+        if self.thread is not None:
+            metadata["thread_id"] = self.thread
+        if self.sources:
+            metadata["sources"] = self.sources
+        if self.error is not None:
+            metadata["error"] = type(self.error).__name__
+        elif self.abandoned:
+            metadata["abandoned"] = True
+        return Trace.from_messages(
+            steps,
+            task=self.task or self._question,
+            outcome=self._outcome(final),
+            id=self.id,
+            started_at=self._started_at,
+            ended_at=datetime.now(timezone.utc),
+            helped_by=tuple(self._helped),
+            metadata=metadata,
+        )
+
+    @property
+    def _question(self) -> str | None:
+        return None if self._asked is None else without_texts(self._asked, self._recalled).text
+
+    def _outcome(self, final: _Said | None) -> Outcome:
+        if self.error is not None:
+            return "failure"
+        if self.abandoned:
+            return "unknown"
+        last = final or next((one for one in reversed(self._said) if one.made_here), None)
+        return "unknown" if last is not None and last.cut_off else "success"
+
+    def _final(self) -> _Said | None:
+        """What the run answered with; None if its result does not tell."""
+        text = (self.answer or "").strip()
+        if not text or self.error is not None:
+            return None
+        said = [one for one in reversed(self._said) if one.made_here and not one.step.tool_calls]
+        for one in said:
+            if one.step.text.strip() == text:
+                return one
+        if said and said[0].step.text.strip().endswith(text):  # after "Answer:", for instance
+            return said[0]
+        return _Said(Message(role="assistant", content=text))
+
+    def _show(self, call: Call) -> None:
+        """A call repeats the conversation so far: what is new in it is kept.
+
+        Messages are known by their content, and as often as they were said. Left out is what was
+        said before the run: up to the user's message that asks its task.
+        """
+        if self._asked is None and (users := [s for _, s in call.prompt if s and s.role == "user"]):
+            self._asked = users[-1]
+        history = self._history(call.prompt)
+        seen: Counter[Key] = Counter()
+        new: list[Message] = []
+        for place, (key, step) in enumerate(call.prompt):
+            seen[key] += 1
+            if seen[key] <= self._known[key] or step is None:
+                continue
+            self._known[key] += 1
+            if place < history and step.role != "system":
+                continue
+            if step.role == "assistant" and self._is_rewritten(call.prompt[:place]):
+                continue
+            if self._is_repeated(step, call.prompt[place + 1 :]):
+                continue
+            self._see(step)
+            new.append(step)
+        # Results follow their calls, also where another agent takes over with its instructions.
+        new.sort(key=lambda step: step.role != "tool")
+        self._said += [_Said(step) for step in new]
+
+    def _history(self, prompt: Sequence[tuple[Key, Message | None]]) -> int:
+        """How many messages were there before the one that asks the task."""
+        task = (self.task or "").strip()
+        if not task:
+            return 0
+        within = 0
+        for place in range(len(prompt) - 1, -1, -1):
+            role, text = prompt[place][0][:2]
+            if role == "user":
+                if text.strip() == task:
+                    return place
+                within = within or (place if task in text else 0)
+        return within
+
+    def _is_repeated(self, step: Message, after: Sequence[tuple[Key, Message | None]]) -> bool:
+        """Whether a message is the task, which stood there before, perhaps with an agent's state.
+
+        Or in an agent's second try.
+        """
+        task = (self.task or "").strip()
+        if step.role != "user" or not task or step.text.strip() != task:
+            return False
+        goes_on = bool(after) and self._known[after[0][0]] > 0
+        return any(
+            one.step.role == "user"
+            and (one.step.text.strip() == task or (goes_on and task in one.step.text))
+            for one in self._said
+        )
+
+    def _is_rewritten(self, before: Sequence[tuple[Key, Message | None]]) -> bool:
+        """Whether a message is a model's answer in an agent's own words: as a ReAct step.
+
+        It stands where the answer to a former call has to stand.
+        """
+        return tuple(key for key, _ in before if not _is_system(key)) in self._answered
+
+    def _see(self, step: Message) -> None:
+        """A message may hold results."""
+        if step.role in ("tool", "user"):
+            self._unseen = [one for one in self._unseen if not _holds(step, one)]
+
+
+def _holds(step: Message, result: Message) -> bool:
+    if step.tool_call_id and result.tool_call_id:
+        return step.tool_call_id == result.tool_call_id
+    return result.text.strip() in step.text
+
+
+def _is_system(key: Key) -> bool:
+    return bool(key[0] == "system")
