@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from lag_integrations.langchain.middleware import KVLogMiddleware
     from lag_integrations.langchain.retriever import LogRetriever
     from lag_integrations.langchain.store import LogBaseStore
+    from lag_integrations.llama_index.capture import Capture
     from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
     from lag_integrations.memory import KVLogMemory
 
@@ -37,18 +40,49 @@ class FrameworkForms:
 
         return CaptureHandler(self._memory, judge)
 
-    def capture(self, judge: Judge | None = None) -> AbstractContextManager[CaptureHandler]:
-        """Capture every LangChain run that begins in a ``with`` block, in coroutines, too.
+    @contextmanager
+    def capture(self, judge: Judge | None = None) -> Iterator[CaptureHandler | Capture]:
+        """Capture every run that begins in a ``with`` block, in coroutines, too.
 
-        For code that takes no config. An inner block takes over from an outer one. Breakpoints of
-        LangGraph (``interrupt_before``) are only seen by a handler in the config.
+        Runs of LangChain and of LlamaIndex, whichever is installed: of agents, chains, workflows,
+        query and chat engines, and calls of bare models. An inner block takes over from an outer
+        one. What the block gives has ``wait_for_judge()``.
+
+        Breakpoints of LangGraph (``interrupt_before``) are only seen by a `callback_handler` in the
+        config. Threads are covered if they are started with a copy of the context, as LlamaIndex's
+        and ``asyncio.to_thread`` are.
 
         Args:
             judge: Says in the background whether a run was a success; see `CaptureHandler`.
         """
-        from lag_integrations.langchain.callbacks import capture
+        with ExitStack() as blocks:
+            captures: list[CaptureHandler | Capture] = []
+            if _is_installed("langchain_core"):
+                from lag_integrations.langchain.callbacks import capture as of_langchain
 
-        return capture(self._memory, judge)
+                captures.append(blocks.enter_context(of_langchain(self._memory, judge)))
+            if _is_installed("llama_index.core"):
+                from lag_integrations.llama_index.capture import capture as of_llama_index
+
+                captures.append(blocks.enter_context(of_llama_index(self._memory, judge)))
+            if not captures:
+                raise ImportError(
+                    "There is nothing to capture: install 'lag_integrations[langchain]' or "
+                    "'lag_integrations[llama-index]'."
+                )
+            yield captures[0]
+
+    def instrument(self, judge: Judge | None = None) -> Capture:
+        """Capture every LlamaIndex run of this process that begins from now on, until ``stop()``.
+
+        Where a `capture` block is entered, that one captures.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+        """
+        from lag_integrations.llama_index.capture import instrument
+
+        return instrument(self._memory, judge)
 
     def as_retriever(self, **settings: Any) -> LogRetriever:
         """A LangChain retriever that gives logs as documents.
@@ -105,3 +139,10 @@ class FrameworkForms:
         from lag_integrations.langchain import KVLogMiddleware
 
         return KVLogMiddleware(self._memory, **settings)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # nor is the package that it is in
+        return False
