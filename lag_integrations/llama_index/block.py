@@ -121,7 +121,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             if any(_says(log, turn.task, response) for log in logs):
                 return True
         outcomes = get_args(Outcome)
-        near = memory.recall(turn.task, k=5, min_score=0.9, outcomes=outcomes, count=False)
+        near = memory.recall(turn.search_text, k=5, min_score=-1, outcomes=outcomes, count=False)
         return any(_says(log.log, turn.task, response) for log in near)
 
 

@@ -33,7 +33,7 @@ from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.llama_index import LAGLLM, LAGMemory, lag_memory, recalled
 from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa
-from tests.llama_index.scripted import added, called, named, said, scripted, texts, user
+from tests.llama_index.recorder import added, called, named, recorder, said, texts, user
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
@@ -175,7 +175,7 @@ def test_it_is_a_memory_and_true_while_it_is_empty(lag):
 
 
 def test_an_empty_one_is_kept_by_agents_and_engines(lag):
-    llm, _ = scripted("Fine.")
+    llm, _ = recorder("Fine.")
     SimpleChatEngine.from_defaults(llm=llm, memory=lag).chat("Hi.")
     assert [m.content for m in lag.get_all()] == ["Hi.", "Fine."]
 
@@ -187,7 +187,7 @@ def test_an_empty_one_is_kept_by_agents_and_engines(lag):
 
 
 def test_what_it_is_made_of(memory, no_worker):
-    llm, _ = scripted("Fine.")
+    llm, _ = recorder("Fine.")
     lag = LAGMemory.from_defaults(memory, chat_history=[user("Hi.")], llm=llm, k=2, session_id="s")
     assert (lag.k, lag.session_id) == (2, "s")
     assert [m.content for m in lag.get_all()] == ["Hi."]
@@ -206,7 +206,7 @@ def test_what_it_is_made_of(memory, no_worker):
 
 def test_engines_count_their_prefix_by_the_historys_tokenizer(memory, no_worker):
     lag = LAGMemory.from_defaults(memory, token_limit=30)
-    llm, seen = scripted("word " * 10)
+    llm, seen = recorder("word " * 10)
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag, system_prompt="word " * 15)
     engine.chat("One.")
     engine.chat("Two.")
@@ -381,7 +381,7 @@ def test_captures_see_the_context_of_the_reader(memory, logs, monkeypatch):
 
 def test_a_closed_memory_breaks_no_agent(lag, memory, caplog):
     memory.close()
-    llm, seen = scripted(called("weather", city="Lima"), "Rain.")
+    llm, seen = recorder(called("weather", city="Lima"), "Rain.")
 
     async def run():
         return await FunctionAgent(llm=llm, tools=[weather]).run(QUESTION, memory=lag)
@@ -421,7 +421,7 @@ async def test_a_context_keeps_it(memory, logs, serializer):
     lag = LAGMemory.from_defaults(
         memory, k=2, where={"x": {"$ne": 1}}, session_id="s", token_limit=500
     )
-    llm, seen = scripted(called("weather", city="Lima"), "Rain.", "More rain.")
+    llm, seen = recorder(called("weather", city="Lima"), "Rain.", "More rain.")
     agent = FunctionAgent(llm=llm, tools=[weather])
     context = Context(agent)
     await agent.run(QUESTION, ctx=context, memory=lag)
@@ -521,14 +521,14 @@ def test_copies_share_the_logs_and_pickles_have_none(lag, memory, logs, caplog):
 async def test_agents_get_the_logs_at_each_step(lag, logs, asked, kind, streaming):
     last = "7741."
     if kind == "function":
-        llm, seen = scripted(called("weather", city="Lima"), last)
+        llm, seen = recorder(called("weather", city="Lima"), last)
         agent = FunctionAgent(llm=llm, tools=[weather], streaming=streaming)
     elif kind == "react":
         step = 'Thought: Look.\nAction: weather\nAction Input: {"city": "Lima"}'
-        llm, seen = scripted(step, f"Thought: I know.\nAnswer: {last}")
+        llm, seen = recorder(step, f"Thought: I know.\nAnswer: {last}")
         agent = ReActAgent(llm=llm, tools=[weather], streaming=streaming)
     else:
-        llm, seen = scripted("<execute>print(42)</execute>", last)
+        llm, seen = recorder("<execute>print(42)</execute>", last)
         agent = CodeActAgent(code_runner, llm=llm, streaming=streaming)
     assert str(await agent.run(QUESTION, memory=lag)) == last
     assert [named(messages) for messages in seen] == [[logs[0]], [logs[0]]]
@@ -539,8 +539,8 @@ async def test_agents_get_the_logs_at_each_step(lag, logs, asked, kind, streamin
 
 
 async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):
-    first, seen_first = scripted(called("handoff", to_agent="second", reason="It knows."))
-    second, seen_second = scripted(called("weather", city="Lima"), "7741.")
+    first, seen_first = recorder(called("handoff", to_agent="second", reason="It knows."))
+    second, seen_second = recorder(called("weather", city="Lima"), "7741.")
     agents = [
         FunctionAgent(name="first", description="Asks.", llm=first, tools=[]),
         FunctionAgent(name="second", description="Knows.", llm=second, tools=[weather]),
@@ -554,7 +554,7 @@ async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_simple_engine_gets_the_logs(lag, logs, stream):
-    llm, seen = scripted("7741.")
+    llm, seen = recorder("7741.")
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag)
     for question in (QUESTION, OTHER):
         if stream:
@@ -567,7 +567,7 @@ def test_a_simple_engine_gets_the_logs(lag, logs, stream):
 @pytest.mark.parametrize("way", ["sync", "async", "stream"])
 @pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
 def test_context_engines_get_the_logs_from_the_first_question_on(lag, logs, index, kind, way):
-    llm, seen = scripted("7741.")
+    llm, seen = recorder("7741.")
     engine = kind.from_defaults(index.as_retriever(), llm=llm, memory=lag, skip_condense=True)
 
     async def chat(question):
@@ -658,7 +658,7 @@ async def test_many_agents_at_once_get_their_own(memory, no_worker):
     )
 
     async def run(number):
-        llm, seen = scripted(called("weather", city="Lima"), "Done.")
+        llm, seen = recorder(called("weather", city="Lima"), "Done.")
         lag = LAGMemory(memory, k=1, where={"city": cities[number]})
         await FunctionAgent(llm=llm, tools=[weather]).run(questions[number], memory=lag)
         return [named(messages) for messages in seen]
