@@ -1,0 +1,697 @@
+"""What becomes of LlamaIndex's runs: who said what, and what stands in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from llama_index.core import MockEmbedding, Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import (
+    AgentWorkflow,
+    CodeActAgent,
+    FunctionAgent,
+    ReActAgent,
+)
+from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.memory import Memory
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
+from llama_index.core.question_gen import LLMQuestionGenerator
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.selectors import LLMSingleSelector
+from llama_index.core.tools import FunctionTool, QueryEngineTool
+from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
+
+from lag_integrations import KVLogMemory
+from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
+from lag_integrations.llama_index.capture import is_choosing, note_recalled, open_run
+from tests.conftest import qa
+from tests.langchain.scripted import Scripted as LangChainScripted
+from tests.llama_index.scripted import Plain, Scripted, call, captured, index, said
+
+pytestmark = pytest.mark.usefixtures("no_worker")
+
+RAIN = [
+    ("user", "Weather?"),
+    ("assistant", "look"),
+    ("tool", "Rain in Oslo"),
+    ("assistant", "It rains."),
+]
+
+
+def look(city: str) -> str:
+    """Look at the weather."""
+    return f"Rain in {city}"
+
+
+def weatherman(*answers, tools=(look,), **settings):
+    llm = Scripted(*(answers or (call("look", city="Oslo"), "It rains.")))
+    return FunctionAgent(llm=llm, tools=list(tools), **settings)
+
+
+def run(agent, *, memory=None, **inputs):
+    """A run of an agent, in a block."""
+
+    async def arun():
+        if memory is None:
+            return await agent.run(**inputs)
+        with memory.capture():
+            return await agent.run(**inputs)
+
+    return asyncio.run(arun())
+
+
+def only(memory):
+    (trace,) = captured(memory)
+    return trace
+
+
+def user(text):
+    return ChatMessage(role="user", content=text)
+
+
+# Agents
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_an_agents_run_is_a_log(memory, streaming):
+    run(
+        weatherman(system_prompt="Be short.", streaming=streaming),
+        memory=memory,
+        user_msg=RAIN[0][1],
+    )
+    trace = only(memory)
+    assert said(trace) == [("system", "Be short."), *RAIN]
+    assert (trace.task, trace.outcome) == ("Weather?", "success")
+    assert trace.metadata == {"source": "llama_index", "run_name": "FunctionAgent.run"}
+    assert trace.messages[2].tool_calls[0].args == {"city": "Oslo"}
+    assert trace.messages[3].tool_call_id == trace.messages[2].tool_calls[0].id == "call-look"
+    assert trace.started_at <= trace.ended_at
+
+
+def test_the_task_may_be_a_message_or_end_a_history(memory):
+    run(weatherman("A."), memory=memory, user_msg=ChatMessage(role="user", content="As a message?"))
+    run(weatherman("B."), memory=memory, chat_history=[user("In a history?")])
+    assert [trace.task for trace in captured(memory)] == ["As a message?", "In a history?"]
+
+
+def test_earlier_turns_are_left_out(memory):
+    history = [user("Old?"), ChatMessage(role="assistant", content="Older.")]
+    run(
+        weatherman(system_prompt="Be short."),
+        memory=memory,
+        user_msg="Weather?",
+        chat_history=history,
+    )
+    assert said(only(memory)) == [("system", "Be short."), *RAIN]
+
+
+def test_what_is_said_twice_is_kept_twice(memory):
+    agent = weatherman(call("look", city="Oslo"), call("look", city="Oslo"), "It rains.")
+    run(agent, memory=memory, user_msg="Weather?")
+    assert said(only(memory)) == [RAIN[0], *RAIN[1:3], *RAIN[1:3], RAIN[3]]
+
+
+def test_a_message_with_state_is_the_task_once(memory):
+    run(weatherman(initial_state={"unit": "C"}), memory=memory, user_msg="Weather?")
+    (_, first), *rest = said(only(memory))
+    assert "Weather?" in first
+    assert "unit" in first
+    assert rest == RAIN[1:]
+
+
+def test_a_memory_that_does_not_keep_the_state_either(memory):
+    conversation = Memory.from_defaults(session_id="s")
+
+    async def arun():
+        with memory.capture():
+            await weatherman(initial_state={"unit": "F"}).run("Weather?", memory=conversation)
+
+    asyncio.run(arun())
+    assert [step[0] for step in said(captured(memory)[-1])] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+
+
+def test_react_steps_are_what_the_model_said(memory):
+    acts = 'Thought: Look.\nAction: look\nAction Input: {"city": "Oslo"}'
+    answers = acts, "Thought: I know.\nAnswer: It rains."
+    result = run(
+        ReActAgent(llm=Scripted(*answers), tools=[look]), memory=memory, user_msg="Weather?"
+    )
+    assert str(result) == "It rains."
+    (_, header), *steps = said(only(memory))
+    assert "Action Input" in header
+    assert steps == [
+        ("user", "Weather?"),
+        ("assistant", acts),
+        ("user", "Observation: Rain in Oslo"),
+        ("assistant", "Thought: I know.\nAnswer: It rains."),
+    ]
+
+
+def test_a_react_agents_second_try(memory):
+    answers = "Thought: Look.\nAction: look\nbroken", "Thought: I know.\nAnswer: It rains."
+    run(ReActAgent(llm=Scripted(*answers), tools=[look]), memory=memory, user_msg="Weather?")
+    steps = said(only(memory))[1:]
+    assert [role for role, _ in steps] == ["user", "assistant", "user", "assistant"]
+    assert steps[0][1] == "Weather?"
+    assert steps[2][1].startswith("Error while parsing")
+
+
+def test_code_is_acted(memory):
+    async def execute(code: str) -> str:
+        return f"ran {code}"
+
+    llm = Scripted("See: <execute>2 + 2</execute>", "It is 4.")
+    run(CodeActAgent(code_execute_fn=execute, llm=llm), memory=memory, user_msg="2 + 2?")
+    assert said(only(memory))[1:] == [
+        ("user", "2 + 2?"),
+        ("assistant", "See: <execute>2 + 2</execute>"),
+        ("user", "Result of executing the code given:\n\nran 2 + 2"),
+        ("assistant", "It is 4."),
+    ]
+
+
+def test_agents_hand_over(memory):
+    one = FunctionAgent(
+        name="one",
+        description="first",
+        system_prompt="One.",
+        llm=Scripted(call("handoff", to_agent="two", reason="it knows")),
+        can_handoff_to=["two"],
+    )
+    two = weatherman(name="two", description="second", system_prompt="Two.")
+    run(AgentWorkflow(agents=[one, two], root_agent="one"), memory=memory, user_msg="Weather?")
+    trace = only(memory)
+    steps = said(trace)
+    assert steps[:3] == [("system", "One."), RAIN[0], ("assistant", "handoff")]
+    assert steps[3][0] == "tool"  # where it belongs
+    assert steps[4:] == [("system", "Two."), *RAIN[1:]]
+    assert trace.metadata["run_name"] == "AgentWorkflow.run"
+
+
+def test_a_result_that_no_prompt_shows(memory):
+    tool = FunctionTool.from_defaults(look, return_direct=True)
+    result = run(weatherman(tools=[tool]), memory=memory, user_msg="Weather?")
+    assert str(result) == "Rain in Oslo"
+    trace = only(memory)
+    assert said(trace) == [*RAIN[:3], ("assistant", "Rain in Oslo")]
+    assert trace.messages[2].tool_call_id == "call-look"
+    assert trace.messages[2].status == "success"
+
+
+def test_a_failing_tool_is_told(memory):
+    def fail() -> str:
+        """Fail."""
+        raise ValueError("No sky.")
+
+    tool = FunctionTool.from_defaults(fail)
+    run(weatherman(call("fail"), "I cannot.", tools=[tool]), memory=memory, user_msg="Weather?")
+    trace = only(memory)
+    assert said(trace) == [
+        RAIN[0],
+        ("assistant", "fail"),
+        ("tool", "No sky."),
+        ("assistant", "I cannot."),
+    ]
+    assert trace.outcome == "success"
+
+
+def test_an_agent_within_a_tool_belongs_to_the_run(memory):
+    inner = weatherman(system_prompt="Inner.")
+
+    async def ask(question: str) -> str:
+        """Ask a weatherman."""
+        return str(await inner.run(user_msg=question))
+
+    outer = weatherman(call("ask", question="Rain?"), "It rains there.", tools=[ask])
+    run(outer, memory=memory, user_msg="Weather?")
+    assert said(only(memory)) == [
+        ("user", "Weather?"),
+        ("assistant", "ask"),
+        ("system", "Inner."),
+        ("user", "Rain?"),
+        *RAIN[1:],
+        ("tool", "It rains."),
+        ("assistant", "It rains there."),
+    ]
+
+
+# Workflows
+
+
+class Poet(Workflow):
+    llm: Scripted
+
+    @step
+    async def write(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        verse = await self.llm.acomplete(f"Write of {ev.topic}")
+        critique = await self.llm.achat([user(f"Better: {verse.text}")])
+        return StopEvent(result=critique.message.content)
+
+
+def test_a_workflow_of_ones_own(memory):
+    poet = Poet()
+    poet.llm = Scripted("Waves.", "Wild waves.")
+    assert run(poet, memory=memory, topic="the sea") == "Wild waves."
+    trace = only(memory)
+    assert said(trace) == [
+        ("user", "Write of the sea"),
+        ("assistant", "Waves."),
+        ("user", "Better: Waves."),
+        ("assistant", "Wild waves."),
+    ]
+    assert trace.task == "the sea"
+    assert trace.metadata["run_name"] == "Poet.run"
+
+
+class Committee(Workflow):
+    """Asks two at once, and gives the first one's answer."""
+
+    llm: Scripted
+
+    @step
+    async def vote(self, ev: StartEvent) -> StopEvent:
+        shared = ChatMessage(role="system", content="Vote.")
+        slow, quick = Scripted("Yes.", delay=0.1), Scripted("No.")
+        first, _ = await asyncio.gather(
+            slow.achat([shared, user("One?")]), quick.achat([shared, user("Two?")])
+        )
+        return StopEvent(result=first.message.content)
+
+
+def test_calls_at_once_do_not_mix_and_the_answer_is_last(memory):
+    run(Committee(), memory=memory, question="Which?")
+    trace = only(memory)
+    assert said(trace) == [
+        ("system", "Vote."),
+        ("user", "Two?"),
+        ("assistant", "No."),
+        ("user", "One?"),
+        ("assistant", "Yes."),
+    ]
+    assert trace.task == "Which?"
+    memory.purge()
+
+    class Reversed(Committee):
+        @step
+        async def vote(self, ev: StartEvent) -> StopEvent:
+            await Scripted("Final.").achat([user("One?")])
+            await Scripted("Aside.").achat([user("Two?")])
+            return StopEvent(result="Final.")
+
+    run(Reversed(), memory=memory, question="Which?")
+    assert said(only(memory))[-2:] == [("assistant", "Aside."), ("assistant", "Final.")]
+
+
+# Query engines
+
+
+@pytest.mark.parametrize("way", ["query", "aquery"])
+@pytest.mark.parametrize(
+    "mode", ["compact", "refine", "tree_summarize", "accumulate", "generation"]
+)
+def test_a_query_is_a_log(memory, mode, way):
+    llm = Scripted("One.", "Two.", "Three.")
+    engine = index("Oslo is rainy.", "Bergen as well.").as_query_engine(llm=llm, response_mode=mode)
+
+    async def ask():
+        with memory.capture():
+            return engine.query("Weather?") if way == "query" else await engine.aquery("Weather?")
+
+    response = asyncio.run(ask())
+    trace = only(memory)
+    assert trace.task == "Weather?"
+    assert trace.last_response == str(response)
+    assert said(trace)[-1][0] == "assistant"
+    assert trace.metadata["run_name"] == f"RetrieverQueryEngine.{way}"
+    assert trace.metadata["sources"] == [
+        {"node_id": node.node.node_id, "ref_doc_id": node.node.ref_doc_id, "score": node.score}
+        for node in response.source_nodes
+    ]
+    prompts = [text for role, text in said(trace) if role == "user"]
+    assert len(prompts) == {"refine": 2, "accumulate": 2}.get(mode, 1)
+
+
+def test_an_answer_without_a_model_is_no_run(memory):
+    engine = VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(llm=Scripted())
+    with memory.capture():
+        assert str(engine.query("Weather?")) == "Empty Response"
+    assert captured(memory) == []
+
+
+def selector(llm):
+    return LLMSingleSelector.from_defaults(llm)
+
+
+CHOICE = '[{"choice": 1, "reason": "it fits"}]'
+
+
+def test_a_router(memory):
+    engine = index().as_query_engine(llm=Scripted("It rains."))
+    router = RouterQueryEngine(
+        selector=selector(Scripted(CHOICE)),
+        query_engine_tools=[QueryEngineTool.from_defaults(engine, description="weather")],
+        llm=Scripted(),
+    )
+    with memory.capture():
+        router.query("Weather?")
+    trace = only(memory)
+    assert [text for role, text in said(trace) if role == "assistant"] == [CHOICE, "It rains."]
+    assert trace.metadata["run_name"] == "RouterQueryEngine.query"
+    assert len(trace.metadata["sources"]) == 1
+
+
+def sub_questions(engine):
+    items = [{"sub_question": city, "tool_name": "weather"} for city in ("Oslo?", "Bergen?")]
+    questions = json.dumps({"items": items})
+    return SubQuestionQueryEngine.from_defaults(
+        query_engine_tools=[
+            QueryEngineTool.from_defaults(engine, name="weather", description="weather")
+        ],
+        question_gen=LLMQuestionGenerator.from_defaults(Scripted(f"```json\n{questions}\n```")),
+        response_synthesizer=get_response_synthesizer(llm=Scripted("Rain in both.")),
+        use_async=False,
+        verbose=False,
+    )
+
+
+def test_sub_questions(memory, monkeypatch):
+    monkeypatch.setattr(Settings, "_llm", Scripted())  # asked for, and not used
+    engine = index().as_query_engine(llm=Scripted("Rain.", "More rain."))
+    with memory.capture():
+        response = sub_questions(engine).query("Oslo or Bergen?")
+    assert str(response) == "Rain in both."
+    trace = only(memory)
+    answers = [text for role, text in said(trace) if role == "assistant"]
+    assert answers[1:] == ["Rain.", "More rain.", "Rain in both."]
+    assert trace.task == "Oslo or Bergen?"
+
+
+# Chat engines
+
+
+@pytest.mark.parametrize("way", ["chat", "achat"])
+@pytest.mark.parametrize(
+    "mode", ["simple", "context", "condense_plus_context", "condense_question"]
+)
+def test_each_turn_is_a_log(memory, mode, way):
+    llm = Scripted("First.", lambda m: "Second.", "Third.")
+    engine = (
+        SimpleChatEngine.from_defaults(llm=llm)
+        if mode == "simple"
+        else index().as_chat_engine(chat_mode=mode, llm=llm)
+    )
+
+    async def talk():
+        with memory.capture():
+            for question in ("Hi there?", "And now?"):
+                engine.chat(question) if way == "chat" else await engine.achat(question)
+
+    asyncio.run(talk())
+    first, second = captured(memory)
+    assert (first.task, second.task) == ("Hi there?", "And now?")
+    assert first.last_response == "First."
+    assert second.last_response == ("Third." if "condense" in mode else "Second.")
+    if mode != "condense_question":
+        assert ("user", "Hi there?") in said(first)
+        assert ("user", "And now?") in said(second)
+    assert ("user", "Hi there?") not in said(second)
+    assert ("assistant", "First.") not in said(second)
+
+
+# Bare models
+
+
+def test_every_way_to_call_a_model_is_one_log(memory):
+    """Of an LLM whose methods call each other, and tell so each time."""
+    llm = Plain("It is so.")
+
+    async def calls():
+        llm.complete("complete?")
+        llm.chat([user("chat?")])
+        list(llm.stream_complete("stream_complete?"))
+        list(llm.stream_chat([user("stream_chat?")]))
+        await llm.acomplete("acomplete?")
+        await llm.achat([user("achat?")])
+        [_ async for _ in await llm.astream_complete("astream_complete?")]
+        [_ async for _ in await llm.astream_chat([user("astream_chat?")])]
+        llm.predict(PromptTemplate("{what}?"), what="predict")
+        list(llm.stream(PromptTemplate("{what}?"), what="stream"))
+        [_ async for _ in await llm.astream(PromptTemplate("{what}?"), what="astream")]
+
+    with memory.capture():
+        asyncio.run(calls())
+    ways = "complete chat stream_complete stream_chat acomplete achat astream_complete "
+    ways += "astream_chat predict stream astream"
+    logs = captured(memory)
+    assert [log.task for log in logs] == [f"{way}?" for way in ways.split()]
+    for log in logs:
+        assert said(log) == [("user", log.task), ("assistant", "It is so.")]
+
+
+def test_a_bare_call_keeps_its_examples(memory):
+    messages = [user("1?"), ChatMessage(role="assistant", content="2"), user("2?")]
+    with memory.capture():
+        Scripted("3").chat(messages)
+    trace = only(memory)
+    assert said(trace) == [("user", "1?"), ("assistant", "2"), ("user", "2?"), ("assistant", "3")]
+    assert trace.task == "2?"
+
+
+def test_the_same_prompt_asked_twice_at_once_is_two_calls(memory):
+    class Twice(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            llm = Scripted("Heads.", "Tails.")
+            streams = [await llm.astream_chat([user("Toss?")]) for _ in range(2)]
+            for stream in streams:
+                [_ async for _ in stream]
+            return StopEvent(result="")
+
+    run(Twice(), memory=memory, question="Toss?")
+    answers = [text for role, text in said(only(memory)) if role == "assistant"]
+    assert answers == ["Heads.", "Tails."]
+
+
+def test_what_is_no_text_is_named(memory):
+    image = ImageBlock(image=b"\x89PNG", image_mimetype="image/png")
+    message = ChatMessage(role="user", blocks=[TextBlock(text="What is it?"), image])
+    with memory.capture():
+        Scripted("A cat.").chat([message])
+    assert said(only(memory))[0] == ("user", "What is it?\n[image]")
+
+
+def test_messages_are_kept_as_they_were_said(memory):
+    """ReAct agents, for one, change an answer after it was given."""
+    llm = Scripted("Answer: yes")
+    with memory.capture():
+        stream = llm.stream_chat([user("Is it?")])
+        *_, last = stream
+    question = llm.seen[0][0]
+    question.blocks[0].text = last.message.blocks[0].text = "changed"
+    with memory.capture():
+        response = Scripted("So.").chat([question])
+        response.message.blocks[0].text = "changed"
+    assert [said(log) for log in captured(memory)] == [
+        [("user", "Is it?"), ("assistant", "Answer: yes")],
+        [("user", "changed"), ("assistant", "So.")],
+    ]
+
+
+# What was recalled
+
+
+def test_what_helped_is_told_and_not_learned_again(memory):
+    (old,) = memory.add_many([qa("Weather in Rome?", "It is sunny in Rome, all day long.")])
+    memory.embed_pending()
+    retriever = memory.as_llama_index_retriever(min_score=0)
+    from llama_index.core.query_engine import RetrieverQueryEngine
+
+    llm = Scripted("Sunny.")
+    engine = RetrieverQueryEngine.from_args(retriever, llm=llm)
+    with memory.capture():
+        engine.query("Weather in Rome?")
+    trace = captured(memory)[-1]
+    assert "all day long" in str(llm.seen)  # the model saw it
+    assert "all day long" not in trace.to_json()
+    assert f"[recalled log: {old}]" in trace.to_json()
+    assert trace.helped_by == (old,)
+
+
+def test_recalled_texts_that_are_noted(memory):
+    class Noting(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            note_recalled({"Old wisdom.": "log-1"})
+            await Scripted("Old wisdom. Yes.").achat([user("Old wisdom. Rain?")])
+            return StopEvent(result="")
+
+    note_recalled({"Nowhere": "x"})  # does no harm
+    run(Noting(), memory=memory, question="Rain?")
+    trace = only(memory)
+    # What the model makes of it is its own.
+    assert said(trace) == [
+        ("user", "[recalled log: log-1] Rain?"),
+        ("assistant", "Old wisdom. Yes."),
+    ]
+    assert trace.helped_by == ("log-1",)
+
+
+def test_an_llm_says_what_it_was_given(memory):
+    with memory.capture():
+        Scripted("Yes.", raw={"lag": {"log_ids": ["a", "b"]}}).chat([user("Rain?")])
+    assert only(memory).helped_by == ("a", "b")
+
+
+# Who opens runs
+
+
+def test_a_lag_memory_captures_its_agents_and_once(memory):
+    async def ask():
+        await weatherman().run("Weather?", memory=LAGMemory(memory, session_id="t-1"))
+
+    async def ask_in_a_block():
+        with memory.capture():
+            await ask()
+
+    for times, way in enumerate((ask, ask_in_a_block), 1):
+        asyncio.run(way())
+        (info,) = memory.store.ledger.info()
+        assert info.times_seen == times
+        assert said(info.trace) == RAIN
+        assert info.trace.metadata["thread_id"] == "t-1"
+
+
+def test_a_lag_memory_captures_chat_engines(memory):
+    engine = SimpleChatEngine.from_defaults(
+        llm=Scripted("One.", "Two."), memory=LAGMemory(memory, session_id="t-1")
+    )
+    engine.chat("Hi?")
+    engine.chat("And?")
+    assert [said(log) for log in captured(memory)] == [
+        [("user", "Hi?"), ("assistant", "One.")],
+        [("user", "And?"), ("assistant", "Two.")],
+    ]
+
+
+def test_a_query_engine_of_ours_is_a_log_of_its_own(memory):
+    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    response = engine.query("Weather in Oslo?")
+    trace = only(memory)
+    assert trace.id == response.metadata["lag"]["run_id"]
+    assert trace.metadata["run_name"] == "LAGQueryEngine.query"
+    memory.purge()
+
+    tool = QueryEngineTool.from_defaults(engine, name="ask", description="weather")
+    agent = weatherman(call("ask", input="Weather in Oslo?"), "So it rains.", tools=[tool])
+    run(agent, memory=memory, user_msg="Umbrella?")
+    inner, outer = captured(memory)
+    assert inner.task == "Weather in Oslo?"
+    assert inner.last_response == "It rains."
+    assert said(outer) == [
+        ("user", "Umbrella?"),
+        ("assistant", "ask"),
+        ("tool", "It rains."),
+        ("assistant", "So it rains."),
+    ]
+
+
+def test_a_router_over_an_engine_of_ours(memory, embedder, tmp_path):
+    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    router = RouterQueryEngine(
+        selector=selector(Scripted(CHOICE)),
+        query_engine_tools=[QueryEngineTool.from_defaults(engine, description="weather")],
+        llm=Scripted(),
+    )
+    with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
+        with other.capture():
+            router.query("Weather?")
+        assert only(memory).last_response == "It rains."
+        outer = only(other)
+        assert [text for role, text in said(outer) if role == "assistant"] == [CHOICE, "It rains."]
+
+
+def test_there_is_no_run_to_open_outside_of_one(memory):
+    assert open_run(memory) is None
+    assert open_run(memory, owner=memory) is None
+
+
+def test_only_answers_are_not_choices(memory):
+    seen = {}
+
+    def note(name):
+        def answer(_):
+            seen[name] = is_choosing()
+            return CHOICE if name == "selector" else "Fine."
+
+        return answer
+
+    class Odd(BaseSelector):
+        """Asks a model in a way of its own."""
+
+        def _get_prompts(self):
+            return {}
+
+        def _update_prompts(self, prompts):
+            pass
+
+        def _select(self, choices, query):
+            Scripted(note("odd")).chat([user("?")])
+            return SelectorResult(selections=[SingleSelection(index=0, reason="")])
+
+        async def _aselect(self, choices, query):
+            return self._select(choices, query)
+
+    engine = index().as_query_engine(llm=Scripted(note("answer")))
+    tools = [QueryEngineTool.from_defaults(engine, description="weather")]
+    for select in (selector(Scripted(note("selector"))), Odd()):
+        RouterQueryEngine(selector=select, query_engine_tools=tools, llm=Scripted()).query("Rain?")
+    assert seen == {"selector": True, "odd": True, "answer": False}
+    assert not is_choosing()
+
+
+def test_an_engine_asked_by_a_chooser_answers(memory):
+    """It is a run of its own, wherever it is asked."""
+    seen = []
+    ours = LAGQueryEngine(
+        index().as_query_engine(llm=Scripted(lambda _: seen.append(is_choosing()) or "Yes.")),
+        memory,
+    )
+
+    class Asking(BaseSelector):
+        def _get_prompts(self):
+            return {}
+
+        def _update_prompts(self, prompts):
+            pass
+
+        def _select(self, choices, query):
+            ours.query("Which?")
+            return SelectorResult(selections=[SingleSelection(index=0, reason="")])
+
+        async def _aselect(self, choices, query):
+            return self._select(choices, query)
+
+    Asking().select([], "Which?")
+    assert seen == [False]
+
+
+# One memory for both frameworks
+
+
+def test_a_block_captures_both_frameworks_into_one_memory(memory):
+    with memory.capture():
+        LangChainScripted(answers=["From LangChain."]).invoke("How do we ship to Norway?")
+        Scripted("From LlamaIndex.").chat([user("How do we ship to Sweden?")])
+    memory.embed_pending()
+    found = memory.recall("How do we ship to Norway?", k=2, min_score=0)
+    assert [log.log.last_response for log in found] == ["From LangChain.", "From LlamaIndex."]
+    assert [log.log.metadata["source"] for log in found] == ["langchain", "llama_index"]
