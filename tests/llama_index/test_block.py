@@ -231,7 +231,7 @@ async def test_turns_that_are_logs_already_stay_one(memory, no_worker, short, th
     else:
         added(memory, captured)
     await short.aput_messages(turn("Who are you?", "Thought: I know.\nAnswer: A parrot."))
-    await short.aput_messages(turn("Who are they?", "A parrot.", 1))  # another question
+    await short.aput_messages(turn("Who are they?", "A parrot."))  # another question
     await short.aput_messages(turn("Tell a tale.", "Once.", 40))
     logs = memory.store.ledger.having({"source": "llama_index"}).values()
     assert [log.task for log in logs] == ["Who are they?"]
