@@ -351,7 +351,7 @@ class Watch:
             if stream not in run.pending:
                 return
             run.pending.discard(stream)
-            if isinstance(stream, Call) and not run.over:
+            if isinstance(stream, Call) and stream.counts:
                 run.close(stream, stream.so_far)
             if run.ended and not run.answer:
                 run.abandoned = True
@@ -375,7 +375,7 @@ class Watch:
                 return
             call = span.calls.pop()
             run = call.run
-            if run.over:
+            if call not in run.pending:  # its stream was collected before it was closed
                 return
             run.pending.discard(call)
             if error is not None and nobody_waits(error):

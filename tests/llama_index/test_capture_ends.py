@@ -1,0 +1,353 @@
+"""How a captured run ends: success, failure, abandoned, and what a judge says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.workflow import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    WorkflowTimeoutError,
+    step,
+)
+from pydantic import BaseModel
+from workflows.errors import WorkflowCancelledByUser
+
+from lag_integrations import KVLogMemory
+from lag_integrations.judging import uncaptured
+from lag_integrations.llama_index import watching
+from lag_integrations.llama_index.judge import LLMJudge
+from tests.conftest import qa
+from tests.llama_index.scripted import Scripted, call, captured, said
+
+pytestmark = pytest.mark.usefixtures("no_worker")
+
+
+def look(city: str) -> str:
+    """Look at the weather."""
+    return f"Rain in {city}"
+
+
+def only(memory):
+    (trace,) = captured(memory)
+    return trace
+
+
+def user(text):
+    return ChatMessage(role="user", content=text)
+
+
+def weatherman(*answers, delay=0.0, **settings):
+    llm = Scripted(*(answers or (call("look", city="Oslo"), "It rains.")), delay=delay)
+    return FunctionAgent(llm=llm, tools=[look], **settings)
+
+
+def run(memory, arun):
+    async def block():
+        with memory.capture():
+            return await arun()
+
+    return asyncio.run(block())
+
+
+# Ends
+
+
+def test_a_timeout_is_a_failure(memory):
+    async def arun():
+        with pytest.raises(WorkflowTimeoutError):
+            await weatherman(delay=0.4, timeout=0.6).run("Weather?")
+
+    run(memory, arun)
+    trace = only(memory)
+    assert (trace.outcome, trace.metadata["error"]) == ("failure", "WorkflowTimeoutError")
+    assert "abandoned" not in trace.metadata
+    assert said(trace)[:2] == [("user", "Weather?"), ("assistant", "look")]
+
+
+def test_too_many_iterations_are_a_failure(memory):
+    async def arun():
+        with pytest.raises(Exception, match="Max iterations"):
+            await weatherman(call("look", city="Oslo")).run("Weather?", max_iterations=2)
+
+    run(memory, arun)
+    assert only(memory).outcome == "failure"
+
+
+def test_an_error_of_the_model_is_a_failure(memory):
+    async def arun():
+        with pytest.raises(ValueError, match="secret"):
+            await weatherman(call("look", city="Oslo"), ValueError("secret")).run("Weather?")
+
+    run(memory, arun)
+    trace = only(memory)
+    assert (trace.outcome, trace.metadata["error"]) == ("failure", "ValueError")
+    assert "secret" not in trace.to_json()
+
+
+def test_a_cancelled_run_is_abandoned(memory):
+    async def arun():
+        handler = weatherman("One two three four", delay=0.1).run("Weather?")
+        await asyncio.sleep(0.3)
+        await handler.cancel_run()
+        with pytest.raises(WorkflowCancelledByUser):
+            await handler
+
+    run(memory, arun)
+    trace = only(memory)
+    assert (trace.outcome, trace.metadata["abandoned"]) == ("unknown", True)
+    assert "error" not in trace.metadata
+    assert trace.last_response.startswith("One")  # what there was of it
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"finish_reason": "length"},
+        {"stop_reason": "max_tokens"},
+        {"done_reason": "length"},
+        {"choices": [{"finish_reason": "length"}]},
+    ],
+)
+def test_an_answer_that_was_cut_off_is_unknown(memory, raw):
+    class Raw(BaseModel):
+        choices: list[dict[str, str]]
+
+    with memory.capture():
+        Scripted("It ra", raw=raw).chat([user("Weather?")])
+        Scripted("It r", raw=Raw(choices=[{"finish_reason": "length"}])).chat([user("Weather?")])
+        Scripted("It rains.", raw={"finish_reason": "stop"}).chat([user("Weather?")])
+    outcomes = {log.last_response: log.outcome for log in captured(memory)}
+    assert outcomes == {"It ra": "unknown", "It r": "unknown", "It rains.": "success"}
+
+
+# Humans in the loop
+
+
+class Asked(InputRequiredEvent):
+    pass
+
+
+class Careful(Workflow):
+    """Asks before it acts."""
+
+    llm: Scripted
+
+    @step
+    async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
+        plan = await self.llm.achat([user(ev.get("question", "Resumed?"))])
+        answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=Asked())
+        last = await self.llm.achat([user(f"{plan.message.content} {answer.get('word')}")])
+        return StopEvent(result=last.message.content)
+
+
+def careful():
+    flow = Careful(timeout=5)
+    flow.llm = Scripted(lambda m: "Done." if "Yes" in m[-1].content else "May I?")
+    return flow
+
+
+def test_a_run_that_asks_a_human_is_one(memory):
+    async def arun():
+        handler = careful().run(question="Act!")
+        async for event in handler.stream_events():
+            if isinstance(event, Asked):
+                handler.ctx.send_event(HumanResponseEvent(word="Yes"))
+        assert await handler == "Done."
+
+    run(memory, arun)
+    trace = only(memory)
+    assert trace.outcome == "success"
+    assert said(trace)[0] == ("user", "Act!")
+    assert said(trace)[-2:] == [("user", "May I? Yes"), ("assistant", "Done.")]
+
+
+def test_a_run_that_is_put_away_and_resumed(memory):
+    async def arun():
+        flow = careful()
+        handler = flow.run(question="Act!")
+        async for event in handler.stream_events():
+            if isinstance(event, Asked):
+                break
+        state = handler.ctx.to_dict()
+        await handler.cancel_run()
+        with pytest.raises(WorkflowCancelledByUser):
+            await handler
+        ctx = Context.from_dict(flow, state)
+        handler = flow.run(ctx=ctx)
+        handler.ctx.send_event(HumanResponseEvent(word="Yes"))
+        assert await handler == "Done."
+
+    run(memory, arun)
+    first, second = captured(memory)
+    assert first.metadata["abandoned"]
+    assert first.last_response == "May I?"
+    assert second.outcome == "success"
+    assert second.last_response == "Done."
+
+
+# Runs that hang
+
+
+def test_a_run_that_never_ends_is_given_up(memory, monkeypatch):
+    llm = Scripted("One two three")
+    capture = memory.instrument()
+    held = llm.stream_chat([user("Held?")])
+    next(held)
+    Scripted("Next.").chat([user("Next?")])
+    assert [log.task for log in captured(memory)] == ["Next?"]
+    monkeypatch.setattr(watching, "_MAX_AGE", 0.05)
+    time.sleep(0.1)
+    Scripted("More.").chat([user("More?")])
+    capture.stop()
+    abandoned = next(log for log in captured(memory) if log.task == "Held?")
+    assert abandoned.metadata["abandoned"]
+    assert abandoned.last_response == "One"
+    list(held)  # too late, and no harm
+    assert len(captured(memory)) == 3
+
+
+def test_of_too_many_the_longest_silent_is_given_up(memory, monkeypatch):
+    monkeypatch.setattr(watching, "_MAX_OPEN", 3)
+    with memory.capture():
+        streams = [Scripted(f"{n} a").stream_chat([user(f"{n}?")]) for n in range(6)]
+        for stream in streams:
+            list(stream)
+    assert {log.task for log in captured(memory)} == {"3?", "4?", "5?"}
+
+
+# Judges
+
+
+@pytest.mark.parametrize(("says", "outcome"), [(True, "success"), (False, "failure")])
+def test_a_judge_decides_in_the_background(memory, says, outcome):
+    asked, may_answer = [], threading.Event()
+
+    def judge(trace):
+        asked.append(trace.task)
+        assert may_answer.wait(10)
+        return says
+
+    with memory.capture(judge=judge) as capture:
+        Scripted("7741.").chat([user("Code?")])
+        with pytest.raises(ValueError, match="x"):
+            Scripted(ValueError("x")).chat([user("Broken?")])
+    assert only(memory).outcome == "unknown"
+    may_answer.set()
+    capture.wait_for_judge()
+    assert only(memory).outcome == outcome
+    assert asked == ["Code?"]
+
+
+def test_instrument_has_a_judge_too(memory):
+    capture = memory.instrument(judge=lambda trace: False)
+    Scripted("7741.").chat([user("Code?")])
+    capture.wait_for_judge()
+    capture.stop()
+    assert only(memory).outcome == "failure"
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"), [("Yes.", "success"), ("no", "failure"), ("?", "unknown")]
+)
+def test_an_llm_as_judge_is_not_captured_itself(memory, reply, outcome):
+    llm = Scripted(reply)
+    with memory.capture(judge=LLMJudge(llm)) as capture:
+        Scripted("Use {task}: 7741.").chat([user("Code of {answer}?")])
+        capture.wait_for_judge()
+        LLMJudge(llm)(qa("Directly?", "Asked."))
+    assert only(memory).outcome == outcome
+    ((prompt,), _) = llm.seen
+    assert prompt.endswith("Task:\nCode of {answer}?\n\nAnswer:\nUse {task}: 7741.")
+    with pytest.raises(ValueError, match=r"no \{answer\}"):
+        LLMJudge(llm, "Is {task} solved?")
+
+
+# What is not captured
+
+
+def test_what_is_uncaptured(memory):
+    class Aside(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            with uncaptured():
+                await Scripted("Secret.").achat([user("Aside?")])
+            return StopEvent(
+                result=(await Scripted("Open.").achat([user("Loud?")])).message.content
+            )
+
+    async def arun():
+        await Aside().run(question="Loud?")
+        with uncaptured():
+            await weatherman().run("Weather?")
+
+    run(memory, arun)
+    assert said(only(memory)) == [("user", "Loud?"), ("assistant", "Open.")]
+
+
+def test_a_broken_memory_breaks_no_run(memory, embedder, tmp_path, caplog):
+    closed = KVLogMemory(tmp_path / "closed", embedder=embedder)
+    closed.close()
+    with caplog.at_level(logging.WARNING), closed.capture():
+        assert Scripted("secret.").chat([user("Rain?")]).message.content == "secret."
+    assert "could not be captured" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_defect_breaks_no_run(memory, monkeypatch, caplog):
+    def broken(*_):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(watching.Run, "close", broken)
+    with memory.capture():
+        assert Scripted("Yes.").chat([user("Rain?")]).message.content == "Yes."
+    assert "ZeroDivisionError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_closed_loop_of_two_events_is_no_error(memory):
+    """An event that nobody handles, with names that others use for results."""
+
+    class Odd(Event):
+        response: int = 3
+
+    class Small(Workflow):
+        @step
+        async def one(self, ev: StartEvent) -> Odd:
+            await Scripted("Said.").achat([user("Say.")])
+            return Odd()
+
+        @step
+        async def two(self, ev: Odd) -> StopEvent:
+            return StopEvent(result={"response": 3, "text": "Said."})
+
+    async def arun():
+        await Small().run(number=7, input=["x"])
+
+    run(memory, arun)
+    assert said(only(memory)) == [("user", "Say."), ("assistant", "Said.")]
+
+
+def test_it_is_on_disk_when_the_run_has_ended(memory):
+    """Also where a run ends on another thread than its caller's."""
+
+    async def arun():
+        await weatherman().run("Weather?")
+        assert len(captured(memory)) == 1
+        started = time.monotonic()
+        await asyncio.to_thread(Scripted("Yes.").chat, [user("In a thread?")])
+        assert time.monotonic() - started < 5
+        assert len(captured(memory)) == 2
+
+    run(memory, arun)

@@ -1,0 +1,327 @@
+"""Capture among others: many runs at once, blocks in blocks, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import weakref
+
+import pytest
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import instrument_tags
+from llama_index_instrumentation.event_handlers import BaseEventHandler
+
+from lag_integrations import KVLogMemory
+from lag_integrations.llama_index import capture as module
+from lag_integrations.llama_index.capture import _watch
+from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
+
+pytestmark = pytest.mark.usefixtures("no_worker")
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing():
+    """No span and no run is kept once all is over."""
+    gc.collect()
+    before = len(_watch._spans), len(_watch._runs)
+    yield
+    gc.collect()
+    assert (len(_watch._spans), len(_watch._runs)) == before
+    assert not _watch._spans._kept
+    assert not _watch._everywhere
+
+
+@pytest.fixture
+def other(embedder, tmp_path):
+    with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
+        other._worker.stop()
+        yield other
+
+
+def look(city: str) -> str:
+    """Look at the weather."""
+    return f"Rain in {city}"
+
+
+def weatherman(number=0, **settings):
+    answers = call("look", city=f"City {number}"), f"It rains in {number}."
+    return FunctionAgent(llm=Scripted(*answers, delay=0.001), tools=[look], **settings)
+
+
+def steps(number):
+    return [
+        ("user", f"Weather {number}?"),
+        ("assistant", "look"),
+        ("tool", f"Rain in City {number}"),
+        ("assistant", f"It rains in {number}."),
+    ]
+
+
+def user(text):
+    return ChatMessage(role="user", content=text)
+
+
+def ask(text="Rain?", answer="Yes."):
+    return Scripted(answer).chat([user(text)])
+
+
+def tasks(memory):
+    return sorted(log.task for log in captured(memory))
+
+
+# Many at once
+
+
+def test_twenty_agents_in_one_loop(memory):
+    async def all_of_them():
+        with memory.capture():
+            await asyncio.gather(*(weatherman(n).run(f"Weather {n}?") for n in range(20)))
+
+    asyncio.run(all_of_them())
+    logs = captured(memory)
+    assert len(logs) == 20
+    for log in logs:
+        assert said(log) == steps(log.task.split()[1].rstrip("?"))
+
+
+def test_agents_and_streams_in_several_threads(memory):
+    capture = memory.instrument()
+
+    def work(number):
+        async def arun():
+            for turn in range(3):
+                key = f"{number}{turn}"
+                await weatherman(key).run(f"Weather {key}?")
+                llm = Scripted(f"Streamed {key} at last")
+                [_ async for _ in await llm.astream_chat([user(f"Stream {key}?")])]
+
+        asyncio.run(arun())
+
+    in_threads(6, work)
+    capture.stop()
+    logs = captured(memory)
+    assert len(logs) == 36
+    for log in logs:
+        kind, key = log.task.rstrip("?").split()
+        if kind == "Weather":
+            assert said(log) == steps(key)
+        else:
+            assert said(log) == [("user", log.task), ("assistant", f"Streamed {key} at last")]
+
+
+def test_two_runs_of_one_agent(memory):
+    agent = FunctionAgent(
+        llm=Scripted(lambda m: f"Re: {m[-1].content}", delay=0.001), tools=[], streaming=False
+    )
+
+    async def both():
+        with memory.capture():
+            await asyncio.gather(agent.run("One?"), agent.run("Two?"))
+
+    asyncio.run(both())
+    assert {log.task: said(log) for log in captured(memory)} == {
+        task: [("user", task), ("assistant", f"Re: {task}")] for task in ("One?", "Two?")
+    }
+
+
+# Blocks
+
+
+def test_an_inner_block_takes_over(memory, other):
+    with memory.capture():
+        ask("Outer?")
+        with other.capture():
+            ask("Inner?")
+        ask("Outer again?")
+    ask("Outside?")
+    assert tasks(memory) == ["Outer again?", "Outer?"]
+    assert tasks(other) == ["Inner?"]
+
+
+class Nested(Workflow):
+    """Enters a block of another memory, or of the same, in a step."""
+
+    memory: KVLogMemory
+
+    @step
+    async def work(self, ev: StartEvent) -> StopEvent:
+        await Scripted("Before.").achat([user("Before?")])
+        with self.memory.capture():
+            await Scripted("Within.").achat([user("Within?")])
+        return StopEvent(result=(await Scripted("After.").achat([user("After?")])).message.content)
+
+
+def nested(memory):
+    flow = Nested()
+    flow.memory = memory
+    return flow
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_block_in_a_step(memory, other, outer):
+    async def arun():
+        if outer:
+            with memory.capture():
+                await nested(other).run(question="What?")
+        else:
+            await nested(other).run(question="What?")
+
+    asyncio.run(arun())
+    assert [said(log) for log in captured(other)] == [
+        [("user", "Within?"), ("assistant", "Within.")]
+    ]
+    if outer:
+        (log,) = captured(memory)
+        assert [text for _, text in said(log)] == ["Before?", "Before.", "After?", "After."]
+        assert log.task == "What?"
+
+
+def test_a_block_of_the_same_memory_in_a_run_is_the_same_run(memory):
+    async def arun():
+        with memory.capture():
+            await nested(memory).run(question="What?")
+
+    asyncio.run(arun())
+    (log,) = captured(memory)
+    assert len(log.messages) == 6
+
+
+def test_tasks_that_begin_in_a_block(memory):
+    async def arun():
+        with memory.capture():
+            task = asyncio.create_task(asyncio.to_thread(ask, "In a task?"))
+            handler = weatherman(1).run("Weather 1?")
+        await task
+        await handler  # begun in there, ended out here
+
+    asyncio.run(arun())
+    assert tasks(memory) == ["In a task?", "Weather 1?"]
+
+
+def test_instrument(memory, other):
+    first, second, again = memory.instrument(), other.instrument(), memory.instrument()
+    ask("Both?")
+    in_threads(1, lambda _: ask("In any thread?"))
+    with memory.capture():
+        ask("Block?")
+    second.stop()
+    ask("First?")
+    first.stop()
+    again.stop()
+    first.stop()
+    ask("None?")
+    assert tasks(memory) == ["Block?", "Both?", "First?", "In any thread?"]
+    assert tasks(other) == ["Both?", "In any thread?"]
+    assert [info.times_seen for info in memory.store.ledger.info()] == [1] * 4
+
+
+# Among others
+
+
+def test_there_is_one_handler_of_each_kind():
+    def ours():
+        root = get_dispatcher()
+        handlers = [*root.span_handlers, *root.event_handlers]
+        return [each.class_name() for each in handlers if each.class_name().startswith("LAG")]
+
+    expected = ["LAGSpanHandler", "LAGEventHandler"]
+    assert ours() == expected
+    watch = module._watch
+    importlib.reload(module)
+    assert ours() == expected
+    assert module._watch is watch
+
+
+def test_it_works_after_a_reload(memory):
+    importlib.reload(module)
+    with module.capture(memory):
+        ask("Reloaded?")
+    assert tasks(memory) == ["Reloaded?"]
+
+
+def test_the_users_events_and_tags_are_untouched(memory):
+    seen_tags = []
+
+    class Seen(BaseEventHandler):
+        @classmethod
+        def class_name(cls):
+            return "Seen"
+
+        def handle(self, event, **kwargs):
+            if "mine" in event.tags:
+                seen_tags.append((type(event).__name__, event.tags["mine"]))
+
+    seen, root = Seen(), get_dispatcher()
+    root.add_event_handler(seen)
+
+    async def events(block):
+        if block:
+            with memory.capture():
+                handler = weatherman().run("Weather?")
+        else:
+            handler = weatherman().run("Weather?")
+        kinds = [type(event).__name__ async for event in handler.stream_events()]
+        await handler
+        return kinds
+
+    try:
+        told = []
+        for block in (False, True):
+            with instrument_tags({"mine": "x"}):
+                assert asyncio.run(events(block)) == asyncio.run(events(False))
+            told.append(list(seen_tags))
+            seen_tags.clear()
+    finally:
+        root.event_handlers.remove(seen)
+    assert told[1] == told[0] != []
+    assert len(captured(memory)) == 1
+
+
+def test_a_process_that_is_not_captured_keeps_nothing():
+    async def arun():
+        await weatherman().run("Weather?")
+        await index().as_query_engine(llm=Scripted(), streaming=False).aquery("Rain?")
+
+    gc.collect()
+    before = len(_watch._spans)
+    asyncio.run(arun())
+    ask()
+    assert len(_watch._spans) == before
+    assert not _watch._runs
+
+
+def test_a_server_that_never_ends_does_not_grow(memory):
+    sizes = []
+
+    class Server(Workflow):
+        @step
+        async def serve(self, ev: StartEvent) -> StopEvent:
+            for number in range(20):
+                with memory.capture():
+                    await weatherman(number).run(f"Weather {number}?")
+                sizes.append(len(_watch._spans))
+            return StopEvent(result=None)
+
+    async def arun():
+        await Server().run()
+
+    asyncio.run(arun())
+    assert len(captured(memory)) == 20
+    assert sizes[-1] == sizes[0]
+
+
+def test_nothing_of_a_run_is_kept_alive(memory):
+    llm = Scripted("Yes.")
+    with memory.capture():
+        response = llm.chat([user("Rain?")])
+        engine = index().as_query_engine(llm=llm, streaming=True)
+        streamed = engine.query("Weather?")
+        str(streamed)
+    gone = [weakref.ref(each) for each in (llm, response, engine, streamed)]
+    del llm, response, engine, streamed
+    gc.collect()
+    assert [each() for each in gone] == [None] * 4
