@@ -1,0 +1,57 @@
+"""The tutorials run, and show what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+TUTORIALS = Path(__file__).parents[2] / "examples" / "llama_index"
+
+
+@pytest.fixture
+def told(request, capsys):
+    """What a tutorial prints, section by section."""
+    main = runpy.run_path(str(TUTORIALS / f"{request.param}.py"))["main"]
+    asyncio.run(main()) if inspect.iscoroutinefunction(main) else main()
+    text = " ".join(capsys.readouterr().out.split())
+    return [section.strip() for section in re.split(r"─+ \d\. [^─]+ ─+", text)][1:]
+
+
+@pytest.mark.parametrize("told", ["query_engine"], indirect=True)
+def test_query_engine(told):
+    first, _, again, streamed = told
+    assert "Quill" not in first
+    assert "Logged with 2 sources" in first
+    without, recalled = again.split("with memory:")
+    assert "Quill" not in without
+    assert "Quill" in recalled
+    assert re.search(r"[1-9]\d* tokens of 1 log not read", recalled)
+    assert "Quill" in streamed
+    assert "logs used: 1" in streamed
+
+
+@pytest.mark.parametrize("told", ["react_agent"], indirect=True)
+def test_react_agent(told):
+    captured, local = told
+    assert captured.count("calls find_price") == 3
+    assert "Logs: 3; one has 5 messages" in captured
+    without, recalled = local.split("with memory:")
+    assert "58" not in without
+    assert "58" in recalled
+    assert re.search(r"[1-9]\d* tokens of 1 log not read", recalled)
+
+
+@pytest.mark.parametrize("told", ["workflow"], indirect=True)
+def test_workflow(told):
+    both, alone, later = told
+    assert "writer:" in both
+    assert "One log of AgentWorkflow.run" in both
+    assert both.count("'tool'") == 2
+    assert "12" in alone
+    assert re.search(r"[1-9]\d* tokens of 1 log not read", alone)
+    assert "4 messages" in later
