@@ -202,14 +202,6 @@ class LAGMemory(BaseMemory):
         await self.history.areset()
         self.session_id = uuid4().hex
 
-    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """What `from_dict` makes the memory of again, as JSON.
-
-        Raises:
-            ValueError: The history keeps its messages elsewhere.
-        """
-        return self.model_dump(mode="json", **kwargs)
-
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LAGMemory:
         # The logs are one, however many conversations there are.
         return self.model_copy(update={"history": copy.deepcopy(self.history, memo)})

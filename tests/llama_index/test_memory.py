@@ -161,6 +161,8 @@ async def test_async_ways_are_the_historys_own(memory, no_worker):
     await lag.aput(said("Two."))
     await lag.aput_messages([user("Three.")])
     assert len(await lag.aget()) == len(await lag.aget_all()) == 3
+    assert named(await lag.aget()) == []
+    assert named(await lag.aget_all()) is None  # though the history gave its own list
     await lag.areset()
     assert await lag.aget() == []
 
