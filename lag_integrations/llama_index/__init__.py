@@ -11,9 +11,17 @@ except ImportError:
     ) from None
 
 from lag_integrations.llama_index.block import KVLogMemoryBlock
+from lag_integrations.llama_index.judge import LLMJudge
 from lag_integrations.llama_index.lag_memory import LAGMemory
 from lag_integrations.llama_index.llm import LAGLLM
 from lag_integrations.llama_index.query_engine import LAGQueryEngine
 from lag_integrations.llama_index.retriever import LogRetriever
 
-__all__ = ["LAGLLM", "KVLogMemoryBlock", "LAGMemory", "LAGQueryEngine", "LogRetriever"]
+__all__ = [
+    "LAGLLM",
+    "KVLogMemoryBlock",
+    "LAGMemory",
+    "LAGQueryEngine",
+    "LLMJudge",
+    "LogRetriever",
+]

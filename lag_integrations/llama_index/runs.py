@@ -272,14 +272,16 @@ class Run:
         task = (self.task or "").strip()
         if not task:
             return 0
-        within = 0
+        around = 0
         for place in range(len(prompt) - 1, -1, -1):
             role, text = prompt[place][0][:2]
             if role == "user":
-                if text.strip() == task:
+                text = text.strip()
+                if text == task:
                     return place
-                within = within or (place if task in text else 0)
-        return within
+                if text.endswith(task) or text.startswith(task):  # with an agent's state
+                    around = around or place
+        return around
 
     def _is_repeated(self, step: Message, after: Sequence[tuple[Key, Message | None]]) -> bool:
         """Whether a message is the task, which stood there before, perhaps with an agent's state.

@@ -125,9 +125,11 @@ class Watch:
             if span is None:
                 return
             run = span.innermost_run()
-            if run is not None and not run.over:
-                self._returned(span, run, result)
-            self._spans.leave(span)
+            try:
+                if run is not None and not run.over:
+                    self._returned(span, run, result)
+            finally:
+                self._spans.leave(span)
         self.settle()
 
     @_quiet
@@ -139,16 +141,11 @@ class Watch:
             if span is None:
                 return
             run = span.innermost_run()
-            if run is not None and not run.over:
-                self._close_calls(span)
-                if span.run is run:
-                    run.end(error=error)
-                elif _writes_history(span):
-                    run.pending.discard(_stream_of(span.instance))
-                    run.fail(error)
-                self._touch(run)
-                self._finish(run)
-            self._spans.leave(span)
+            try:
+                if run is not None and not run.over:
+                    self._failed(span, run, error)
+            finally:
+                self._spans.leave(span)
         if not isinstance(error, GeneratorExit):  # of a coroutine that is collected: see settle
             self.settle()
 
@@ -196,7 +193,7 @@ class Watch:
         """Capture the run that goes on; its id."""
         with self._lock:
             current = self._spans.get(active_span_id.get())
-            if current is None or any(span.muted for span in current.upwards()):
+            if current is None or is_uncaptured() or any(one.muted for one in current.upwards()):
                 return None
             span = next((each for each in current.upwards() if _fits(each, owner)), None)
             if span is None:
@@ -290,6 +287,16 @@ class Watch:
             run.answer = answer_of(span.instance)
         if span.run is run:
             self._end(span, run, result)
+        self._touch(run)
+        self._finish(run)
+
+    def _failed(self, span: Span, run: Run, error: BaseException) -> None:
+        self._close_calls(span)
+        if span.run is run:
+            run.end(error=error)
+        elif _writes_history(span):
+            run.pending.discard(_stream_of(span.instance))
+            run.fail(error)
         self._touch(run)
         self._finish(run)
 

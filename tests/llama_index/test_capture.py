@@ -92,6 +92,13 @@ def test_an_agents_run_is_a_log(memory, streaming):
     assert trace.started_at <= trace.ended_at
 
 
+def test_earlier_turns_are_left_out_with_a_state_too(memory):
+    history = [user("Old?"), ChatMessage(role="assistant", content="Older.")]
+    agent = weatherman(initial_state={"unit": "C"})
+    run(agent, memory=memory, user_msg="Weather?", chat_history=history)
+    assert [role for role, _ in said(only(memory))] == [role for role, _ in RAIN]
+
+
 def test_the_task_may_be_a_message_or_end_a_history(memory):
     run(weatherman("A."), memory=memory, user_msg=ChatMessage(role="user", content="As a message?"))
     run(weatherman("B."), memory=memory, chat_history=[user("In a history?")])
@@ -481,6 +488,23 @@ def test_the_same_prompt_asked_twice_at_once_is_two_calls(memory):
     assert answers == ["Heads.", "Tails."]
 
 
+def test_calls_while_another_one_goes_on(memory):
+    class Busy(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            llm, other = Scripted("A.", "B."), Scripted("C.")
+            async for _ in await llm.astream_chat([user("One?")]):
+                llm.chat([user("Two?")])  # another prompt
+                other.chat([user("One?")])  # another model
+            llm = Scripted("D.", "E.", delay=0.01)
+            await asyncio.gather(llm.achat([user("Three?")]), llm.acomplete("Three?"))
+            return StopEvent(result="")
+
+    run(Busy(), memory=memory, question="?")
+    answers = sorted(text for role, text in said(only(memory)) if role == "assistant")
+    assert answers == ["A.", "B.", "C.", "D.", "E."]
+
+
 def test_what_is_no_text_is_named(memory):
     image = ImageBlock(image=b"\x89PNG", image_mimetype="image/png")
     message = ChatMessage(role="user", blocks=[TextBlock(text="What is it?"), image])
@@ -584,7 +608,11 @@ def test_a_lag_memory_captures_chat_engines(memory):
 
 def test_a_query_engine_of_ours_is_a_log_of_its_own(memory):
     engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
-    response = engine.query("Weather in Oslo?")
+    engine.query("Weather in Oslo?")
+    with memory.capture():
+        response = engine.query("Weather in Oslo?")
+    (info,) = memory.store.ledger.info()
+    assert info.times_seen == 2
     trace = only(memory)
     assert trace.id == response.metadata["lag"]["run_id"]
     assert trace.metadata["run_name"] == "LAGQueryEngine.query"

@@ -26,10 +26,11 @@ from workflows.errors import WorkflowCancelledByUser
 
 from lag_integrations import KVLogMemory
 from lag_integrations.judging import uncaptured
-from lag_integrations.llama_index import watching
+from lag_integrations.llama_index import LAGQueryEngine, watching
+from lag_integrations.llama_index.capture import open_run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
-from tests.llama_index.scripted import Scripted, call, captured, said
+from tests.llama_index.scripted import Scripted, call, captured, index, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -293,7 +294,31 @@ def test_what_is_uncaptured(memory):
             await weatherman().run("Weather?")
 
     run(memory, arun)
+    capture = memory.instrument()
+    with uncaptured():
+        asyncio.run(arun())
+    capture.stop()
     assert said(only(memory)) == [("user", "Loud?"), ("assistant", "Open.")]
+
+
+def test_an_engine_of_ours_is_not_captured_either(memory):
+    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    with uncaptured():
+        engine.query("Weather?")
+
+    class Aside(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            with uncaptured():
+                open_run(memory)
+            await Scripted("Yes.").achat([user("Rain?")])
+            return StopEvent(result=None)
+
+    async def arun():
+        await Aside().run()
+
+    asyncio.run(arun())
+    assert captured(memory) == []
 
 
 def test_a_broken_memory_breaks_no_run(memory, embedder, tmp_path, caplog):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import importlib
+import threading
 import weakref
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import instrument_tags
@@ -17,10 +20,20 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import capture as module
+from lag_integrations.llama_index import watching
 from lag_integrations.llama_index.capture import _watch
+from lag_integrations.store.ledger import Ledger
 from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections():
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +232,69 @@ def test_instrument(memory, other):
     assert [info.times_seen for info in memory.store.ledger.info()] == [1] * 4
 
 
+# The garbage collector
+
+
+class Lost:
+    """Holds streams in a cycle: they are closed when the garbage is collected."""
+
+    def __init__(self, *streams):
+        self.streams = streams
+        self.me = self
+        for stream in streams:
+            next(stream)
+
+
+@pytest.fixture
+def collected_in_the_midst(monkeypatch):
+    """Garbage is collected while a run takes notes, and while a log is written."""
+    monkeypatch.setattr(watching.Run, "call", _collecting(watching.Run.call))
+    monkeypatch.setattr(Ledger, "add", _collecting(Ledger.add))
+
+
+def _collecting(method):
+    def collect(*args):
+        gc.collect()
+        return method(*args)
+
+    return collect
+
+
+def test_streams_that_are_collected_in_the_midst_of_things(memory, collected_in_the_midst):
+    def work(_):
+        with memory.capture():
+            for number in range(3):
+                query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
+                Lost(
+                    Scripted("One two.").stream_chat([user(f"Lost {number}?")]),
+                    query.response_gen,
+                )
+                del query
+                ask(f"Asked {number}?")
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work, 0), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    logs = {log.task: log.outcome for log in captured(memory)}
+    assert logs == {
+        "Q?": "unknown",
+        **{f"Lost {number}?": "unknown" for number in range(3)},
+        **{f"Asked {number}?": "success" for number in range(3)},
+    }
+
+
+def test_no_log_is_written_by_the_garbage_collector(memory):
+    """It may come in the midst of the store's own work."""
+    capture = memory.instrument()
+    Lost(Scripted("One two.").stream_chat([user("Lost?")]))
+    gc.collect()
+    assert captured(memory) == []
+    capture.wait_for_judge()
+    assert tasks(memory) == ["Lost?"]
+    capture.stop()
+
+
 # Among others
 
 
@@ -312,6 +388,22 @@ def test_a_server_that_never_ends_does_not_grow(memory):
     asyncio.run(arun())
     assert len(captured(memory)) == 20
     assert sizes[-1] == sizes[0]
+
+
+def test_streams_that_nobody_reads_leave_nothing(memory):
+    async def arun():
+        with memory.capture():
+            await Scripted().astream_chat([user("A?")])
+            await index().as_query_engine(llm=Scripted(), streaming=True).aquery("B?")
+            await SimpleChatEngine.from_defaults(llm=Scripted()).astream_chat("C?")
+
+    with memory.capture():
+        Scripted().stream_complete("D?")
+        index().as_query_engine(llm=Scripted(), streaming=True).query("E?")
+    asyncio.run(arun())
+    gc.collect()
+    assert not _watch._runs
+    assert captured(memory) == []
 
 
 def test_nothing_of_a_run_is_kept_alive(memory):

@@ -10,11 +10,12 @@ from contextvars import ContextVar, copy_context
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
 from llama_index.core.query_engine import RouterQueryEngine
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
+from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGQueryEngine
 from lag_integrations.llama_index.streams import acarried, carried
 from tests.llama_index.scripted import Plain, Scripted, captured, index, said
@@ -274,6 +275,22 @@ def test_a_streamed_turn_is_a_log(memory, mode):
     trace = captured(memory)[-1]
     assert (trace.task, trace.last_response) == ("Snow?", "It rains a lot.")
     assert trace.outcome == "success"
+
+
+def test_a_turn_over_an_engine_of_ours(memory, embedder, tmp_path):
+    """The engine's run has the answer; the turn's only tells it."""
+    ours = LAGQueryEngine(engine("One.", "Two.", response_mode="generation"), memory)
+    chat = CondenseQuestionChatEngine.from_defaults(ours, llm=Scripted("Rain in Oslo?"))
+    with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
+        with other.capture():
+            for question in ("Rain?", "In Oslo?"):
+                "".join(chat.stream_chat(question).response_gen)
+        assert [log.last_response for log in captured(memory)] == ["One.", "Two."]
+        turn = only(other)
+        assert [text for role, text in said(turn) if role == "assistant"] == [
+            "Rain in Oslo?",
+            "Two.",
+        ]
 
 
 def test_a_turn_is_logged_though_nobody_reads_it(memory):
