@@ -24,7 +24,10 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program import FunctionCallingProgram
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
+from llama_index.core.types import Model
 
 from lag_integrations.answering import Answer, stepwise
 from lag_integrations.asking import ask
@@ -191,21 +194,36 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         if tool_required and choice in (None, "auto", "none"):
             choice = "required"
         schemas = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
-        return {"messages": messages, "tools": schemas, "tool_choice": choice, **kwargs}
+        called = {"tool_choice": choice, "parallel_tool_calls": allow_parallel_tool_calls}
+        return {"messages": messages, "tools": schemas, **called, **kwargs}
 
-    def _validate_chat_with_tools_response(
+    def _structured_stream_call(
         self,
-        response: ChatResponse,
-        tools: Sequence[BaseTool],
-        allow_parallel_tool_calls: bool = False,
-        **kwargs: Any,
-    ) -> ChatResponse:
-        if not allow_parallel_tool_calls:
-            calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
-            response.message.blocks = [
-                block for block in response.message.blocks if block not in calls[1:]
-            ]
-        return response
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        program = self._program(output_cls, prompt)
+        return program.stream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Any:
+        program = self._program(output_cls, prompt)
+        return await program.astream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    def _program(
+        self, output_cls: type[Model], prompt: BasePromptTemplate
+    ) -> FunctionCallingProgram[Model]:
+        """One whose streams have to call, too."""
+        return FunctionCallingProgram.from_defaults(
+            output_cls, prompt=prompt, llm=self, tool_choice="required"
+        )
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -297,9 +315,10 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         if call.memory is not None and call.memory is not self.memory:
             call.memory.attach(engine)
         tools = settings.pop("tools", None) or ()
+        one_call = settings.pop("parallel_tool_calls", None) is False
         question = ask(self, as_chat(call.messages), settings, tools=tools)
         answer = Answer(engine, call.memory, question)
-        return answer, Reply(answer, engine, self.model)
+        return answer, Reply(answer, engine, self.model, one_call=one_call)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         """Once: `predict` and programs have put it there already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -98,12 +99,16 @@ class Reply:
         answer: The answer, whose parts are given one by one.
         engine: The model.
         model: Its name.
+        one_call: Leave out all calls but the first.
     """
 
-    def __init__(self, answer: Answer, engine: Engine, model: str) -> None:
+    def __init__(
+        self, answer: Answer, engine: Engine, model: str, *, one_call: bool = False
+    ) -> None:
         self._answer = answer
         self._engine = engine
         self._model = model
+        self._one_call = one_call
         self._text = self._thoughts = ""
         self._calls: list[ToolCallBlock] = []
         self._invalid: list[dict[str, Any]] = []
@@ -115,6 +120,8 @@ class Reply:
         elif isinstance(part, Thought):
             self._thoughts += part.text
         elif isinstance(part, CallEnded):
+            if self._calls and self._one_call:
+                return
             name, args, id = part.call.name, part.call.args, new_call_id()
             self._calls.append(ToolCallBlock(tool_name=name, tool_kwargs=args, tool_call_id=id))
         else:
@@ -160,7 +167,15 @@ class Reply:
             blocks.append(TextBlock(text=self._text))
         blocks += self._calls
         extra = {"invalid_tool_calls": list(self._invalid)} if self._invalid else {}
+        if self._calls:  # where streamed objects, for one, are looked for
+            extra["tool_calls"] = [_as_openai(call) for call in self._calls]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
+
+
+def _as_openai(call: ToolCallBlock) -> dict[str, Any]:
+    arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
+    function = {"name": call.tool_name, "arguments": arguments}
+    return {"id": call.tool_call_id, "type": "function", "function": function}
 
 
 def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:

@@ -262,19 +262,6 @@ def test_tools_are_called_when_they_must_be(llm):
     assert llm.get_tool_calls_from_response(llm.chat(TALE), error_on_no_tool_call=False) == []
 
 
-def test_only_one_call_unless_several_are_allowed(llm):
-    blocks = [TextBlock(text="Well.")]
-    blocks += [ToolCallBlock(tool_name="clock", tool_call_id=str(n)) for n in range(2)]
-    response = llm.chat(TALE, max_tokens=1)
-    response.message.blocks = blocks
-    both = response.model_copy(deep=True)
-    one = llm._validate_chat_with_tools_response(response, TOOLS)
-    assert [block.tool_call_id for block in calls_of(one)] == ["0"]
-    assert one.message.content == "Well."
-    both = llm._validate_chat_with_tools_response(both, TOOLS, allow_parallel_tool_calls=True)
-    assert len(calls_of(both)) == 2
-
-
 def test_histories_with_calls_and_results_reach_the_model():
     openai = {"id": "c2", "function": {"name": "clock", "arguments": "{}"}}
     chat = as_chat(
