@@ -341,11 +341,12 @@ def test_a_defect_breaks_no_run(memory, monkeypatch, caplog):
     assert "secret" not in caplog.text
 
 
-def test_a_closed_loop_of_two_events_is_no_error(memory):
-    """An event that nobody handles, with names that others use for results."""
+class Odd(Event):
+    response: int = 3
 
-    class Odd(Event):
-        response: int = 3
+
+def test_events_with_other_contents(memory):
+    """What others call a text is a number, or a list."""
 
     class Small(Workflow):
         @step

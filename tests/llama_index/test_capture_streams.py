@@ -10,8 +10,12 @@ from contextvars import ContextVar, copy_context
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
-from llama_index.core.query_engine import RouterQueryEngine
+from llama_index.core.chat_engine.types import BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.query_engine import BaseQueryEngine, RouterQueryEngine
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
@@ -246,7 +250,66 @@ def test_a_stream_through_a_router_and_an_engine_of_ours(memory):
     assert outer.metadata["run_name"] == "RouterQueryEngine.query"
 
 
+class OnItsOwn(BaseQueryEngine):
+    """Streams what a model says, and fails in a way of its own."""
+
+    llm: Scripted = Scripted("It rains.")
+
+    def _get_prompt_modules(self):
+        return {}
+
+    def _query(self, query_bundle):
+        def pieces():
+            yield from self.llm.stream(PromptTemplate(query_bundle.query_str))
+            raise ValueError("No sky.")
+
+        return StreamingResponse(pieces())
+
+    async def _aquery(self, query_bundle):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_stream_that_fails_or_is_left_after_the_model_has_answered(memory, left):
+    with memory.capture():
+        response = OnItsOwn(None).query("Weather?")
+        if left:
+            for text in response.response_gen:
+                if "rains" in text:
+                    break
+            response.response_gen.close()
+        else:
+            with pytest.raises(ValueError, match="No sky"):
+                list(response.response_gen)
+    trace = only(memory)
+    assert trace.last_response == "It rains."
+    assert trace.outcome == ("unknown" if left else "failure")
+
+
 # Chat engines
+
+
+class Eager(BaseChatEngine):
+    """Has read its stream when it gives it."""
+
+    def stream_chat(self, message, chat_history=None):
+        stream = Scripted("It rains.").stream_chat([user(message)])
+        response = StreamingAgentChatResponse(chat_stream=stream)
+        response.write_response_to_history(ChatMemoryBuffer.from_defaults())
+        return response
+
+    def reset(self):
+        raise NotImplementedError
+
+    chat = achat = astream_chat = reset
+    chat_history = ()
+
+
+def test_a_turn_that_is_over_at_once(memory):
+    with memory.capture():
+        response = Eager().stream_chat("Weather?")
+    assert said(only(memory)) == [("user", "Weather?"), ("assistant", "It rains.")]
+    assert str(response) == "It rains."
 
 
 def chat(mode, llm):
@@ -326,7 +389,8 @@ def test_a_turn_whose_task_never_begins_is_given_up(memory):
                 chat_mode="condense_plus_context", llm=Scripted("One.", "Two.", "Three.")
             )
             await engine.achat("Rain?")
-            await engine.astream_chat("Sun?")  # and the loop ends
+            response = await engine.astream_chat("Sun?")
+            response.awrite_response_to_history_task.cancel()
 
     asyncio.run(ask())
     gc.collect()
@@ -362,6 +426,15 @@ def test_a_bare_stream_that_is_left(memory, llm):
     list(held)
     assert captured(memory)[-1].task == "Held?"
     assert captured(memory)[-1].outcome == "success"
+
+
+def test_a_bare_stream_that_is_closed(memory):
+    with memory.capture():
+        stream = Scripted("It rains a lot.").stream_chat([user("Rain?")])
+        next(stream)
+        stream.close()
+    trace = only(memory)
+    assert (trace.last_response, trace.outcome) == ("It", "unknown")
 
 
 def test_a_bare_stream_that_fails(memory):
