@@ -204,15 +204,10 @@ class Watch:
                 run.thread = run.thread or thread
             return run.id
 
-    def current_run(self) -> Run | None:
-        """The run that goes on here."""
-        with self._lock:
-            return self._run_at(active_span_id.get())
-
     def recalled(self, texts: Mapping[str, str]) -> None:
         """These texts of logs were put into a prompt of the run that goes on."""
         with self._lock:
-            if (run := self.current_run()) is not None:
+            if (run := self._run_at(active_span_id.get())) is not None:
                 run.recalled(texts)
 
     def is_choosing(self) -> bool:

@@ -97,6 +97,23 @@ def test_an_error_of_the_model_is_a_failure(memory):
     assert "secret" not in trace.to_json()
 
 
+def test_what_a_failing_call_was_asked_is_told(memory):
+    class Failing(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            llm = Scripted("One.", ValueError("secret"))
+            await llm.achat([user("One?")])
+            await llm.achat([user("Two?")])
+            return StopEvent()
+
+    async def arun():
+        with pytest.raises(ValueError, match="secret"):
+            await Failing().run()
+
+    run(memory, arun)
+    assert said(only(memory)) == [("user", "One?"), ("assistant", "One."), ("user", "Two?")]
+
+
 def test_a_cancelled_run_is_abandoned(memory):
     async def arun():
         handler = weatherman("One two three four", delay=0.1).run("Weather?")

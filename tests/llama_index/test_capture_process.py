@@ -20,7 +20,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import capture as module
-from lag_integrations.llama_index import watching
+from lag_integrations.llama_index import spans, watching
 from lag_integrations.llama_index.capture import _watch
 from lag_integrations.store.ledger import Ledger
 from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
@@ -368,6 +368,23 @@ def test_a_process_that_is_not_captured_keeps_nothing():
     ask()
     assert len(_watch._spans) == before
     assert not _watch._runs
+
+
+def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
+    monkeypatch.setattr(spans, "_MAX_SPANS", 5)
+
+    async def arun():
+        with memory.capture():
+            calls = [Scripted("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
+            tasks = [asyncio.create_task(each) for each in calls]
+            await asyncio.sleep(0.01)
+            assert len(_watch._spans) == 5
+            await asyncio.gather(*tasks)
+
+    asyncio.run(arun())
+    assert tasks(memory) == [f"{n}?" for n in range(5, 10)]
+    for run in list(_watch._runs):  # a day passes
+        _watch._forget(run)
 
 
 def test_a_server_that_never_ends_does_not_grow(memory):

@@ -382,6 +382,29 @@ def test_a_turn_whose_stream_fails(memory):
     assert [log.task for log in captured(memory)] == ["Rain?"]  # in the other, nobody said a word
 
 
+class Full(ChatMemoryBuffer):
+    """Takes no answers."""
+
+    async def aput(self, message):
+        if message.role == "assistant":
+            raise ValueError("Full.")
+
+
+def test_a_turn_that_cannot_be_written_down(memory):
+    async def ask():
+        with memory.capture():
+            engine = SimpleChatEngine.from_defaults(
+                llm=Scripted("It rains."), memory=Full.from_defaults()
+            )
+            response = await engine.astream_chat("Weather?")
+            with pytest.raises(ValueError, match="Full"):
+                [_ async for _ in response.async_response_gen()]
+        trace = only(memory)
+        assert (trace.outcome, trace.last_response) == ("failure", "It rains.")
+
+    asyncio.run(ask())
+
+
 def test_a_turn_whose_task_never_begins_is_given_up(memory):
     async def ask():
         with memory.capture():
