@@ -245,7 +245,8 @@ class LAGMemory(BaseMemory):
         except StoreError as error:
             logger.warning("Nothing is recalled. %s", error)
             return None, None
-        said = [ChatMessage(role=MessageRole.USER, content=input)] if input else []
+        # Context chat engines take a QueryBundle for a message, too, and hand it on.
+        said = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
         task = task_of([*messages, *said])
         if task is None:
             return memory, None
