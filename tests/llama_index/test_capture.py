@@ -214,6 +214,29 @@ def test_a_result_that_no_prompt_shows(memory):
     assert trace.messages[2].status == "success"
 
 
+def test_a_tool_that_no_agent_calls(memory):
+    inner = FunctionTool.from_defaults(look)
+
+    def look_twice(city: str) -> str:
+        """Look twice."""
+        return f"{inner.call(city=city).content} and {inner.call(city='Bergen').content}"
+
+    class Handmade(Workflow):
+        @step
+        async def act(self, ev: StartEvent) -> StopEvent:
+            await Scripted(call("look_twice", city="Oslo")).achat([user("Weather?")])
+            output = await FunctionTool.from_defaults(look_twice).acall(city="Oslo")
+            return StopEvent(result=f"So: {output.content}")
+
+    run(Handmade(), memory=memory, question="Weather?")
+    assert said(only(memory)) == [
+        ("user", "Weather?"),
+        ("assistant", "look_twice"),
+        ("tool", "Rain in Oslo and Rain in Bergen"),
+        ("assistant", "So: Rain in Oslo and Rain in Bergen"),
+    ]
+
+
 def test_a_failing_tool_is_told(memory):
     def fail() -> str:
         """Fail."""

@@ -8,19 +8,20 @@ import gc
 import importlib
 import threading
 import weakref
+from typing import Any
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.chat_engine import SimpleChatEngine
-from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
+from lag_integrations.llama_index import LAGQueryEngine, spans, watching
 from lag_integrations.llama_index import capture as module
-from lag_integrations.llama_index import spans, watching
 from lag_integrations.llama_index.capture import _watch
 from lag_integrations.store.ledger import Ledger
 from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
@@ -284,14 +285,25 @@ def test_streams_that_are_collected_in_the_midst_of_things(memory, collected_in_
     }
 
 
+@get_dispatcher().span
+async def talk_and_wait():
+    ask("Begun?")
+    await asyncio.sleep(0)
+
+
 def test_no_log_is_written_by_the_garbage_collector(memory):
     """It may come in the midst of the store's own work."""
     capture = memory.instrument()
-    Lost(Scripted("One two.").stream_chat([user("Lost?")]))
+    query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
+    Lost(Scripted("One two.").stream_chat([user("Lost?")]), query.response_gen)
+    del query
+    begun = talk_and_wait()
+    begun.send(None)
+    del begun
     gc.collect()
     assert captured(memory) == []
     capture.wait_for_judge()
-    assert tasks(memory) == ["Lost?"]
+    assert tasks(memory) == ["Begun?", "Lost?", "Q?"]
     capture.stop()
 
 
@@ -405,6 +417,58 @@ def test_a_server_that_never_ends_does_not_grow(memory):
     asyncio.run(arun())
     assert len(captured(memory)) == 20
     assert sizes[-1] == sizes[0]
+
+
+def test_nothing_of_a_call_is_kept_while_its_run_goes_on(memory):
+    class Long(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            llm = Scripted("Yes.")
+            await llm.achat([user("Rain?")])
+            gone = weakref.ref(llm)
+            del llm
+            gc.collect()
+            return StopEvent(result=gone() is None)
+
+    async def arun():
+        with memory.capture():
+            return await Long().run()
+
+    assert asyncio.run(arun())
+
+
+class Begun(Event):
+    task: Any
+
+
+def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
+    """Also after a run within it is over."""
+    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("Inner.")), other)
+
+    async def work():
+        await asyncio.sleep(0.05)
+        await engine.aquery("Inner?")
+        await Scripted("Outer.").achat([user("Outer?")])
+
+    class Background(Workflow):
+        @step
+        async def begin(self, ev: StartEvent) -> Begun:
+            return Begun(task=asyncio.create_task(work()))
+
+        @step
+        async def wait(self, ev: Begun) -> StopEvent:
+            await ev.task
+            return StopEvent(result="Outer.")
+
+    async def arun():
+        with memory.capture():
+            await Background().run(question="What?")
+
+    asyncio.run(arun())
+    assert tasks(other) == ["Inner?"]
+    (log,) = captured(memory)
+    assert (log.task, log.metadata["run_name"]) == ("What?", "Background.run")
+    assert said(log) == [("user", "Outer?"), ("assistant", "Outer.")]
 
 
 def test_streams_that_nobody_reads_leave_nothing(memory):
