@@ -77,6 +77,7 @@ class Question:
         form: What the answer must look like.
         recall: How logs are recalled.
         placement: Where their segments stand.
+        words: The question's words, where the last user message holds more, as documents.
         max_tokens: Most tokens to generate.
         stop: Texts that end the answer.
         top_logprobs: See `Engine.request`, as for ``timeout``.
@@ -87,6 +88,7 @@ class Question:
     form: Form = field(default_factory=Form)
     recall: Recall = field(default_factory=Recall)
     placement: Placement = "before_question"
+    words: str | None = None
     max_tokens: int = 512
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
@@ -122,6 +124,7 @@ class Answer(Iterator[Part]):
             memory,
             shape.chat(question.chat),
             question.recall,
+            words=question.words,
             max_tokens=question.max_tokens,
             tools=shape.tools,
         )
@@ -129,6 +132,7 @@ class Answer(Iterator[Part]):
             self.injection.chat,
             self.injection.segments,
             placement=question.placement,
+            question=question.words,
             tools=shape.tools,
             answer_prefix=shape.prefix,
             max_new_tokens=question.max_tokens,

@@ -39,9 +39,9 @@ def ask(
     Args:
         settings: The model.
         chat: The conversation.
-        given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids`` and
-            ``logs_as_text``, and OpenAI's names of ``max_tokens``. What is left over is for
-            sampling, which refuses what it does not know.
+        given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
+            ``logs_as_text`` and ``question`` (its words), and OpenAI's names of ``max_tokens``.
+            What is left over is for sampling, which refuses what it does not know.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
     """
@@ -69,6 +69,7 @@ def ask(
             best_last=setting("best_last"),
         ),
         placement=setting("placement"),
+        words=rest.pop("question", None),
         max_tokens=setting("max_tokens"),
         stop=[stop] if isinstance(stop, str) else stop,
         top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,

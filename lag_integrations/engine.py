@@ -53,8 +53,8 @@ _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
-"""Where segments stand: in the last user turn, just before its text (the default: it measured best,
-docs/evaluation.md); after the system message; or before everything, as in the paper."""
+"""Where segments stand: in the last user turn, just before the question (the default: it measured
+best, docs/evaluation.md); after the system message; or before everything, as in the paper."""
 
 
 class Engine:
@@ -269,6 +269,7 @@ class Engine:
         segments: Sequence[Segment] = (),
         *,
         placement: Placement = "before_question",
+        question: str | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
         answer_prefix: str = "",
         max_new_tokens: int = 512,
@@ -285,6 +286,8 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`.
+            question: The question's words, where the last user message holds more: segments stand
+                before the line with these.
             tools: Tool schemas for the prompt.
             answer_prefix: What the answer begins with; not part of the generated text.
             max_new_tokens: Most tokens to generate.
@@ -303,7 +306,11 @@ class Engine:
         """
         settings = Sampling.of(self.model.generation_config, sampling)
         prompt_ids, split = self.prompt(
-            messages, placement=placement, segments=len(segments), tools=tools
+            messages,
+            placement=placement,
+            question=question,
+            segments=len(segments),
+            tools=tools,
         )
         if answer_prefix:
             prompt_ids = prompt_ids + self._tokens_of(answer_prefix)
@@ -413,6 +420,7 @@ class Engine:
         messages: Sequence[Message],
         *,
         placement: Placement = "before_question",
+        question: str | None = None,
         segments: int = 0,
         tools: Sequence[dict[str, Any]] | None = None,
     ) -> tuple[list[int], int]:
@@ -421,6 +429,7 @@ class Engine:
         Args:
             messages: The conversation.
             placement: Where segments stand.
+            question: The question's words, see `request`.
             segments: How many there will be.
             tools: Tool schemas for the chat template.
 
@@ -436,7 +445,7 @@ class Engine:
             return token_ids, 0
         if placement == "after_system":
             return token_ids, rendered.head
-        split = rendered.question
+        split = rendered.question(question)
         if segments:
             # The question begins on a line of its own, as it would after text.
             newline = self._tokens_of("\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lag_integrations.errors import LAGError
+from lag_integrations.prompt import line_of
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.trace import Message
 
@@ -74,6 +75,7 @@ def inject(
     chat: Sequence[Message],
     recall: Recall,
     *,
+    words: str | None = None,
     max_tokens: int,
     tools: Sequence[dict[str, Any]] = (),
 ) -> Injection:
@@ -94,7 +96,7 @@ def inject(
         room = engine.window - engine.count_tokens(chat, tools) - _SPARE
         _load(injection, memory, engine, found, recall, room - min(max_tokens, engine.window // 4))
         texts = [log.log.last_response for log in injection.read]
-        injection.chat = _with_texts(chat, texts[::-1] if recall.best_last else texts)
+        injection.chat = _with_texts(chat, texts[::-1] if recall.best_last else texts, words)
         if recall.best_last:
             injection.segments.reverse()
     injection.timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
@@ -141,17 +143,16 @@ def _load(
         injection.encoded_tokens += length if encoded else 0
 
 
-def _with_texts(chat: Sequence[Message], texts: list[str]) -> Sequence[Message]:
+def _with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> Sequence[Message]:
     """The conversation with texts before its last question, where segments would stand."""
     places = [place for place, message in enumerate(chat) if message.role == "user"]
     if not texts or not places:
         return chat
     question = chat[places[-1]]
     before = "\n".join(texts) + "\n"
-    content = (
-        before + question.content
-        if isinstance(question.content, str)
-        else [{"type": "text", "text": before}, *question.content]
-    )
+    content: Any = [{"type": "text", "text": before}, *question.content]
+    if isinstance(question.content, str):
+        place = line_of(words, question.content)
+        content = question.content[:place] + before + question.content[place:]
     changed = question.model_copy(update={"content": content})
     return [*chat[: places[-1]], changed, *chat[places[-1] + 1 :]]

@@ -87,11 +87,26 @@ class Rendered:
                 return span.start
         return self.spans[-1].end if self.spans else 0
 
-    @property
-    def question(self) -> int:
-        """Number of tokens before the text of the last user message."""
-        users = [span.content_start for span in self.spans if span.role == "user"]
-        return users[-1] if users else self.head
+    def question(self, words: str | None = None) -> int:
+        """Number of tokens before the question.
+
+        Args:
+            words: What was asked, where the last user message holds more than that, as documents:
+                the line with these words is the question, if it is there. By default it is the
+                whole message.
+        """
+        users = [span for span in self.spans if span.role == "user"]
+        if not users:
+            return self.head
+        begin, end = users[-1].characters
+        place = line_of(words, self.text[begin:end])
+        return self.tokens(begin + place, end).start if place else users[-1].content_start
+
+
+def line_of(words: str | None, text: str) -> int:
+    """Where the last line begins that has some words in it; 0 if there is none."""
+    place = text.rfind(words.strip()) if words and words.strip() else -1
+    return 0 if place < 0 else text.rfind("\n", 0, place) + 1
 
 
 class ChatFormat:

@@ -32,12 +32,14 @@ class Given:
     Attributes:
         memory: Whose logs they are.
         log_ids: The logs, best first.
+        question: What they were recalled for; prompts may hold more than that.
         as_text: Whether they are read as text instead of KV.
         reports: What each call says of itself (tokens, logs, times); calls add to it.
     """
 
     memory: KVLogMemory
     log_ids: Sequence[str]
+    question: str
     as_text: bool = False
     reports: list[dict[str, Any]] = field(default_factory=list)
 

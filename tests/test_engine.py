@@ -108,7 +108,7 @@ def test_segments_stand_where_placement_says(engine, placement):
         engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
     finally:
         hook.remove()
-    prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question
+    prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question()
     assert seen[0] > 40  # the encoding
     expected = {
         "before_question": [question, prompt - question + 1],  # one for the line break
@@ -119,6 +119,20 @@ def test_segments_stand_where_placement_says(engine, placement):
     assert seen[1:] == first + again
     assert result.prompt_tokens == sum(expected[placement])
     assert result.injected_tokens == len(engine.encode(TRACE))
+
+
+def test_segments_stand_before_the_line_of_the_question(engine):
+    segment = engine.encode(TRACE)
+    prompt = "Documents:\nIs it late? Yes.\n\nQuestion: Is it late?\nAnswer:"
+    for words, rest in (
+        ("Is it late?", "\nQuestion: Is it late?\nAnswer:"),
+        ("Is it early?", f"\n{prompt}"),
+        ("", f"\n{prompt}"),
+    ):
+        request = engine.request(user(prompt), [segment], question=words)
+        assert engine.tokenizer.decode(request.prompt_ids[request.split :]).startswith(rest)
+    plain = engine.request(user(prompt), question="Is it late?")
+    assert plain.prompt_ids == engine.request(user(prompt)).prompt_ids
 
 
 def test_a_segment_is_never_changed_and_requests_share_nothing(engine):

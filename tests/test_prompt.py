@@ -115,6 +115,20 @@ def test_head_ends_before_the_first_turn_and_is_shared(chat_format):
     assert not head or "Be brief." in head or head == "<s>"
 
 
+def test_the_line_of_the_question(chat_format):
+    first = "The sea is blue. What is it?"
+    content = f"{first}\n\nQuestion: What is it?\nAnswer:"
+    messages = [*CHAT[:-1], CHAT[-1], {"role": "user", "content": content}]
+    rendered = chat_format.render(Trace.from_messages(messages).messages)
+
+    def question(words):
+        return decode(chat_format, rendered.token_ids[rendered.question(words) :]).lstrip()
+
+    assert question(" What is it?\n").startswith("Question: What is it?\nAnswer:")
+    for words in (None, "", "What was it?", "The sea is blue."):
+        assert question(words).startswith(first)
+
+
 def test_head_holds_a_default_system_message(tokenizer):
     rendered = ChatFormat(tokenizer).render(Trace.from_messages([CHAT[1]]).messages)
     head = tokenizer.decode(rendered.token_ids[: rendered.head])

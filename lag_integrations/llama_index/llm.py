@@ -306,6 +306,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             # A log answers the question; it does not say which tool or document to choose.
             settings["kv_log_ids"] = [] if is_choosing() else list(scope.log_ids)
             settings.setdefault("logs_as_text", scope.as_text)
+            settings.setdefault("question", scope.question)
         conversation = [message for message in messages if not is_carrier(message)]
         return _Call(self._with_system_prompt(conversation), settings, memory, scope)
 

@@ -135,8 +135,9 @@ class LAGQueryEngine(BaseQueryEngine):
     def _begin(self, query_bundle: QueryBundle) -> _Task:
         run_id = open_run(self._memory, owner=self) if self._capture else None
         started = time.perf_counter()
-        logs = self._recall(query_bundle.query_str)
-        given = Given(self._memory, [log.id for log in logs], self._as_text)
+        question = query_bundle.query_str
+        logs = self._recall(question)
+        given = Given(self._memory, [log.id for log in logs], question, self._as_text)
         return _Task(given, logs, run_id, time.perf_counter() - started)
 
 

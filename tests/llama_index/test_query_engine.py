@@ -316,6 +316,25 @@ def test_the_llms_own_memory_stays_out(index, small, memory, lima, tmp_path, emb
         assert (lag["recalled"], lag["log_ids"], lag["injected_tokens"]) == ([], [], 0)
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_logs_stand_next_to_the_question_not_before_the_documents(
+    as_text, index, llm, memory, lima, monkeypatch
+):
+    requests = []
+    start = llm.engine.start
+    monkeypatch.setattr(llm.engine, "start", lambda *a: requests.append(a[0]) or start(*a))
+    LAGQueryEngine(index.as_query_engine(llm=llm), memory, as_text=as_text).query(QUESTION)
+    (request,) = requests
+    prompt, split = request.prompt_ids, request.split
+    decode = llm.engine.tokenizer.decode
+    if as_text:
+        text = decode(prompt)
+        assert f"\n{VAULT.last_response}\nQuery: {QUESTION}" in text
+    else:
+        assert TEXTS[0] in decode(prompt[:split])
+        assert decode(prompt[split:]).startswith(f"\nQuery: {QUESTION}")
+
+
 def test_logs_as_text(index, llm, memory, lima):
     engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory, as_text=True)
     plain = index.as_query_engine(llm=llm)
@@ -362,18 +381,18 @@ def test_a_filter_that_is_wrong_is_refused_at_once(index, llm, memory):
 
 
 def test_retrieve_and_synthesize(index, llm, memory, lima):
-    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
     bundle = QueryBundle(QUESTION)
+    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory, capture=False)
     nodes = engine.retrieve(bundle)
     assert {node.text for node in nodes} == set(TEXTS)
-    answers = [
-        engine.synthesize(bundle, nodes),
-        asyncio.run(engine.asynthesize(bundle, nodes)),
-    ]
+    answers = [engine.synthesize(bundle, nodes), asyncio.run(engine.asynthesize(bundle, nodes))]
     for answer in answers:
         assert answer.metadata["lag"]["log_ids"] == [lima]
     assert str(answers[0]) == str(answers[1])
-    assert logs(memory)[QUESTION].id in {each.metadata["lag"]["run_id"] for each in answers}
+    assert len(logs(memory)) == 1
+    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+    run_id = engine.synthesize(bundle, nodes).metadata["lag"]["run_id"]
+    assert logs(memory)[QUESTION].id == run_id
 
 
 class Twice(CustomQueryEngine):
@@ -415,7 +434,7 @@ def test_prompts_of_the_engine_can_be_seen_and_changed(index, llm, memory):
 
 
 def test_it_is_a_query_engine(index, llm, memory):
-    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory, capture=False)
     assert "BaseQueryEngine" in [cls.__name__ for cls in LAGQueryEngine.__mro__]
     assert engine.callback_manager is not None
     tool = QueryEngineTool.from_defaults(engine, name="documents", description="Documents.")
