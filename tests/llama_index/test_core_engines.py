@@ -594,6 +594,7 @@ async def test_a_question_may_be_a_bundle(told, puppet, memory, lima, way):
     assert str(await response if way == "achat" else response) == "It is 7741."
     assert QUESTION in str(engine.chat_history[0])
     assert puppet.injected == [1]
+    assert puppet.prompts[0].count("<|im_start|>user") == 1  # what names the logs is no message
     assert answered(memory) == [(QUESTION, "It is 7741.", (lima,))]
 
 

@@ -401,6 +401,10 @@ async def test_objects_can_be_streamed(told, puppet):
     assert list(told.stream_structured_predict(Album, prompt, topic="songs"))[-1] == ALBUM
     stream = await told.astream_structured_predict(Album, prompt, topic="songs")
     assert [album async for album in stream][-1] == ALBUM
+    puppet.says("Of course! Here is an album.")  # it would rather talk
+    assert isinstance(list(told.stream_structured_predict(Album, prompt, topic="x"))[-1], Album)
+    stream = await told.astream_structured_predict(Album, prompt, topic="x")
+    assert isinstance([album async for album in stream][-1], Album)
 
 
 @pytest.mark.parametrize("messages", [False, True])
