@@ -186,12 +186,8 @@ class Run:
             TraceError: Nothing was said.
         """
         final = self._final()
-        steps = [
-            one.step if one.made_here else without_texts(one.step, self._recalled)
-            for one in self._said
-            if one is not final
-        ]
-        steps += [without_texts(step, self._recalled) for step in self._unseen]
+        shown = [*(one.step for one in self._said if one is not final), *self._unseen]
+        steps = [without_texts(step, self._recalled) for step in shown]
         if final is not None:  # the run's own answer, whatever was said after it
             steps.append(final.step)
         metadata: dict[str, Any] = {"source": "llama_index", "run_name": self.name}
@@ -229,7 +225,7 @@ class Run:
     def _final(self) -> _Said | None:
         """What the run answered with; None if its result does not tell."""
         text = (self.answer or "").strip()
-        if not text or self.error is not None:
+        if not text:
             return None
         said = [one for one in reversed(self._said) if one.made_here and not one.step.tool_calls]
         for one in said:
@@ -272,16 +268,12 @@ class Run:
         task = (self.task or "").strip()
         if not task:
             return 0
-        around = 0
         for place in range(len(prompt) - 1, -1, -1):
             role, text = prompt[place][0][:2]
-            if role == "user":
-                text = text.strip()
-                if text == task:
-                    return place
-                if text.endswith(task) or text.startswith(task):  # with an agent's state
-                    around = around or place
-        return around
+            # An agent may put its state, or what was recalled, around it.
+            if role == "user" and (text.strip().endswith(task) or text.startswith(task)):
+                return place
+        return 0
 
     def _is_repeated(self, step: Message, after: Sequence[tuple[Key, Message | None]]) -> bool:
         """Whether a message is the task, which stood there before, perhaps with an agent's state.

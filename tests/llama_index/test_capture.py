@@ -13,14 +13,20 @@ from llama_index.core.agent.workflow import (
     FunctionAgent,
     ReActAgent,
 )
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import Memory
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
+from llama_index.core.query_engine import (
+    RetrieverQueryEngine,
+    RouterQueryEngine,
+    SubQuestionQueryEngine,
+)
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
@@ -28,6 +34,7 @@ from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture import is_choosing, note_recalled, open_run
+from lag_integrations.llama_index.tag import carrier
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted as LangChainScripted
 from tests.llama_index.scripted import Plain, Scripted, call, captured, index, said
@@ -237,6 +244,15 @@ def test_a_tool_that_no_agent_calls(memory):
     ]
 
 
+def test_a_result_that_no_prompt_of_a_react_agent_shows(memory):
+    acts = 'Thought: Look.\nAction: look\nAction Input: {"city": "Oslo"}'
+    tool = FunctionTool.from_defaults(look, return_direct=True)
+    run(ReActAgent(llm=Scripted(acts), tools=[tool]), memory=memory, user_msg="Weather?")
+    trace = only(memory)
+    assert said(trace)[1:] == [RAIN[0], ("assistant", acts), RAIN[2], ("assistant", RAIN[2][1])]
+    assert trace.messages[3].tool_call_id is None  # that of the agent is nobody's
+
+
 def test_a_failing_tool_is_told(memory):
     def fail() -> str:
         """Fail."""
@@ -339,6 +355,24 @@ def test_calls_at_once_do_not_mix_and_the_answer_is_last(memory):
 
     run(Reversed(), memory=memory, question="Which?")
     assert said(only(memory))[-2:] == [("assistant", "Aside."), ("assistant", "Final.")]
+
+
+def test_a_result_that_is_shortened_later_is_the_same(memory):
+    class Forgetting(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            llm = Scripted(call("look"), "So.", "And so.")
+            messages = [user("Weather?")]
+            messages.append((await llm.achat(messages)).message)
+            for text in ("Rain in Oslo", "[removed]"):
+                result = ChatMessage(
+                    role="tool", content=text, additional_kwargs={"tool_call_id": "call-look"}
+                )
+                last = await llm.achat([*messages, result])
+            return StopEvent(result=last.message.content)
+
+    run(Forgetting(), memory=memory, question="Weather?")
+    assert said(only(memory)) == [*RAIN[:3], ("assistant", "So."), ("assistant", "And so.")]
 
 
 # Query engines
@@ -560,8 +594,6 @@ def test_what_helped_is_told_and_not_learned_again(memory):
     (old,) = memory.add_many([qa("Weather in Rome?", "It is sunny in Rome, all day long.")])
     memory.embed_pending()
     retriever = memory.as_llama_index_retriever(min_score=0)
-    from llama_index.core.query_engine import RetrieverQueryEngine
-
     llm = Scripted("Sunny.")
     engine = RetrieverQueryEngine.from_args(retriever, llm=llm)
     with memory.capture():
@@ -571,6 +603,26 @@ def test_what_helped_is_told_and_not_learned_again(memory):
     assert "all day long" not in trace.to_json()
     assert f"[recalled log: {old}]" in trace.to_json()
     assert trace.helped_by == (old,)
+
+
+def test_short_logs_are_told_but_not_cut_out(memory):
+    class Logs(BaseRetriever):
+        def _retrieve(self, query_bundle):
+            node = TextNode(text="rain", metadata={"log_id": "log-1"})
+            return [NodeWithScore(node=node), NodeWithScore(node=TextNode(text="other"))]
+
+    engine = RetrieverQueryEngine.from_args(Logs(), llm=Scripted("Yes."))
+    with memory.capture():
+        engine.query("Will it rain?")
+    trace = only(memory)
+    assert trace.helped_by == ("log-1",)
+    assert "Will it rain?" in said(trace)[1][1]
+
+
+def test_messages_that_only_name_logs_are_left_out(memory):
+    with memory.capture():
+        Scripted("Yes.").chat([carrier(memory, ["log-1"]), user("Rain?")])
+    assert said(only(memory)) == [("user", "Rain?"), ("assistant", "Yes.")]
 
 
 def test_recalled_texts_that_are_noted(memory):

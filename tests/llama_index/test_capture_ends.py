@@ -119,6 +119,29 @@ class Failing(Workflow):
         await cls().run()
 
 
+def test_a_failure_waits_for_nothing(memory):
+    held = []
+
+    class Holding(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            held.append(await Scripted("One two.").astream_chat([user("One?")]))
+            await anext(held[0])
+            raise ValueError("secret")
+
+    async def arun():
+        with pytest.raises(ValueError, match="secret"):
+            await Holding().run()
+        trace = only(memory)
+        assert said(trace) == [("user", "One?"), ("assistant", "One")]
+        assert trace.outcome == "failure"
+        async for _ in held[0]:
+            pass
+
+    run(memory, arun)
+    assert len(captured(memory)) == 1
+
+
 def test_a_run_may_go_on_after_a_call_that_failed(memory):
     class Trying(Workflow):
         @step
