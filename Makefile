@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint react cost throughput forms agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint react cost throughput forms query-engine agent codecs growth clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ cost: $(STAMP)
 # The figures of docs/langchain.md.
 throughput: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.throughput
+
+query-engine: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.query_engine --data $(DATA)
 
 forms: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.forms
