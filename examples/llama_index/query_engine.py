@@ -1,8 +1,8 @@
 """A query engine over documents that learns from its answers, and from yours.
 
-You learn how ``LAGQueryEngine`` gives any query engine a memory: what it answered becomes a log with
-its sources, a wrong answer is taken out of use and corrected, and the same question in other words
-is then answered right, streaming, too.
+You learn how ``LAGQueryEngine`` gives any query engine a memory: what it answered becomes a log
+with its sources, a wrong answer is taken out of use and corrected, and the same question in other
+words is then answered right, streaming, too.
 
 Runs on the packaged 135M model, without a network: ``python examples/llama_index/query_engine.py``.
 """

@@ -1,8 +1,9 @@
 """What a ReAct agent found out on a model behind an API, a small local one remembers.
 
-You learn how ``LAGMemory`` goes where an agent's memory goes: it captures the whole run with its tool
-calls, and gives a later run of any agent the KV of what fits. The local model has 135M parameters:
-by itself it neither keeps ReAct's form nor calls a tool. Its prompt is short for the same reason.
+You learn how ``LAGMemory`` goes where an agent's memory goes: it captures the whole run with its
+tool calls, and gives a later run of any agent the KV of what fits. The local model has 135M
+parameters: by itself it neither keeps ReAct's form nor calls a tool. Its prompt is short for the
+same reason.
 
 Runs on the packaged model, without a network: ``python examples/llama_index/react_agent.py``.
 """

@@ -1,9 +1,9 @@
 """Two agents hand over to each other, and share one memory of what they did.
 
-You learn that a whole ``AgentWorkflow`` is one log, whichever agents and models took part: a clerk on
-a model behind an API looks something up and hands over to a writer, who runs on a local model with
-memory. ``with memory.capture():`` captures code that knows nothing of the memory; the context of a
-conversation is kept as JSON, with its ``LAGMemory``, and taken up again.
+You learn that a whole ``AgentWorkflow`` is one log, whichever agents and models took part: a clerk
+on a model behind an API looks something up and hands over to a writer, who runs on a local model
+with memory. ``with memory.capture():`` captures code that knows nothing of the memory; the context
+of a conversation is kept as JSON, with its ``LAGMemory``, and taken up again.
 
 Runs on the packaged 135M model, without a network: ``python examples/llama_index/workflow.py``.
 """
@@ -74,7 +74,8 @@ async def main() -> None:
         question = "How many green candles do you have?"
         with memory.capture():
             output = await shop(llm).run(question)
-        console.print(f"[bold]{question}[/]\n  {output.current_agent_name}: {output.response.content}")
+        said = f"{output.current_agent_name}: {output.response.content}"
+        console.print(f"[bold]{question}[/]\n  {said}")
         memory.flush()
         log = memory.recall(question)[0].log
         console.print(f"One log of {log.metadata['run_name']}: {[m.role for m in log.messages]}")
