@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mappi
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from inspect import BoundArguments
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.agent.workflow.workflow_events import ToolCallResult
@@ -99,6 +100,8 @@ class Watch:
         self._runs: OrderedDict[Run, None] = OrderedDict()  # the longest silent first
         self._over: deque[Run] = deque()  # and not recorded yet
         self._everywhere: list[Block] = []
+        self._closed: SimpleQueue[None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     # What LlamaIndex tells
 
@@ -146,8 +149,7 @@ class Watch:
                     self._failed(span, run, error)
             finally:
                 self._spans.leave(span)
-        if not isinstance(error, GeneratorExit):  # of a coroutine that is collected: see settle
-            self.settle()
+        self._settle_after(error)
 
     @_quiet
     def tell(self, event: BaseEvent) -> None:
@@ -166,8 +168,7 @@ class Watch:
             self.settle()
         elif isinstance(event, ExceptionEvent):
             self._end_call(event.span_id, None, event.exception)
-            if not isinstance(event.exception, GeneratorExit):
-                self.settle()
+            self._settle_after(event.exception)
         elif isinstance(event, RetrievalEndEvent):
             with self._lock:
                 if (run := self._run_at(event.span_id)) is not None:
@@ -222,17 +223,29 @@ class Watch:
             return False
 
     def settle(self) -> None:
-        """Record the runs that are over.
-
-        Not while a stream or coroutine is being closed: it may be the garbage collector that does
-        it, in the midst of anything, as of the store's own work.
-        """
+        """Record the runs that are over."""
         while self._over:
             try:
                 run = self._over.popleft()
             except IndexError:
                 return
             self._record(run)
+
+    def _settle_after(self, error: BaseException | None) -> None:
+        """Record them now, or on a thread while a stream or coroutine is being closed.
+
+        It may be the garbage collector that closes it, in the midst of anything, as of the store's
+        own work. A SimpleQueue may be told even then.
+        """
+        if isinstance(error, GeneratorExit):
+            self._closed.put(None)
+        else:
+            self.settle()
+
+    def _settle_closed(self) -> None:
+        while True:
+            self._closed.get()
+            self.settle()
 
     # Runs
 
@@ -254,6 +267,11 @@ class Watch:
 
     def _open(self, span: Span, memory: KVLogMemory, judge: Judge | None) -> Run:
         run = span.run
+        if self._thread is None or not self._thread.is_alive():  # in a fork it is not
+            self._thread = threading.Thread(
+                target=self._settle_closed, name="lag-capture", daemon=True
+            )
+            self._thread.start()
         if run is None:
             # Few-shot examples in a bare call are no history.
             arguments = None if isinstance(span.instance, BaseLLM) else span.arguments
@@ -343,8 +361,7 @@ class Watch:
             else:
                 run.fail(error)
             self._finish(run)
-        if not isinstance(error, GeneratorExit):
-            self.settle()
+        self._settle_after(error)
 
     @_quiet
     def _left_unread(self, run: Run, stream: object) -> None:
@@ -358,6 +375,7 @@ class Watch:
             if run.ended and not run.answer:
                 run.abandoned = True
             self._finish(run)
+        self._closed.put(None)
 
     def _begin_call(self, span_id: str | None, messages: Sequence[ChatMessage]) -> None:
         with self._lock:
