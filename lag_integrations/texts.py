@@ -33,6 +33,18 @@ def log_text(log: Trace) -> str:
     return f"Task: {task}\nAnswer: {answer}" if task else answer
 
 
+def log_metadata(log: RecalledLog) -> dict[str, Any]:
+    """What a document or node says of its log, besides the text."""
+    return {
+        **log.log.metadata,
+        "log_id": log.id,
+        "score": log.score,
+        "task": log.log.task,
+        "outcome": log.log.outcome,
+        "started_at": log.log.started_at.isoformat(),
+    }
+
+
 def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
     """As many logs as fit, best first.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lag_integrations.langchain.messages import task_of
 from lag_integrations.langchain.runs import Run
 from lag_integrations.langchain.threads import shared_by
 from lag_integrations.outcomes import nobody_waits
+from lag_integrations.quiet import quiet
 from lag_integrations.trace import Trace
 
 if TYPE_CHECKING:
@@ -60,21 +60,6 @@ class _Node:
 
     run: Run  # of its root
     thread: str | None
-
-
-def _quiet(callback: Callable[..., None]) -> Callable[..., None]:
-    """A memory must never break the application that it remembers."""
-
-    @functools.wraps(callback)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            callback(*args, **kwargs)
-        except Exception as error:
-            # The type only: a message may repeat a text.
-            logger.warning("A step could not be captured (%s).", type(error).__name__)
-            logger.debug("%s failed.", callback.__name__, exc_info=True)
-
-    return call
 
 
 class CaptureHandler(_Handler):
@@ -113,7 +98,7 @@ class CaptureHandler(_Handler):
         """Wait until every run that ended so far is judged, before the memory is closed."""
         judges_of(self._memory).wait()
 
-    @_quiet
+    @quiet
     def on_chain_start(
         self,
         serialized: dict[str, Any] | None,
@@ -130,7 +115,7 @@ class CaptureHandler(_Handler):
         if run is not None and run.id != run_id and getattr(inputs, "resume", None) is not None:
             run.paused = False
 
-    @_quiet
+    @quiet
     def on_chat_model_start(
         self,
         serialized: dict[str, Any] | None,
@@ -144,7 +129,7 @@ class CaptureHandler(_Handler):
         """A chat model is called."""
         self._call(run_id, parent_run_id, metadata, messages)
 
-    @_quiet
+    @quiet
     def on_llm_start(
         self,
         serialized: dict[str, Any] | None,
@@ -159,7 +144,7 @@ class CaptureHandler(_Handler):
         messages = [[HumanMessage(prompt)] for prompt in prompts]
         self._call(run_id, parent_run_id, metadata, messages)
 
-    @_quiet
+    @quiet
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """A model answered."""
         with self._lock:
@@ -168,7 +153,7 @@ class CaptureHandler(_Handler):
                     node.run.say(message, run_id)
         self._leave(run_id)
 
-    @_quiet
+    @quiet
     def on_llm_error(
         self,
         error: BaseException,
@@ -185,7 +170,7 @@ class CaptureHandler(_Handler):
                     node.run.say(message, run_id)
         self._leave(run_id, error=error)
 
-    @_quiet
+    @quiet
     def on_tool_start(
         self,
         serialized: dict[str, Any] | None,
@@ -199,7 +184,7 @@ class CaptureHandler(_Handler):
         """A tool is called."""
         self._enter(run_id, parent_run_id, metadata)
 
-    @_quiet
+    @quiet
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool returned; the model may see its result in the next call, or never."""
         with self._lock:
@@ -208,12 +193,12 @@ class CaptureHandler(_Handler):
                 node.run.result(output, kwargs.get("name"), run_id)
         self._leave(run_id)
 
-    @_quiet
+    @quiet
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool failed; the agent may recover."""
         self._leave(run_id, error=error)
 
-    @_quiet
+    @quiet
     def on_retriever_start(
         self,
         serialized: dict[str, Any] | None,
@@ -227,7 +212,7 @@ class CaptureHandler(_Handler):
         """A retriever is called; what it finds stands in the prompts that use it."""
         self._enter(run_id, parent_run_id, metadata)
 
-    @_quiet
+    @quiet
     def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
         """A retriever returned."""
         with self._lock:
@@ -235,27 +220,27 @@ class CaptureHandler(_Handler):
                 node.run.found(documents)
         self._leave(run_id)
 
-    @_quiet
+    @quiet
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A retriever failed."""
         self._leave(run_id, error=error)
 
-    @_quiet
+    @quiet
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A chain, graph or node ended. A streamed chain knows its whole input only now."""
         self._leave(run_id, outputs=outputs, inputs=kwargs.get("inputs"))
 
-    @_quiet
+    @quiet
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A chain, graph or node failed."""
         self._leave(run_id, error=error, inputs=kwargs.get("inputs"))
 
-    @_quiet
+    @quiet
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """A graph waits for a human, or stopped at a breakpoint."""
         self._pause(event.run_id, True)
 
-    @_quiet
+    @quiet
     def on_resume(self, event: GraphResumeEvent) -> None:
         """A graph goes on after an interrupt."""
         self._pause(event.run_id, False)

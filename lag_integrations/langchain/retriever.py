@@ -14,7 +14,7 @@ from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field
 
 from lag_integrations.memory import KVLogMemory, RecalledLog
-from lag_integrations.texts import log_text
+from lag_integrations.texts import log_metadata, log_text
 from lag_integrations.trace import Outcome
 
 
@@ -67,15 +67,4 @@ class LogRetriever(BaseRetriever):
 
 
 def _document(log: RecalledLog) -> Document:
-    return Document(
-        id=log.id,
-        page_content=log_text(log.log),
-        metadata={
-            **log.log.metadata,
-            "log_id": log.id,
-            "score": log.score,
-            "task": log.log.task,
-            "outcome": log.log.outcome,
-            "started_at": log.log.started_at.isoformat(),
-        },
-    )
+    return Document(id=log.id, page_content=log_text(log.log), metadata=log_metadata(log))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from inspect import BoundArguments
 from typing import Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
-    CitableBlock,
-    CitationBlock,
     CompletionResponse,
-    ContentBlock,
     MessageRole,
-    TextBlock,
-    ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.base.response.schema import (
@@ -31,7 +26,7 @@ from llama_index.core.workflow import Event, StartEvent, StopEvent
 from pydantic import BaseModel
 
 from lag_integrations.errors import TraceError
-from lag_integrations.llama_index.translate import ROLES, calls_in
+from lag_integrations.llama_index.translate import ROLES, calls_in, text_in
 from lag_integrations.outcomes import STOP_KEYS, says_too_long
 from lag_integrations.trace import Message, ToolCall, as_message
 
@@ -208,19 +203,7 @@ def _fields(event: Event) -> dict[str, Any]:
 
 
 def _text_in(message: ChatMessage) -> str:
-    return "\n".join(text for block in message.blocks for text in _texts(block))
-
-
-def _texts(block: ContentBlock) -> Iterator[str]:
-    if isinstance(block, TextBlock):
-        yield block.text
-    elif isinstance(block, CitableBlock):
-        for inner in block.content:
-            yield from _texts(inner)
-    elif isinstance(block, CitationBlock):
-        yield from _texts(block.cited_content)
-    elif not isinstance(block, ThinkingBlock | ToolCallBlock):
-        yield f"[{getattr(block, 'block_type', 'content')}]"
+    return text_in(message, "[{}]".format)
 
 
 def _calls_in(message: ChatMessage) -> tuple[ToolCall, ...]:

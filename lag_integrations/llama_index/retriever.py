@@ -9,7 +9,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.store.filters import Where, condition
-from lag_integrations.texts import log_text
+from lag_integrations.texts import log_metadata, log_text
 from lag_integrations.trace import Outcome
 
 
@@ -69,14 +69,7 @@ class LogRetriever(BaseRetriever):
 
 
 def _node(log: RecalledLog) -> TextNode:
-    metadata = {
-        **log.log.metadata,
-        "log_id": log.id,
-        "score": log.score,
-        "task": log.log.task,
-        "outcome": log.log.outcome,
-        "started_at": log.log.started_at.isoformat(),
-    }
+    metadata = log_metadata(log)
     return TextNode(
         id_=log.id,
         text=log_text(log.log),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,7 +54,7 @@ def _as_message(message: ChatMessage) -> Message:
     return as_message(
         {
             "role": ROLES[message.role],
-            "content": "\n".join(text for block in message.blocks for text in _texts(block)),
+            "content": text_in(message, _refuse),
             "tool_calls": calls_in(message),
             "tool_call_id": message.additional_kwargs.get("tool_call_id"),
             "name": message.additional_kwargs.get("name"),
@@ -77,19 +77,33 @@ def _plain(call: Any) -> Any:
     return call.model_dump() if hasattr(call, "model_dump") else call
 
 
-def _texts(block: ContentBlock) -> Iterator[str]:
+def text_in(message: ChatMessage, media: Callable[[str], str]) -> str:
+    """The text of a message.
+
+    Args:
+        message: The message.
+        media: What stands for content that is no text, by its type.
+    """
+    return "\n".join(text for block in message.blocks for text in _texts(block, media))
+
+
+def _texts(block: ContentBlock, media: Callable[[str], str]) -> Iterator[str]:
     if isinstance(block, TextBlock):
         yield block.text
     elif isinstance(block, CitableBlock):
         for inner in block.content:
-            yield from _texts(inner)
+            yield from _texts(inner, media)
     elif isinstance(block, CitationBlock):
-        yield from _texts(block.cited_content)
+        yield from _texts(block.cited_content, media)
     elif block.block_type in ("image", "audio", "video", "document"):
-        raise PromptError(
-            f"A message holds content of type {block.block_type}; this model reads text only. "
-            "Leave it out, or put its text in."
-        )
+        yield media(block.block_type)
+
+
+def _refuse(media: str) -> str:
+    raise PromptError(
+        f"A message holds content of type {media}; this model reads text only. "
+        "Leave it out, or put its text in."
+    )
 
 
 class Reply:

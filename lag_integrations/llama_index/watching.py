@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Hashable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from inspect import BoundArguments
@@ -43,6 +42,7 @@ from lag_integrations.llama_index.runs import Call, Run
 from lag_integrations.llama_index.spans import Span, Spans
 from lag_integrations.llama_index.streams import acarried, carried
 from lag_integrations.outcomes import nobody_waits
+from lag_integrations.quiet import quiet
 from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
@@ -75,21 +75,6 @@ class Block:
 current_block: ContextVar[Block | None] = ContextVar("lag_capture_block", default=None)
 
 
-def _quiet(callback: Callable[..., None]) -> Callable[..., None]:
-    """A memory must never break the application that it remembers."""
-
-    @functools.wraps(callback)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            callback(*args, **kwargs)
-        except Exception as error:
-            # The type only: a message may repeat a text.
-            logger.warning("A step could not be captured (%s).", type(error).__name__)
-            logger.debug("%s failed.", callback.__name__, exc_info=True)
-
-    return call
-
-
 class Watch:
     """Sees all of LlamaIndex's spans and events in this process."""
 
@@ -105,7 +90,7 @@ class Watch:
 
     # What LlamaIndex tells
 
-    @_quiet
+    @quiet
     def enter(
         self, id: str, instance: Any, arguments: BoundArguments, parent_id: str | None
     ) -> None:
@@ -120,7 +105,7 @@ class Watch:
                 self._give_up_stale()
         self.settle()
 
-    @_quiet
+    @quiet
     def exit(self, id: str, result: Any) -> None:
         """A call returned."""
         with self._lock:
@@ -135,7 +120,7 @@ class Watch:
                 self._spans.leave(span)
         self.settle()
 
-    @_quiet
+    @quiet
     def drop(self, id: str, error: BaseException | None) -> None:
         """A call failed."""
         error = error or RuntimeError()
@@ -151,7 +136,7 @@ class Watch:
                 self._spans.leave(span)
         self._settle_after(error)
 
-    @_quiet
+    @quiet
     def tell(self, event: BaseEvent) -> None:
         """Something happened."""
         if isinstance(event, LLMChatStartEvent):
@@ -349,7 +334,7 @@ class Watch:
                 response.response_gen, variables=here, each=texts.append, ended=ended
             )
 
-    @_quiet
+    @quiet
     def _read(
         self, run: Run, stream: object, texts: list[Any], error: BaseException | None
     ) -> None:
@@ -363,7 +348,7 @@ class Watch:
             self._finish(run)
         self._settle_after(error)
 
-    @_quiet
+    @quiet
     def _left_unread(self, run: Run, stream: object) -> None:
         """A stream was collected; there is nothing to do if it was read."""
         with self._lock:
@@ -447,7 +432,7 @@ class Watch:
             run.abandoned = True
             self._forget(run)
 
-    @_quiet
+    @quiet
     def _record(self, run: Run) -> None:
         if not run.said_something:
             return
