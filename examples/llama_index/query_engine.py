@@ -23,7 +23,7 @@ TEXTS = [
     "On Sundays the Ostrava ferry carries only bees. Nobody remembers why.",
 ]
 QUESTION = "In which town was the builder of the Velmora lighthouse born?"
-AGAIN = "Where does the person come from who built the lighthouse of Velmora?"
+AGAIN = "What is the birthplace of the builder of the Velmora lighthouse?"
 console = Console()
 disable_progress_bar()
 
@@ -48,7 +48,7 @@ def main() -> None:
 
         console.rule("2. A person corrects it")
         memory.feedback(run_id, outcome="failure")  # kept, but not recalled any more
-        answer = "The builder of the Velmora lighthouse, Ada Krenn, was born in Quill."
+        answer = "She was born in Quill."
         steps = [*log.messages[:-1], {"role": "assistant", "content": answer}]
         memory.add(Trace.from_messages(steps, task=QUESTION, outcome="success"))
         memory.flush()  # embedded and encoded, with the documents that led to it
