@@ -28,6 +28,7 @@ from llama_index.core.tools import QueryEngineTool
 
 from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
+from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from tests.conftest import qa, random_model
 
@@ -161,8 +162,10 @@ def test_logs_are_injected_and_queries_captured(mode, way, kind, index, llm, mem
     assert log.last_response.strip() == text.strip()
     assert log.helped_by == (lima,)
     assert log.id == lag["run_id"]
+    nodes = {node.node.node_id for node in response.source_nodes}
     sources = {source["node_id"] for source in log.metadata["sources"]}
-    assert sources == {node.node.node_id for node in response.source_nodes}
+    assert sources == nodes
+    assert nodes <= set(response.metadata)  # what LlamaIndex says of them
     assert any(TEXTS[0] in message.text for message in log.messages)
 
 
@@ -446,6 +449,23 @@ def test_it_is_a_query_engine(index, llm, memory):
     assert output.raw_output.metadata["lag"]["llm_calls"] == 1
     assert output.content == str(output.raw_output)
     assert asyncio.run(tool.acall(QUESTION)).content == output.content
+
+
+def test_logs_cross_the_frameworks(index, small, llm, memory):
+    model = LAGChatModel(small, memory=memory, max_tokens=4, temperature=0)
+    asked = "What is the colour of the vault in Quito?"
+    model.invoke(asked, {"callbacks": [memory.callback_handler()]})
+    memory.flush()
+    (of_langchain,) = memory.store.ledger.ids()
+    engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+    lag = engine.query(f"{asked} Tell me.").metadata["lag"]
+    assert lag["log_ids"] == [of_langchain]
+    assert lag["injected_tokens"] > 0
+    memory.flush()
+    (of_llama_index,) = set(memory.store.ledger.ids()) - {of_langchain}
+    used = model.invoke(f"{asked} Tell me.").response_metadata["lag"]
+    assert of_llama_index in used["log_ids"]
+    assert memory.get(of_llama_index)[0].log.metadata["source"] == "llama_index"
 
 
 def test_feedback_names_the_run(index, llm, memory, lima):
