@@ -122,7 +122,7 @@ class Run:
         """A retriever found documents; some may be logs."""
         for document in documents:
             log_id = getattr(document, "metadata", {}).get("log_id")
-            if isinstance(log_id, str):
+            if isinstance(log_id, str) and log_id == document.id:  # else a document's own field
                 self._helped[log_id] = None
                 if len(document.page_content) >= _MIN_RECALLED_TEXT:
                     self._recalled[document.page_content] = log_id

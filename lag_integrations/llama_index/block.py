@@ -19,6 +19,7 @@ from lag_integrations.llama_index.tag import carrier
 from lag_integrations.llama_index.translate import as_chat
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.recalling import SafeRecall
+from lag_integrations.store.filters import condition
 from lag_integrations.trace import Outcome, Trace
 
 logger = logging.getLogger(__name__)
@@ -71,24 +72,28 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
     as_text: bool = False
     capture: bool = True
 
-    _recall: SafeRecall = PrivateAttr()
+    _memory: KVLogMemory = PrivateAttr()
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
 
     def __init__(self, memory: KVLogMemory, *, name: str = "similar_runs", **settings: Any) -> None:
         super().__init__(name=name, **settings)
-        self._recall = SafeRecall(memory, self.k, self.min_score, self.where)
+        if self.where is not None:
+            condition(self.where)
+        self._memory = memory
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> KVLogMemoryBlock:
         return self.model_copy()  # of the memory there is one
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> Any:
-        memory, session = self._recall.memory, block_kwargs.get("session_id")
-        if self.capture:
-            open_run(memory, thread=session)
+        memory, session = self._memory, block_kwargs.get("session_id")
+        run = open_run(memory, thread=session) if self.capture else None
         task = task_of(messages or [])
         if task is None:
             return []
-        logs = await asyncio.to_thread(self._tasks, self._recall, task, session)
+        recall = SafeRecall(memory, self.k, self.min_score, self.where)
+        # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
+        once = TaskRecall() if run is None else self._tasks
+        logs = await asyncio.to_thread(once, recall, task, session, run)
         return text_blocks(logs) if self.as_text else [carrier(memory, [log.id for log in logs])]
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
@@ -107,13 +112,13 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
         try:
             for turn in _turns(messages):
                 if not self._is_known(turn):
-                    self._recall.memory.add(turn)
+                    self._memory.add(turn)
         except LAGError as error:
             logger.warning("Messages that left the memory did not become logs. %s", error)
 
     def _is_known(self, turn: Trace) -> bool:
         """Whether a log says the same: its run was captured, maybe with more around it."""
-        memory, response = self._recall.memory, turn.last_response.strip()
+        memory, response = self._memory, turn.last_response.strip()
         session = turn.metadata.get("thread_id")
         if session is not None:
             ledger = memory.store.ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import BoundArguments
@@ -19,6 +20,8 @@ from lag_integrations.llama_index.watching import Block, Watch, current_block
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
+
+logger = logging.getLogger(__name__)
 
 
 class _SpanHandler(BaseSpanHandler[Any]):
@@ -161,7 +164,11 @@ def open_run(
     Returns:
         Its id; None where there is no such run.
     """
-    return _watch.open(memory, judge, owner, thread)
+    try:
+        return _watch.open(memory, judge, owner, thread)
+    except Exception as error:
+        logger.warning("A run is not captured (%s).", type(error).__name__)
+        return None
 
 
 def note_recalled(texts: Mapping[str, str]) -> None:

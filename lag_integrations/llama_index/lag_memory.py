@@ -147,12 +147,13 @@ class LAGMemory(BaseMemory):
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
         """The conversation, with the logs that fit the task."""
         messages = self.history.get(input, **kwargs)
-        return self._with_logs(messages, *self._recall(messages, input))
+        return self._with_logs(messages, input, *self._recall(messages, input))
 
     async def aget(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
         """The conversation, with the logs that fit the task."""
         messages = await self.history.aget(input, **kwargs)
-        return self._with_logs(messages, *await asyncio.to_thread(self._recall, messages, input))
+        found = await asyncio.to_thread(self._recall, messages, input)
+        return self._with_logs(messages, input, *found)
 
     def get_all(self) -> list[ChatMessage]:
         """The conversation as it was."""
@@ -204,7 +205,10 @@ class LAGMemory(BaseMemory):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LAGMemory:
         # The logs are one, however many conversations there are.
-        return self.model_copy(update={"history": copy.deepcopy(self.history, memo)})
+        history = copy.deepcopy(self.history, memo)
+        copied = self.model_copy(update={"history": history, "session_id": uuid4().hex})
+        copied._tasks = TaskRecall()
+        return copied
 
     def __getstate__(self) -> dict[Any, Any]:
         return {"__dict__": dict(self.__dict__)}  # the base class would try to pickle the clients
@@ -246,30 +250,31 @@ class LAGMemory(BaseMemory):
             logger.warning("Nothing is recalled. %s", error)
             return None, None
         # Context chat engines take a QueryBundle for a message, too, and hand it on.
+        run = open_run(memory, thread=self.session_id) if self.capture else None
         said = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
         task = task_of([*messages, *said])
         if task is None:
             return memory, None
         recall = SafeRecall(memory, self.k, self.min_score, self.where)
-        return memory, self._tasks(recall, task, self.session_id)
+        return memory, self._tasks(recall, task, self.session_id, run)
 
     def _with_logs(
         self,
         messages: list[ChatMessage],
+        input: str | None,
         memory: KVLogMemory | None,
         logs: list[RecalledLog] | None,
     ) -> list[ChatMessage]:
-        if memory is not None and self.capture:
-            open_run(memory, thread=self.session_id)
         if memory is None or logs is None:
             return messages
         users = [place for place, message in enumerate(messages) if is_task(message)]
         ids = [log.id for log in logs]
         # Text is for LLMs that may hand an unknown field of a message to their API: no tag then.
         blocks = text_blocks(logs) if self.as_text else []
-        if not users:
-            if not self.as_text:
-                return [*messages, carrier(memory, ids)]
+        if not users and not self.as_text:
+            return [*messages, carrier(memory, ids)]
+        if not users or (self.as_text and input and messages[users[-1]].content != str(input)):
+            # The task is not in the history yet: what stands there is of an earlier one.
             own = ChatMessage(role=MessageRole.USER, blocks=list(blocks))
             return [*messages, own] if blocks else messages
         messages, place = list(messages), users[-1]

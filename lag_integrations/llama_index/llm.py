@@ -292,21 +292,26 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Call:
         """What is asked and which logs are given: now, since a stream may be read elsewhere."""
-        settings, memory, scope = dict(given), self.memory, None
-        if settings.get("kv_log_ids") is not None:
-            # The ids may be those of another memory: of the engine or memory that recalled them.
-            memory = current_memory.get() or memory
-        elif (tag := tag_of(messages)) is not None:
-            memory = opened_as(str(tag["memory"]))
-            if memory is None:
-                logger.warning("The memory that recalled logs for this call is closed: none used.")
-            settings["kv_log_ids"] = list(tag["log_ids"])
-        elif (scope := current_given.get()) is not None:
-            memory = scope.memory
+        settings, memory = dict(given), self.memory
+        tag, scope = tag_of(messages), current_given.get()
+        log_ids: list[str] | None = None
+        if tag is not None:
+            scope, memory, log_ids = None, opened_as(str(tag["memory"])), list(tag["log_ids"])
+        elif scope is not None:
             # A log answers the question; it does not say which tool or document to choose.
-            settings["kv_log_ids"] = [] if is_choosing() else list(scope.log_ids)
+            memory, log_ids = scope.memory, [] if is_choosing() else list(scope.log_ids)
             settings.setdefault("logs_as_text", scope.as_text)
             settings.setdefault("question", scope.question)
+        if settings.get("kv_log_ids") is not None:
+            log_ids = list(settings["kv_log_ids"])
+            # The ids may be those of another memory: of the engine or memory that recalled them.
+            memory = current_memory.get() or self.memory or memory
+        elif log_ids and settings.get("k") == 0:
+            log_ids = []
+        if log_ids is not None:
+            settings["kv_log_ids"] = log_ids
+        if log_ids and memory is None:
+            logger.warning("The memory of the logs that a call is given is not open: none used.")
         conversation = [message for message in messages if not is_carrier(message)]
         return _Call(self._with_system_prompt(conversation), settings, memory, scope)
 

@@ -40,7 +40,8 @@ class LAGQueryEngine(BaseQueryEngine):
     ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
     ``scores``, ``log_ids`` that the LLM took, those of them ``read_as_text``, ``injected_tokens``,
     ``llm_calls``, ``usage`` (tokens, as in the LLM's responses), ``timings`` in seconds, and
-    ``run_id`` for `KVLogMemory.feedback`. A streamed response has all of it when it was read.
+    ``run_id`` for `KVLogMemory.feedback`. A streamed response has all of it when it was read. The
+    report of a `LAGQueryEngine` within this one is ``within``.
 
     Example:
         .. code-block:: python
@@ -94,6 +95,12 @@ class LAGQueryEngine(BaseQueryEngine):
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """What the engine retrieves; no logs."""
         return self._engine.retrieve(query_bundle)
+
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """What the engine retrieves; no logs."""
+        retrieve: Any = self._engine.aretrieve  # type: ignore[attr-defined]
+        found: list[NodeWithScore] = await retrieve(query_bundle)
+        return found
 
     @dispatcher.span
     def synthesize(
@@ -155,7 +162,10 @@ class _Task:
 
     def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """The response with its report; called while the logs are given."""
-        response.metadata = {**(response.metadata or {}), "lag": self._report}
+        metadata = response.metadata or {}
+        if "lag" in metadata:  # of an engine within
+            self._report["within"] = metadata["lag"]
+        response.metadata = {**metadata, "lag": self._report}
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
             response.response_gen = carried(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
@@ -59,12 +60,22 @@ class TaskRecall:
     """Recalls once for each task."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str | None, Task], list[RecalledLog]] = {}
+        self._found: dict[Hashable, list[RecalledLog]] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, recall: SafeRecall, task: Task, session: str | None) -> list[RecalledLog]:
-        """The logs of a task; none of its own session, while earlier turns stand in the prompt."""
-        key = (recall.memory.id, session, task)
+    def __call__(
+        self, recall: SafeRecall, task: Task, session: str | None, run: str | None
+    ) -> list[RecalledLog]:
+        """The logs of a task; none of its own session, while earlier turns stand in the prompt.
+
+        Args:
+            recall: How logs are recalled.
+            task: The task.
+            session: The conversation.
+            run: The run in which it is asked for, as far as that is known.
+        """
+        settings = (recall.memory.id, recall.k, recall.min_score, json.dumps(recall.where))
+        key = (settings, session, task, run)
         with self._lock:
             found = self._found.get(key)
         if found is None:

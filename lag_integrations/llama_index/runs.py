@@ -144,7 +144,7 @@ class Run:
         texts = {
             node.get_content(): node.metadata["log_id"]
             for node in nodes
-            if isinstance(node.metadata.get("log_id"), str)
+            if node.metadata.get("log_id") == node.node_id  # else a document's own field
         }
         self._helped.update(dict.fromkeys(texts.values()))
         self.recalled({text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT})

@@ -9,6 +9,7 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.base_selector import BaseSelector
 from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.indices.query.query_transform.base import BaseQueryTransform
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.question_gen.types import BaseQuestionGenerator
 from llama_index.core.workflow import Workflow
@@ -17,7 +18,13 @@ from lag_integrations.llama_index.runs import Call, Run
 
 _MAX_SPANS = 100_000
 _UUID = 36
-_CHOOSERS = (BaseSelector, BaseQuestionGenerator, BaseNodePostprocessor, BaseRetriever)
+_CHOOSERS = (
+    BaseSelector,
+    BaseQuestionGenerator,
+    BaseQueryTransform,
+    BaseNodePostprocessor,
+    BaseRetriever,
+)
 
 
 class Span:

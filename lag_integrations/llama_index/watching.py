@@ -190,6 +190,7 @@ class Watch:
                 run.thread = run.thread or thread
             return run.id
 
+    @quiet
     def recalled(self, texts: Mapping[str, str]) -> None:
         """These texts of logs were put into a prompt of the run that goes on."""
         with self._lock:

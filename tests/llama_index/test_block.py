@@ -69,7 +69,7 @@ def test_it_is_a_block(memory, no_worker):
     with pytest.raises(StoreError):
         KVLogMemoryBlock(memory, where={"$nor": 1})
     assert "memory" not in made.model_dump()
-    assert copy.deepcopy(around(made)).memory_blocks[0]._recall.memory is memory
+    assert copy.deepcopy(around(made)).memory_blocks[0]._memory is memory
 
 
 async def test_it_names_logs_in_a_message_that_says_nothing(memory, logs):
@@ -92,10 +92,12 @@ async def test_as_text_it_is_text_that_capture_knows(memory, logs, monkeypatch):
     assert await made.aget([user("Sing me a song about trees.")]) == []
 
 
-async def test_a_task_of_a_session_is_recalled_for_once(memory, logs, asked):
+async def test_a_task_of_a_session_is_recalled_for_once(memory, logs, asked, monkeypatch):
     made = KVLogMemoryBlock(memory)
     chat = around(made)
-    for question in (QUESTION, QUESTION):  # the user may ask it twice
+    for run in ("1", "2"):  # the user may ask it twice
+        monkeypatch.setattr(block, "open_run", lambda *_, run=run, **__: run)
+        question = QUESTION
         await chat.aput(user(question))
         await chat.aget()
         await chat.aget(input=question)
@@ -107,8 +109,22 @@ async def test_a_task_of_a_session_is_recalled_for_once(memory, logs, asked):
     assert len(asked) == 3
 
 
+async def test_outside_of_a_run_what_is_deleted_is_gone_at_once(memory, logs):
+    made = KVLogMemoryBlock(memory, as_text=True)
+    assert await made.aget([user(QUESTION)])
+    memory.delete(logs)
+    assert await made.aget([user(QUESTION)]) == []
+
+
+async def test_settings_may_be_changed(memory, logs):
+    made = KVLogMemoryBlock(memory)
+    made.k = 0
+    assert named(await made.aget([user(QUESTION)])) == []
+
+
 async def test_what_many_sessions_recalled_is_not_kept_for_ever(memory, logs, monkeypatch):
     monkeypatch.setattr(recalled, "_TASKS", 4)
+    monkeypatch.setattr(block, "open_run", lambda *_, **__: "run")
     made = KVLogMemoryBlock(memory)
     for number in range(8):
         await made.aget([user(QUESTION)], session_id=str(number))

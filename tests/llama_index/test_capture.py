@@ -608,7 +608,7 @@ def test_what_helped_is_told_and_not_learned_again(memory):
 def test_short_logs_are_told_but_not_cut_out(memory):
     class Logs(BaseRetriever):
         def _retrieve(self, query_bundle):
-            node = TextNode(text="rain", metadata={"log_id": "log-1"})
+            node = TextNode(id_="log-1", text="rain", metadata={"log_id": "log-1"})
             return [NodeWithScore(node=node), NodeWithScore(node=TextNode(text="other"))]
 
     engine = RetrieverQueryEngine.from_args(Logs(), llm=Scripted("Yes."))

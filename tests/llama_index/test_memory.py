@@ -9,7 +9,6 @@ import logging
 import pickle
 import subprocess
 import sys
-import threading
 
 import pytest
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
@@ -31,6 +30,7 @@ from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSeriali
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.llama_index import LAGLLM, LAGMemory, lag_memory, recalled
+from lag_integrations.llama_index.tag import tag_of
 from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa
 from tests.llama_index.recorder import added, called, named, recorder, said, texts, user
@@ -359,6 +359,26 @@ def test_as_text_nothing_is_added_where_nothing_fits(memory, logs):
     assert lag.get() == lag.get_all()
 
 
+def test_copies_share_neither_session_nor_what_was_recalled(memory, logs):
+    lag = LAGMemory(memory)
+    lag.put(user(QUESTION))
+    assert tag_of(lag.get())["log_ids"] == [logs[0]]
+    for other in (copy.deepcopy(lag), lag.model_copy(update={"where": {"team": "b"}})):
+        other.where = {"team": "b"}
+        assert tag_of(other.get())["log_ids"] == []
+    assert copy.deepcopy(lag).session_id != lag.session_id
+    lag.k = 0
+    assert tag_of(lag.get())["log_ids"] == []
+
+
+def test_text_for_a_task_that_is_not_in_the_history_yet(memory, logs):
+    lag = LAGMemory(memory, as_text=True)
+    lag.put(user("Hello there."))
+    hello, recalled = lag.get(input=QUESTION)
+    assert hello.content == "Hello there."
+    assert "7741" in recalled.content
+
+
 def test_reads_are_captured_unless_it_is_said_otherwise(memory, logs, opened):
     lag = LAGMemory(memory, session_id="s")
     lag.get()
@@ -367,15 +387,6 @@ def test_reads_are_captured_unless_it_is_said_otherwise(memory, logs, opened):
     assert opened == [(memory, "s"), (memory, "s")]
     LAGMemory(memory, capture=False).get(input=QUESTION)
     assert len(opened) == 2
-
-
-def test_captures_see_the_context_of_the_reader(memory, logs, monkeypatch):
-    threads = []
-    monkeypatch.setattr(
-        lag_memory, "open_run", lambda *_, **__: threads.append(threading.current_thread())
-    )
-    asyncio.run(LAGMemory(memory).aget(input=QUESTION))
-    assert threads == [threading.main_thread()]
 
 
 # Memories that fail.

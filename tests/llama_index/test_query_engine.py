@@ -13,12 +13,15 @@ from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.indices.query.query_transform import HyDEQueryTransform
+from llama_index.core.llms import ChatMessage
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import (
     CustomQueryEngine,
     RouterQueryEngine,
     SubQuestionQueryEngine,
+    TransformQueryEngine,
 )
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -30,6 +33,7 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
+from lag_integrations.llama_index.tag import tagged
 from tests.conftest import qa, random_model
 
 MODES = ["compact", "refine", "tree_summarize", "accumulate", "simple_summarize"]
@@ -429,6 +433,44 @@ def test_each_engine_has_its_own_memory(index, small, llm, memory, lima, tmp_pat
         assert log.helped_by == (key,)
         assert set(logs(memory)) == {VAULT.task, QUESTION}
         assert "Ann" not in "".join(message.text for message in logs(memory)[QUESTION].messages)
+
+
+def test_a_query_that_is_rewritten_is_so_without_logs(index, llm, memory, lima, monkeypatch):
+    given = []
+    request = llm.engine.request
+    monkeypatch.setattr(
+        llm.engine,
+        "request",
+        lambda chat, segments, **k: given.append(len(segments)) or request(chat, segments, **k),
+    )
+    engine = TransformQueryEngine(index.as_query_engine(llm=llm), HyDEQueryTransform(llm=llm))
+    LAGQueryEngine(engine, memory).query(QUESTION)
+    assert given == [0, 1]
+
+
+def test_reports_of_engines_within_are_kept(index, llm, memory, lima):
+    inner = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+    lag = LAGQueryEngine(inner, memory).query(QUESTION).metadata["lag"]
+    assert lag["log_ids"] == []
+    assert lag["within"]["log_ids"] == [lima]
+    assert lag["within"]["run_id"] != lag["run_id"]
+
+
+def test_settings_of_a_call_win(llm, memory, lima):
+    message = tagged(ChatMessage(role="user", content="Hi."), memory, [lima])
+    assert llm.chat([message]).raw["lag"]["log_ids"] == [lima]
+    assert llm.chat([message], k=0).raw["lag"]["log_ids"] == []
+    assert llm.chat([message], kv_log_ids=[]).raw["lag"]["log_ids"] == []
+    assert llm.chat([message], kv_log_ids=[lima]).raw["lag"]["log_ids"] == [lima]
+
+
+def test_a_documents_own_log_id_is_no_log(llm, memory):
+    text = "The server in Lima crashed at noon, and nobody knows why."
+    document = Document(text=text, metadata={"log_id": "srv-17"})
+    index = VectorStoreIndex.from_documents([document], embed_model=MockEmbedding(4))
+    LAGQueryEngine(index.as_query_engine(llm=llm), memory).query(QUESTION)
+    assert any(text in message.text for message in logs(memory)[QUESTION].messages)
+    assert logs(memory)[QUESTION].helped_by == ()
 
 
 def test_prompts_of_the_engine_can_be_seen_and_changed(index, llm, memory):
