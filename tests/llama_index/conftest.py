@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from llama_index_instrumentation import get_dispatcher
 from transformers import AutoTokenizer
 
 from lag_integrations import packaged
 from lag_integrations.llama_index import LAGLLM
+from lag_integrations.llama_index.capture import _watch
 from tests.llama_index.puppet import Puppet
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    """LlamaIndex is silent about a handler that is lost or broken: whoever does it shall fail."""
+    yield
+    root = get_dispatcher()
+    for handlers in (root.span_handlers, root.event_handlers):
+        ours = [each for each in handlers if each.class_name().startswith("LAG")]
+        assert [each._watch for each in ours] == [_watch]
 
 
 @pytest.fixture(scope="session")

@@ -372,11 +372,20 @@ class Broken:
         raise KeyboardInterrupt
 
 
-async def test_a_defect_of_ours_is_nobodys(spans, events, monkeypatch):
+@pytest.fixture
+def broken():
+    """Handlers of ours with a defect, beside those that work."""
     root = get_dispatcher()
-    for handler in [*root.span_handlers, *root.event_handlers]:
-        if handler.class_name().startswith("LAG"):
-            monkeypatch.setattr(handler, "_watch", Broken())
+    ours = capture._SpanHandler(), capture._EventHandler(Broken())
+    ours[0]._watch = Broken()
+    root.add_span_handler(ours[0])
+    root.add_event_handler(ours[1])
+    yield
+    root.span_handlers = [each for each in root.span_handlers if each is not ours[0]]
+    root.event_handlers = [each for each in root.event_handlers if each is not ours[1]]
+
+
+async def test_a_defect_of_ours_is_nobodys(spans, events, broken):
     assert add(1) == 4
     assert await aadd(1) == 4
     tell()
