@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,42 +91,18 @@ def judges_of(memory: KVLogMemory) -> Judges:
         return _judges.setdefault(memory, Judges())
 
 
-_PROMPT = (
-    "Does the answer solve the task? Reply with one word: yes or no.\n\n"
-    "Task:\n{task}\n\nAnswer:\n{answer}"
-)
-_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-
-
-class YesOrNo:
-    """A judge that asks a model; the base of each framework's `LLMJudge`.
-
-    Args:
-        ask: Gives the model's reply to a question.
-        prompt: The question, with ``{task}`` and ``{answer}`` in it.
+def add_judged(memory: KVLogMemory, judge: Judge | None, trace: Trace) -> None:
+    """Record a trace; what a judge may make of it is unknown until he does.
 
     Raises:
-        ValueError: The prompt does not have the two places.
+        TraceError: Nothing was said in it.
+        StoreError: It could not be recorded.
     """
-
-    def __init__(self, ask: Callable[[str], str], prompt: str | None = None) -> None:
-        prompt = _PROMPT if prompt is None else prompt
-        for place in ("{task}", "{answer}"):
-            if place not in prompt:
-                raise ValueError(f"The judge's prompt has no {place}; say where it shall stand.")
-        self._ask = ask
-        self._prompt = prompt
-
-    def __call__(self, trace: Trace) -> bool | None:
-        """True or False; None if the model's reply is neither yes nor no."""
-        texts = {"{task}": trace.task, "{answer}": trace.last_response}
-        # At once: a task may well hold the word "{answer}".
-        prompt = re.sub(r"\{task\}|\{answer\}", lambda place: texts[place[0]], self._prompt)
-        with uncaptured():
-            reply = self._ask(prompt)
-        word = _WORD.search(_THOUGHT.sub("", reply))
-        return None if word is None else word[0].lower() == "yes"
+    if judge is None or trace.outcome == "failure":
+        memory.add(trace)
+        return
+    unknown = trace.model_copy(update={"outcome": "unknown"})
+    judges_of(memory).put(memory, judge, unknown, memory.add(unknown))
 
 
 def _judge(memory: KVLogMemory, judge: Judge, trace: Trace, log_id: str) -> None:

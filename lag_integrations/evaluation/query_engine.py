@@ -150,7 +150,8 @@ def main() -> None:
                 run_id = response.metadata["lag"]["run_id"]
                 own.feedback(run_id, outcome="success" if right else "failure")
             corrected.attach(engine)
-            corrected.add_many(_corrected(own, case) for case in cases)
+            logs = {log.log.task: log.log for log in own.get(own.store.ledger.ids())}
+            corrected.add_many(_corrected(logs[case.question], case) for case in cases)
             for memory in (own, corrected):
                 memory.flush()
             run("reworded, no memory", plain, others)
@@ -181,10 +182,8 @@ def _index(path: Path, documents: Sequence[Document]) -> VectorStoreIndex:
     )
 
 
-def _corrected(memory: KVLogMemory, case: Case) -> Trace:
+def _corrected(log: Trace, case: Case) -> Trace:
     """The log of a question, with the right answer in place of the one that was given."""
-    ids = memory.store.ledger.ids()
-    log = next(log.log for log in memory.get(ids) if log.log.task == case.question)
     said = log.messages[-1].model_copy(update={"content": f"The answer is {case.golds[0]}."})
     return Trace.from_messages([*log.messages[:-1], said], task=log.task, outcome="success")
 

@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.judging import Judge, is_uncaptured, judges_of
+from lag_integrations.judging import Judge, add_judged, is_uncaptured, judges_of
 from lag_integrations.langchain.messages import task_of
 from lag_integrations.langchain.runs import Run
 from lag_integrations.langchain.threads import shared_by
@@ -372,13 +372,7 @@ class CaptureHandler(_Handler):
                 self._shared.keep_half(run.thread, run)
                 return
             trace = run.trace(self._earlier_turns(run))
-            judge = self._judge
-            if judge is None or run.abandoned or trace.outcome == "failure":
-                self._memory.add(trace)
-            else:
-                trace = trace.model_copy(update={"outcome": "unknown"})
-                log_id = self._memory.add(trace)
-                judges_of(self._memory).put(self._memory, judge, trace, log_id)
+            add_judged(self._memory, None if run.abandoned else self._judge, trace)
             if run.thread is not None and not run.failed:
                 self._shared.learn_logged(run.thread, run.message_ids)
         except TraceError as reason:

@@ -118,7 +118,7 @@ class Capture:
 
     def wait_for_judge(self) -> None:
         """Wait until every run that ended so far is judged, before the memory is closed."""
-        _watch.settle()
+        _watch.recorder.settle()
         judges_of(self._block.memory).wait()
 
     def stop(self) -> None:
@@ -135,7 +135,7 @@ def capture(memory: KVLogMemory, judge: Judge | None = None) -> Iterator[Capture
         yield Capture(block)
     finally:
         current_block.reset(token)
-        _watch.settle()
+        _watch.recorder.settle()
 
 
 def instrument(memory: KVLogMemory, judge: Judge | None = None) -> Capture:

@@ -1,18 +1,16 @@
-"""Which span and event belongs to which run, when a run is over, and where its trace goes."""
+"""Which span and event belongs to which run, and when a run is over."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Hashable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from inspect import BoundArguments
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.agent.workflow.workflow_events import ToolCallResult
@@ -35,9 +33,9 @@ from llama_index.core.workflow import Workflow
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.span import active_span_id
 
-from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.judging import Judge, is_uncaptured, judges_of
+from lag_integrations.judging import Judge, is_uncaptured
 from lag_integrations.llama_index.messages import answer_of, result_of, task_of
+from lag_integrations.llama_index.recording import Recorder
 from lag_integrations.llama_index.runs import Call, Run
 from lag_integrations.llama_index.spans import Span, Spans
 from lag_integrations.llama_index.streams import acarried, carried
@@ -47,8 +45,6 @@ from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
-
-logger = logging.getLogger(__name__)
 
 _MAX_OPEN = 1_000
 _MAX_AGE = 24 * 3600.0
@@ -76,17 +72,19 @@ current_block: ContextVar[Block | None] = ContextVar("lag_capture_block", defaul
 
 
 class Watch:
-    """Sees all of LlamaIndex's spans and events in this process."""
+    """Sees all of LlamaIndex's spans and events in this process.
+
+    Attributes:
+        recorder: Takes the runs that are over.
+    """
 
     def __init__(self) -> None:
         # A collected stream may tell of its end while its thread is in here.
         self._lock = threading.RLock()
         self._spans = Spans()
         self._runs: OrderedDict[Run, None] = OrderedDict()  # the longest silent first
-        self._over: deque[Run] = deque()  # and not recorded yet
         self._everywhere: list[Block] = []
-        self._closed: SimpleQueue[None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self.recorder = Recorder()
 
     # What LlamaIndex tells
 
@@ -103,7 +101,7 @@ class Watch:
                 run.pending.add(_stream_of(instance))
             if span.parent is None:
                 self._give_up_stale()
-        self.settle()
+        self.recorder.settle()
 
     @quiet
     def exit(self, id: str, result: Any) -> None:
@@ -118,7 +116,7 @@ class Watch:
                     self._returned(span, run, result)
             finally:
                 self._spans.leave(span)
-        self.settle()
+        self.recorder.settle()
 
     @quiet
     def drop(self, id: str, error: BaseException | None) -> None:
@@ -134,7 +132,7 @@ class Watch:
                     self._failed(span, run, error)
             finally:
                 self._spans.leave(span)
-        self._settle_after(error)
+        self.recorder.settle_after(error)
 
     @quiet
     def tell(self, event: BaseEvent) -> None:
@@ -150,10 +148,10 @@ class Watch:
                 span.calls[-1].so_far = event.response
         elif isinstance(event, LLMChatEndEvent | LLMCompletionEndEvent):
             self._end_call(event.span_id, event.response)
-            self.settle()
+            self.recorder.settle()
         elif isinstance(event, ExceptionEvent):
             self._end_call(event.span_id, None, event.exception)
-            self._settle_after(event.exception)
+            self.recorder.settle_after(event.exception)
         elif isinstance(event, RetrievalEndEvent):
             with self._lock:
                 if (run := self._run_at(event.span_id)) is not None:
@@ -171,7 +169,7 @@ class Watch:
         with self._lock:
             if block in self._everywhere:
                 self._everywhere.remove(block)
-        self.settle()
+        self.recorder.settle()
 
     def open(
         self, memory: KVLogMemory, judge: Judge | None, owner: object, thread: str | None
@@ -208,31 +206,6 @@ class Watch:
                     return False
             return False
 
-    def settle(self) -> None:
-        """Record the runs that are over."""
-        while self._over:
-            try:
-                run = self._over.popleft()
-            except IndexError:
-                return
-            self._record(run)
-
-    def _settle_after(self, error: BaseException | None) -> None:
-        """Record them now, or on a thread while a stream or coroutine is being closed.
-
-        It may be the garbage collector that closes it, in the midst of anything, as of the store's
-        own work. A SimpleQueue may be told even then.
-        """
-        if isinstance(error, GeneratorExit):
-            self._closed.put(None)
-        else:
-            self.settle()
-
-    def _settle_closed(self) -> None:
-        while True:
-            self._closed.get()
-            self.settle()
-
     # Runs
 
     def _blocks_for(self, span: Span) -> list[Block]:
@@ -253,12 +226,8 @@ class Watch:
 
     def _open(self, span: Span, memory: KVLogMemory, judge: Judge | None) -> Run:
         run = span.run
-        if self._thread is None or not self._thread.is_alive():  # in a fork it is not
-            self._thread = threading.Thread(
-                target=self._settle_closed, name="lag-capture", daemon=True
-            )
-            self._thread.start()
         if run is None:
+            self.recorder.begin()
             # Few-shot examples in a bare call are no history.
             arguments = None if isinstance(span.instance, BaseLLM) else span.arguments
             task = None if arguments is None else task_of(arguments)
@@ -347,7 +316,7 @@ class Watch:
             else:
                 run.fail(error)
             self._finish(run)
-        self._settle_after(error)
+        self.recorder.settle_after(error)
 
     @quiet
     def _left_unread(self, run: Run, stream: object) -> None:
@@ -361,7 +330,7 @@ class Watch:
             if run.ended and not run.answer:
                 run.abandoned = True
             self._finish(run)
-        self._closed.put(None)
+        self.recorder.settle_later()
 
     def _begin_call(self, span_id: str | None, messages: Sequence[ChatMessage]) -> None:
         with self._lock:
@@ -418,7 +387,7 @@ class Watch:
         run.over = True
         self._runs.pop(run, None)
         self._spans.forget(run)
-        self._over.append(run)
+        self.recorder.add(run)
 
     def _give_up_stale(self) -> None:
         now = time.monotonic()
@@ -432,23 +401,6 @@ class Watch:
         for run in stale:
             run.abandoned = True
             self._forget(run)
-
-    @quiet
-    def _record(self, run: Run) -> None:
-        if not run.said_something:
-            return
-        trace = run.trace()
-        for memory, judge in run.memories.items():
-            try:
-                if judge is None or run.abandoned or trace.outcome == "failure":
-                    memory.add(trace)
-                else:
-                    unknown = trace.model_copy(update={"outcome": "unknown"})
-                    judges_of(memory).put(memory, judge, unknown, memory.add(unknown))
-            except TraceError as reason:
-                logger.debug("Run %s was not captured: %s", run.id, reason)
-            except StoreError as reason:
-                logger.warning("Run %s could not be captured: %s", run.id, reason)
 
 
 def _fits(span: Span, owner: object) -> bool:
