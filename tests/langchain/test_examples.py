@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 
-TUTORIALS = Path(__file__).parents[2] / "examples" / "langchain"
+from tests.tutorials import sections_of
 
 
 @pytest.fixture
 def told(request, capsys):
     """What a tutorial prints, section by section."""
-    runpy.run_path(str(TUTORIALS / f"{request.param}.py"))["main"]()
-    text = " ".join(capsys.readouterr().out.split())
-    return [section.strip() for section in re.split(r"─+ \d\. [^─]+ ─+", text)][1:]
+    return sections_of(f"langchain/{request.param}", capsys)
 
 
 @pytest.mark.parametrize("told", ["chain"], indirect=True)

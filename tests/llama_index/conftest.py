@@ -6,10 +6,13 @@ import pytest
 from llama_index_instrumentation import get_dispatcher
 from transformers import AutoTokenizer
 
-from lag_integrations import packaged
+from lag_integrations import KVLogMemory, packaged
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.capture import _watch
+from lag_integrations.memory import RecalledLog
+from lag_integrations.recalling import SafeRecall
 from tests.llama_index.puppet import Puppet
+from tests.llama_index.recorder import FERRY, VAULT, added
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +41,23 @@ def puppet(one_puppet: Puppet) -> Puppet:
 def told(puppet: Puppet) -> LAGLLM:
     """An LLM that says what the puppet is told."""
     return LAGLLM(puppet, temperature=0, max_tokens=200)
+
+
+@pytest.fixture
+def logs(memory: KVLogMemory, no_worker: None) -> list[str]:
+    """The vault's and the ferry's."""
+    return added(memory, VAULT, FERRY)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queries of all recalls."""
+    queries: list[str] = []
+    recall = SafeRecall.__call__
+
+    def counted(self: SafeRecall, query: str, **kwargs: object) -> list[RecalledLog]:
+        queries.append(query)
+        return recall(self, query, **kwargs)
+
+    monkeypatch.setattr(SafeRecall, "__call__", counted)
+    return queries

@@ -9,7 +9,10 @@ from llama_index.core.llms.mock import MockFunctionCallingLLM
 
 from lag_integrations import KVLogMemory, Trace
 from lag_integrations.llama_index.tag import is_carrier, tag_of
+from tests.conftest import qa
 
+VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
+FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
 Seen = list[list[ChatMessage]]
 
 

@@ -17,35 +17,20 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, block, recalled
 from lag_integrations.llama_index.tag import is_carrier
-from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa, random_model
-from tests.llama_index.recorder import added, called, named, recorder, said, texts, user
+from tests.llama_index.recorder import (
+    added,
+    called,
+    named,
+    recorder,
+    said,
+    texts,
+    user,
+)
 
-VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
-FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."
 INSERTS = [InsertMethod.SYSTEM, InsertMethod.USER]
-
-
-@pytest.fixture
-def logs(memory, no_worker):
-    """The vault's and the ferry's."""
-    return added(memory, VAULT, FERRY)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """The queries of all recalls."""
-    queries: list[str] = []
-    recall = SafeRecall.__call__
-
-    def counted(self, query, **kwargs):
-        queries.append(query)
-        return recall(self, query, **kwargs)
-
-    monkeypatch.setattr(SafeRecall, "__call__", counted)
-    return queries
 
 
 def around(*blocks, **settings):

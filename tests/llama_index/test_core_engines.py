@@ -11,7 +11,6 @@ import time
 import pytest
 from llama_index.core import SummaryIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.llms.types import MessageRole, ThinkingBlock
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
@@ -46,7 +45,6 @@ from llama_index.core.query_engine import (
     ToolRetrieverRouterQueryEngine,
     TransformQueryEngine,
 )
-from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.response_synthesizers import (
     Refine,
     ResponseMode,
@@ -61,6 +59,7 @@ from lag_integrations.errors import PromptError
 from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa
+from tests.llama_index.choosers import Asks, Selects
 from tests.llama_index.puppet import calls
 from tests.llama_index.recorder import added, named, user
 from tests.llama_index.recorder import said as answer
@@ -349,24 +348,6 @@ async def test_an_engine_that_cites(told, puppet, memory, lima, way):
     assert len(log.metadata["sources"]) == len(texts)
 
 
-class All(BaseSelector):
-    """Selects all."""
-
-    def _select(self, choices, query):
-        return SelectorResult(
-            selections=[SingleSelection(index=n, reason="") for n in range(len(choices))]
-        )
-
-    async def _aselect(self, choices, query):
-        return self._select(choices, query)
-
-    def _get_prompts(self):
-        return {}
-
-    def _update_prompts(self, prompts):
-        pass
-
-
 def tools_of(*engines):
     return [
         QueryEngineTool.from_defaults(engine, name=f"tool{n}", description=f"Tool {n}.")
@@ -380,7 +361,7 @@ async def test_an_engine_that_asks_all(told, puppet, memory, lima, way, kind):
     puppet.says("It is 1.", "It is 2.", "Combined.")
     engines = [LAGQueryEngine(index().as_query_engine(llm=told), memory) for _ in range(2)]
     if kind == "router":
-        engine = RouterQueryEngine(All(), tools_of(*engines), llm=told)
+        engine = RouterQueryEngine(Selects(2), tools_of(*engines), llm=told)
     else:
         retriever = ObjectIndex.from_objects(
             tools_of(*engines), index_cls=SummaryIndex
@@ -400,22 +381,6 @@ class Failing(CustomQueryEngine):
 
     def custom_query(self, query_str):
         raise self.error
-
-
-class Both(BaseQuestionGenerator):
-    """Asks each tool."""
-
-    def generate(self, tools, query):
-        return [SubQuestion(sub_question=QUESTION, tool_name=tool.name) for tool in tools]
-
-    async def agenerate(self, tools, query):
-        return self.generate(tools, query)
-
-    def _get_prompts(self):
-        return {}
-
-    def _update_prompts(self, prompts):
-        pass
 
 
 ERRORS = [
@@ -443,7 +408,7 @@ async def test_an_engines_error_is_its_own(told, puppet, memory, lima, way, erro
 async def test_a_sub_question_that_fails_is_left_out(told, puppet, memory, lima, way):
     puppet.says("Paris.", "It is Paris.")
     engine = SubQuestionQueryEngine(
-        Both(),
+        Asks(lambda _: [QUESTION]),
         get_response_synthesizer(llm=told),
         tools_of(
             LAGQueryEngine(index().as_query_engine(llm=told), memory),

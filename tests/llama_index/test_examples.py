@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 
-TUTORIALS = Path(__file__).parents[2] / "examples" / "llama_index"
+from tests.tutorials import sections_of
 
 
 @pytest.fixture
 def told(request, capsys):
     """What a tutorial prints, section by section."""
-    main = runpy.run_path(str(TUTORIALS / f"{request.param}.py"))["main"]
-    asyncio.run(main()) if inspect.iscoroutinefunction(main) else main()
-    text = " ".join(capsys.readouterr().out.split())
-    return [section.strip() for section in re.split(r"─+ \d\. [^─]+ ─+", text)][1:]
+    return sections_of(f"llama_index/{request.param}", capsys)
 
 
 @pytest.mark.parametrize("told", ["query_engine"], indirect=True)

@@ -31,39 +31,25 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.llama_index import LAGLLM, LAGMemory, lag_memory, recalled
 from lag_integrations.llama_index.tag import tag_of
-from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa
-from tests.llama_index.recorder import added, called, named, recorder, said, texts, user
+from tests.llama_index.recorder import (
+    VAULT,
+    added,
+    called,
+    named,
+    recorder,
+    said,
+    texts,
+    user,
+)
 
-VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
-FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."
 
 
 @pytest.fixture
-def logs(memory, no_worker):
-    """The vault's and the ferry's."""
-    return added(memory, VAULT, FERRY)
-
-
-@pytest.fixture
 def lag(memory, logs):
     return LAGMemory(memory)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """The queries of all recalls."""
-    queries: list[str] = []
-    recall = SafeRecall.__call__
-
-    def counted(self, query, **kwargs):
-        queries.append(query)
-        return recall(self, query, **kwargs)
-
-    monkeypatch.setattr(SafeRecall, "__call__", counted)
-    return queries
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import time
 import pytest
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
-from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.indices.query.query_transform import HyDEQueryTransform
 from llama_index.core.llms import ChatMessage
@@ -23,7 +22,6 @@ from llama_index.core.query_engine import (
     SubQuestionQueryEngine,
     TransformQueryEngine,
 )
-from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import QueryBundle
 from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
@@ -35,6 +33,7 @@ from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from lag_integrations.llama_index.tag import tagged
 from tests.conftest import qa, random_model
+from tests.llama_index.choosers import Asks, Selects
 
 MODES = ["compact", "refine", "tree_summarize", "accumulate", "simple_summarize"]
 WAYS = ["sync", "async", "sync stream", "async stream"]
@@ -70,37 +69,8 @@ def lima(memory, small):
     return key
 
 
-class First(BaseSelector):
-    """Selects the first."""
-
-    def _select(self, choices, query):
-        return SelectorResult(selections=[SingleSelection(index=0, reason="It is the first.")])
-
-    async def _aselect(self, choices, query):
-        return self._select(choices, query)
-
-    def _get_prompts(self):
-        return {}
-
-    def _update_prompts(self, prompts):
-        pass
-
-
-class Halves(BaseQuestionGenerator):
-    """Asks the question twice."""
-
-    def generate(self, tools, query):
-        asked = [f"{query.query_str} Part {n}." for n in (1, 2)]
-        return [SubQuestion(sub_question=each, tool_name=tools[0].name) for each in asked]
-
-    async def agenerate(self, tools, query):
-        return self.generate(tools, query)
-
-    def _get_prompts(self):
-        return {}
-
-    def _update_prompts(self, prompts):
-        pass
+def halves(question):
+    return [f"{question} Part {part}." for part in (1, 2)]
 
 
 def around(kind, engine, llm, streaming) -> BaseQueryEngine:
@@ -108,9 +78,9 @@ def around(kind, engine, llm, streaming) -> BaseQueryEngine:
         return engine
     tool = QueryEngineTool.from_defaults(engine, name="documents", description="Documents.")
     if kind == "router":
-        return RouterQueryEngine(First(), [tool], llm=llm)
+        return RouterQueryEngine(Selects(1), [tool], llm=llm)
     synthesizer = get_response_synthesizer(llm=llm, streaming=streaming)
-    return SubQuestionQueryEngine(Halves(), synthesizer, [tool], verbose=False, use_async=False)
+    return SubQuestionQueryEngine(Asks(halves), synthesizer, [tool], verbose=False, use_async=False)
 
 
 def ask(engine, way, question=QUESTION):
