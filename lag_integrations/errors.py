@@ -61,3 +61,7 @@ class SettingsError(LAGError, ValueError):
 
 class ConstraintError(LAGError, ValueError):
     """An answer cannot be held to the form that was asked for."""
+
+
+class EvaluationError(LAGError):
+    """An evaluation cannot be run or read as asked: its data, its settings, or its records."""

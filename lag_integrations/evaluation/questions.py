@@ -1,0 +1,87 @@
+"""What an evaluation asks: questions with their gold answers, and the documents around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Literal
+
+from lag_integrations.trace import Trace
+
+Stratum = Literal["seen", "overlapping", "unseen"]
+"""Seen: the question's own log is in the store. Overlapping: it is not, but a log whose question
+has a gold document in common is. Unseen: neither."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that an agent may find.
+
+    Attributes:
+        id: Its id among the documents.
+        title: Its title.
+        text: What it says.
+    """
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and what is known about it.
+
+    Attributes:
+        id: Its id in the dataset.
+        text: The question.
+        answers: What counts as right, the gold answer first. With options, it is one letter.
+        options: The options of a multiple-choice question, in the order of their letters.
+        documents: Ids of its gold documents, where they are known.
+        facts: Its gold decomposition: sub-questions and their answers, in order.
+        solution: A worked solution, without the answer's tag.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    documents: frozenset[str] = frozenset()
+    facts: tuple[tuple[str, str], ...] = ()
+    solution: str = ""
+
+    @property
+    def lettered(self) -> str:
+        """The options as they are shown: one a line, ``(A) …``."""
+        return "\n".join(
+            f"({letter}) {option}"
+            for letter, option in zip(ascii_uppercase, self.options, strict=False)
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Questions, split as in the paper's protocol.
+
+    Attributes:
+        name: For people.
+        seen: The questions that logs are made of, and that are asked again.
+        unseen: The questions that no log is made of.
+        documents: What agents search; empty where there is nothing to find.
+        logs: Traces that come with the dataset; they are stored as they are, instead of traces made
+            of the seen questions.
+    """
+
+    name: str
+    seen: tuple[Question, ...]
+    unseen: tuple[Question, ...] = ()
+    documents: tuple[Document, ...] = ()
+    logs: tuple[Trace, ...] = ()
+
+    def stratum(self, question: Question) -> Stratum:
+        """How near a question is to those that logs are made of."""
+        if any(question.id == other.id for other in self.seen):
+            return "seen"
+        if any(question.documents & other.documents for other in self.seen):
+            return "overlapping"
+        return "unseen"

@@ -1,0 +1,82 @@
+"""What an evaluation writes down: one line a question and arm, enough for all tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.questions import Stratum
+
+
+class Record(BaseModel):
+    """How one arm did on one question.
+
+    Attributes:
+        arm: Name of the arm.
+        question_id: The question.
+        stratum: How near it is to the stored logs.
+        answer: The final answer, or nothing if none was given.
+        answered_in: Round in which the answer was given, from 1; None if none was.
+        exact_match: Whether it is a gold answer; for a multiple-choice question, accuracy.
+        f1: Best F1 with a gold answer, from 0 to 1.
+        rounds: Rounds that were run.
+        seconds: Wall-clock time of the question, recall and loading included.
+        time_to_first_token: Seconds from the start of the first round to its first token, recall
+            and loading included.
+        computed_tokens: Prompt tokens the model read, all rounds.
+        injected_tokens: Tokens whose KV was injected, all rounds.
+        generated_tokens: Tokens it wrote, all rounds.
+        stored_bytes: Bytes, as stored, of the segments that were injected last.
+        logs: Questions (ids) of the logs that were given, best first; other logs by their log id.
+        scores: Their similarities.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str
+    question_id: str
+    stratum: Stratum
+    answer: str = ""
+    answered_in: int | None = None
+    exact_match: bool
+    f1: float
+    rounds: int
+    seconds: float
+    time_to_first_token: float
+    computed_tokens: int
+    injected_tokens: int
+    generated_tokens: int
+    stored_bytes: int
+    logs: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+
+
+def write(path: Path, record: Record) -> None:
+    """Append a record to a file; it is on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
+def read(paths: Iterable[Path]) -> Iterator[Record]:
+    """The records in some files. A line that a killed run left half-written is skipped.
+
+    Raises:
+        EvaluationError: A file holds something else.
+    """
+    for path in paths:
+        lines = path.read_text("utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                yield Record.model_validate_json(line)
+            except ValidationError as error:
+                if number == len(lines):  # the last line has no end: it was being written
+                    return
+                raise EvaluationError(
+                    f"Line {number} of {path.name} is no record of an evaluation; was the file "
+                    f"edited, or written by another version? Remove it and run again. ({error})"
+                ) from error
