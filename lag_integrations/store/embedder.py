@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lag_integrations.errors import StoreError
 from lag_integrations.loading import LOADING
 
 Vectors = NDArray[np.float32]
+_Function = Callable[[list[str]], Any]
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -30,14 +32,14 @@ class Embedder:
     """
 
     def __init__(self, source: Any) -> None:
-        self._function: Callable[[list[str]], Any] | None = None
+        self._functions: tuple[_Function, _Function] | None = None
         self._source = source
         self._lock = threading.Lock()  # the worker and a first recall may come at once
         if isinstance(source, str | Path):
             self.name = str(source)
         else:
             self.name = str(getattr(source, "model_name", "") or type(source).__name__)
-            self._function = _function_of(source)
+            self._functions = _functions_of(source)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Embed texts.
@@ -45,17 +47,7 @@ class Embedder:
         Returns:
             fp32, ``[texts, dimension]``, each row of norm 1.
         """
-        with self._lock:
-            if self._function is None:
-                self._function = _load(self._source)
-        vectors = np.asarray(self._function(list(texts)), dtype=np.float32)
-        if vectors.ndim != 2:
-            raise StoreError(
-                f"The embedder {self.name!r} gave an array of shape {vectors.shape} for "
-                f"{len(texts)} texts; it must give one vector a text."
-            )
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+        return self._units(self._loaded()[0], texts)
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query, fp32 ``[dimension]``: some models embed queries and documents apart.
@@ -64,11 +56,7 @@ class Embedder:
             StoreError: It does not work; for an embedder behind an API, perhaps just now.
         """
         try:
-            for method in ("embed_query", "get_query_embedding"):  # LangChain, LlamaIndex
-                if hasattr(self._source, method):
-                    vector = np.asarray(getattr(self._source, method)(text), dtype=np.float32)
-                    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12))
-            return np.asarray(self.embed([text])[0])
+            return np.asarray(self._units(self._loaded()[1], [text])[0])
         except StoreError:
             raise
         except Exception as error:
@@ -77,13 +65,29 @@ class Embedder:
                 f"The embedder {self.name!r} failed on the query ({type(error).__name__})."
             ) from error
 
+    def _loaded(self) -> tuple[_Function, _Function]:
+        with self._lock:
+            if self._functions is None:
+                self._functions = _load(self._source)
+            return self._functions
 
-def _load(source: str | Path) -> Callable[[list[str]], Any]:
+    def _units(self, function: _Function, texts: Sequence[str]) -> Vectors:
+        vectors = np.asarray(function(list(texts)), dtype=np.float32)
+        if vectors.ndim != 2:
+            raise StoreError(
+                f"The embedder {self.name!r} gave an array of shape {vectors.shape} for "
+                f"{len(texts)} texts; it must give one vector a text."
+            )
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def _load(source: str | Path) -> tuple[_Function, _Function]:
     from sentence_transformers import SentenceTransformer
 
     try:
         with LOADING:
-            return _function_of(SentenceTransformer(str(source)))
+            return _functions_of(SentenceTransformer(str(source)))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"The embedder {str(source)!r} cannot be loaded. Pass embedder=… with the name or "
@@ -91,18 +95,22 @@ def _load(source: str | Path) -> Callable[[list[str]], Any]:
         ) from error
 
 
-def _function_of(source: Any) -> Callable[[list[str]], Any]:
+def _functions_of(source: Any) -> tuple[_Function, _Function]:
+    """How documents are embedded, and how queries are."""
     if hasattr(source, "embed_documents"):  # LangChain
-        return source.embed_documents  # type: ignore[no-any-return]
+        return source.embed_documents, partial(_one_by_one, source.embed_query)
     if hasattr(source, "get_text_embedding_batch"):  # LlamaIndex
-        return source.get_text_embedding_batch  # type: ignore[no-any-return]
-    if hasattr(source, "encode"):  # sentence-transformers
-        return lambda texts: source.encode(
-            texts, show_progress_bar=False, convert_to_numpy=True, normalize_embeddings=True
-        )
+        return source.get_text_embedding_batch, partial(_one_by_one, source.get_query_embedding)
+    if hasattr(source, "encode_query"):  # sentence-transformers
+        settings = {"show_progress_bar": False, "convert_to_numpy": True}
+        return partial(source.encode_document, **settings), partial(source.encode_query, **settings)
     if callable(source):
-        return source  # type: ignore[no-any-return]
+        return source, source
     raise StoreError(
         f"A {type(source).__name__} cannot be used as an embedder. Pass the name of a "
         "sentence-transformers model, or an object with embed_documents."
     )
+
+
+def _one_by_one(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
+    return [function(text) for text in texts]
