@@ -96,7 +96,7 @@ def inject(
         room = engine.window - engine.count_tokens(chat, tools) - _SPARE
         _load(injection, memory, engine, found, recall, room - min(max_tokens, engine.window // 4))
         texts = [log.log.last_response for log in injection.read]
-        injection.chat = _with_texts(chat, texts[::-1] if recall.best_last else texts, words)
+        injection.chat = with_texts(chat, texts[::-1] if recall.best_last else texts, words)
         if recall.best_last:
             injection.segments.reverse()
     injection.timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
@@ -143,7 +143,7 @@ def _load(
         injection.encoded_tokens += length if encoded else 0
 
 
-def _with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> Sequence[Message]:
+def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> Sequence[Message]:
     """The conversation with texts before its last question, where segments would stand."""
     places = [place for place, message in enumerate(chat) if message.role == "user"]
     if not texts or not places:

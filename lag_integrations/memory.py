@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
 from uuid import UUID, uuid4
 
-from lag_integrations import packaged
 from lag_integrations.deriving import Deriver
 from lag_integrations.errors import (
     EncodingError,
     LogNotFoundError,
-    PackagedModelError,
     StoreError,
 )
 from lag_integrations.frameworks import FrameworkForms
@@ -32,7 +30,7 @@ from lag_integrations.store.archive import Archived, export_archive, import_arch
 from lag_integrations.store.audit import Audit, Problem
 from lag_integrations.store.budget import Budget
 from lag_integrations.store.diversity import most_diverse
-from lag_integrations.store.embedder import DEFAULT_EMBEDDER, Embedder
+from lag_integrations.store.embedder import Embedder
 from lag_integrations.store.filters import Where
 from lag_integrations.store.locks import wait_a_little
 from lag_integrations.store.store import LogStore
@@ -142,7 +140,7 @@ class KVLogMemory(FrameworkForms):
         codec_of(codec)  # an unknown one is refused now, not by the worker
         seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
         budget = Budget(max_bytes, max_logs, seconds)
-        embedding = Embedder(_default_embedder() if embedder is None else embedder)
+        embedding = Embedder(embedder)
         self.store = LogStore(
             path,
             namespace,
@@ -645,10 +643,3 @@ def _hex(run_id: str | UUID) -> str:
         return UUID(str(run_id)).hex
     except ValueError:
         return str(run_id)
-
-
-def _default_embedder() -> str | Path:
-    try:
-        return packaged.embedder()
-    except PackagedModelError:
-        return DEFAULT_EMBEDDER

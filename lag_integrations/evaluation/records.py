@@ -54,28 +54,50 @@ class Record(BaseModel):
     scores: tuple[float, ...] = ()
 
 
-def write(path: Path, record: Record) -> None:
-    """Append a record to a file; it is on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
+class Records:
+    """The records in a file, and more to come.
+
+    Args:
+        path: The file; a line that a killed run left half-written is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        cut_to_lines(path)
+        there = read([path]) if path.exists() else ()
+        self._known = {(record.arm, record.question_id) for record in there}
+
+    def __contains__(self, arm_and_question: tuple[str, str]) -> bool:
+        return arm_and_question in self._known
+
+    def add(self, record: Record) -> None:
+        """Append a record."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(record.model_dump_json() + "\n")
+        self._known.add((record.arm, record.question_id))
+
+
+def cut_to_lines(path: Path) -> None:
+    """Cut off a line that a killed run left half-written, so that the next one begins anew."""
+    if path.exists():
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            path.write_bytes(whole)
 
 
 def read(paths: Iterable[Path]) -> Iterator[Record]:
-    """The records in some files. A line that a killed run left half-written is skipped.
+    """The records in some files; a line without an end was being written, and is left out.
 
     Raises:
         EvaluationError: A file holds something else.
     """
     for path in paths:
-        lines = path.read_text("utf-8").split("\n")
+        *lines, _ = path.read_text("utf-8").split("\n")
         for number, line in enumerate(lines, 1):
-            if not line:
-                continue
             try:
                 yield Record.model_validate_json(line)
             except ValidationError as error:
-                if number == len(lines):  # the last line has no end: it was being written
-                    return
                 raise EvaluationError(
                     f"Line {number} of {path.name} is no record of an evaluation; was the file "
                     f"edited, or written by another version? Remove it and run again. ({error})"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lag_integrations.errors import StoreError
+from lag_integrations import packaged
+from lag_integrations.errors import PackagedModelError, StoreError
 from lag_integrations.loading import LOADING
 
 Vectors = NDArray[np.float32]
@@ -25,13 +26,15 @@ class Embedder:
     Args:
         source: A sentence-transformers name or folder, a loaded ``SentenceTransformer``, LangChain
             ``Embeddings``, a LlamaIndex ``BaseEmbedding``, or any function from a list of texts to
-            a list of vectors. A name is loaded when it is first needed.
+            a list of vectors. A name is loaded when it is first needed. By default the packaged
+            all-MiniLM-L6-v2, else the hub's.
 
     Raises:
         StoreError: The source is none of these.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any = None) -> None:
+        source = _default() if source is None else source
         self._functions: tuple[_Function, _Function] | None = None
         self._source = source
         self._lock = threading.Lock()  # the worker and a first recall may come at once
@@ -80,6 +83,13 @@ class Embedder:
             )
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def _default() -> str | Path:
+    try:
+        return packaged.embedder()
+    except PackagedModelError:
+        return DEFAULT_EMBEDDER
 
 
 def _load(source: str | Path) -> tuple[_Function, _Function]:

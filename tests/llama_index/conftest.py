@@ -11,8 +11,8 @@ from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.capture import _watch
 from lag_integrations.memory import RecalledLog
 from lag_integrations.recalling import SafeRecall
-from tests.llama_index.puppet import Puppet
 from tests.llama_index.recorder import FERRY, VAULT, added
+from tests.puppet import Puppet
 
 
 @pytest.fixture(autouse=True)

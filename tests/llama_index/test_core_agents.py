@@ -33,9 +33,9 @@ from pydantic import BaseModel
 
 from lag_integrations.llama_index import LAGMemory
 from tests.conftest import qa
-from tests.llama_index.puppet import calls
 from tests.llama_index.recorder import added
 from tests.llama_index.scripted import captured
+from tests.puppet import calls
 
 SUM = "Can you add 5 and 3?"
 ADD = 'Thought: I need to add.\nAction: add\nAction Input: {"a": 5, "b": 3}\n'

@@ -60,10 +60,10 @@ from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEn
 from lag_integrations.recalling import SafeRecall
 from tests.conftest import qa
 from tests.llama_index.choosers import Asks, Selects
-from tests.llama_index.puppet import calls
 from tests.llama_index.recorder import added, named, user
 from tests.llama_index.recorder import said as answer
 from tests.llama_index.scripted import captured, index
+from tests.puppet import calls
 
 VAULT = qa("Which code does the vault in Lima have?", "The code of the vault in Lima is 7741.")
 QUESTION = "What is the code of the vault in Lima?"

@@ -28,8 +28,8 @@ from lag_integrations.errors import ToolChoiceError
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.tag import tagged
 from tests.conftest import qa
-from tests.llama_index.puppet import calls
 from tests.llama_index.recorder import added
+from tests.puppet import calls
 
 HI = [ChatMessage(role="user", content="Hi.")]
 

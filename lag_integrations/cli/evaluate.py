@@ -1,0 +1,185 @@
+"""The command that evaluates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lag_integrations.cli.options import EmbedderName
+from lag_integrations.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from lag_integrations.evaluation.evaluation import Progress, Shard
+
+_ROUNDS = {False: 8, True: 3}
+"""By whether questions are multiple choice (paper)."""
+
+
+class Logs(str, Enum):
+    """Of what logs are made."""
+
+    gold = "gold"
+    self = "self"
+
+
+def eval_(
+    data: Annotated[Path, typer.Option(help="Folder with a folder for each dataset.")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="musique, musique_closed, 2wiki, mmlupro, gpqa, react; or jsonl, for a folder "
+            "with your own questions.jsonl."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; a run that is there goes on.")],
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; the packaged SmolLM2 by default.")
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Arms to run, with commas; or all.")
+    ] = "none,text_last,kv_last,kv_no_context",
+    logs: Annotated[
+        Logs,
+        typer.Option(
+            help="Make logs of the dataset's gold decompositions and solutions, or of what the "
+            "model did itself (arm none on the seen questions)."
+        ),
+    ] = Logs.gold,
+    logs_from: Annotated[
+        str | None,
+        typer.Option(help="Store another dataset's logs instead, none of which fits."),
+    ] = None,
+    only_correct: Annotated[
+        bool, typer.Option(help="Whether logs with a wrong answer are kept from being recalled.")
+    ] = True,
+    online: Annotated[
+        bool, typer.Option("--online", help="Begin with an empty store, which grows as it runs.")
+    ] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most rounds a question; 3 for multiple choice, else 8."),
+    ] = None,
+    documents: Annotated[int, typer.Option(min=0, help="Documents retrieved a round.")] = 2,
+    k: Annotated[int, typer.Option("--k", min=0, help="Logs recalled a round.")] = 3,
+    min_score: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Least similarity of a log; 0.5 by default."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct", help="Ask for nothing but the answer: for very small models."),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most seen questions; 3/7 as many unseen ones.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of split and choice of questions.")] = 0,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Run part I of N, to share the work.")
+    ] = "1/1",
+    embedder: EmbedderName = None,
+    device: Annotated[str | None, typer.Option(help="Of the model; a GPU if there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "auto",
+    chat_template: Annotated[
+        Path | None, typer.Option(help="File with a Jinja template, for models without one.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let model and embedder run their own code.")
+    ] = False,
+) -> None:
+    """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
+    from lag_integrations import packaged
+    from lag_integrations.engine import Engine
+    from lag_integrations.evaluation.arms import ARMS
+    from lag_integrations.evaluation.datasets import load
+    from lag_integrations.evaluation.evaluation import Evaluation
+    from lag_integrations.evaluation.settings import Settings, settle
+
+    part = _shard(shard)
+    if online and part.count > 1:
+        raise EvaluationError("An online run goes question by question; it cannot be sharded.")
+    chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
+    questions = load(dataset, data, seed=seed, limit=limit)
+    others = None if logs_from is None else load(logs_from, data, seed=seed)
+    is_choice = any(question.options for question in questions.seen)
+    settings = Settings(
+        dataset=dataset,
+        model=model or "packaged SmolLM2-135M-Instruct",
+        embedder=embedder,
+        logs=logs.value,
+        logs_from=logs_from,
+        only_correct=only_correct,
+        online=online,
+        rounds=rounds or (1 if direct else _ROUNDS[is_choice]),
+        documents=documents,
+        k=k,
+        min_score=min_score,
+        max_tokens=max_tokens,
+        direct=direct,
+        limit=limit,
+        seed=seed,
+    )
+    template = None if chat_template is None else chat_template.read_text("utf-8")
+    own_code = {"trust_remote_code": True} if trust_remote_code else {}
+    engine = Engine.load(
+        model or packaged.chat_model(),
+        device=device,
+        dtype=dtype,
+        chat_template=template,
+        **own_code,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    settle(out / "run.json", settings, engine.fingerprint.id)
+    finder = _embedder(embedder, trust_remote_code)
+    evaluation = Evaluation(settings, questions, engine, finder, out, part, others)
+    with _progress() as progress:
+        evaluation.run(chosen, progress)
+    report(out)
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
+) -> None:
+    """Make the report of an evaluation anew, of all shards that are there."""
+
+
+def _shard(text: str) -> Shard:
+    from lag_integrations.evaluation.evaluation import Shard
+
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"{text!r} is no part of the work; write it like 2/8.")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def _embedder(name: str | None, trust_remote_code: bool) -> Any:
+    if not trust_remote_code:
+        return name
+    from sentence_transformers import SentenceTransformer
+
+    from lag_integrations.store.embedder import DEFAULT_EMBEDDER
+
+    return SentenceTransformer(name or DEFAULT_EMBEDDER, trust_remote_code=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for each thing that is being done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

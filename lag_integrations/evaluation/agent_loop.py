@@ -1,0 +1,192 @@
+"""The paper's agent: in each round it answers, or says what it needs to know next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lag_integrations.engine import Engine
+from lag_integrations.evaluation.arms import Arm
+from lag_integrations.evaluation.documents import Documents, document_text
+from lag_integrations.evaluation.questions import Document, Question
+from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
+from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.trace import Message, Trace
+
+_QA = (
+    "Answer the question below from the information that you are given; do not guess.\n"
+    "1. Write down the facts that matter to the question.\n"
+    f"2. If they are enough, give a short answer, a few words, in <{ANSWER}></{ANSWER}>. If they "
+    f"are not, give keywords to search for what is missing, in <{KEYWORDS}></{KEYWORDS}>."
+)
+_CHOICE = (
+    "Answer the multiple-choice question below.\n"
+    "1. Write down what matters to the question.\n"
+    "2. Solve it step by step.\n"
+    f"3. If you know which answer is right, give its letter: <{ANSWER}>(A)</{ANSWER}>. If you do "
+    f"not, give questions that would help to find it, in <{SUBQUESTION}></{SUBQUESTION}>."
+)
+_SHORT = f"Answer the question in a few words. Wrap the answer in <{ANSWER}></{ANSWER}>."
+_SHORT_CHOICE = (
+    f"Answer the multiple-choice question with the letter of the right answer: "
+    f"<{ANSWER}>(A)</{ANSWER}>."
+)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How long an agent may work, and on what.
+
+    Attributes:
+        rounds: Most rounds (paper: 8 for multi-hop questions, 3 for reasoning).
+        documents: Documents retrieved a round (paper: 2).
+        k: Logs recalled a round (paper: 3).
+        min_score: Least similarity of a log; the memory's own floor by default.
+        max_tokens: Most tokens a round (paper: 1,024).
+        direct: Whether a round begins with the answer's tag, so that there is nothing but the
+            answer: for models that are too small to reason, and for quick runs.
+    """
+
+    rounds: int
+    documents: int
+    k: int
+    min_score: float | None
+    max_tokens: int
+    direct: bool
+
+
+@dataclass
+class Run:
+    """What an agent did with one question.
+
+    Attributes:
+        question: The question.
+        responses: What the model wrote, round by round.
+        logs: The logs that were recalled, most relevant first.
+        documents: The documents that were found, and in which round.
+        answer: The answer, or None.
+    """
+
+    question: Question
+    responses: list[str] = field(default_factory=list)
+    logs: list[RecalledLog] = field(default_factory=list)
+    documents: list[list[Document]] = field(default_factory=list)
+    answer: str | None = None
+    computed_tokens: int = 0
+    injected_tokens: int = 0
+    generated_tokens: int = 0
+    stored_bytes: int = 0
+    time_to_first_token: float = 0.0
+    seconds: float = 0.0
+
+    def trace(self) -> Trace:
+        """The run as a trace: of what was recalled, nothing is in it."""
+        messages: list[Message] = []
+        for found, response in zip(self.documents, self.responses, strict=True):
+            read = [document_text(document) for document in found]
+            if not messages:
+                read.append(question_text(self.question))
+            messages.append(Message(role="user", content="\n\n".join(read) or "Go on."))
+            messages.append(Message(role="assistant", content=response))
+        return Trace(
+            messages=tuple(messages),
+            task=self.question.text,
+            helped_by=tuple(log.id for log in self.logs),
+            metadata={"question_id": self.question.id, "made_from": "self"},
+        )
+
+
+class Agent:
+    """An agent that works on questions with logs in the form of an arm.
+
+    Args:
+        engine: The model.
+        memory: The logs.
+        arm: In which form the model gets them.
+        documents: What can be searched.
+        loop: How long it may work.
+    """
+
+    def __init__(
+        self, engine: Engine, memory: KVLogMemory, arm: Arm, documents: Documents, loop: Loop
+    ) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._arm = arm
+        self._documents = documents
+        self._loop = loop
+
+    def run(self, question: Question) -> Run:
+        """Work on a question until it is answered, or the rounds are over."""
+        run = Run(question)
+        started = time.perf_counter()
+        query = question.text
+        while run.answer is None and len(run.responses) < self._loop.rounds:
+            begun = time.perf_counter()
+            self._look_up(run, query)
+            self._respond(run, begun)
+            run.answer = answer_of(run.responses[-1], question)
+            query = query_of(run.responses[-1])
+        run.seconds = time.perf_counter() - started
+        return run
+
+    def _look_up(self, run: Run, query: str) -> None:
+        """Logs and documents for a query that are not there yet."""
+        known = {document.id for found in run.documents for document in found}
+        run.documents.append(self._documents.search(query, self._loop.documents, known))
+        if self._arm.uses_logs and self._loop.k:
+            recalled = {log.id for log in run.logs}
+            logs = self._memory.recall(
+                query,
+                k=self._loop.k + len(recalled),
+                min_score=self._loop.min_score,
+                count=False,
+            )
+            run.logs += [log for log in logs if log.id not in recalled][: self._loop.k]
+            run.logs.sort(key=lambda log: -(log.score or 0.0))
+
+    def _respond(self, run: Run, begun: float) -> None:
+        documents = [document for found in run.documents for document in found]
+        chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
+        given = self._arm.give(self._engine, self._memory, run.logs, chat, run.question.text)
+        ready = time.perf_counter()
+        generation = self._engine.generate(
+            given.chat,
+            given.segments,
+            question=run.question.text,
+            answer_prefix=f"<{ANSWER}>" if self._loop.direct else "",
+            stop=[f"</{ANSWER}>"],
+            max_new_tokens=self._loop.max_tokens,
+            do_sample=False,
+        )
+        if not run.responses:
+            run.time_to_first_token = ready - begun + generation.time_to_first_token
+        response = (f"<{ANSWER}>" if self._loop.direct else "") + generation.text
+        if f"<{ANSWER}>" in response:  # generation stopped before the tag that ends it
+            response += f"</{ANSWER}>"
+        run.responses.append(response)
+        run.computed_tokens += generation.prompt_tokens
+        run.injected_tokens += generation.injected_tokens
+        run.stored_bytes = given.stored_bytes
+        run.generated_tokens += len(generation.token_ids) + given.generated_tokens
+
+
+def question_text(question: Question) -> str:
+    """A question as it is asked, options included."""
+    return f"Question: {question.text}" + ("\n" + question.lettered if question.options else "")
+
+
+def prompt(run: Run, documents: Sequence[Document], direct: bool) -> str:
+    """What a round begins with: the task, what was found and thought before, the question last."""
+    question = run.question
+    if question.options:
+        parts = [_SHORT_CHOICE if direct else _CHOICE]
+        # As in the paper, the reasoning of the last round is what there is to build on.
+        known = run.responses[-1:]
+    else:
+        parts = [_SHORT if direct else _QA]
+        known = [document_text(document) for document in documents]
+    if known:
+        parts.append("Information:\n" + "\n\n".join(known))
+    return "\n\n".join([*parts, question_text(question)])

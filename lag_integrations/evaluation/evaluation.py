@@ -1,0 +1,216 @@
+"""The paper's protocol: logs of the seen questions, then all questions with every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lag_integrations.engine import Engine
+from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.agent_loop import Agent, Loop, Run
+from lag_integrations.evaluation.arms import Arm, arm
+from lag_integrations.evaluation.documents import Documents
+from lag_integrations.evaluation.gold import gold_trace
+from lag_integrations.evaluation.questions import Dataset, Question
+from lag_integrations.evaluation.records import Record, Records, cut_to_lines
+from lag_integrations.evaluation.scoring import exact_match, f1
+from lag_integrations.evaluation.settings import Settings
+from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.store.embedder import Embedder
+from lag_integrations.trace import Outcome, Trace
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many of it, and of how many."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of an evaluation, for several machines.
+
+    Attributes:
+        number: Which, from 1.
+        count: Of how many.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its name among the files."""
+        return f"{self.number}-of-{self.count}"
+
+    def of(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """Its part of the questions."""
+        return questions[self.number - 1 :: self.count]
+
+
+class Evaluation:
+    """An evaluation in a folder; stopped at any point, it goes on where it was.
+
+    Args:
+        settings: What it is.
+        dataset: The questions.
+        engine: The model.
+        embedder: What finds documents and logs.
+        out: Folder for records, traces and stores.
+        shard: The part to run.
+        others: Another dataset, whose logs are stored instead.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        engine: Engine,
+        embedder: Any,
+        out: Path,
+        shard: Shard | None = None,
+        others: Dataset | None = None,
+    ) -> None:
+        self._settings = settings
+        self._dataset = dataset
+        self._engine = engine
+        self._embedder = embedder
+        self._out = out
+        self._shard = shard or Shard()
+        self._others = others
+        self._traces = out / f"traces-{self._shard.name}.jsonl"
+        cut_to_lines(self._traces)
+        self._records = Records(out / f"records-{self._shard.name}.jsonl")
+        self._loop = Loop(
+            rounds=settings.rounds,
+            documents=settings.documents,
+            k=settings.k,
+            min_score=settings.min_score,
+            max_tokens=settings.max_tokens,
+            direct=settings.direct,
+        )
+        self._documents = Documents(dataset.documents, Embedder(embedder))
+
+    def run(self, arms: Sequence[str], progress: Progress) -> None:
+        """Ask all questions with some arms.
+
+        Raises:
+            EvaluationError: Logs are to be made of runs that are not there yet.
+        """
+        chosen = {name: arm(name) for name in arms}
+        for name, one in chosen.items():
+            if self._settings.online:
+                self._run_online(name, one, progress)
+            else:
+                self._run(name, one, progress)
+
+    def _run(self, name: str, one: Arm, progress: Progress) -> None:
+        questions = self._shard.of((*self._dataset.seen, *self._dataset.unseen))
+        todo = [question for question in questions if (name, question.id) not in self._records]
+        if not todo:
+            return
+        with self._memory(one, f"store-{self._shard.name}") as memory:
+            if one.uses_logs:
+                self._fill(memory, progress)
+            agent = Agent(self._engine, memory, one, self._documents, self._loop)
+            seen = {question.id for question in self._dataset.seen}
+            for done, question in enumerate(todo):
+                progress(name, done, len(todo))
+                run = agent.run(question)
+                if self._settings.logs == "self" and name == "none" and question.id in seen:
+                    self._keep(run)
+                self._records.add(self._record(name, run, self._dataset))
+        progress(name, len(todo), len(todo))
+
+    def _run_online(self, name: str, one: Arm, progress: Progress) -> None:
+        """Questions one after the other; each run is a log for the next."""
+        questions = (*self._dataset.seen, *self._dataset.unseen)
+        with self._memory(one, f"store-online-{name}") as memory:
+            agent = Agent(self._engine, memory, one, self._documents, self._loop)
+            for done, question in enumerate(questions):
+                progress(name, done, len(questions))
+                if (name, question.id) in self._records:
+                    continue
+                run = agent.run(question)
+                memory.add(self._trace(run))
+                memory.flush()
+                before = Dataset(self._dataset.name, seen=questions[:done], unseen=(question,))
+                self._records.add(self._record(name, run, before))
+        progress(name, len(questions), len(questions))
+
+    def _memory(self, one: Arm, folder: str) -> KVLogMemory:
+        outcomes: tuple[Outcome, ...] = ("success", "unknown")
+        return KVLogMemory(
+            self._out / folder,
+            embedder=self._embedder,
+            selection=one.selection,
+            outcomes=outcomes if self._settings.only_correct else (*outcomes, "failure"),
+        )
+
+    def _fill(self, memory: KVLogMemory, progress: Progress) -> None:
+        """Store the logs; those that are there already stay."""
+        memory.add_many(self._logs())
+        memory.flush(lambda done, total: progress("embedding", done, total))
+
+    def _logs(self) -> Iterator[Trace]:
+        source = self._others or self._dataset
+        if source.logs:
+            yield from source.logs
+        elif self._settings.logs == "gold" or self._others:
+            yield from (gold_trace(question) for question in source.seen)
+        else:
+            yield from self._kept()
+
+    def _keep(self, run: Run) -> None:
+        with self._traces.open("a", encoding="utf-8") as file:
+            file.write(self._trace(run).to_json() + "\n")
+
+    def _kept(self) -> Iterator[Trace]:
+        """What the standard agent did with the seen questions, whichever shard it was in."""
+        traces: dict[str, Trace] = {}
+        for path in sorted(self._out.glob("traces-*.jsonl")):
+            for line in path.read_text("utf-8").split("\n")[:-1]:
+                trace = Trace.from_json(line)
+                traces[str(trace.metadata["question_id"])] = trace
+        missing = [question for question in self._dataset.seen if question.id not in traces]
+        if missing:
+            raise EvaluationError(
+                f"{len(missing)} of {len(self._dataset.seen)} seen questions have no log yet. With "
+                "--logs self, logs are what the arm `none` did: run it first, in all shards "
+                "(--arms none), then the other arms."
+            )
+        yield from traces.values()
+
+    def _trace(self, run: Run) -> Trace:
+        right, _ = _scores(run)
+        return run.trace().model_copy(update={"outcome": "success" if right else "failure"})
+
+    def _record(self, name: str, run: Run, dataset: Dataset) -> Record:
+        right, best = _scores(run)
+        return Record(
+            arm=name,
+            question_id=run.question.id,
+            stratum=dataset.stratum(run.question),
+            answer=run.answer or "",
+            answered_in=None if run.answer is None else len(run.responses),
+            exact_match=right,
+            f1=best,
+            rounds=len(run.responses),
+            seconds=run.seconds,
+            time_to_first_token=run.time_to_first_token,
+            computed_tokens=run.computed_tokens,
+            injected_tokens=run.injected_tokens,
+            generated_tokens=run.generated_tokens,
+            stored_bytes=run.stored_bytes,
+            logs=tuple(_source(log) for log in run.logs),
+            scores=tuple(log.score or 0.0 for log in run.logs),
+        )
+
+
+def _scores(run: Run) -> tuple[bool, float]:
+    answer, golds = run.answer or "", run.question.answers
+    return any(exact_match(answer, gold) for gold in golds), max(f1(answer, g) for g in golds)
+
+
+def _source(log: RecalledLog) -> str:
+    """The question that a log is of; else the log's own id."""
+    return str(log.log.metadata.get("question_id", log.id))

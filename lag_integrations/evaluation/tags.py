@@ -1,0 +1,53 @@
+"""The tags in which the paper's agent answers, searches, or asks on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from lag_integrations.evaluation.questions import Question
+
+ANSWER, KEYWORDS, SUBQUESTION = "ans", "keywords", "subquestion"
+
+
+def answer_of(response: str, question: Question) -> str | None:
+    """The answer in a response, or None if there is none.
+
+    Args:
+        response: What the model wrote.
+        question: The question; with options, the answer is a letter.
+    """
+    # The end tag is missing where generation stopped at it.
+    said = _tagged(response, ANSWER, end=rf"</{ANSWER}>|\Z")
+    if not said or not said[-1]:
+        return None
+    return _letter(said[-1], question.options) if question.options else said[-1]
+
+
+def query_of(response: str) -> str:
+    """What a response without an answer wants to know: what next to search for."""
+    keywords = _tagged(response, KEYWORDS)
+    if keywords:
+        return keywords[-1] or response
+    subquestions = dict.fromkeys(_tagged(response, SUBQUESTION))
+    return " ".join(subquestions) or response
+
+
+def _tagged(text: str, tag: str, end: str | None = None) -> list[str]:
+    found = re.findall(rf"<{tag}>(.*?)(?:{end or f'</{tag}>'})", text, re.DOTALL)
+    return [" ".join(part.split()) for part in found]
+
+
+def _letter(answer: str, options: Sequence[str]) -> str:
+    """The letter of an option, however the answer names it."""
+    letters = ascii_uppercase[: len(options)]
+    found = re.match(rf"\W*([{letters}])(?:\W|\Z)", answer)
+    if found:
+        return found[1]
+    same = [
+        letter
+        for letter, option in zip(letters, options, strict=False)
+        if option.strip().lower() == answer.strip(" .").lower()
+    ]
+    return same[0] if same else answer

@@ -1,0 +1,188 @@
+"""The protocol: what is stored, what is asked, and what is written down."""
+
+from __future__ import annotations
+
+import pytest
+
+from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.evaluation import Evaluation, Shard
+from lag_integrations.evaluation.questions import Dataset, Question
+from lag_integrations.evaluation.records import read
+from lag_integrations.evaluation.settings import Settings, settle
+from lag_integrations.trace import Trace
+from tests.conftest import qa
+
+
+def question(key: str, text: str, answer: str, *documents: str) -> Question:
+    return Question(key, text, (answer,), documents=frozenset(documents))
+
+
+SEEN = (
+    question("vault", "What is the code of the vault in Lima?", "7741", "lima"),
+    question("ferry", "What does the Ostrava ferry carry?", "bees", "ostrava"),
+    question("moon", "Who walked on the moon first?", "Armstrong"),
+)
+UNSEEN = (
+    question("guard", "Who guards the vault in Lima?", "Rosa", "lima"),
+    question("tea", "Which tea does the queen of Tonga drink?", "mint", "tonga"),
+)
+DATASET = Dataset("small", SEEN, UNSEEN)
+
+
+def settings(**changes):
+    fields = {"rounds": 1, "documents": 0, "k": 1, "max_tokens": 20, "direct": True, **changes}
+    return Settings(dataset="small", model="puppet", **fields)
+
+
+@pytest.fixture
+def evaluate(puppet, embedder, tmp_path):
+    def run(arms, *, dataset=DATASET, shard=None, others=None, out=tmp_path, **changes):
+        part = Shard(*shard) if shard else None
+        evaluation = Evaluation(settings(**changes), dataset, puppet, embedder, out, part, others)
+        evaluation.run(arms, lambda *_: None)
+        return {
+            (record.arm, record.question_id): record
+            for record in read(sorted(out.glob("records-*.jsonl")))
+        }
+
+    return run
+
+
+def knows(prompt: str) -> str:
+    """Right about the vault and the ferry, wrong about all else."""
+    last = prompt.rpartition("Question: ")[2]
+    return "7741</ans>" if "code" in last else "bees</ans>" if "ferry" in last else "cheese</ans>"
+
+
+def test_every_question_is_asked_with_every_arm(evaluate, puppet):
+    puppet.says(knows)
+    records = evaluate(["none", "kv_last"])
+    assert len(records) == 10
+    vault, guard, tea = (records["kv_last", key] for key in ("vault", "guard", "tea"))
+    assert (vault.stratum, guard.stratum, tea.stratum) == ("seen", "overlapping", "unseen")
+    assert vault.logs == ("vault",)
+    assert vault.scores[0] > 0.5
+    assert vault.injected_tokens > 0
+    assert vault.exact_match
+    assert (vault.answer, vault.answered_in, vault.rounds) == ("7741", 1, 1)
+    assert not records["kv_last", "tea"].exact_match
+    assert records["none", "vault"].logs == ()
+
+
+def test_it_goes_on_where_it_was_killed(evaluate, puppet, tmp_path):
+    def dies(prompt: str) -> str:
+        if len(puppet.prompts) == 4:
+            raise KeyboardInterrupt
+        return knows(prompt)
+
+    puppet.says(dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(["none"])
+    path = tmp_path / "records-1-of-1.jsonl"
+    path.write_text(path.read_text() + '{"arm": "none", "ques')
+    puppet.says(knows)
+    assert len(evaluate(["none"])) == 5
+    assert len(puppet.prompts) == 2
+    puppet.says(knows)
+    evaluate(["none"])
+    assert puppet.prompts == []
+
+
+def test_shards_do_it_all_and_nothing_twice(evaluate, puppet):
+    puppet.says(knows)
+    evaluate(["kv_last"], shard=(1, 2))
+    assert len(puppet.prompts) == 3
+    records = evaluate(["kv_last"], shard=(2, 2))
+    assert len(puppet.prompts) == 5
+    assert len(records) == 5
+    assert records["kv_last", "ferry"].logs == ("ferry",)
+
+
+def test_own_logs_are_what_the_standard_agent_did(evaluate, puppet):
+    puppet.says(knows)
+    with pytest.raises(EvaluationError, match="3 of 3 seen questions have no log yet"):
+        evaluate(["text_last"], logs="self")
+    evaluate(["none"], logs="self", shard=(1, 2))
+    with pytest.raises(EvaluationError, match="1 of 3"):
+        evaluate(["text_last"], logs="self")
+    evaluate(["none"], logs="self", shard=(2, 2))
+    records = evaluate(["text_last"], logs="self")
+    assert records["text_last", "vault"].logs == ("vault",)
+    assert "<ans>7741</ans>\nQuestion: What is the code" in "".join(puppet.prompts)
+
+
+@pytest.mark.parametrize("only_correct", [True, False])
+def test_wrong_logs_are_recalled_only_if_they_may_be(evaluate, puppet, only_correct):
+    puppet.says(knows)
+    records = evaluate(["none", "text_last"], logs="self", only_correct=only_correct)
+    assert records["text_last", "moon"].logs == (() if only_correct else ("moon",))
+
+
+def test_an_online_store_grows_as_it_runs(evaluate, puppet):
+    again = question("again", "Tell me the code of the vault in Lima, please.", "7741", "lima")
+    dataset = Dataset("small", SEEN[:2], (again,))
+    puppet.says(knows)
+    records = evaluate(["kv_last"], dataset=dataset, online=True)
+    assert records["kv_last", "vault"].logs == ()
+    assert records["kv_last", "again"].logs == ("vault",)
+    strata = [records["kv_last", key].stratum for key in ("vault", "ferry", "again")]
+    assert strata == ["unseen", "unseen", "overlapping"]
+
+
+def test_an_online_run_that_was_killed_has_its_logs(evaluate, puppet):
+    again = question("again", "Tell me the code of the vault in Lima, please.", "7741")
+    dataset = Dataset("small", SEEN[:2], (again,))
+
+    def dies(prompt: str) -> str:
+        if len(puppet.prompts) == 3:
+            raise KeyboardInterrupt
+        return knows(prompt)
+
+    puppet.says(dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(["kv_last"], dataset=dataset, online=True)
+    puppet.says(knows)
+    records = evaluate(["kv_last"], dataset=dataset, online=True)
+    assert records["kv_last", "again"].logs == ("vault",)
+    assert len(puppet.prompts) == 1
+
+
+def test_logs_of_another_dataset_are_stored_instead(evaluate, puppet):
+    others = Dataset("others", (question("tonga", "Which tea is drunk in Tonga?", "mint"),))
+    puppet.says(knows)
+    records = evaluate(["text_last"], others=others, min_score=-1.0)
+    assert {record.logs for record in records.values()} == {("tonga",)}
+
+
+def test_logs_that_a_dataset_brings_are_stored_as_they_are(evaluate, puppet):
+    log = qa("What is the code of the vault in Lima?", "The code is 7741.")
+    puppet.says(knows)
+    records = evaluate(["text_last"], dataset=Dataset("small", SEEN, logs=(log,)))
+    assert "The code is 7741.\nQuestion: What is the code" in "".join(puppet.prompts)
+    assert len(records["text_last", "vault"].logs) == 1
+
+
+def test_a_folder_holds_one_evaluation(tmp_path):
+    path = tmp_path / "run.json"
+    settle(path, settings(), "abc")
+    settle(path, settings(), "abc")
+    with pytest.raises(EvaluationError, match=r"k 1 \(now 3\).*--out"):
+        settle(path, settings(k=3), "abc")
+    with pytest.raises(EvaluationError, match="fingerprint"):
+        settle(path, settings(), "other")
+
+
+def test_a_record_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "records-1-of-1.jsonl"
+    path.write_text('{"arm": "none"}\n')
+    with pytest.raises(EvaluationError, match="Line 1 of records-1-of-1.jsonl"):
+        list(read([path]))
+
+
+def test_traces_of_runs_are_whole(evaluate, puppet, tmp_path):
+    puppet.says(knows)
+    evaluate(["none"], logs="self")
+    lines = (tmp_path / "traces-1-of-1.jsonl").read_text().splitlines()
+    traces = [Trace.from_json(line) for line in lines]
+    assert [trace.outcome for trace in traces] == ["success", "success", "failure"]
+    assert [trace.metadata["question_id"] for trace in traces] == ["vault", "ferry", "moon"]
