@@ -160,7 +160,7 @@ def add(
     "metadata": {...}}, of which only the messages are needed. A file holds one, a list, or one a
     line (JSONL).
     """
-    from lag_integrations.cli.reading import TraceFile
+    from lag_integrations.trace_file import TraceFile
 
     sources = [TraceFile(name) for name in files]
     total = sum(1 for source in sources for _ in source)  # looks at every one

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
-from lag_integrations.evaluation.react import load_traces
+from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment

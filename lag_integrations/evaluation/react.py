@@ -8,7 +8,6 @@ KV, with the same tokens as text, or with nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -22,38 +21,13 @@ from rich.table import Table
 from lag_integrations import packaged
 from lag_integrations.engine import Engine, Placement
 from lag_integrations.evaluation.as_text import generate_with_text
+from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.memory import KVLogMemory
-from lag_integrations.trace import Message, Outcome, Trace
+from lag_integrations.trace import Message, Outcome
 
 _GENERATION: dict[str, Any] = {"max_new_tokens": 24, "stop": ["]"], "do_sample": False}
-_OUTCOMES: dict[str, Outcome] = {"correct": "success", "incorrect": "failure", "halted": "failure"}
 _ALL: tuple[Outcome, ...] = ("success", "failure", "unknown")
-
-
-def load_traces(data: Path) -> list[tuple[Trace, str]]:
-    """The ReAct runs as traces, each with its gold answer.
-
-    A thought and its action are one assistant message, an observation is a tool's result; the last
-    observation, which gives away whether the answer was right, is left out.
-    """
-    traces = []
-    for run in json.loads((data / "react" / "hotpotqa_traces.json").read_text("utf-8")):
-        messages = [{"role": "user", "content": f"Question: {run['question']}"}]
-        for step in run["steps"]:
-            if step["kind"] == "observation" and step["text"].startswith("Answer is"):
-                continue
-            text = f"{step['kind'].capitalize()} {step['n']}: {step['text']}"
-            role = "tool" if step["kind"] == "observation" else "assistant"
-            if messages[-1]["role"] == role == "assistant":
-                messages[-1]["content"] += f"\n{text}"
-            else:
-                messages.append({"role": role, "content": text})
-        trace = Trace.from_messages(
-            messages, task=run["question"], outcome=_OUTCOMES[run["outcome"]]
-        )
-        traces.append((trace, run["gold_answer"]))
-    return traces
 
 
 def main() -> None:
