@@ -1,0 +1,107 @@
+"""Results for people: in a terminal, as Markdown, and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.results import Results
+from lag_integrations.evaluation.tables import (
+    Grid,
+    percent,
+    points,
+    shown,
+    tables,
+    title,
+)
+
+
+def console(results: Results) -> Group:
+    """Tables for a terminal."""
+    return Group(*(_rich(grid) for part in shown(results) for grid in tables(results, part)))
+
+
+def markdown(results: Results) -> str:
+    """Tables as GitHub Markdown."""
+    return "\n".join(_markdown(grid) for part in shown(results) for grid in tables(results, part))
+
+
+def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
+    """Write a report as one file, with tables and pictures.
+
+    Args:
+        results: What is reported.
+        settings: What it was measured with, in words: dataset, model, machine, and so on.
+        path: The file.
+
+    Raises:
+        EvaluationError: The extra ``evaluation`` is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader
+
+        from lag_integrations.evaluation.plots import draw
+    except ImportError as error:
+        raise EvaluationError(
+            f"An HTML report needs {error.name}. "
+            "Install it with: pip install 'lag_integrations[evaluation]'"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("lag_integrations.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points)
+    page = environment.get_template("report.html").render(
+        results=results,
+        settings=settings,
+        parts={part: title(results, part) for part in shown(results)},
+        tables={part: tables(results, part) for part in shown(results)},
+        plots=draw(results),
+    )
+    path.write_text(page, "utf-8")
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(
+        title=f"\n{grid.title}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    arm, *figures = grid.header
+    table.add_column(arm, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", overflow="fold")
+    for row in grid.rows:
+        table.add_row(*map(Text, row.cells), style="bold" if row.best else None)
+    return table
+
+
+def _markdown(grid: Grid) -> str:
+    lines = [
+        f"**{grid.title}**",
+        "",
+        _line(grid.header),
+        _line(["---", *["---:"] * (len(grid.header) - 1)]),
+        *(_line(row.cells) for row in grid.rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")

@@ -1,0 +1,118 @@
+"""Figures as words: the tables that terminal, Markdown and HTML share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass
+
+from lag_integrations.evaluation.results import BASELINE, Comparison, Figures, Part, Results
+from lag_integrations.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm in a table.
+
+    Attributes:
+        cells: Its words, the arm's name first.
+        best: Whether it stands out, as no arm has a higher exact match.
+    """
+
+    cells: tuple[str, ...]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        title: What it is about.
+        header: The names of its columns.
+        rows: Its rows.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def shown(results: Results) -> tuple[Part, ...]:
+    """The parts that say something of their own: one stratum alone is all there is."""
+    return results.parts if len(results.parts) > 2 else ("all",)
+
+
+def title(results: Results, part: Part) -> str:
+    """A name for a part of the questions."""
+    if part != "all":
+        return f"{part.capitalize()} questions"
+    return "All questions" if len(results.parts) > 2 else f"All questions ({results.parts[1]})"
+
+
+def tables(results: Results, part: Part) -> tuple[Grid, Grid]:
+    """How well the arms did on a part of the questions, and what it took."""
+    name, arms = title(results, part), results.figures[part].values()
+    highest = max(of.exact_match.mean for of in arms)
+    best = {of.arm for of in arms if of.exact_match.mean == highest}
+    return (
+        _grid(f"{name}: answers", _ANSWERS, arms, best),
+        _grid(f"{name}: cost of one", _COST, arms, set()),
+    )
+
+
+def points(found: Interval) -> str:
+    """A difference of two shares, in percentage points."""
+    return f"{_rounded(found.mean):+.1f} {_ends(found)}"
+
+
+def percent(share: float | None) -> str:
+    """A share, in percent."""
+    return "-" if share is None else f"{_rounded(share):.1f}"
+
+
+def _grid(name: str, columns: _Columns, arms: Iterable[Figures], best: Set[str]) -> Grid:
+    rows = (Row(tuple(cell(of) for cell in columns.values()), of.arm in best) for of in arms)
+    return Grid(name, tuple(columns), tuple(rows))
+
+
+def _rounded(share: float) -> float:
+    return round(100 * share, 1) + 0.0  # no "-0.0"
+
+
+def _ends(found: Interval) -> str:
+    return f"[{_rounded(found.low):.1f}, {_rounded(found.high):.1f}]"
+
+
+def _scored(found: Interval) -> str:
+    return f"{percent(found.mean)} {_ends(found)}"
+
+
+def _compared(words: Callable[[Comparison], str]) -> Callable[[Figures], str]:
+    return lambda of: words(of.against_baseline) if of.against_baseline else "-"
+
+
+_Columns = Mapping[str, Callable[[Figures], str]]
+
+_ANSWERS: _Columns = {
+    "arm": lambda of: of.arm,
+    "n": lambda of: f"{of.questions:,}",
+    "exact match %": lambda of: _scored(of.exact_match),
+    f"against {BASELINE}": _compared(lambda found: points(found.difference)),
+    "verdict": _compared(lambda found: found.verdict),
+    "gained %": _compared(lambda found: percent(found.gained)),
+    "harmed %": _compared(lambda found: percent(found.harmed)),
+    "F1 %": lambda of: _scored(of.f1),
+    "no log %": lambda of: percent(of.abstained),
+}
+
+_COST: _Columns = {
+    "arm": lambda of: of.arm,
+    "answered %": lambda of: percent(of.answered),
+    "rounds": lambda of: f"{of.rounds:.2f}",
+    "seconds": lambda of: f"{of.seconds:.2f}",
+    "first token s": lambda of: f"{of.time_to_first_token:.3f}",
+    "tokens read": lambda of: f"{of.computed_tokens:,.0f}",
+    "injected": lambda of: f"{of.injected_tokens:,.0f}",
+    "written": lambda of: f"{of.generated_tokens:,.0f}",
+    "stored MB": lambda of: f"{of.stored_bytes / 1e6:,.2f}",
+}
