@@ -27,7 +27,7 @@ def musique(id: str, *documents: str, **fields: Any) -> dict[str, Any]:
     steps = [
         {"question": "Blue Door >> cast member", "answer": "Ann Lee"},
         {"question": "where was #1 born", "answer": "Oslo"},
-        {"question": "Who is the mayor of #2 , #1 's home, a #9 hit ?", "answer": "Bo Ek"},
+        {"question": "Who is the mayor of #2 , #1 's home, a #9 or #0 hit ?", "answer": "Bo Ek"},
     ]
     for step, document in zip(steps, documents, strict=False):
         step["document_id"] = document
@@ -78,7 +78,7 @@ def test_musique_has_the_published_split_and_facts_that_can_be_read(tmp_path):
             facts=(
                 ("Blue Door, cast member", "Ann Lee"),
                 ("where was Ann Lee born", "Oslo"),
-                ("Who is the mayor of Oslo, Ann Lee's home, a #9 hit?", "Bo Ek"),
+                ("Who is the mayor of Oslo, Ann Lee's home, a #9 or #0 hit?", "Bo Ek"),
             ),
         ),
     )
@@ -130,7 +130,7 @@ def test_2wiki_finds_gold_documents_by_title_whatever_its_case(tmp_path):
     titles = ["Lux", "Queen of Spades", "Queen of spades", "Oslo"]
     corpus = [{"title": title, "text": "…"} for title in titles]
     write(tmp_path / "2wiki/corpus.json", corpus)
-    rows = [wiki("a", ["Lux", "Queen of Spades", "oslo", "Rome"])]
+    rows = [wiki("a", ["Lux", "Queen of Spades", "OSLO", "Rome"])]
     write(tmp_path / "2wiki/closed_questions.json", rows)
     (question,) = load("2wiki", tmp_path).seen
     assert question.documents == {"0", "1", "3", "Rome"}
@@ -170,7 +170,9 @@ def test_mmlupro_keeps_the_worked_solution_without_its_frame(tmp_path):
 
 def test_gpqa_answers_are_letters(tmp_path):
     choices = ["one\n", "B", "three \n\n", "A"]
-    rows = [{"question": "q?\n", "choices": choices, "answer": answer} for answer in ("three", "A")]
+    rows = [
+        {"question": "q?\n", "choices": choices, "answer": answer} for answer in ("three\n", "A")
+    ]
     write(tmp_path / "gpqa/dev_train.json", rows)
     write(tmp_path / "gpqa/dev_test.json", rows[:1])
     dataset = load("gpqa", tmp_path)
@@ -194,21 +196,23 @@ def test_react_stores_all_runs_and_asks_what_was_solved(tmp_path):
     ]
     runs = [
         {"question": f"{outcome}?", "outcome": outcome, "gold_answer": "firm", "steps": steps}
-        for outcome in ("halted", "correct", "incorrect")
+        for outcome in ("halted", "correct", "incorrect", "correct")
     ]
     write(tmp_path / "react/hotpotqa_traces.json", runs)
-    dataset = load("react", tmp_path, limit=1)
-    assert [log.outcome for log in dataset.logs] == ["failure", "success", "failure"]
+    dataset = load("react", tmp_path)
+    assert [log.outcome for log in dataset.logs] == ["failure", "success", "failure", "success"]
     assert [(message.role, message.text) for message in dataset.logs[1].messages] == [
         ("user", "Question: correct?"),
         ("assistant", "Thought 1: I search.\nAction 1: Search[Lux]"),
         ("tool", "Observation 1: Lux is a firm."),
         ("assistant", "Action 1: Finish[firm]"),
     ]
-    (question,) = dataset.seen
-    assert (question.text, question.answers) == ("correct?", ("firm",))
-    assert dataset.logs[1].metadata["question_id"] == question.id
+    assert [(q.text, q.answers) for q in dataset.seen] == [("correct?", ("firm",))] * 2
+    solved = [log for log in dataset.logs if log.outcome == "success"]
+    assert [log.metadata["question_id"] for log in solved] == [q.id for q in dataset.seen]
     assert dataset.documents == ()
+    limited = load("react", tmp_path, limit=1)
+    assert (len(limited.seen), len(limited.logs)) == (1, 4)
 
 
 def test_a_folder_of_ones_own(tmp_path):
@@ -262,6 +266,11 @@ def test_a_folder_of_ones_own_that_is_wrong(tmp_path, rows, expected):
     write(tmp_path / "documents.jsonl", [{"id": "d1", "text": "…"}])
     with pytest.raises(EvaluationError, match=expected):
         load("jsonl", tmp_path)
+
+
+def test_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path):
+    (tmp_path / "questions.jsonl").write_text(json.dumps(ask()) + "\n\n", "utf-8-sig")
+    assert load("jsonl", tmp_path).seen == (Question("1", "Who?", ("Ada",)),)
 
 
 def test_documents_need_not_be_there(tmp_path):

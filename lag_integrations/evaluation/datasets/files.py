@@ -102,7 +102,7 @@ def checked(kind: type[Checked], values: Iterable[tuple[str, Any]]) -> list[Chec
             # Without what stands there: it may be long.
             reasons = (
                 f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}"
-                for item in error.errors(include_input=False, include_url=False)
+                for item in error.errors()
             )
             raise EvaluationError(f"{place} is not as expected: {'; '.join(reasons)}.") from error
     return rows
