@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lag_integrations.cli.options import EmbedderName
+from lag_integrations.cli.output import say
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def eval_(
         seed=seed,
     )
     template = None if chat_template is None else chat_template.read_text("utf-8")
-    own_code = {"trust_remote_code": True} if trust_remote_code else {}
+    own_code: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     engine = Engine.load(
         model or packaged.chat_model(),
         device=device,
@@ -147,6 +148,19 @@ def report(
     out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
 ) -> None:
     """Make the report of an evaluation anew, of all shards that are there."""
+    from rich.console import Console
+
+    from lag_integrations.evaluation import report as reports
+    from lag_integrations.evaluation.records import read
+    from lag_integrations.evaluation.results import summarize
+    from lag_integrations.evaluation.settings import described
+
+    settings = described(out / "run.json")
+    results = summarize(read(sorted(out.glob("records-*.jsonl"))))
+    reports.html(results, settings, out / "report.html")
+    (out / "report.md").write_text(reports.markdown(results), "utf-8")
+    Console().print(reports.console(results))
+    say(f"Report: {out / 'report.html'}")
 
 
 def _shard(text: str) -> Shard:

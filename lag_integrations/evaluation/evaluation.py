@@ -207,7 +207,12 @@ class Evaluation:
 
 
 def _scores(run: Run) -> tuple[bool, float]:
-    answer, golds = run.answer or "", run.question.answers
+    """Exact match and F1; of a letter, both say whether it is the right one."""
+    answer, golds = run.answer, run.question.answers
+    if answer is None:
+        return False, 0.0
+    if run.question.options:
+        return answer in golds, float(answer in golds)
     return any(exact_match(answer, gold) for gold in golds), max(f1(answer, g) for g in golds)
 
 

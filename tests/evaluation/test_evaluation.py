@@ -175,7 +175,7 @@ def test_a_folder_holds_one_evaluation(tmp_path):
 def test_a_record_that_is_none_is_refused(tmp_path):
     path = tmp_path / "records-1-of-1.jsonl"
     path.write_text('{"arm": "none"}\n')
-    with pytest.raises(EvaluationError, match="Line 1 of records-1-of-1.jsonl"):
+    with pytest.raises(EvaluationError, match=r"Line 1 of records-1-of-1\.jsonl"):
         list(read([path]))
 
 
@@ -186,3 +186,13 @@ def test_traces_of_runs_are_whole(evaluate, puppet, tmp_path):
     traces = [Trace.from_json(line) for line in lines]
     assert [trace.outcome for trace in traces] == ["success", "success", "failure"]
     assert [trace.metadata["question_id"] for trace in traces] == ["vault", "ferry", "moon"]
+
+
+@pytest.mark.parametrize(
+    ("said", "right"), [("(A)", True), ("(B)", False), ("One", True), ("", False)]
+)
+def test_a_letter_is_right_or_wrong(evaluate, puppet, said, right):
+    choice = Question("q", "Which is it?", ("A",), options=("One", "Two"))
+    puppet.says(f"{said}</ans>")
+    record = evaluate(["none"], dataset=Dataset("small", (choice,)))["none", "q"]
+    assert (record.exact_match, record.f1) == (right, float(right))
