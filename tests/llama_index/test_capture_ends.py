@@ -169,7 +169,9 @@ def test_what_a_failing_call_was_asked_is_told(memory):
 def test_a_cancelled_run_is_abandoned(memory):
     async def arun():
         handler = weatherman("One two three four", delay=0.1).run("Weather?")
-        await asyncio.sleep(0.3)
+        async for event in handler.stream_events():
+            if getattr(event, "delta", None):
+                break
         await handler.cancel_run()
         with pytest.raises(WorkflowCancelledByUser):
             await handler
