@@ -67,12 +67,12 @@ def test_strata_are_told_apart():
 
 
 def test_an_arm_against_the_baseline():
-    records = [*some("none", "110010"), *some("kv_last", "10111")]  # the sixth was not asked yet
+    records = [*some("none", "110000"), *some("kv_last", "10110")]  # the sixth was not asked yet
     found = summarize(records).figures["all"]["kv_last"].against_baseline
     assert (found.arm, found.other, found.questions) == ("kv_last", "none", 5)
     assert found.gained == pytest.approx(2 / 5)
     assert found.harmed == pytest.approx(1 / 5)
-    assert found.difference == difference([1, 0, 1, 1, 1], [1, 1, 0, 0, 1])
+    assert found.difference == difference([1, 0, 1, 1, 0], [1, 1, 0, 0, 0])
     assert found.difference.mean == pytest.approx(1 / 5)
 
 
