@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint react cost throughput forms query-engine agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint react position cost throughput forms query-engine agent codecs growth clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ test-slow: $(STAMP)
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.react --data $(DATA)
+
+position: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)
 
 cost: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.cost

@@ -184,8 +184,12 @@ class Engine:
         return len(self.format.render(messages, tools=tools).token_ids)
 
     def count_text(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self._tokens_of(text))
+        """Number of tokens of a text."""
+        return len(self.tokens_of(text))
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Tokens of a text, without those that a tokenizer puts around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, trace: Trace, selection: Selection | None = None) -> Segment:
         """Encode a trace: one forward pass over all of it; the selected tokens' KV is kept.
@@ -313,7 +317,7 @@ class Engine:
             tools=tools,
         )
         if answer_prefix:
-            prompt_ids = prompt_ids + self._tokens_of(answer_prefix)
+            prompt_ids = prompt_ids + self.tokens_of(answer_prefix)
         injected = sum(len(segment) for segment in segments)
         total = len(prompt_ids) + injected
         if total >= self.window:
@@ -448,7 +452,7 @@ class Engine:
         split = rendered.question(question)
         if segments:
             # The question begins on a line of its own, as it would after text.
-            newline = self._tokens_of("\n")
+            newline = self.tokens_of("\n")
             token_ids = [*token_ids[:split], *newline, *token_ids[split:]]
         return token_ids, split
 
@@ -495,9 +499,6 @@ class Engine:
             if self._compiled is None:
                 self._compiled = Grammars(self.tokenizer, self.vocabulary, self.end_tokens)
             return self._compiled
-
-    def _tokens_of(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _read_head(self, token_ids: torch.Tensor, cache: DynamicCache) -> None:
         """Fill a cache with what stands before the segments, copied if it was read lately.

@@ -50,7 +50,7 @@ class Puppet(Engine):
         answer = self.answers[min(len(self.prompts), len(self.answers)) - 1]
         text = answer if isinstance(answer, str) else answer(prompt)
         begun = prompt.rpartition("<|im_start|>assistant\n")[2]  # a call that it has to make
-        tokens = [*self._tokens_of(text.removeprefix(begun)), min(self.end_tokens)]
+        tokens = [*self.tokens_of(text.removeprefix(begun)), min(self.end_tokens)]
         return _Told(tokens, request, self.tokenizer, self.end_tokens)
 
 

@@ -97,7 +97,7 @@ def eval_(
     """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
     from lag_integrations import packaged
     from lag_integrations.engine import Engine
-    from lag_integrations.evaluation.arms import ARMS
+    from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load
     from lag_integrations.evaluation.evaluation import Evaluation
     from lag_integrations.evaluation.settings import Settings, settle
@@ -106,6 +106,8 @@ def eval_(
     if online and part.count > 1:
         raise EvaluationError("An online run goes question by question; it cannot be sharded.")
     chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
+    for name in chosen:
+        arm(name)  # an unknown one is refused now, not hours later
     questions = load(dataset, data, seed=seed, limit=limit)
     others = None if logs_from is None else load(logs_from, data, seed=seed)
     is_choice = any(question.options for question in questions.seen)

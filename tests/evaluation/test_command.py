@@ -1,0 +1,84 @@
+"""`kvlog eval` and `kvlog report`, with the packaged model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lag_integrations.cli import app
+from lag_integrations.evaluation.records import read
+
+QUESTIONS = [
+    ("What is the code of the vault in Lima?", "7741", "seen"),
+    ("What does the Ostrava ferry carry?", "bees", "seen"),
+    ("Who guards the vault in Lima?", "Rosa", "unseen"),
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [
+        {"question": asked, "answer": answer, "split": split} for asked, answer, split in QUESTIONS
+    ]
+    folder = tmp_path / "own"
+    folder.mkdir()
+    text = "\n".join(json.dumps(row) for row in rows)
+    (folder / "questions.jsonl").write_text(text, "utf-8")
+    return folder
+
+
+def kvlog(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_it_evaluates_and_reports(data, tmp_path):
+    out = tmp_path / "out"
+    command = ("eval", "--data", data, "--dataset", "jsonl", "--out", out, "--direct")
+    command = (*command, "--max-tokens", 12, "--arms", "none,kv_last,text_last")
+    done = kvlog(*command)
+    assert done.exit_code == 0, done.output
+    records = {(r.arm, r.question_id): r for r in read([out / "records-1-of-1.jsonl"])}
+    assert len(records) == 9
+    vault = next(r for r in records.values() if r.arm == "kv_last" and r.exact_match)
+    assert vault.injected_tokens > 0
+    assert "kv_last" in done.output
+    page = (out / "report.html").read_text("utf-8")
+    assert "SmolLM2-135M-Instruct" in page
+    assert "| kv_last |" in (out / "report.md").read_text("utf-8")
+
+    (out / "report.html").unlink()
+    assert kvlog("report", out).exit_code == 0
+    assert (out / "report.html").exists()
+
+    other = kvlog(*command, "--k", 1)
+    assert other.exit_code == 1
+    assert "k 3 (now 1)" in " ".join(other.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--dataset", "squad"), "squad"),
+        (("--dataset", "jsonl", "--arms", "none,magic"), "There is no arm 'magic'"),
+        (("--dataset", "jsonl", "--shard", "3/2"), "3/2"),
+        (("--dataset", "jsonl", "--online", "--shard", "1/2"), "cannot be sharded"),
+        (("--dataset", "jsonl", "--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
+    data, tmp_path, monkeypatch, arguments, told
+):
+    monkeypatch.setattr("lag_integrations.engine.Engine.load", None)
+    out = tmp_path / "out"
+    done = kvlog("eval", "--data", data, "--out", out, *arguments)
+    assert done.exit_code != 0
+    assert told in " ".join(done.output.split())
+    assert not out.exists()
+
+
+def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
+    done = kvlog("report", tmp_path)
+    assert done.exit_code == 1
+    assert "There is no evaluation" in done.output
