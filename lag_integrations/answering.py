@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lag_integrations.engine import Engine, EngineStream, Placement
+from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, EngineStream, Placement
 from lag_integrations.generation.grammar import (
     json_answer,
     json_or_calls,
@@ -77,6 +77,7 @@ class Question:
         form: What the answer must look like.
         recall: How logs are recalled.
         placement: Where their segments stand.
+        attention_temperature: How the model attends to them; see `Engine.request`.
         words: The question's words, where the last user message holds more, as documents.
         max_tokens: Most tokens to generate.
         stop: Texts that end the answer.
@@ -88,6 +89,7 @@ class Question:
     form: Form = field(default_factory=Form)
     recall: Recall = field(default_factory=Recall)
     placement: Placement = "before_question"
+    attention_temperature: float = ATTENTION_TEMPERATURE
     words: str | None = None
     max_tokens: int = 512
     stop: Sequence[str] = ()
@@ -132,6 +134,7 @@ class Answer(Iterator[Part]):
             self.injection.chat,
             self.injection.segments,
             placement=question.placement,
+            attention_temperature=question.attention_temperature,
             question=question.words,
             tools=shape.tools,
             answer_prefix=shape.prefix,

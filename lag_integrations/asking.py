@@ -69,6 +69,7 @@ def ask(
             best_last=setting("best_last"),
         ),
         placement=setting("placement"),
+        attention_temperature=setting("attention_temperature"),
         words=rest.pop("question", None),
         max_tokens=setting("max_tokens"),
         stop=[stop] if isinstance(stop, str) else stop,

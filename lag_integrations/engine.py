@@ -37,7 +37,7 @@ from lag_integrations.kv.encode import encode, prefill
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastResponse, Selection
+from lag_integrations.kv.selection import LastTurn, Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
 from lag_integrations.prompt import ChatFormat
@@ -51,6 +51,9 @@ _HEAD_TOKENS = 512
 
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
+
+ATTENTION_TEMPERATURE = 0.8
+"""Of the attention to segments, by default: it measured best (docs/evaluation.md)."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before the question (the default: it measured
@@ -205,7 +208,7 @@ class Engine:
             TraceError: The trace holds nothing that the selection keeps.
             PromptError: The chat template refuses the trace.
         """
-        selection = selection or LastResponse()
+        selection = selection or LastTurn()
         rendered = self.format.render(trace.messages, generate=False)
         token_ids, keep = rendered.token_ids, selection.keep(rendered)
         if not selection.in_context:
@@ -273,6 +276,7 @@ class Engine:
         segments: Sequence[Segment] = (),
         *,
         placement: Placement = "before_question",
+        attention_temperature: float = ATTENTION_TEMPERATURE,
         question: str | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
         answer_prefix: str = "",
@@ -290,6 +294,8 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`.
+            attention_temperature: Of the attention to the segments; see `kv.splice`. 1 leaves it as
+                it is.
             question: The question's words, where the last user message holds more: segments stand
                 before the line with these.
             tools: Tool schemas for the prompt.
@@ -326,6 +332,10 @@ class Engine:
                 f"leave no room in the model's window of {self.window} tokens; shorten the "
                 "conversation or recall fewer logs."
             )
+        if attention_temperature <= 0:
+            raise SettingsError(
+                f"attention_temperature is {attention_temperature}; it must be above 0."
+            )
         if max_new_tokens < 1:
             raise SettingsError(f"max_tokens is {max_new_tokens}; it must be at least 1.")
         if top_logprobs is not None and not 0 <= top_logprobs <= self.vocabulary:
@@ -344,6 +354,7 @@ class Engine:
             top_logprobs=top_logprobs,
             hidden=self.format.hidden_tokens | self.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,
+            attention_temperature=attention_temperature,
         )
 
     def generate_batch(
@@ -470,7 +481,14 @@ class Engine:
                 self._read_head(token_ids[:split], cache)
                 begun = time.perf_counter()
                 moved = [segment.to(model.device) for segment in request.segments]
-                splice(cache, self.positions, moved, start=split, fingerprint=self.fingerprint.id)
+                splice(
+                    cache,
+                    self.positions,
+                    moved,
+                    start=split,
+                    fingerprint=self.fingerprint.id,
+                    temperature=request.attention_temperature,
+                )
                 injection_time = time.perf_counter() - begun
             return cache, prefill(model, token_ids[split:], cache), injection_time
 

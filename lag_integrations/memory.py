@@ -24,7 +24,7 @@ from lag_integrations.errors import (
 from lag_integrations.frameworks import FrameworkForms
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastResponse, Selection
+from lag_integrations.kv.selection import LastTurn, Selection
 from lag_integrations.opened import forget, remember
 from lag_integrations.store.archive import Archived, export_archive, import_archive
 from lag_integrations.store.audit import Audit, Problem
@@ -156,7 +156,7 @@ class KVLogMemory(FrameworkForms):
         self._deriver = Deriver(
             self.store,
             embedding,
-            selection=selection or LastResponse(),
+            selection=selection or LastTurn(),
             codec=codec,
             budget=budget,
         )

@@ -62,7 +62,11 @@ def test_injection_equals_reading_the_text(engine):
     segment = engine.encode(TRACE, WholeTrace())
     with Logits(engine) as injected:
         with_segment = engine.generate(
-            user(question), [segment], placement="after_system", **GREEDY
+            user(question),
+            [segment],
+            placement="after_system",
+            attention_temperature=1.0,
+            **GREEDY,
         )
     with Logits(engine) as read:
         with_text = engine.generate(as_messages(TRACE, question), **GREEDY)
@@ -246,7 +250,8 @@ def test_a_trace_longer_than_the_window_is_cut_by_rule_and_said_so(engine, caplo
     assert int(segment.info["cut_tokens"]) == len(rendered.token_ids) - 300 > 0
     assert "cut" in caplog.text
     assert "sea" not in caplog.text
-    assert engine.tokenizer.decode(segment.token_ids) == "Noted: 7741."
+    kept = "<|im_start|>assistant\nNoted: 7741.<|im_end|>\n"
+    assert engine.tokenizer.decode(segment.token_ids) == kept
 
 
 def test_what_does_not_fit_the_window_is_refused(engine):

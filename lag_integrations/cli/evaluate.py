@@ -22,6 +22,14 @@ _ROUNDS = {False: 8, True: 3}
 """By whether questions are multiple choice (paper)."""
 
 
+class PlacementName(str, Enum):
+    """Where segments stand."""
+
+    before_question = "before_question"
+    after_system = "after_system"
+    before_prompt = "before_prompt"
+
+
 class Logs(str, Enum):
     """Of what logs are made."""
 
@@ -73,6 +81,17 @@ def eval_(
         typer.Option(min=-1, max=1, help="Least similarity of a log; 0.5 by default."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
+    placement: Annotated[
+        PlacementName, typer.Option(help="Where segments stand.")
+    ] = PlacementName.before_question,
+    best_last: Annotated[
+        bool,
+        typer.Option(help="Whether the most relevant log stands last, nearest to the question."),
+    ] = True,
+    attention_temperature: Annotated[
+        float | None,
+        typer.Option(help="Of the attention to segments; 1 is as it is.", show_default="0.8"),
+    ] = None,
     direct: Annotated[
         bool,
         typer.Option("--direct", help="Ask for nothing but the answer: for very small models."),
@@ -96,7 +115,7 @@ def eval_(
 ) -> None:
     """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
     from lag_integrations import packaged
-    from lag_integrations.engine import Engine
+    from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine
     from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load
     from lag_integrations.evaluation.evaluation import Evaluation
@@ -124,6 +143,9 @@ def eval_(
         k=k,
         min_score=min_score,
         max_tokens=max_tokens,
+        placement=placement.value,
+        best_last=best_last,
+        attention_temperature=attention_temperature or ATTENTION_TEMPERATURE,
         direct=direct,
         limit=limit,
         seed=seed,

@@ -164,9 +164,9 @@ def reencode(
     place.require()  # before the model is loaded, which takes long
     from lag_integrations.engine import Engine
     from lag_integrations.kv.segment import SegmentKey
-    from lag_integrations.kv.selection import LastResponse
+    from lag_integrations.kv.selection import LastTurn
 
-    selection = LastResponse()
+    selection = LastTurn()
     with place.memory(embedder, codec=codec, selection=selection) as memory:
         engine = Engine.load(model, dtype=dtype, device=device)
         memory.attach(engine)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lag_integrations.engine import Engine
+from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, Placement
 from lag_integrations.evaluation.arms import Arm
 from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
@@ -44,6 +44,9 @@ class Loop:
         k: Logs recalled a round (paper: 3).
         min_score: Least similarity of a log; the memory's own floor by default.
         max_tokens: Most tokens a round (paper: 1,024).
+        placement: Where segments stand.
+        best_last: Whether the most relevant log stands last.
+        attention_temperature: Of the attention to segments.
         direct: Whether a round begins with the answer's tag, so that there is nothing but the
             answer: for models that are too small to reason, and for quick runs.
     """
@@ -54,6 +57,9 @@ class Loop:
     min_score: float | None
     max_tokens: int
     direct: bool
+    placement: Placement = "before_question"
+    best_last: bool = True
+    attention_temperature: float = ATTENTION_TEMPERATURE
 
 
 @dataclass
@@ -149,11 +155,14 @@ class Agent:
     def _respond(self, run: Run, begun: float) -> None:
         documents = [document for found in run.documents for document in found]
         chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
-        given = self._arm.give(self._engine, self._memory, run.logs, chat, run.question.text)
+        logs = run.logs if self._loop.best_last else run.logs[::-1]
+        given = self._arm.give(self._engine, self._memory, logs, chat, run.question.text)
         ready = time.perf_counter()
         generation = self._engine.generate(
             given.chat,
             given.segments,
+            placement=self._loop.placement,
+            attention_temperature=self._loop.attention_temperature,
             question=run.question.text,
             answer_prefix=f"<{ANSWER}>" if self._loop.direct else "",
             stop=[f"</{ANSWER}>"],

@@ -14,6 +14,7 @@ from lag_integrations.kv.selection import (
     LastAction,
     LastResponse,
     LastResponses,
+    LastTurn,
     Selection,
     WholeTrace,
     WithoutContext,
@@ -184,14 +185,16 @@ ARMS: dict[str, Arm] = {
     "none": NoLogs(),
     "text_last": AsText(),
     "text_all": AsText(whole=True),
-    "kv_last": AsSegments(LastResponse()),
+    "kv_last": AsSegments(LastTurn()),
+    "kv_last_response": AsSegments(LastResponse()),
     "kv_last_action": AsSegments(LastAction()),
     "kv_last_n": AsSegments(LastResponses(2)),
     "kv_all": AsSegments(WholeTrace()),
-    "kv_no_context": AsSegments(WithoutContext(LastResponse())),
+    "kv_no_context": AsSegments(WithoutContext(LastTurn())),
     "cheatsheet": Cheatsheet(),
 }
-"""All arms of the paper, by their names there."""
+"""All arms of the paper, by their names there. `kv_last` keeps the response with the header and the
+end of its turn, as `KVLogMemory` does; `kv_last_response`, like the paper, its text alone."""
 
 
 def arm(name: str) -> Arm:

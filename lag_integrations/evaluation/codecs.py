@@ -29,7 +29,7 @@ from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.kv.selection import LastResponse
+from lag_integrations.kv.selection import LastTurn
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.trace import Message, Trace
 
@@ -130,7 +130,7 @@ def _measure(
 ) -> Arm:
     arm = Arm()
     for question, segment in zip(questions, segments, strict=True):
-        key = SegmentKey(question.log.id, segment.fingerprint, LastResponse().name, name)
+        key = SegmentKey(question.log.id, segment.fingerprint, LastTurn().name, name)
         if not arm.sizes:
             load_segment(dump_segment(segment, key), key)  # the first time is slower
         begun = time.perf_counter()

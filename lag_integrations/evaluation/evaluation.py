@@ -87,6 +87,9 @@ class Evaluation:
             min_score=settings.min_score,
             max_tokens=settings.max_tokens,
             direct=settings.direct,
+            placement=settings.placement,
+            best_last=settings.best_last,
+            attention_temperature=settings.attention_temperature,
         )
         self._documents = Documents(dataset.documents, Embedder(embedder))
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from pydantic import BaseModel, ConfigDict
 
+from lag_integrations.engine import ATTENTION_TEMPERATURE, Placement
 from lag_integrations.errors import EvaluationError
 
 LogSource = Literal["gold", "self"]
@@ -35,6 +36,9 @@ class Settings(BaseModel):
         k: Logs recalled a round.
         min_score: Least similarity of a log; the memory's own floor if None.
         max_tokens: Most tokens a round.
+        placement: Where segments stand.
+        best_last: Whether the most relevant log stands last.
+        attention_temperature: Of the attention to segments.
         direct: Whether a round begins with the answer's tag.
         limit: Most seen questions; all if None.
         seed: Of the split and of the choice of questions.
@@ -54,6 +58,9 @@ class Settings(BaseModel):
     k: int
     min_score: float | None = None
     max_tokens: int
+    placement: Placement = "before_question"
+    best_last: bool = True
+    attention_temperature: float = ATTENTION_TEMPERATURE
     direct: bool = False
     limit: int | None = None
     seed: int = 0

@@ -27,6 +27,7 @@ class Request:
         prompt_ids: The prompt, without segments.
         split: Index among them at which the segments stand.
         segments: The segments, in the order in which the model shall see them.
+        attention_temperature: Of the attention to them.
         max_new_tokens: Most tokens to generate.
         stop: Texts that end the answer.
         sampling: How tokens are picked.
@@ -46,6 +47,7 @@ class Request:
     top_logprobs: int | None = None
     hidden: frozenset[int] = frozenset()
     deadline: float | None = None
+    attention_temperature: float = 1.0
 
     @property
     def injected(self) -> int:

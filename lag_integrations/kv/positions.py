@@ -28,6 +28,11 @@ class LayerGroup:
     heads: tuple[int, int]
     dims: tuple[int, int]
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the first slot is keys: in MLA it is a latent, and the second slot is rotated."""
+        return self.kernels[1] is None
+
 
 class Positions:
     """The learned position scheme of one loaded model.

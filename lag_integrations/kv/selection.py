@@ -58,7 +58,7 @@ class LastResponses(Selection):
 
 @dataclass(frozen=True)
 class LastResponse(Selection):
-    """The last assistant response (paper: ``kv_last``); the default."""
+    """The last assistant response (paper: ``kv_last``)."""
 
     @property
     def name(self) -> str:
@@ -66,6 +66,23 @@ class LastResponse(Selection):
 
     def keep(self, rendered: Rendered) -> list[int]:
         return LastResponses(1).keep(rendered)
+
+
+@dataclass(frozen=True)
+class LastTurn(Selection):
+    """The last assistant response with the header and the end of its turn; the default.
+
+    The markers tell the model where the response begins and ends when several stand side by side
+    (docs/evaluation.md).
+    """
+
+    @property
+    def name(self) -> str:
+        return "last_turn"
+
+    def keep(self, rendered: Rendered) -> list[int]:
+        span = _responses(rendered)[-1]
+        return list(range(span.start, span.end))
 
 
 @dataclass(frozen=True)

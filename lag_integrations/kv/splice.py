@@ -20,6 +20,7 @@ def splice(
     *,
     start: int,
     fingerprint: str,
+    temperature: float = 1.0,
 ) -> int:
     """Append segments, one after the other, to a cache.
 
@@ -29,6 +30,9 @@ def splice(
         segments: In the order in which the model shall see them; they are copied, never changed.
         start: Position of the first segment token.
         fingerprint: Identity of the model; every segment must have it.
+        temperature: Of the attention to the segments: their keys are divided by it, so that below 1
+            it is drawn to what fits best in them (attention temperature of APE, arXiv 2502.05431).
+            Without effect on MLA, whose latents are keys and values at once.
 
     Returns:
         The position after the last segment token.
@@ -59,6 +63,8 @@ def splice(
             first, second = positions.apply(
                 group, (joined[0], joined[1]), where, out_dtype=joined[0].dtype
             )
+            if temperature != 1.0 and group.has_keys:
+                first = first / temperature
             for row, layer in enumerate(group.layers):
                 append_layer(cache, layer, (first[row : row + 1], second[row : row + 1]))
     return end

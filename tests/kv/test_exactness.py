@@ -150,6 +150,16 @@ def test_two_segments_in_other_order(case: Case) -> None:
     assert distance(logits, feed(case.model, expected, rest, end)) < TOLERANCE
 
 
+def test_attention_temperature_divides_keys_and_nothing_else(case: Case) -> None:
+    cache = new_cache()
+    splice(cache, case.positions, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=0.5)
+    latents = getattr(case.model.config.get_text_config(), "kv_lora_rank", None) is not None
+    plain = read_layers(spliced(case.positions, case.segment, 7))
+    for (keys, values), (before, values_before) in zip(read_layers(cache), plain, strict=True):
+        assert torch.equal(values, values_before)
+        assert torch.equal(keys, before if latents else 2 * before)
+
+
 def test_file_round_trip(case: Case) -> None:
     key = SegmentKey("log", FINGERPRINT, "whole_trace", "native")
     read = load_segment(dump_segment(case.segment, key), key)
