@@ -15,6 +15,7 @@ from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.results import Results
 from lag_integrations.evaluation.tables import (
     Grid,
+    floor_tables,
     percent,
     points,
     shown,
@@ -25,12 +26,12 @@ from lag_integrations.evaluation.tables import (
 
 def console(results: Results) -> Group:
     """Tables for a terminal."""
-    return Group(*(_rich(grid) for part in shown(results) for grid in tables(results, part)))
+    return Group(*(_rich(grid) for grid in _grids(results)))
 
 
 def markdown(results: Results) -> str:
     """Tables as GitHub Markdown."""
-    return "\n".join(_markdown(grid) for part in shown(results) for grid in tables(results, part))
+    return "\n".join(_markdown(grid) for grid in _grids(results))
 
 
 def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
@@ -65,9 +66,15 @@ def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
         settings=settings,
         parts={part: title(results, part) for part in shown(results)},
         tables={part: tables(results, part) for part in shown(results)},
+        floors=floor_tables(results),
         plots=draw(results),
     )
     path.write_text(page, "utf-8")
+
+
+def _grids(results: Results) -> tuple[Grid, ...]:
+    answered = (grid for part in shown(results) for grid in tables(results, part))
+    return (*answered, *floor_tables(results))
 
 
 def _rich(grid: Grid) -> Table:

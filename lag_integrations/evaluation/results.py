@@ -8,6 +8,7 @@ from statistics import fmean, median
 from typing import Literal, get_args
 
 from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.floors import Floor, floors
 from lag_integrations.evaluation.questions import Stratum
 from lag_integrations.evaluation.records import Record
 from lag_integrations.evaluation.statistics import Interval, difference, interval
@@ -104,6 +105,7 @@ class Results:
         figures: By part and arm. An arm that was asked nothing of a part is not in it.
         leads: By part, the arm with the highest exact match against the next one.
         curve: See :func:`curve`.
+        floors: By arm, its figures with other floors; only of runs that can tell, see `floors`.
     """
 
     arms: tuple[str, ...]
@@ -111,6 +113,7 @@ class Results:
     figures: Mapping[Part, Mapping[str, Figures]]
     leads: Mapping[Part, Comparison]
     curve: Mapping[str, Sequence[float]]
+    floors: Mapping[str, Sequence[Floor]]
 
 
 def summarize(records: Iterable[Record]) -> Results:
@@ -136,7 +139,13 @@ def summarize(records: Iterable[Record]) -> Results:
         best = sorted(of_part, key=lambda arm: -figures[part][arm].exact_match.mean)
         if len(best) > 1 and (lead := _compare(best[0], best[1], of_part)):
             leads[part] = lead
-    return Results(tuple(arms), parts, figures, leads, _curve(arms))
+    baseline = arms.get(BASELINE, {})
+    by_floor = {
+        arm: of_arm
+        for arm, asked in arms.items()
+        if any(record.logs for record in asked.values()) and (of_arm := floors(asked, baseline))
+    }
+    return Results(tuple(arms), parts, figures, leads, _curve(arms), by_floor)
 
 
 def curve(records: Iterable[Record]) -> dict[str, list[float]]:

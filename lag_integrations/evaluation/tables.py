@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
+from lag_integrations.evaluation.floors import Floor
 from lag_integrations.evaluation.results import BASELINE, Comparison, Figures, Part, Results
 from lag_integrations.evaluation.statistics import Interval
 
@@ -58,6 +59,25 @@ def tables(results: Results, part: Part) -> tuple[Grid, Grid]:
         _grid(f"{name}: answers", _ANSWERS, arms, best),
         _grid(f"{name}: cost of one", _COST, arms, set()),
     )
+
+
+def floor_tables(results: Results) -> tuple[Grid, ...]:
+    """For each arm that can tell, what other floors would have done."""
+    header = ("least similarity", "exact match %", "gained %", "harmed %", "no log %")
+    return tuple(
+        Grid(
+            f"{arm}: with another floor (all questions)",
+            header,
+            tuple(Row(_floor(of), of.exact_match == most) for of in found),
+        )
+        for arm, found in results.floors.items()
+        for most in [max(of.exact_match for of in found)]
+    )
+
+
+def _floor(of: Floor) -> tuple[str, ...]:
+    shares = (of.exact_match, of.gained, of.harmed, of.abstained)
+    return ("none" if of.floor <= -1 else f"{of.floor:.1f}", *map(percent, shares))
 
 
 def points(found: Interval) -> str:

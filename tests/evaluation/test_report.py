@@ -180,7 +180,8 @@ def test_markdown_of_odd_names():
 
 
 def test_a_single_stratum_is_told_once(results):
-    assert report.markdown(summarize(TWENTY_AND_ONE)).count("**") == 4  # two titles
+    # Titles of answers, cost and floors.
+    assert report.markdown(summarize(TWENTY_AND_ONE)).count("**") == 6
     assert report.markdown(results).count("**") == 16
 
 
