@@ -86,7 +86,10 @@ def eval_(
     ] = PlacementName.before_question,
     best_last: Annotated[
         bool,
-        typer.Option(help="Whether the most relevant log stands last, nearest to the question."),
+        typer.Option(
+            "--best-last/--best-first",
+            help="Whether the most relevant log stands last, nearest to the question.",
+        ),
     ] = True,
     attention_temperature: Annotated[
         float | None,
