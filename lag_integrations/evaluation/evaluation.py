@@ -142,17 +142,20 @@ class Evaluation:
 
     def _memory(self, one: Arm, folder: str) -> KVLogMemory:
         outcomes: tuple[Outcome, ...] = ("success", "unknown")
-        return KVLogMemory(
+        memory = KVLogMemory(
             self._out / folder,
             embedder=self._embedder,
             selection=one.selection,
             outcomes=outcomes if self._settings.only_correct else (*outcomes, "failure"),
         )
+        if one.selection is not None:
+            memory.attach(self._engine)  # segments are made before the clock runs
+        return memory
 
     def _fill(self, memory: KVLogMemory, progress: Progress) -> None:
         """Store the logs; those that are there already stay."""
         memory.add_many(self._logs())
-        memory.flush(lambda done, total: progress("embedding", done, total))
+        memory.flush(lambda done, total: progress("storing logs", done, total))
 
     def _logs(self) -> Iterator[Trace]:
         source = self._others or self._dataset
