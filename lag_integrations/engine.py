@@ -52,7 +52,7 @@ _HEAD_TOKENS = 512
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
-ATTENTION_TEMPERATURE = 0.8
+ATTENTION_TEMPERATURE = 0.9
 """Of the attention to segments, by default: it measured best (docs/evaluation.md)."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]

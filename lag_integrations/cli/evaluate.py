@@ -93,7 +93,7 @@ def eval_(
     ] = True,
     attention_temperature: Annotated[
         float | None,
-        typer.Option(help="Of the attention to segments; 1 is as it is.", show_default="0.8"),
+        typer.Option(help="Of the attention to segments; 1 is as it is.", show_default="0.9"),
     ] = None,
     direct: Annotated[
         bool,
@@ -148,7 +148,9 @@ def eval_(
         max_tokens=max_tokens,
         placement=placement.value,
         best_last=best_last,
-        attention_temperature=attention_temperature or ATTENTION_TEMPERATURE,
+        attention_temperature=(
+            ATTENTION_TEMPERATURE if attention_temperature is None else attention_temperature
+        ),
         direct=direct,
         limit=limit,
         seed=seed,
@@ -200,13 +202,11 @@ def _shard(text: str) -> Shard:
 
 
 def _embedder(name: str | None, trust_remote_code: bool) -> Any:
-    if not trust_remote_code:
+    if name is None or not trust_remote_code:
         return name
     from sentence_transformers import SentenceTransformer
 
-    from lag_integrations.store.embedder import DEFAULT_EMBEDDER
-
-    return SentenceTransformer(name or DEFAULT_EMBEDDER, trust_remote_code=True)
+    return SentenceTransformer(name, trust_remote_code=True)
 
 
 @contextmanager

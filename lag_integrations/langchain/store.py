@@ -125,7 +125,7 @@ class LogBaseStore(BaseStore):
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
         end = min(op.offset + op.limit, _FARTHEST)
-        found = self._unscored(op, None if op.filter else end)
+        found = self._unscored(op, None if op.filter or end < 0 else end)
         return found[op.offset : op.offset + op.limit]
 
     def _search_by_query(self, op: SearchOp) -> list[SearchItem]:

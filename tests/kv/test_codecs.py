@@ -270,6 +270,7 @@ def case(engine):
         engine.generate(
             qa("Which code opens the vault in Lima?", "The code is").messages,
             [segment],
+            attention_temperature=1.0,
             max_new_tokens=1,
             do_sample=False,
         )

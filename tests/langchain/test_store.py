@@ -152,6 +152,7 @@ def test_a_page_far_beyond_the_end_is_empty(store):
     store.put(("a",), "k", {"kind": "fruit"})
     for query in (None, "fruit"):
         assert store.search((), query=query, offset=2**63, limit=50) == []
+        assert store.search((), query=query, offset=-(2**63) - 60, limit=50) == []
 
 
 @settings(
