@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+MIN_SCORE = 0.5
+"""Least cosine similarity of a recalled log, by default; it fits all-MiniLM-L6-v2."""
 _COUNT_EVERY = 5.0
 """Seconds between two records of how often logs were recalled."""
 _TELL_EVERY = 0.2
@@ -118,7 +120,7 @@ class KVLogMemory(FrameworkForms):
         namespace: str = "default",
         embedder: Any = None,
         k: int = 3,
-        min_score: float = 0.5,
+        min_score: float = MIN_SCORE,
         outcomes: Sequence[Outcome] = ("success", "unknown"),
         diversity: float = 0.0,
         selection: Selection | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lag_integrations.cli.options import EmbedderName
-from lag_integrations.cli.output import say
+from lag_integrations.cli.output import say, warn
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lag_integrations.evaluation.evaluation import Progress, Shard
+    from lag_integrations.evaluation.settings import LogSource
 
 _ROUNDS = {False: 8, True: 3}
 """By whether questions are multiple choice (paper)."""
@@ -65,7 +67,10 @@ def eval_(
         typer.Option(help="Store another dataset's logs instead, none of which fits."),
     ] = None,
     only_correct: Annotated[
-        bool, typer.Option(help="Whether logs with a wrong answer are kept from being recalled.")
+        bool,
+        typer.Option(
+            help="Whether logs with a wrong answer (by the gold answers) are not recalled."
+        ),
     ] = True,
     online: Annotated[
         bool, typer.Option("--online", help="Begin with an empty store, which grows as it runs.")
@@ -119,32 +124,38 @@ def eval_(
     """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
     from lag_integrations import packaged
     from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine
+    from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load
     from lag_integrations.evaluation.evaluation import Evaluation
     from lag_integrations.evaluation.settings import Settings, settle
+    from lag_integrations.memory import MIN_SCORE
 
     part = _shard(shard)
     if online and part.count > 1:
         raise EvaluationError("An online run goes question by question; it cannot be sharded.")
+    reports.require()
     chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
     for name in chosen:
         arm(name)  # an unknown one is refused now, not hours later
     questions = load(dataset, data, seed=seed, limit=limit)
     others = None if logs_from is None else load(logs_from, data, seed=seed)
     is_choice = any(question.options for question in questions.seen)
+    can_search = bool(questions.documents) or is_choice
+    if not can_search and not direct and rounds is None:
+        warn(f"{dataset} has no documents to search here: one round a question.")
     settings = Settings(
         dataset=dataset,
         model=model or "packaged SmolLM2-135M-Instruct",
         embedder=embedder,
-        logs=logs.value,
+        logs=_source(logs, online, logs_from is not None, bool(questions.logs)),
         logs_from=logs_from,
         only_correct=only_correct,
         online=online,
-        rounds=rounds or (1 if direct else _ROUNDS[is_choice]),
+        rounds=rounds or (1 if direct or not can_search else _ROUNDS[is_choice]),
         documents=documents,
         k=k,
-        min_score=min_score,
+        min_score=MIN_SCORE if min_score is None else min_score,
         max_tokens=max_tokens,
         placement=placement.value,
         best_last=best_last,
@@ -165,7 +176,7 @@ def eval_(
         **own_code,
     )
     out.mkdir(parents=True, exist_ok=True)
-    settle(out / "run.json", settings, engine.fingerprint.id)
+    settle(out / "run.json", settings, questions, engine.fingerprint.id)
     finder = _embedder(embedder, trust_remote_code)
     evaluation = Evaluation(settings, questions, engine, finder, out, part, others)
     with _progress() as progress:
@@ -182,14 +193,35 @@ def report(
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.records import read
     from lag_integrations.evaluation.results import summarize
-    from lag_integrations.evaluation.settings import described
+    from lag_integrations.evaluation.settings import described, headline
 
     settings = described(out / "run.json")
-    results = summarize(read(sorted(out.glob("records-*.jsonl"))))
-    reports.html(results, settings, out / "report.html")
-    (out / "report.md").write_text(reports.markdown(results), "utf-8")
+    records = list(read(sorted(out.glob("records-*.jsonl"))))
+    results = summarize(records, min_score=settings["min_score"])
+    told = headline(settings)
+    reports.html(results, {"what": told, **settings}, out / "report.html")
+    (out / "report.md").write_text(f"{told}\n\n{reports.markdown(results)}", "utf-8")
+    say(told)
     Console().print(reports.console(results))
+    failed = Counter(record.error for record in records if record.error)
+    for error, count in failed.items():
+        warn(f"{count} answers ended with {error} and count as wrong.")
     say(f"Report: {out / 'report.html'}")
+
+
+def _source(logs: Logs, online: bool, has_others: bool, has_own: bool) -> LogSource:
+    """What the stored logs are made of.
+
+    Raises:
+        EvaluationError: Two things were asked for that cannot be at once.
+    """
+    if online and has_others:
+        raise EvaluationError("An online run stores its own logs; leave out --logs-from.")
+    if logs is Logs.self and (has_others or (has_own and not online)):
+        raise EvaluationError("Logs are given already; leave out --logs self.")
+    if online:
+        return "self"
+    return "other" if has_others else "dataset" if has_own else logs.value
 
 
 def _shard(text: str) -> Shard:
@@ -202,11 +234,16 @@ def _shard(text: str) -> Shard:
 
 
 def _embedder(name: str | None, trust_remote_code: bool) -> Any:
-    if name is None or not trust_remote_code:
-        return name
+    # Loaded once, for documents and all arms.
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(name, trust_remote_code=True)
+    from lag_integrations.loading import LOADING
+    from lag_integrations.store.embedder import default_embedder
+
+    with LOADING:
+        return SentenceTransformer(
+            str(name or default_embedder()), trust_remote_code=trust_remote_code
+        )
 
 
 @contextmanager

@@ -6,8 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, Placement
-from lag_integrations.evaluation.arms import Arm
+from lag_integrations.errors import LAGError
+from lag_integrations.evaluation.arms import Arm, Asked
 from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
@@ -34,6 +37,10 @@ _SHORT_CHOICE = (
 )
 
 
+# Prompts beyond the window or the memory, and traces that cannot be encoded.
+_TOO_MUCH = (LAGError, torch.OutOfMemoryError)
+
+
 @dataclass(frozen=True)
 class Loop:
     """How long an agent may work, and on what.
@@ -42,7 +49,7 @@ class Loop:
         rounds: Most rounds (paper: 8 for multi-hop questions, 3 for reasoning).
         documents: Documents retrieved a round (paper: 2).
         k: Logs recalled a round (paper: 3).
-        min_score: Least similarity of a log; the memory's own floor by default.
+        min_score: Least similarity of a log.
         max_tokens: Most tokens a round (paper: 1,024).
         placement: Where segments stand.
         best_last: Whether the most relevant log stands last.
@@ -54,7 +61,7 @@ class Loop:
     rounds: int
     documents: int
     k: int
-    min_score: float | None
+    min_score: float
     max_tokens: int
     direct: bool
     placement: Placement = "before_question"
@@ -72,6 +79,7 @@ class Run:
         logs: The logs that were recalled, most relevant first.
         documents: The documents that were found, and in which round.
         answer: The answer, or None.
+        error: Name of the error that ended it, if one did.
     """
 
     question: Question
@@ -79,6 +87,7 @@ class Run:
     logs: list[RecalledLog] = field(default_factory=list)
     documents: list[list[Document]] = field(default_factory=list)
     answer: str | None = None
+    error: str | None = None
     computed_tokens: int = 0
     injected_tokens: int = 0
     generated_tokens: int = 0
@@ -131,7 +140,12 @@ class Agent:
         while run.answer is None and len(run.responses) < self._loop.rounds:
             begun = time.perf_counter()
             self._look_up(run, query)
-            self._respond(run, begun)
+            try:
+                self._respond(run, begun)
+            except _TOO_MUCH as error:
+                run.documents.pop()
+                run.error = type(error).__name__
+                break
             run.answer = answer_of(run.responses[-1], question)
             query = query_of(run.responses[-1])
         run.seconds = time.perf_counter() - started
@@ -153,10 +167,21 @@ class Agent:
             run.logs.sort(key=lambda log: -(log.score or 0.0))
 
     def _respond(self, run: Run, begun: float) -> None:
+        """A round; the least relevant logs go, as long as it is too much for the model."""
+        while True:
+            try:
+                return self._respond_with(run, begun)
+            except _TOO_MUCH:
+                if not run.logs:
+                    raise
+                run.logs.pop()
+
+    def _respond_with(self, run: Run, begun: float) -> None:
         documents = [document for found in run.documents for document in found]
         chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
         logs = run.logs if self._loop.best_last else run.logs[::-1]
-        given = self._arm.give(self._engine, self._memory, logs, chat, run.question.text)
+        asked = Asked(self._engine, self._memory, run.question, chat, self._loop.max_tokens)
+        given = self._arm.give(asked, logs)
         ready = time.perf_counter()
         generation = self._engine.generate(
             given.chat,
@@ -172,10 +197,11 @@ class Agent:
         if not run.responses:
             run.time_to_first_token = ready - begun + generation.time_to_first_token
         response = (f"<{ANSWER}>" if self._loop.direct else "") + generation.text
-        if f"<{ANSWER}>" in response:  # generation stopped before the tag that ends it
+        # Generation stops before the tag that ends an answer.
+        if f"<{ANSWER}>" in response and generation.finish_reason == "stop":
             response += f"</{ANSWER}>"
         run.responses.append(response)
-        run.computed_tokens += generation.prompt_tokens
+        run.computed_tokens += generation.prompt_tokens + given.computed_tokens
         run.injected_tokens += generation.injected_tokens
         run.stored_bytes = given.stored_bytes
         run.generated_tokens += len(generation.token_ids) + given.generated_tokens
@@ -187,15 +213,15 @@ def question_text(question: Question) -> str:
 
 
 def prompt(run: Run, documents: Sequence[Document], direct: bool) -> str:
-    """What a round begins with: the task, what was found and thought before, the question last."""
+    """What a round begins with: the task, what was found (and thought), the question last."""
     question = run.question
+    known = [document_text(document) for document in documents]
     if question.options:
         parts = [_SHORT_CHOICE if direct else _CHOICE]
-        # As in the paper, the reasoning of the last round is what there is to build on.
-        known = run.responses[-1:]
+        # As in the paper, the reasoning of the last round is there to build on.
+        known += run.responses[-1:]
     else:
         parts = [_SHORT if direct else _QA]
-        known = [document_text(document) for document in documents]
     if known:
         parts.append("Information:\n" + "\n\n".join(known))
     return "\n\n".join([*parts, question_text(question)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lag_integrations.engine import Engine
 from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.questions import Question
 from lag_integrations.injection import with_texts
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import (
@@ -24,6 +25,25 @@ from lag_integrations.trace import Message, Trace
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a model is about to be asked.
+
+    Attributes:
+        engine: The model.
+        memory: Where its segments are.
+        question: The question, before whose line logs stand.
+        chat: The conversation without logs.
+        max_tokens: Most tokens that the model may write.
+    """
+
+    engine: Engine
+    memory: KVLogMemory
+    question: Question
+    chat: Sequence[Message]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class Given:
     """A prompt with logs.
 
@@ -31,12 +51,14 @@ class Given:
         chat: The conversation, with logs that are text.
         segments: Segments to inject, in the order in which the model shall see them.
         stored_bytes: Bytes that the logs take in the store, in this form.
+        computed_tokens: Tokens that were read to make this.
         generated_tokens: Tokens that were generated to make this.
     """
 
     chat: Sequence[Message]
     segments: Sequence[Segment] = ()
     stored_bytes: int = 0
+    computed_tokens: int = 0
     generated_tokens: int = 0
 
 
@@ -52,22 +74,12 @@ class Arm(ABC):
     uses_logs = True
 
     @abstractmethod
-    def give(
-        self,
-        engine: Engine,
-        memory: KVLogMemory,
-        logs: Sequence[RecalledLog],
-        chat: Sequence[Message],
-        question: str,
-    ) -> Given:
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """Give the model recalled logs.
 
         Args:
-            engine: The model.
-            memory: Where its segments are.
-            logs: The logs, most relevant first; the most relevant is to stand last.
-            chat: The conversation without logs.
-            question: The words of the question, before whose line logs stand.
+            asked: What it is asked.
+            logs: The logs; the first is to stand last, nearest to the question.
         """
 
 
@@ -76,16 +88,9 @@ class NoLogs(Arm):
 
     uses_logs = False
 
-    def give(
-        self,
-        engine: Engine,
-        memory: KVLogMemory,
-        logs: Sequence[RecalledLog],
-        chat: Sequence[Message],
-        question: str,
-    ) -> Given:
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """The conversation as it is."""
-        return Given(chat)
+        return Given(asked.chat)
 
 
 class AsSegments(Arm):
@@ -98,87 +103,62 @@ class AsSegments(Arm):
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
 
-    def give(
-        self,
-        engine: Engine,
-        memory: KVLogMemory,
-        logs: Sequence[RecalledLog],
-        chat: Sequence[Message],
-        question: str,
-    ) -> Given:
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """The conversation, with segments to inject."""
-        segments = memory.segments(logs, engine)[::-1]
-        return Given(chat, segments, sum(segment.nbytes for segment in segments))
+        segments = asked.memory.segments(logs, asked.engine)[::-1]
+        return Given(asked.chat, segments, sum(segment.nbytes for segment in segments))
 
 
 class AsText(Arm):
-    """The last response, or all responses, as text.
+    """The last response, or the whole trace, as text.
 
     Args:
-        whole: Whether all that the model said is given.
+        whole: Whether all of the trace is given.
     """
 
     def __init__(self, *, whole: bool = False) -> None:
         self._whole = whole
 
-    def give(
-        self,
-        engine: Engine,
-        memory: KVLogMemory,
-        logs: Sequence[RecalledLog],
-        chat: Sequence[Message],
-        question: str,
-    ) -> Given:
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """The conversation, with the logs' text in it."""
         texts = [whole_text(log.log) if self._whole else log.log.last_response for log in logs]
-        return Given(with_texts(chat, texts[::-1], question), stored_bytes=_bytes(texts))
+        chat = with_texts(asked.chat, texts[::-1], asked.question.text)
+        return Given(chat, stored_bytes=_bytes(texts))
 
 
 class Cheatsheet(Arm):
-    """What the model itself writes down of the logs, as text (Dynamic Cheatsheet).
+    """What the model itself writes down of the logs, as text (Dynamic Cheatsheet)."""
 
-    Args:
-        max_tokens: Most tokens of the cheatsheet.
-    """
-
-    def __init__(self, max_tokens: int = 128) -> None:
-        self._max_tokens = max_tokens
-
-    def give(
-        self,
-        engine: Engine,
-        memory: KVLogMemory,
-        logs: Sequence[RecalledLog],
-        chat: Sequence[Message],
-        question: str,
-    ) -> Given:
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """The conversation, with the cheatsheet in it."""
         if not logs:
-            return Given(chat)
+            return Given(asked.chat)
         solved = "\n\n".join(
             f"Question: {log.log.task}\nResponse: {log.log.last_response}" for log in logs[::-1]
         )
-        asked = Message(
+        task = Message(
             role="user",
             content="These questions were worked on before:\n\n"
             f"{solved}\n\nWrite a short cheatsheet for the next question: the facts, insights and "
-            f"ways of solving that help with it, nothing else.\n\nNext question: {question}",
+            f"ways of solving that help with it, nothing else.\n\nNext question: "
+            + "\n".join(filter(None, (asked.question.text, asked.question.lettered))),
         )
-        sheet = engine.generate([asked], max_new_tokens=self._max_tokens, do_sample=False)
+        sheet = asked.engine.generate([task], max_new_tokens=asked.max_tokens, do_sample=False)
         return Given(
-            with_texts(chat, [sheet.text.strip()], question),
+            with_texts(asked.chat, [sheet.text.strip()], asked.question.text),
             stored_bytes=_bytes([log.log.last_response for log in logs]),
+            computed_tokens=sheet.prompt_tokens,
             generated_tokens=len(sheet.token_ids),
         )
 
 
+def whole_text(trace: Trace) -> str:
+    """All that was said, the task included."""
+    return "\n".join(message.text for message in trace.messages if message.text.strip())
+
+
 def _bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode()) for text in texts)
-
-
-def whole_text(trace: Trace) -> str:
-    """All that was said after the task."""
-    return "\n".join(message.text for message in trace.messages[1:] if message.text.strip())
 
 
 ARMS: dict[str, Arm] = {

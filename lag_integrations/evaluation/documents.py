@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -30,8 +31,7 @@ class Documents:
             return []
         scores = self._vectors @ self._embedder.embed_query(query).reshape(-1)
         found = (self._documents[int(place)] for place in np.argsort(-scores, kind="stable"))
-        new = [document for document in found if document.id not in known]
-        return new[:k]
+        return list(islice((document for document in found if document.id not in known), k))
 
 
 def document_text(document: Document) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lag_integrations.engine import Engine
-from lag_integrations.errors import EvaluationError
+from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Loop, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.documents import Documents
@@ -20,6 +22,8 @@ from lag_integrations.evaluation.settings import Settings
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.trace import Outcome, Trace
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of it, and of how many."""
@@ -99,7 +103,8 @@ class Evaluation:
         Raises:
             EvaluationError: Logs are to be made of runs that are not there yet.
         """
-        chosen = {name: arm(name) for name in arms}
+        # Logs of the standard agent are there once it has run.
+        chosen = {name: arm(name) for name in sorted(arms, key=lambda name: name != "none")}
         for name, one in chosen.items():
             if self._settings.online:
                 self._run_online(name, one, progress)
@@ -133,9 +138,12 @@ class Evaluation:
                 progress(name, done, len(questions))
                 if (name, question.id) in self._records:
                     continue
+                # A run that was killed before its record was written may have left its log.
+                memory.delete(memory.store.ledger.having({"question_id": question.id}))
                 run = agent.run(question)
-                memory.add(self._trace(run))
-                memory.flush()
+                if trace := self._trace(run):
+                    memory.add(trace)
+                    _flush(memory)
                 before = Dataset(self._dataset.name, seen=questions[:done], unseen=(question,))
                 self._records.add(self._record(name, run, before))
         progress(name, len(questions), len(questions))
@@ -155,28 +163,33 @@ class Evaluation:
     def _fill(self, memory: KVLogMemory, progress: Progress) -> None:
         """Store the logs; those that are there already stay."""
         memory.add_many(self._logs())
-        memory.flush(lambda done, total: progress("storing logs", done, total))
+        _flush(memory, lambda done, total: progress("storing logs", done, total))
 
     def _logs(self) -> Iterator[Trace]:
         source = self._others or self._dataset
         if source.logs:
             yield from source.logs
-        elif self._settings.logs == "gold" or self._others:
+        elif self._settings.logs in ("gold", "other"):
             yield from (gold_trace(question) for question in source.seen)
         else:
             yield from self._kept()
 
     def _keep(self, run: Run) -> None:
+        trace = self._trace(run)
+        line = trace.to_json() if trace else json.dumps({"silent": run.question.id})
         with self._traces.open("a", encoding="utf-8") as file:
-            file.write(self._trace(run).to_json() + "\n")
+            file.write(line + "\n")
 
     def _kept(self) -> Iterator[Trace]:
         """What the standard agent did with the seen questions, whichever shard it was in."""
-        traces: dict[str, Trace] = {}
+        traces: dict[str, Trace | None] = {}
         for path in sorted(self._out.glob("traces-*.jsonl")):
             for line in path.read_text("utf-8").split("\n")[:-1]:
-                trace = Trace.from_json(line)
-                traces[str(trace.metadata["question_id"])] = trace
+                if silent := json.loads(line).get("silent"):
+                    traces[silent] = None
+                else:
+                    trace = Trace.from_json(line)
+                    traces[str(trace.metadata["question_id"])] = trace
         missing = [question for question in self._dataset.seen if question.id not in traces]
         if missing:
             raise EvaluationError(
@@ -184,9 +197,12 @@ class Evaluation:
                 "--logs self, logs are what the arm `none` did: run it first, in all shards "
                 "(--arms none), then the other arms."
             )
-        yield from traces.values()
+        yield from (trace for trace in traces.values() if trace)
 
-    def _trace(self, run: Run) -> Trace:
+    def _trace(self, run: Run) -> Trace | None:
+        """The run's trace; None if the model said nothing."""
+        if not any(response.strip() for response in run.responses):
+            return None
         right, _ = _scores(run)
         return run.trace().model_copy(update={"outcome": "success" if right else "failure"})
 
@@ -195,7 +211,7 @@ class Evaluation:
         return Record(
             arm=name,
             question_id=run.question.id,
-            stratum=dataset.stratum(run.question),
+            stratum="unseen" if self._others else dataset.stratum(run.question),
             answer=run.answer or "",
             answered_in=None if run.answer is None else len(run.responses),
             exact_match=right,
@@ -209,7 +225,16 @@ class Evaluation:
             stored_bytes=run.stored_bytes,
             logs=tuple(_source(log) for log in run.logs),
             scores=tuple(log.score or 0.0 for log in run.logs),
+            error=run.error,
         )
+
+
+def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = None) -> None:
+    """Wait for embeddings and segments; a log that cannot be encoded is one that is not given."""
+    try:
+        memory.flush(progress)
+    except EncodingError as error:
+        logger.warning("%s", error)
 
 
 def _scores(run: Run) -> tuple[bool, float]:

@@ -30,7 +30,9 @@ class Floor:
     abstained: float
 
 
-def floors(asked: Mapping[str, Record], baseline: Mapping[str, Record]) -> list[Floor]:
+def floors(
+    asked: Mapping[str, Record], baseline: Mapping[str, Record], least: float
+) -> list[Floor]:
     """An arm's figures with other floors, from one run with a low one.
 
     Below the floor, a question is answered as it is without logs. That says what would have
@@ -39,11 +41,12 @@ def floors(asked: Mapping[str, Record], baseline: Mapping[str, Record]) -> list[
     Args:
         asked: Records of the arm, by question.
         baseline: Records of the arm without logs, by question.
+        least: The floor of that run; nothing is known of lower ones.
     """
     both = [(record, baseline[key]) for key, record in asked.items() if key in baseline]
     if not both or any(record.rounds > 1 or len(record.logs) > 1 for record, _ in both):
         return []
-    return [_floor(floor, both) for floor in FLOORS]
+    return [_floor(floor, both) for floor in FLOORS if floor >= least]
 
 
 def _floor(floor: float, both: list[tuple[Record, Record]]) -> Floor:

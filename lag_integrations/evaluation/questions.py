@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Literal
 
@@ -78,9 +79,25 @@ class Dataset:
     documents: tuple[Document, ...] = ()
     logs: tuple[Trace, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        """Identity of all that is in it."""
+        found = hashlib.blake2b(digest_size=16)
+        for part in (self.seen, self.unseen):
+            found.update(f"{len(part)} questions".encode())
+            for question in part:
+                # A set has no order of its own.
+                fixed = replace(question, documents=frozenset())
+                found.update(f"{fixed!r} {sorted(question.documents)}".encode())
+        for document in self.documents:
+            found.update(repr(document).encode())
+        for log in self.logs:
+            found.update(log.content_hash.encode())
+        return found.hexdigest()
+
     def stratum(self, question: Question) -> Stratum:
         """How near a question is to those that logs are made of."""
-        if any(question.id == other.id for other in self.seen):
+        if any(question.id == other.id or question.text == other.text for other in self.seen):
             return "seen"
         if any(question.documents & other.documents for other in self.seen):
             return "overlapping"

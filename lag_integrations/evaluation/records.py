@@ -29,9 +29,10 @@ class Record(BaseModel):
         computed_tokens: Prompt tokens the model read, all rounds.
         injected_tokens: Tokens whose KV was injected, all rounds.
         generated_tokens: Tokens it wrote, all rounds.
-        stored_bytes: Bytes, as stored, of the segments that were injected last.
+        stored_bytes: Bytes that the logs that were given last take in the store, in their form.
         logs: Questions (ids) of the logs that were given, best first; other logs by their log id.
         scores: Their similarities.
+        error: Why the question could not be worked on to its end, by the error's name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class Record(BaseModel):
     stored_bytes: int
     logs: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    error: str | None = None
 
 
 class Records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -22,6 +23,20 @@ from lag_integrations.evaluation.tables import (
     tables,
     title,
 )
+
+
+def require() -> None:
+    """Make sure that reports can be made.
+
+    Raises:
+        EvaluationError: The extra ``evaluation`` is not installed.
+    """
+    missing = [name for name in ("scipy", "jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise EvaluationError(
+            f"The report of an evaluation needs {', '.join(missing)}. "
+            "Install it with: pip install 'lag_integrations[evaluation]'"
+        )
 
 
 def console(results: Results) -> Group:
@@ -45,15 +60,11 @@ def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
     Raises:
         EvaluationError: The extra ``evaluation`` is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader
+    require()
+    from jinja2 import Environment, PackageLoader
 
-        from lag_integrations.evaluation.plots import draw
-    except ImportError as error:
-        raise EvaluationError(
-            f"An HTML report needs {error.name}. "
-            "Install it with: pip install 'lag_integrations[evaluation]'"
-        ) from error
+    from lag_integrations.evaluation.plots import draw
+
     environment = Environment(
         loader=PackageLoader("lag_integrations.evaluation"),
         autoescape=True,

@@ -116,8 +116,12 @@ class Results:
     floors: Mapping[str, Sequence[Floor]]
 
 
-def summarize(records: Iterable[Record]) -> Results:
+def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
     """The figures of some records. Of two records of one arm and question, the last one counts.
+
+    Args:
+        records: The records.
+        min_score: The floor with which they were made.
 
     Raises:
         EvaluationError: There are no records.
@@ -143,7 +147,8 @@ def summarize(records: Iterable[Record]) -> Results:
     by_floor = {
         arm: of_arm
         for arm, asked in arms.items()
-        if any(record.logs for record in asked.values()) and (of_arm := floors(asked, baseline))
+        if any(record.logs for record in asked.values())
+        and (of_arm := floors(asked, baseline, min_score))
     }
     return Results(tuple(arms), parts, figures, leads, _curve(arms), by_floor)
 

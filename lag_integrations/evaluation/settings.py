@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from datetime import date
@@ -15,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from lag_integrations.engine import ATTENTION_TEMPERATURE, Placement
 from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.questions import Dataset
 
-LogSource = Literal["gold", "self"]
+LogSource = Literal["gold", "self", "dataset", "other"]
 
 
 class Settings(BaseModel):
@@ -26,15 +28,16 @@ class Settings(BaseModel):
         dataset: Name of the dataset.
         model: Hub id or folder.
         embedder: Hub id or folder; the packaged one if None.
-        logs: Of what logs are made: each question's gold decomposition or worked solution, or what
-            the standard agent did itself (the arm ``none`` on the seen questions).
-        logs_from: Another dataset whose logs are stored instead: none of them fits.
-        only_correct: Whether logs whose answer was wrong are not recalled.
+        logs: Of what logs are made: each question's gold decomposition or worked solution
+            (``gold``), what the standard agent did itself (``self``), traces that come with the
+            dataset, or the logs of another dataset, none of which fits (``other``).
+        logs_from: That other dataset.
+        only_correct: Whether logs whose answer was wrong are not recalled; the gold answers say.
         online: Whether the store begins empty and grows question by question.
         rounds: Most rounds.
         documents: Documents retrieved a round.
         k: Logs recalled a round.
-        min_score: Least similarity of a log; the memory's own floor if None.
+        min_score: Least similarity of a log.
         max_tokens: Most tokens a round.
         placement: Where segments stand.
         best_last: Whether the most relevant log stands last.
@@ -56,7 +59,7 @@ class Settings(BaseModel):
     rounds: int
     documents: int
     k: int
-    min_score: float | None = None
+    min_score: float
     max_tokens: int
     placement: Placement = "before_question"
     best_last: bool = True
@@ -66,15 +69,25 @@ class Settings(BaseModel):
     seed: int = 0
 
 
-def settle(path: Path, settings: Settings, fingerprint: str) -> None:
+def settle(path: Path, settings: Settings, dataset: Dataset, fingerprint: str) -> None:
     """Write down what an evaluation is, or make sure that one that goes on is the same.
 
     Raises:
-        EvaluationError: Another evaluation, or one of another model, is in this folder.
+        EvaluationError: Another evaluation, or one of other data or another model, is there.
     """
-    mine = {**settings.model_dump(), "fingerprint": fingerprint}
+    mine = {
+        **settings.model_dump(),
+        "seen": len(dataset.seen),
+        "unseen": len(dataset.unseen),
+        "searched": len(dataset.documents),
+        "data": dataset.digest,
+        "fingerprint": fingerprint,
+    }
     if not path.exists():
-        path.write_text(json.dumps({**mine, **_machine()}, indent=2), "utf-8")
+        # Shards may begin at once: none may see half of it.
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps({**mine, **_machine()}, indent=2), "utf-8")
+        scratch.replace(path)
         return
     there = described(path)
     other = [name for name in mine if there.get(name) != mine[name]]
@@ -99,6 +112,24 @@ def described(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise EvaluationError(f"{path} does not describe an evaluation.")
     return found
+
+
+def headline(described: Mapping[str, Any]) -> str:
+    """What an evaluation is, in one sentence."""
+    logs = {
+        "gold": "made of gold decompositions and solutions, with the answers of seen questions",
+        "self": "what the model did itself",
+        "dataset": "those that come with the dataset",
+        "other": f"those of {described.get('logs_from')}, none of which fits",
+    }
+    told = logs.get(str(described.get("logs")), "unknown")
+    gate = ", wrong ones not recalled, as the gold answers say"
+    right = gate if described.get("only_correct") else ""
+    return (
+        f"{described.get('dataset')}, {described.get('seen')} seen and {described.get('unseen')} "
+        f"unseen questions, {described.get('searched')} documents; {described.get('model')}; "
+        f"logs: {told}{right}."
+    )
 
 
 def _machine() -> dict[str, Any]:

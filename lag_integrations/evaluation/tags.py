@@ -42,12 +42,12 @@ def _tagged(text: str, tag: str, end: str | None = None) -> list[str]:
 def _letter(answer: str, options: Sequence[str]) -> str:
     """The letter of an option, however the answer names it."""
     letters = ascii_uppercase[: len(options)]
-    found = re.match(rf"\W*([{letters}])(?:\W|\Z)", answer)
-    if found:
-        return found[1]
-    same = [
-        letter
-        for letter, option in zip(letters, options, strict=False)
-        if option.strip().lower() == answer.strip(" .").lower()
-    ]
-    return same[0] if same else answer
+    named = re.fullmatch(rf"\W*(?:option\s+)?\(?([{letters}])\W*", answer, re.IGNORECASE)
+    if named:
+        return named[1].upper()
+    for letter, option in zip(letters, options, strict=False):
+        if option.strip(" .").lower() == answer.strip(" .").lower():
+            return letter
+    # "(A) A rise" begins with a letter, "A rise" does not.
+    begins = re.match(rf"\W*(?:option\s+)?\(?([{letters}])\s*[).:]", answer, re.IGNORECASE)
+    return begins[1].upper() if begins else answer

@@ -34,7 +34,7 @@ class Embedder:
     """
 
     def __init__(self, source: Any = None) -> None:
-        source = _default() if source is None else source
+        source = default_embedder() if source is None else source
         self._functions: tuple[_Function, _Function] | None = None
         self._source = source
         self._lock = threading.Lock()  # the worker and a first recall may come at once
@@ -85,7 +85,8 @@ class Embedder:
         return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
-def _default() -> str | Path:
+def default_embedder() -> str | Path:
+    """The packaged all-MiniLM-L6-v2, or its name on the hub."""
     try:
         return packaged.embedder()
     except PackagedModelError:

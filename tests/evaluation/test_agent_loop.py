@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lag_integrations.evaluation.agent_loop import Agent, Loop
-from lag_integrations.evaluation.arms import ARMS, arm
+from lag_integrations.evaluation.arms import ARMS, arm, whole_text
 from lag_integrations.evaluation.documents import Documents
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.store.embedder import Embedder
@@ -18,7 +18,7 @@ TEXTS = {
     "cheese": "Cheese is made of milk.",
     "bees": "The Ostrava ferry carries bees.",
 }
-LOOP = Loop(rounds=3, documents=1, k=1, min_score=None, max_tokens=60, direct=False)
+LOOP = Loop(rounds=3, documents=1, k=1, min_score=0.5, max_tokens=60, direct=False)
 LIMA = qa("Which country has the capital Lima?", "Lima is the capital: <ans>Peru</ans>")
 PERU = qa("Who is the president of Peru?", "The president is <ans>Boluarte</ans>")
 
@@ -95,7 +95,8 @@ def test_text_stands_before_the_question_and_after_the_documents(agent, puppet, 
     puppet.says("<keywords>president of Peru</keywords>", "<ans>Boluarte</ans>")
     run = agent(name).run(QUESTION)
     assert puppet.injected == [0, 0]
-    best, other = (log.log.last_response for log in run.logs)
+    whole = name == "text_all"
+    best, other = (whole_text(log.log) if whole else log.log.last_response for log in run.logs)
     read = puppet.prompts[1]
     places = [read.index(text) for text in (TEXTS["president"], other, best, QUESTION.text)]
     assert places == sorted(places)
@@ -122,7 +123,7 @@ def test_below_the_floor_there_are_no_logs(agent, puppet):
 
 def test_a_direct_round_begins_with_the_answer(agent, puppet):
     puppet.says("<ans>Boluarte</ans>")
-    direct = Loop(rounds=1, documents=0, k=0, min_score=None, max_tokens=60, direct=True)
+    direct = Loop(rounds=1, documents=0, k=0, min_score=0.5, max_tokens=60, direct=True)
     run = agent("none", direct).run(QUESTION)
     assert puppet.prompts[0].endswith("<ans>")
     assert run.answer == "Boluarte"

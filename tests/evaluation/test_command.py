@@ -46,7 +46,10 @@ def test_it_evaluates_and_reports(data, tmp_path):
     assert "kv_last" in done.output
     page = (out / "report.html").read_text("utf-8")
     assert "SmolLM2-135M-Instruct" in page
-    assert "| kv_last |" in (out / "report.md").read_text("utf-8")
+    told = (out / "report.md").read_text("utf-8")
+    assert told.startswith("jsonl, 2 seen and 1 unseen questions, 0 documents; packaged SmolLM2")
+    assert "gold decompositions" in told.splitlines()[0]
+    assert "| kv_last |" in told
 
     (out / "report.html").unlink()
     assert kvlog("report", out).exit_code == 0
@@ -65,6 +68,7 @@ def test_it_evaluates_and_reports(data, tmp_path):
         (("--dataset", "jsonl", "--shard", "3/2"), "3/2"),
         (("--dataset", "jsonl", "--online", "--shard", "1/2"), "cannot be sharded"),
         (("--dataset", "jsonl", "--data", "nowhere"), "nowhere"),
+        (("--dataset", "jsonl", "--online", "--logs-from", "jsonl"), "leave out --logs-from"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(

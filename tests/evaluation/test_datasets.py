@@ -174,7 +174,7 @@ def test_gpqa_answers_are_letters(tmp_path):
         {"question": "q?\n", "choices": choices, "answer": answer} for answer in ("three\n", "A")
     ]
     write(tmp_path / "gpqa/dev_train.json", rows)
-    write(tmp_path / "gpqa/dev_test.json", rows[:1])
+    write(tmp_path / "gpqa/dev_test.json", [{**rows[0], "question": "another?"}])
     dataset = load("gpqa", tmp_path)
     assert [question.answers for question in dataset.seen] == [("C",), ("D",)]
     assert dataset.seen[0].text == "q?"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lag_integrations.errors import EvaluationError
@@ -30,8 +32,8 @@ DATASET = Dataset("small", SEEN, UNSEEN)
 
 
 def settings(**changes):
-    fields = {"rounds": 1, "documents": 0, "k": 1, "max_tokens": 20, "direct": True, **changes}
-    return Settings(dataset="small", model="puppet", **fields)
+    fields = {"rounds": 1, "documents": 0, "k": 1, "max_tokens": 20, "direct": True}
+    return Settings(dataset="small", model="puppet", **{**fields, "min_score": 0.5, **changes})
 
 
 @pytest.fixture
@@ -150,26 +152,32 @@ def test_an_online_run_that_was_killed_has_its_logs(evaluate, puppet):
 def test_logs_of_another_dataset_are_stored_instead(evaluate, puppet):
     others = Dataset("others", (question("tonga", "Which tea is drunk in Tonga?", "mint"),))
     puppet.says(knows)
-    records = evaluate(["text_last"], others=others, min_score=-1.0)
+    records = evaluate(["text_last"], others=others, logs="other", min_score=-1.0)
     assert {record.logs for record in records.values()} == {("tonga",)}
+    assert {record.stratum for record in records.values()} == {"unseen"}
 
 
 def test_logs_that_a_dataset_brings_are_stored_as_they_are(evaluate, puppet):
     log = qa("What is the code of the vault in Lima?", "The code is 7741.")
     puppet.says(knows)
-    records = evaluate(["text_last"], dataset=Dataset("small", SEEN, logs=(log,)))
+    own = Dataset("small", SEEN, logs=(log,))
+    records = evaluate(["text_last"], dataset=own, logs="dataset")
     assert "The code is 7741.\nQuestion: What is the code" in "".join(puppet.prompts)
     assert len(records["text_last", "vault"].logs) == 1
 
 
 def test_a_folder_holds_one_evaluation(tmp_path):
     path = tmp_path / "run.json"
-    settle(path, settings(), "abc")
-    settle(path, settings(), "abc")
+    settle(path, settings(), DATASET, "abc")
+    settle(path, settings(), DATASET, "abc")
     with pytest.raises(EvaluationError, match=r"k 1 \(now 3\).*--out"):
-        settle(path, settings(k=3), "abc")
+        settle(path, settings(k=3), DATASET, "abc")
     with pytest.raises(EvaluationError, match="fingerprint"):
-        settle(path, settings(), "other")
+        settle(path, settings(), DATASET, "other")
+    corrected = replace(SEEN[0], answers=("7742",))
+    with pytest.raises(EvaluationError, match="data"):
+        settle(path, settings(), Dataset("small", (corrected, *SEEN[1:]), UNSEEN), "abc")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_record_that_is_none_is_refused(tmp_path):
@@ -196,3 +204,46 @@ def test_a_letter_is_right_or_wrong(evaluate, puppet, said, right):
     puppet.says(f"{said}</ans>")
     record = evaluate(["none"], dataset=Dataset("small", (choice,)))["none", "q"]
     assert (record.exact_match, record.f1) == (right, float(right))
+
+
+def test_a_run_that_said_nothing_is_no_log_and_stops_nothing(evaluate, puppet):
+    dumb = {"direct": False, "logs": "self"}
+    puppet.says("")
+    evaluate(["none"], **dumb)
+    records = evaluate(["text_last"], **dumb)
+    assert len(records) == 10
+    assert not any(record.logs for record in records.values())
+
+
+def test_an_online_question_that_is_asked_again_has_no_log_of_its_own(evaluate, puppet, tmp_path):
+    puppet.says(knows)
+    dataset = Dataset("small", SEEN[:1])
+    evaluate(["kv_last"], dataset=dataset, online=True)
+    (tmp_path / "records-1-of-1.jsonl").unlink()  # as if killed after its log was stored
+    records = evaluate(["kv_last"], dataset=dataset, online=True)
+    assert records["kv_last", "vault"].logs == ()
+
+
+def test_what_is_too_much_for_the_window_costs_logs_then_the_question(
+    evaluate, puppet, monkeypatch, tmp_path
+):
+    filler = "The sea is wide. " * 60
+    logs = tuple(qa(f"What is the code of the vault in Lima? {n}", filler) for n in range(3))
+    asked = Dataset("small", SEEN[:1], logs=logs)
+    monkeypatch.setattr(puppet.positions, "window", 700)
+    puppet.says(knows)
+    few = evaluate(["text_last"], dataset=asked, logs="dataset", k=3)["text_last", "vault"]
+    assert len(few.logs) == 2
+    assert few.exact_match
+    assert few.error is None
+    long = Dataset("small", (replace(SEEN[0], text=f"{filler * 3} {SEEN[0].text}"),))
+    other = tmp_path / "other"
+    other.mkdir()
+    failed = evaluate(["none"], dataset=long, out=other)["none", "vault"]
+    assert (failed.exact_match, failed.error, failed.rounds) == (False, "ContextWindowError", 0)
+
+
+def test_the_standard_agent_goes_first(evaluate, puppet):
+    puppet.says(knows)
+    records = evaluate(["text_last", "none"], logs="self")
+    assert records["text_last", "vault"].logs == ("vault",)

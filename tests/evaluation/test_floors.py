@@ -45,7 +45,7 @@ def by_question(records):
 
 
 def test_below_a_floor_questions_are_answered_without_logs():
-    found = {one.floor: one for one in floors(by_question(KV), by_question(NONE))}
+    found = {one.floor: one for one in floors(by_question(KV), by_question(NONE), -1.0)}
     assert list(found) == list(FLOORS)
     everything, half, all_but_best = found[-1.0], found[0.5], found[0.9]
     assert (everything.exact_match, everything.gained, everything.harmed) == (0.5, 0.25, 0.25)
@@ -57,15 +57,20 @@ def test_below_a_floor_questions_are_answered_without_logs():
 
 def test_a_log_at_the_floor_is_given():
     at = {"a": record("kv", "a", True, 0.5)}
-    found = {one.floor: one.exact_match for one in floors(at, by_question(NONE))}
+    found = {one.floor: one.exact_match for one in floors(at, by_question(NONE), -1.0)}
     assert (found[0.5], found[0.6]) == (1.0, 0.0)
+
+
+def test_nothing_is_known_of_floors_below_that_of_the_run():
+    found = floors(by_question(KV), by_question(NONE), 0.5)
+    assert [one.floor for one in found] == [0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def test_runs_that_cannot_tell_have_no_floors():
     several = [record("kv", "a", True, logs=("x", "y"), scores=(0.9, 0.8))]
     long = [record("kv", "a", True, 0.9, rounds=2)]
     for records in (several, long, []):
-        assert floors(by_question(records), by_question(NONE)) == []
+        assert floors(by_question(records), by_question(NONE), -1.0) == []
 
 
 def test_the_report_shows_them_where_there_are_any(tmp_path):

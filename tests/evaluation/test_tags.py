@@ -38,6 +38,10 @@ def test_an_answer_is_what_stands_in_its_last_tag(response, answer):
         ("Oslo, I think", "C"),
         ("Berlin", "Berlin"),
         ("(D)", "(D)"),
+        ("(b)", "B"),
+        ("Option B", "B"),
+        ("B) Lima", "B"),
+        ("A rise in pressure", "A rise in pressure"),
     ],
 )
 def test_an_option_is_named_by_its_letter_or_its_text(said, letter):
