@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint react position cost throughput forms query-engine agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint react paper position cost throughput forms query-engine agent codecs growth clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,19 @@ test-slow: $(STAMP)
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.react --data $(DATA)
+
+# The paper's protocol and method, for a machine with a GPU.
+OUT ?= results
+SHARD ?= 1/1
+ARMS ?= none,text_last,text_all,kv_last_response,kv_last_action,kv_no_context,cheatsheet,kv_last
+paper: $(STAMP)
+	set -e; for name in musique 2wiki gpqa mmlupro; do \
+	  HF_HUB_OFFLINE=0 $(BIN)/kvlog eval --data $(DATA) --dataset $$name --out $(OUT)/$$name \
+	    --model meta-llama/Llama-3.1-8B-Instruct --dtype bfloat16 --trust-remote-code \
+	    --embedder Snowflake/snowflake-arctic-embed-m-v2.0 --logs self --no-only-correct \
+	    --min-score -1 --placement before_prompt --best-first --attention-temperature 1 \
+	    --arms $(ARMS) --shard $(SHARD); \
+	done
 
 position: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)

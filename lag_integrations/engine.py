@@ -202,7 +202,7 @@ class Engine:
 
         Args:
             trace: The trace.
-            selection: What to keep; the last response by default.
+            selection: What to keep; the last turn by default.
 
         Raises:
             TraceError: The trace holds nothing that the selection keeps.

@@ -155,7 +155,7 @@ def reencode(
     embedder: EmbedderName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the last response of every log with a model, as far as it is not done yet.
+    """Encode the last turn of every log with a model, as far as it is not done yet.
 
     Load the model as the program does that uses the memory: a segment fits one model, tokenizer,
     chat template and dtype.

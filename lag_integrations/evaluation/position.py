@@ -1,6 +1,7 @@
 """Logs wherever they stand: ``python -m lag_integrations.evaluation.position --data DIR``.
 
-The last responses of gold logs (MuSiQue) are injected for their own questions, once at positions
+The last turns of gold logs (MuSiQue) are injected for their own questions, at attention
+temperature 1, once at positions
 from 0 to the end of the model's window with nothing before them, and once behind up to 4,000 tokens
 of documents that have nothing to do with them, where the same tokens are also read as text. An
 answer is right if the model, always taking the likeliest token, says the gold answer. Logits are
@@ -43,7 +44,7 @@ class Case:
     """A question with its own log.
 
     Attributes:
-        segment: The log's last response.
+        segment: The log's last turn.
         before: Tokens from the start of the user's turn to where logs stand.
         after: Tokens from there to the beginning of the answer.
         gold: Tokens of the gold answer and its end.
