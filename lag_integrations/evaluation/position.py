@@ -1,11 +1,11 @@
 """Logs wherever they stand: ``python -m lag_integrations.evaluation.position --data DIR``.
 
-The last turns of gold logs (MuSiQue) are injected for their own questions, at attention
-temperature 1, once at positions
-from 0 to the end of the model's window with nothing before them, and once behind up to 4,000 tokens
-of documents that have nothing to do with them, where the same tokens are also read as text. An
-answer is right if the model, always taking the likeliest token, says the gold answer. Logits are
-those with which it does; their distance is the largest difference to the first row.
+The last turns of gold logs (MuSiQue) are injected for their own questions, at attention temperature
+1: once at positions from 0 to the end of the model's window with nothing before them, and once
+behind up to 4,000 tokens of documents that have nothing to do with them, where the same tokens are
+also read as text. An answer is right if the model, always taking the likeliest token, says the gold
+answer. Logits are those with which it does; their distance is the largest difference to the first
+row, or to those with text.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def test_many_queries_at_once(index, small, memory, lima):
 
     answers = asyncio.run(together())
     assert [str(answer) for answer in answers] == [str(answer) for answer in expected]
-    assert len({str(answer) for answer in answers}) > 10
+    assert len({str(answer) for answer in answers}) > 5
     runs = {log.id: log for log in all_logs(memory)}
     for question, answer, before in zip(questions, answers, expected, strict=True):
         lag = answer.metadata["lag"]
