@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, Placement
 from lag_integrations.errors import LAGError
@@ -41,8 +42,7 @@ _SHORT_CHOICE = (
 _TOO_MUCH = (LAGError, torch.OutOfMemoryError)
 
 
-@dataclass(frozen=True)
-class Loop:
+class Loop(BaseModel):
     """How long an agent may work, and on what.
 
     Attributes:
@@ -58,12 +58,14 @@ class Loop:
             answer: for models that are too small to reason, and for quick runs.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     rounds: int
     documents: int
     k: int
     min_score: float
     max_tokens: int
-    direct: bool
+    direct: bool = False
     placement: Placement = "before_question"
     best_last: bool = True
     attention_temperature: float = ATTENTION_TEMPERATURE

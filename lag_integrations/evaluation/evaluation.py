@@ -11,7 +11,7 @@ from typing import Any
 
 from lag_integrations.engine import Engine
 from lag_integrations.errors import EncodingError, EvaluationError
-from lag_integrations.evaluation.agent_loop import Agent, Loop, Run
+from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.documents import Documents
 from lag_integrations.evaluation.gold import gold_trace
@@ -84,17 +84,6 @@ class Evaluation:
         self._traces = out / f"traces-{self._shard.name}.jsonl"
         cut_to_lines(self._traces)
         self._records = Records(out / f"records-{self._shard.name}.jsonl")
-        self._loop = Loop(
-            rounds=settings.rounds,
-            documents=settings.documents,
-            k=settings.k,
-            min_score=settings.min_score,
-            max_tokens=settings.max_tokens,
-            direct=settings.direct,
-            placement=settings.placement,
-            best_last=settings.best_last,
-            attention_temperature=settings.attention_temperature,
-        )
         self._documents = Documents(dataset.documents, Embedder(embedder))
 
     def run(self, arms: Sequence[str], progress: Progress) -> None:
@@ -119,7 +108,7 @@ class Evaluation:
         with self._memory(one, f"store-{self._shard.name}") as memory:
             if one.uses_logs:
                 self._fill(memory, progress)
-            agent = Agent(self._engine, memory, one, self._documents, self._loop)
+            agent = Agent(self._engine, memory, one, self._documents, self._settings)
             seen = {question.id for question in self._dataset.seen}
             for done, question in enumerate(todo):
                 progress(name, done, len(todo))
@@ -133,7 +122,7 @@ class Evaluation:
         """Questions one after the other; each run is a log for the next."""
         questions = (*self._dataset.seen, *self._dataset.unseen)
         with self._memory(one, f"store-online-{name}") as memory:
-            agent = Agent(self._engine, memory, one, self._documents, self._loop)
+            agent = Agent(self._engine, memory, one, self._documents, self._settings)
             for done, question in enumerate(questions):
                 progress(name, done, len(questions))
                 if (name, question.id) in self._records:

@@ -20,10 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import DynamicCache
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
-from lag_integrations.evaluation.agent_loop import question_text
+from lag_integrations.evaluation.agent_loop import Run, prompt
 from lag_integrations.evaluation.datasets import load
 from lag_integrations.evaluation.documents import document_text
 from lag_integrations.evaluation.gold import gold_trace
@@ -34,7 +35,6 @@ from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.splice import splice
 from lag_integrations.trace import Message
 
-_TASK = "Answer the question in a few words. Wrap the answer in <ans></ans>."
 _BEHIND = (0, 500, 1_000, 2_000, 4_000)
 _PARTS = 8
 
@@ -90,7 +90,7 @@ def main() -> None:
 
 def case_of(engine: Engine, question: Question) -> Case:
     """Encode a question's gold log, and render the question."""
-    chat = [Message(role="user", content=f"{_TASK}\n\n{question_text(question)}")]
+    chat = [Message(role="user", content=prompt(Run(question), (), direct=True))]
     segment = engine.encode(gold_trace(question))
     request = engine.request(chat, [segment], question=question.text, answer_prefix="<ans>")
     ids = request.prompt_ids
@@ -113,13 +113,7 @@ def _alone(engine: Engine, cases: Sequence[Case]) -> Table:
         outcome = Outcome(0, [])
         for case in track(cases, f"At {place}"):
             cache = new_cache()
-            end = splice(
-                cache,
-                engine.positions,
-                [case.segment],
-                start=place,
-                fingerprint=engine.fingerprint.id,
-            )
+            end = _inject(engine, case, cache, place)
             _answer(engine, case, cache, end, outcome)
         first = first or outcome
         _show(table, str(place), len(cases), outcome.right, outcome.distance(first))
@@ -150,18 +144,18 @@ def _behind(engine: Engine, cases: Sequence[Case], documents: Sequence[Document]
                     prefill(engine.model, torch.tensor(tokens), mine)
                 end = start + len(tokens)
                 if not is_text:
-                    end = splice(
-                        mine,
-                        engine.positions,
-                        [case.segment],
-                        start=end,
-                        fingerprint=engine.fingerprint.id,
-                    )
+                    end = _inject(engine, case, mine, end)
                 _answer(engine, case, mine, end, outcome)
         _show(
             table, str(count), len(cases), injected.right, as_text.right, injected.distance(as_text)
         )
     return table
+
+
+def _inject(engine: Engine, case: Case, cache: DynamicCache, start: int) -> int:
+    """Put the log at a position; gives the position after it."""
+    identity = engine.fingerprint.id
+    return splice(cache, engine.positions, [case.segment], start=start, fingerprint=identity)
 
 
 def _turn(engine: Engine, case: Case) -> Sequence[int]:
@@ -173,7 +167,7 @@ def _turn(engine: Engine, case: Case) -> Sequence[int]:
     return [*header, *case.before[plain.spans[-1].content_start :]]
 
 
-def _answer(engine: Engine, case: Case, cache: object, start: int, outcome: Outcome) -> None:
+def _answer(engine: Engine, case: Case, cache: DynamicCache, start: int, outcome: Outcome) -> None:
     """Read the question after a cache, and the gold answer; see whether that is what it says."""
     tokens = torch.tensor([[*case.after, *case.gold]], device=engine.model.device)
     places = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]

@@ -104,7 +104,7 @@ class Results:
         parts: "all", then the strata that there are.
         figures: By part and arm. An arm that was asked nothing of a part is not in it.
         leads: By part, the arm with the highest exact match against the next one.
-        curve: See :func:`curve`.
+        curve: Exact match of each arm if it had been cut after round 1, 2, and so on.
         floors: By arm, its figures with other floors; only of runs that can tell, see `floors`.
     """
 
@@ -151,11 +151,6 @@ def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
         and (of_arm := floors(asked, baseline, min_score))
     }
     return Results(tuple(arms), parts, figures, leads, _curve(arms), by_floor)
-
-
-def curve(records: Iterable[Record]) -> dict[str, list[float]]:
-    """Exact match of each arm if it had been cut after round 1, 2, and so on."""
-    return _curve(_by_arm(records))
 
 
 _Asked = Mapping[str, Record]

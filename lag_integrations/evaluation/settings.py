@@ -12,17 +12,16 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
 
-from lag_integrations.engine import ATTENTION_TEMPERATURE, Placement
 from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.agent_loop import Loop
 from lag_integrations.evaluation.questions import Dataset
 
 LogSource = Literal["gold", "self", "dataset", "other"]
 
 
-class Settings(BaseModel):
-    """The settings of an evaluation.
+class Settings(Loop):
+    """The settings of an evaluation, those of its agents included.
 
     Attributes:
         dataset: Name of the dataset.
@@ -34,20 +33,9 @@ class Settings(BaseModel):
         logs_from: That other dataset.
         only_correct: Whether logs whose answer was wrong are not recalled; the gold answers say.
         online: Whether the store begins empty and grows question by question.
-        rounds: Most rounds.
-        documents: Documents retrieved a round.
-        k: Logs recalled a round.
-        min_score: Least similarity of a log.
-        max_tokens: Most tokens a round.
-        placement: Where segments stand.
-        best_last: Whether the most relevant log stands last.
-        attention_temperature: Of the attention to segments.
-        direct: Whether a round begins with the answer's tag.
         limit: Most seen questions; all if None.
         seed: Of the split and of the choice of questions.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
     model: str
@@ -56,15 +44,6 @@ class Settings(BaseModel):
     logs_from: str | None = None
     only_correct: bool = True
     online: bool = False
-    rounds: int
-    documents: int
-    k: int
-    min_score: float
-    max_tokens: int
-    placement: Placement = "before_question"
-    best_last: bool = True
-    attention_temperature: float = ATTENTION_TEMPERATURE
-    direct: bool = False
     limit: int | None = None
     seed: int = 0
 

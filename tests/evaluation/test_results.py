@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from lag_integrations.errors import EvaluationError
-from lag_integrations.evaluation.results import Comparison, curve, summarize
+from lag_integrations.evaluation.results import Comparison, summarize
 from lag_integrations.evaluation.statistics import Interval, difference, interval
 from tests.evaluation.made_up import record
 
@@ -99,9 +99,9 @@ def test_arms_keep_their_order_but_the_baseline_is_first():
     records = [*some("text_all", "1"), *some("kv_last", "1"), *some("none", "0")]
     records += some("text_all", "0")
     results = summarize(records)
+    assert list(results.curve) == ["none", "text_all", "kv_last"]
     assert results.arms == ("none", "text_all", "kv_last")
     assert list(results.figures["all"]) == ["none", "text_all", "kv_last"]
-    assert list(curve(records)) == ["none", "text_all", "kv_last"]
 
 
 def test_the_last_record_of_a_question_counts():
@@ -134,12 +134,10 @@ def test_curve():
         record(arm="kv_last", question_id="a", exact_match=True, answered_in=2, rounds=2),
     ]
     expected = {"none": [0.25, 0.25, 0.5, 0.5], "kv_last": [0.0, 1.0, 1.0, 1.0]}
-    assert curve(records) == expected
     assert summarize(records).curve == expected
 
 
 def test_no_records():
-    assert curve([]) == {}
     with pytest.raises(EvaluationError, match="no records"):
         summarize([])
 
