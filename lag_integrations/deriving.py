@@ -62,6 +62,7 @@ class Deriver:
         selection: Which tokens of a trace become its segment.
         codec: How segments are stored.
         budget: What the namespace may grow to.
+        record_uses: Records which logs were recalled; called before any are evicted.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Deriver:
         selection: Selection,
         codec: str,
         budget: Budget,
+        record_uses: Callable[[], None],
     ) -> None:
         self._store = store
         self._embedder = embedder
         self._selection = selection
         self._codec = codec
         self._budget = budget
+        self._record_uses = record_uses
         self._generation = ""  # of the embedder, once it was compared with the store's
         self._dimension = 0
         self._todo: deque[str] = deque()
@@ -145,6 +148,7 @@ class Deriver:
         self._enforced_at = time.monotonic()
         if self._budget == Budget():
             return
+        self._record_uses()  # what was recalled a moment ago shall not go
         pruned = self._store.evictor.enforce(self._budget)
         if pruned.logs or pruned.segments:
             logger.info("Evicted %d logs, %d segments.", pruned.logs, pruned.segments)

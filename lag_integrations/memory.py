@@ -161,6 +161,7 @@ class KVLogMemory(FrameworkForms):
             selection=selection or LastTurn(),
             codec=codec,
             budget=budget,
+            record_uses=self._record_uses,
         )
         self._engine: Engine | None = None
         self._reported: dict[tuple[str, str], str] = {}

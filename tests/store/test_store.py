@@ -244,6 +244,18 @@ def test_the_number_of_logs_is_kept(open_store, tiny):
         assert numbered(1).task not in kept
 
 
+def test_what_was_recalled_a_moment_ago_is_not_evicted(open_store):
+    with open_store(max_logs=20) as memory:
+        memory.add_many(numbered(number) for number in range(20))
+        memory.flush()
+        memory.add_many(numbered(number) for number in range(20, 25))
+        time.sleep(1.0)  # the worker is done: it would record the use, too
+        (oldest,) = memory.recall("What is the code of vault 0 ?", k=1)
+        memory.prune()
+        assert memory.store.ledger.count() == 20
+        assert memory.get(oldest.id)
+
+
 def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
     with open_store(max_bytes=100_000) as memory:
         memory.attach(tiny)
