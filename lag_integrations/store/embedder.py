@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
 from lag_integrations.loading import LOADING
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Vectors = NDArray[np.float32]
 _Function = Callable[[list[str]], Any]
@@ -71,7 +74,7 @@ class Embedder:
     def _loaded(self) -> tuple[_Function, _Function]:
         with self._lock:
             if self._functions is None:
-                self._functions = _load(self._source)
+                self._functions = _functions_of(load_embedder(self._source))
             return self._functions
 
     def _units(self, function: _Function, texts: Sequence[str]) -> Vectors:
@@ -93,12 +96,24 @@ def default_embedder() -> str | Path:
         return DEFAULT_EMBEDDER
 
 
-def _load(source: str | Path) -> tuple[_Function, _Function]:
+def load_embedder(
+    source: str | Path | None = None, *, trust_remote_code: bool = False
+) -> SentenceTransformer:
+    """Load a sentence-transformers model.
+
+    Args:
+        source: Its name or folder; the default embedder by default.
+        trust_remote_code: Let it run code of its own.
+
+    Raises:
+        StoreError: There is no such model, or it cannot be loaded; says why.
+    """
     from sentence_transformers import SentenceTransformer
 
+    source = source or default_embedder()
     try:
         with LOADING:
-            return _functions_of(SentenceTransformer(str(source)))
+            return SentenceTransformer(str(source), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise StoreError(
             f"The embedder {str(source)!r} cannot be loaded. Pass embedder=… with the name or "

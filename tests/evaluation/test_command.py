@@ -69,6 +69,7 @@ def test_it_evaluates_and_reports(data, tmp_path):
         (("--dataset", "jsonl", "--online", "--shard", "1/2"), "cannot be sharded"),
         (("--dataset", "jsonl", "--data", "nowhere"), "nowhere"),
         (("--dataset", "jsonl", "--online", "--logs-from", "jsonl"), "leave out --logs-from"),
+        (("--dataset", "jsonl", "--embedder", "no/such"), "embedder 'no/such' cannot be loaded"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
