@@ -171,8 +171,9 @@ class Answer(Iterator[Part]):
 
     @property
     def cached_tokens(self) -> int:
-        """Those of them that nobody had to compute: of segments that were there."""
-        return self.generation.injected_tokens - self.injection.encoded_tokens
+        """Those of them that nobody had to compute: read lately, or of segments that were there."""
+        injected = self.generation.injected_tokens - self.injection.encoded_tokens
+        return self.generation.reused_tokens + injected
 
     def report(self) -> dict[str, Any]:
         """What was used: log ids and scores (best first), injected tokens, and times in seconds."""
@@ -183,6 +184,7 @@ class Answer(Iterator[Part]):
             "scores": [log.score for log in logs],
             "read_as_text": [log.id for log in injection.read],
             "injected_tokens": generation.injected_tokens,
+            "reused_tokens": generation.reused_tokens,
             "timings": {
                 **injection.timings,
                 "injection": generation.injection_time,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -32,9 +31,10 @@ from lag_integrations.generation.batch import can_decode_together, decode_togeth
 from lag_integrations.generation.constraint import Grammars, can_constrain
 from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
-from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
+from lag_integrations.kv.cache import beginning
 from lag_integrations.kv.encode import encode, prefill
 from lag_integrations.kv.fingerprint import fingerprint
+from lag_integrations.kv.prefixes import PrefixCache, length_of
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import LastTurn, Selection
@@ -45,9 +45,8 @@ from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
 
-_HEADS = 4
-_HEAD_TOKENS = 512
-"""How many beginnings of prompts are kept read, and how long they may be."""
+_PREFIX_BYTES = 512 * 2**20
+"""Of keys and values of what was read lately."""
 
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
@@ -70,6 +69,8 @@ class Engine:
         tokenizer: Its fast tokenizer.
         chat_template: A Jinja template to use instead of the tokenizer's own.
         template_kwargs: Further variables for the template (``{"enable_thinking": False}``).
+        prefix_cache_bytes: Keys and values of what was read lately that are kept at most, on the
+            model's device, so that prompts which begin alike are not read again; 0 is off.
 
     Attributes:
         name: Name or path of the model, for people.
@@ -88,10 +89,11 @@ class Engine:
         *,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        prefix_cache_bytes: int = _PREFIX_BYTES,
     ) -> None:
         self._lock = threading.RLock()
         self._model: PreTrainedModel | None = model.eval()
-        self._heads: OrderedDict[tuple[int, ...], list[Slots]] = OrderedDict()
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._compiled: Grammars | None = None
         self._worked_at = float("-inf")
         self._patience = _IDLE_AFTER
@@ -110,6 +112,7 @@ class Engine:
         dtype: str | torch.dtype = "auto",
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        prefix_cache_bytes: int = _PREFIX_BYTES,
         **model_kwargs: Any,
     ) -> Engine:
         """Load a model and its tokenizer.
@@ -121,6 +124,7 @@ class Engine:
             dtype: dtype of the weights; the checkpoint's own by default.
             chat_template: A Jinja template to use instead of the tokenizer's own.
             template_kwargs: Further variables for the template.
+            prefix_cache_bytes: As above.
             **model_kwargs: Passed to ``from_pretrained`` (``quantization_config``,
                 ``attn_implementation``, ``revision``, ``local_files_only``, ``token``…).
 
@@ -142,7 +146,13 @@ class Engine:
             ) from error
         if "device_map" not in model_kwargs and "quantization_config" not in model_kwargs:
             loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(loaded, tokenizer, chat_template=chat_template, template_kwargs=template_kwargs)
+        return cls(
+            loaded,
+            tokenizer,
+            chat_template=chat_template,
+            template_kwargs=template_kwargs,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -176,7 +186,7 @@ class Engine:
         """Release the model's memory. Calling it again does nothing."""
         with self._lock:
             self._model = None
-            self._heads.clear()
+            self._prefixes.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -231,14 +241,20 @@ class Engine:
             )
         info = {"selection": selection.name, "cut_tokens": str(cut)}
         with self._lock:
-            return encode(
+            cache, known = self._prefixes.begin(token_ids)
+            segment = encode(
                 self.model,
                 self.positions,
                 token_ids,
                 keep,
+                cache,
                 fingerprint=self.fingerprint.id,
                 info=info,
             )
+            if selection.in_context and known < rendered.head:
+                # Traces of one agent begin alike.
+                self._prefixes.put(token_ids[: rendered.head], beginning(cache, rendered.head))
+            return segment
 
     def generate(
         self, messages: Sequence[Message], segments: Sequence[Segment] = (), **settings: Any
@@ -380,6 +396,7 @@ class Engine:
         for request in requests:
             row = self.row(request)
             cache, _ = self._begin(row, started, fast_forward=False)
+            self._remember(row, cache)
             rows.append(row)
             caches.append(cache)
         decode_together(self._step_together, rows, caches, wanted)
@@ -467,36 +484,46 @@ class Engine:
             token_ids = [*token_ids[:split], *newline, *token_ids[split:]]
         return token_ids, split
 
-    def _read(self, request: Request) -> tuple[DynamicCache, torch.Tensor, float]:
+    def _read(self, row: Row) -> tuple[DynamicCache, torch.Tensor]:
         """Let the model read a prompt with its segments.
 
         Returns:
-            The cache, the logits after the last token ``[vocabulary]``, seconds of injection.
+            The cache, and the logits after the last token ``[vocabulary]``.
         """
+        request, pieces = row.request, row.request.pieces
         with self._working():
-            model, cache, injection_time = self.model, new_cache(), 0.0
-            token_ids = torch.tensor(list(request.prompt_ids), dtype=torch.int64)
-            split = request.split if request.segments else 0
-            if request.segments:
-                self._read_head(token_ids[:split], cache)
-                begun = time.perf_counter()
-                moved = [segment.to(model.device) for segment in request.segments]
+            cache, known = self._prefixes.begin(pieces)
+            row.generation.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
+            begin, end = request.split, request.split + len(request.segments)
+            if known < end and request.segments:
+                if known < begin:
+                    prefill(self.model, torch.tensor(pieces[known:begin]), cache)
+                started = time.perf_counter()
+                segments = request.segments[max(0, known - begin) :]
                 splice(
                     cache,
                     self.positions,
-                    moved,
-                    start=split,
+                    [segment.to(self.model.device) for segment in segments],
+                    start=cache.get_seq_length(),
                     fingerprint=self.fingerprint.id,
                     temperature=request.attention_temperature,
                 )
-                injection_time = time.perf_counter() - begun
-            return cache, prefill(model, token_ids[split:], cache), injection_time
+                row.generation.injection_time = time.perf_counter() - started
+                known = end
+            return cache, prefill(self.model, torch.tensor(pieces[known:]), cache)
+
+    def _remember(self, row: Row, cache: DynamicCache) -> None:
+        """Keep what was read for prompts that begin alike."""
+        with self._lock:
+            # An error within a forward pass leaves a cache that holds more than was read.
+            if self._model is not None and cache.get_seq_length() == length_of(row.read):
+                self._prefixes.put(row.read, cache)
 
     def _begin(
         self, row: Row, started: float, *, fast_forward: bool = True
     ) -> tuple[DynamicCache, str]:
         """Read a prompt and take the first token; gives the cache and the first text."""
-        cache, logits, row.generation.injection_time = self._read(row.request)
+        cache, logits = self._read(row)
         piece = row.advance(logits, fast_forward=fast_forward)
         row.generation.time_to_first_token = time.perf_counter() - started
         return cache, piece
@@ -517,25 +544,6 @@ class Engine:
             if self._compiled is None:
                 self._compiled = Grammars(self.tokenizer, self.vocabulary, self.end_tokens)
             return self._compiled
-
-    def _read_head(self, token_ids: torch.Tensor, cache: DynamicCache) -> None:
-        """Fill a cache with what stands before the segments, copied if it was read lately.
-
-        A small forward pass costs almost what a larger one does (the weights are read once each):
-        without this, injecting would double the time to first token of a short prompt.
-        """
-        key = tuple(token_ids.tolist())
-        if key in self._heads:
-            self._heads.move_to_end(key)
-            for layer, slots in enumerate(self._heads[key]):
-                append_layer(cache, layer, slots)
-        elif key:
-            prefill(self.model, token_ids, cache)
-            if len(key) <= _HEAD_TOKENS:
-                # The cache appends by making new tensors, so these are never changed.
-                self._heads[key] = read_layers(cache)
-                if len(self._heads) > _HEADS:
-                    self._heads.popitem(last=False)
 
 
 class EngineStream(Iterator[str]):
@@ -559,11 +567,16 @@ class EngineStream(Iterator[str]):
     def _generate(self, engine: Engine, row: Row, started: float) -> Generator[str]:
         cache, piece = engine._begin(row, started)
         deadline = row.request.deadline
-        while True:
-            if piece:
-                yield piece
-            if row.done:
-                return
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError("The answer took too long; raise timeout= or lower max_tokens=.")
-            piece = row.advance(engine._step(row.unread, cache))
+        try:
+            while True:
+                if piece:
+                    yield piece
+                if row.done:
+                    return
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(
+                        "The answer took too long; raise timeout= or lower max_tokens=."
+                    )
+                piece = row.advance(engine._step(row.unread, cache))
+        finally:
+            engine._remember(row, cache)

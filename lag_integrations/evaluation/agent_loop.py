@@ -203,7 +203,8 @@ class Agent:
         if f"<{ANSWER}>" in response and generation.finish_reason == "stop":
             response += f"</{ANSWER}>"
         run.responses.append(response)
-        run.computed_tokens += generation.prompt_tokens + given.computed_tokens
+        computed = generation.prompt_tokens - generation.reused_tokens
+        run.computed_tokens += computed + given.computed_tokens
         run.injected_tokens += generation.injected_tokens
         run.stored_bytes = given.stored_bytes
         run.generated_tokens += len(generation.token_ids) + given.generated_tokens

@@ -147,7 +147,7 @@ class Cheatsheet(Arm):
         return Given(
             with_texts(asked.chat, [sheet.text.strip()], asked.question.text),
             stored_bytes=_bytes([log.log.last_response for log in logs]),
-            computed_tokens=sheet.prompt_tokens,
+            computed_tokens=sheet.prompt_tokens - sheet.reused_tokens,
             generated_tokens=len(sheet.token_ids),
         )
 

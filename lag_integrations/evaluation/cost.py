@@ -23,7 +23,7 @@ from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.trace import Message, Trace
 
-_QUESTION = Message(role="user", content="What did the survey of the northern harbours find?")
+_QUESTION = "{number}: What did the survey of the northern harbours find?"
 _FACTS = "The survey of harbour {n} found {m} piers, {m} cranes and a lighthouse in need of paint. "
 
 
@@ -60,11 +60,11 @@ def _measure(engine: Engine, tokens: int, rounds: int) -> tuple[float, float, fl
             answer = ""
             while len(engine.tokenizer(answer)["input_ids"]) < tokens / 3 - 10:
                 answer += _FACTS.format(n=number, m=len(answer))
-            question = f"What did the survey of harbour {number} find?"
+            task = f"What did the survey of harbour {number} find?"
             memory.add(
                 Trace.from_messages(
                     [
-                        {"role": "user", "content": question},
+                        {"role": "user", "content": task},
                         {"role": "assistant", "content": answer},
                     ]
                 )
@@ -72,19 +72,21 @@ def _measure(engine: Engine, tokens: int, rounds: int) -> tuple[float, float, fl
         memory.flush()
         times: dict[str, list[float]] = {"bare": [], "injected": [], "text": []}
         count = 0
-        for _ in range(rounds + 1):  # the first round warms up
+        for number in range(rounds + 1):  # the first round warms up
+            # Another question each time: what was read lately is not read again.
+            question = Message(role="user", content=_QUESTION.format(number=number))
             for way, taken in times.items():
                 started = time.perf_counter()
-                logs = [] if way == "bare" else memory.recall(_QUESTION.text)
+                logs = [] if way == "bare" else memory.recall(question.text)
                 segments = memory.segments(logs)[::-1]
                 recall = time.perf_counter() - started
                 if way == "text":
                     generation = generate_with_text(
-                        engine, [_QUESTION], segments, max_new_tokens=1, do_sample=False
+                        engine, [question], segments, max_new_tokens=1, do_sample=False
                     )
                 else:
                     generation = engine.generate(
-                        [_QUESTION], segments, max_new_tokens=1, do_sample=False
+                        [question], segments, max_new_tokens=1, do_sample=False
                     )
                 taken.append(recall + generation.time_to_first_token)
                 count = max(count, generation.injected_tokens)

@@ -211,7 +211,8 @@ def _run(
         arm.with_logs += any(call["lag"]["log_ids"] for call in made)
         for call in made:
             arm.injected += call["lag"]["injected_tokens"]
-            arm.computed += call["usage"]["prompt_tokens"] - call["lag"]["injected_tokens"]
+            known = call["lag"]["injected_tokens"] + call["lag"]["reused_tokens"]
+            arm.computed += call["usage"]["prompt_tokens"] - known
     return arm, responses
 
 

@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--firsts", type=int, default=30, help="first tokens that are measured")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer")
     arguments = parser.parse_args()
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    # Every way reads its prompt: the peers have no prefix cache.
+    engine = Engine.load(arguments.model or packaged.chat_model(), prefix_cache_bytes=0)
     firsts = _first_tokens(engine, arguments.firsts)
     ways = _ways(engine, arguments.tokens)
     taken: dict[str, list[float]] = {name: [] for name in ways}

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.generation.sampling import Sampler, Sampling
 from lag_integrations.generation.text import AnswerText
+from lag_integrations.kv.prefixes import Injected, Piece
 from lag_integrations.kv.segment import Segment
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ class Request:
         return sum(len(segment) for segment in self.segments)
 
     @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The prompt with the segments in their place."""
+        temperature = self.attention_temperature
+        segments = [Injected.of(segment, temperature) for segment in self.segments]
+        return (*self.prompt_ids[: self.split], *segments, *self.prompt_ids[self.split :])
+
+    @property
     def token_ids(self) -> list[int]:
         """The prompt with the segments' tokens in their place."""
         injected = [token for segment in self.segments for token in segment.token_ids.tolist()]
@@ -85,8 +93,9 @@ class Generation:
         token_ids: The generated tokens.
         finish_reason: ``stop`` or ``length``; ``cancelled`` until it ended by itself.
         logprobs: One entry a generated token, if asked for.
-        prompt_tokens: Tokens of the prompt that were computed.
-        injected_tokens: Tokens of the segments, which were not.
+        prompt_tokens: Tokens of the prompt.
+        reused_tokens: Those of them that were not computed, since they were read lately.
+        injected_tokens: Tokens of the segments, which were not computed either.
         time_to_first_token: Seconds from the call to the first token.
         injection_time: Seconds thereof spent rotating and building the cache.
     """
@@ -96,6 +105,7 @@ class Generation:
     finish_reason: FinishReason = "cancelled"
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     injected_tokens: int = 0
     time_to_first_token: float = 0.0
     injection_time: float = 0.0
@@ -126,6 +136,12 @@ class Row:
         self._end_tokens = end_tokens
         self._text = AnswerText(tokenizer, request.stop, request.hidden)
         self._sampler = Sampler(request.sampling, request.token_ids, end_tokens)
+
+    @property
+    def read(self) -> tuple[Piece, ...]:
+        """What the model has read: the prompt, and of the answer all that is not ``unread``."""
+        generated = self.generation.token_ids
+        return (*self.request.pieces, *generated[: len(generated) - len(self.unread)])
 
     @property
     def done(self) -> bool:

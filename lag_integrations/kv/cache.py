@@ -17,9 +17,25 @@ Slots = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
 
 
-def new_cache() -> DynamicCache:
-    """An empty cache that keeps every token of every layer."""
-    return DynamicCache()
+def new_cache(layers: Sequence[Slots] = ()) -> DynamicCache:
+    """A cache that keeps every token of every layer.
+
+    Args:
+        layers: What it holds already. The tensors are not copied, and never changed: the cache
+            appends by making new ones.
+    """
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def first_tokens(layers: Sequence[Slots], number: int) -> list[Slots]:
+    """Views of the first tokens of layers."""
+    return [(first[:, :, :number], second[:, :, :number]) for first, second in layers]
 
 
 def read_layers(cache: DynamicCache) -> list[Slots]:
@@ -34,6 +50,12 @@ def read_layers(cache: DynamicCache) -> list[Slots]:
             raise TypeError(f"cache layer of type {type(layer).__name__}")
         slots.append((layer.keys, layer.values))
     return slots
+
+
+def beginning(cache: DynamicCache, number: int) -> DynamicCache:
+    """A copy of the first tokens of a cache."""
+    layers = first_tokens(read_layers(cache), number)
+    return new_cache([(first.clone(), second.clone()) for first, second in layers])
 
 
 def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:

@@ -20,6 +20,7 @@ def encode(
     positions: Positions,
     token_ids: Sequence[int],
     keep: Sequence[int],
+    cache: DynamicCache | None = None,
     *,
     fingerprint: str,
     info: dict[str, str] | None = None,
@@ -32,6 +33,7 @@ def encode(
         token_ids: The whole rendered trace; at most ``positions.window`` tokens.
         keep: Indices into ``token_ids`` of the tokens to keep, ascending. Each has attended to all
             tokens before it, so its keys and values carry the context that is dropped.
+        cache: Holds the first of them already; it then holds all. A new one by default.
         fingerprint: Identity of the model.
         info: Facts to store with the segment.
 
@@ -47,9 +49,9 @@ def encode(
             f"{positions.window}; cut it before encoding."
         )
     ids = torch.tensor(list(token_ids), dtype=torch.int64)
-    cache = new_cache()
+    cache = new_cache() if cache is None else cache
     with torch.no_grad():
-        prefill(model, ids, cache)
+        prefill(model, ids[cache.get_seq_length() :], cache)
         layers = read_layers(cache)
         kept = torch.tensor(list(keep), dtype=torch.int64, device=model.device)
         slots = []

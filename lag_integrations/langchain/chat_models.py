@@ -45,10 +45,10 @@ class LAGChatModel(BaseChatModel, ModelSettings):
     segments instead of their text: nothing is read again.
 
     What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
-    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``, and
-    ``timings`` in seconds (``recall``, ``load``, ``injection``, ``time_to_first_token``). In
-    ``usage_metadata``, injected tokens count as ``cache_read``, or as ``cache_creation`` if they
-    had to be encoded first.
+    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``,
+    ``reused_tokens`` (of the prompt, read lately), and ``timings`` in seconds (``recall``,
+    ``load``, ``injection``, ``time_to_first_token``). In ``usage_metadata``, injected and reused
+    tokens count as ``cache_read``, or as ``cache_creation`` if they had to be encoded first.
 
     Tools are shown and calls are read as the model's chat template wants it. ``tool_choice``,
     `with_structured_output` and ``response_format`` hold the answer to its form token by token

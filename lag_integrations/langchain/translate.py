@@ -133,7 +133,7 @@ def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, A
 
 
 def usage_metadata(answer: Answer) -> UsageMetadata:
-    """Tokens read and written; injected ones count as read from a cache."""
+    """Tokens read and written; injected ones, and those read lately, count as read from a cache."""
     read, written = answer.read_tokens, len(answer.generation.token_ids)
     return UsageMetadata(
         input_tokens=read,

@@ -39,9 +39,9 @@ class LAGQueryEngine(BaseQueryEngine):
 
     ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
     ``scores``, ``log_ids`` that the LLM took, those of them ``read_as_text``, ``injected_tokens``,
-    ``llm_calls``, ``usage`` (tokens, as in the LLM's responses), ``timings`` in seconds, and
-    ``run_id`` for `KVLogMemory.feedback`. A streamed response has all of it when it was read. The
-    report of a `LAGQueryEngine` within this one is ``within``.
+    ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as in the LLM's responses),
+    ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A streamed response has all
+    of it when it was read. The report of a `LAGQueryEngine` within this one is ``within``.
 
     Example:
         .. code-block:: python
@@ -190,6 +190,7 @@ class _Task:
             log_ids=[log.id for log in self._logs if log.id in ids],
             read_as_text=[log.id for log in self._logs if log.id in read],
             injected_tokens=sum(lag["injected_tokens"] for lag in used),
+            reused_tokens=sum(lag["reused_tokens"] for lag in used),
             llm_calls=len(calls),
             usage={
                 "prompt_tokens": sum(call["usage"]["prompt_tokens"] for call in calls),

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode
 from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.prefixes import PrefixCache
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
@@ -120,6 +121,46 @@ def test_after_ordinary_tokens(case: Case) -> None:
     logits = feed(case.model, filled(), ids[PREFIX:], PREFIX)
     assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
     assert greedy(case.model, filled(), ids[PREFIX:], PREFIX) == case.answer
+
+
+def test_what_was_read_lately_is_not_read_again(case: Case) -> None:
+    ids, prefixes = tokens(), PrefixCache(2**20)
+    other = [*ids[:PREFIX], *tokens(9, seed=4)]
+    cache = new_cache()
+    feed(case.model, cache, other, 0)
+    prefixes.put(other, cache)
+    before = [pair[0].clone() for pair in read_layers(cache)]
+    for _ in range(2):  # the second time, the first answer must have left it as it was
+        begun, known = prefixes.begin(ids)
+        assert known == begun.get_seq_length() == PREFIX
+        assert greedy(case.model, begun, ids[PREFIX:], PREFIX) == case.answer
+        begun, _ = prefixes.begin(ids)
+        logits = feed(case.model, begun, ids[PREFIX:], PREFIX)
+        assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
+    assert all(map(torch.equal, before, (pair[0] for pair in read_layers(cache))))
+
+
+def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case) -> None:
+    ids, prefixes, passes = tokens(), PrefixCache(2**20), 0
+    cache = new_cache()
+    feed(case.model, cache, ids[:PREFIX], 0)
+    prefixes.put(ids[:PREFIX], cache)
+
+    def count(_: object, arguments: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        nonlocal passes
+        passes += kwargs["input_ids"].shape[1]
+
+    begun, _ = prefixes.begin(ids[:PREFIX])
+    with case.model.register_forward_pre_hook(count, with_kwargs=True):
+        live = encode(
+            case.model, case.positions, ids[:PREFIX], range(4, 20), begun, fingerprint=FINGERPRINT
+        )
+    assert passes == 1, "the last token, whose logits a prompt would need"
+    again = encode(case.model, case.positions, ids[:PREFIX], range(4, 20), fingerprint=FINGERPRINT)
+    assert torch.equal(live.token_ids, again.token_ids)
+    for mine, theirs in zip(live.slots, again.slots, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert distance(one, other) < TOLERANCE
 
 
 def test_two_segments_in_other_order(case: Case) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -44,7 +45,8 @@ def test_injection_through_the_chat_model_is_exact(engine, embedder, tmp_path):
     assert helped.content == read.content
     lag = helped.response_metadata["lag"]
     assert lag["log_ids"] == [key]
-    assert lag["injected_tokens"] == helped.usage_metadata["input_token_details"]["cache_read"]
+    cached = helped.usage_metadata["input_token_details"]["cache_read"]
+    assert cached == lag["injected_tokens"] + lag["reused_tokens"]
     # The same tokens were in the context; only who computed them differs.
     assert helped.usage_metadata["input_tokens"] == read.usage_metadata["input_tokens"]
     assert read.response_metadata["lag"]["log_ids"] == []
@@ -66,6 +68,7 @@ def test_stream_and_async_give_what_invoke_gives(model, memory):
     _ = model.engine  # attached, so that the log is encoded before
     memory.add(VAULT)
     memory.flush()
+    model.invoke(QUESTION)  # so that all of the following find the prompt read lately
     invoked = model.invoke(QUESTION)
 
     async def twins():
@@ -237,3 +240,14 @@ def test_a_log_without_a_segment_can_be_given_as_text(engine, memory):
     used = injected.response_metadata["lag"]
     assert (used["log_ids"], used["read_as_text"]) == ([key], [])
     assert used["injected_tokens"] > 0
+
+
+def test_a_deleted_log_leaves_the_prefix_cache_too(model, memory):
+    prefixes = model.engine._prefixes
+    key = memory.add(VAULT)
+    memory.flush()
+    model.invoke(QUESTION)
+    assert any(entry.watched for entry in prefixes._entries.values())
+    memory.delete(key)
+    gc.collect()
+    assert not any(entry.watched for entry in prefixes._entries.values())

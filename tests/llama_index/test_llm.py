@@ -383,7 +383,7 @@ def test_logs_are_recalled_and_told(engine, embedder, tmp_path):
         assert lag["log_ids"] == [key]
         assert lag["injected_tokens"] > 0
         details = helped.raw["usage"]["prompt_tokens_details"]
-        assert details["cached_tokens"] == lag["injected_tokens"]
+        assert details["cached_tokens"] == lag["injected_tokens"] + lag["reused_tokens"]
         assert "7741" in helped.text
         chat_model = LAGChatModel(engine, memory=memory, temperature=0, max_tokens=24)
         assert chat_model.invoke(QUESTION).content == helped.text

@@ -130,7 +130,8 @@ def test_logs_are_injected_and_queries_captured(mode, way, kind, index, llm, mem
     assert lag["scores"][0] > 0.8
     assert lag["llm_calls"] >= 1
     assert lag["injected_tokens"] == lag["llm_calls"] * length
-    assert lag["usage"]["prompt_tokens_details"]["cached_tokens"] == lag["injected_tokens"]
+    cached = lag["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == lag["injected_tokens"] + lag["reused_tokens"]
     log = logs(memory)[QUESTION]
     assert len(logs(memory)) == 2
     assert log.last_response.strip() == text.strip()

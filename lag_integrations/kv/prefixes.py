@@ -1,0 +1,141 @@
+"""What the model read lately, so that prompts which begin alike are not read again."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from transformers import DynamicCache
+
+from lag_integrations.kv.cache import Slots, first_tokens, new_cache, read_layers
+from lag_integrations.kv.segment import Segment
+
+_MOST = 32
+"""Entries: each is compared with each prompt."""
+
+
+@dataclass(frozen=True)
+class Injected:
+    """A segment among the tokens of a prompt; equal only if it is the very same object.
+
+    Attributes:
+        segment: The segment.
+        length: Its tokens.
+        temperature: Of the attention to it.
+    """
+
+    segment: weakref.ref[Segment]
+    length: int
+    temperature: float
+
+    @classmethod
+    def of(cls, segment: Segment, temperature: float) -> Injected:
+        """A segment at a temperature."""
+        return cls(weakref.ref(segment), len(segment), temperature)
+
+
+Piece = int | Injected
+"""A token, or a segment."""
+
+
+def length_of(pieces: Sequence[Piece]) -> int:
+    """Number of cache slots that pieces take."""
+    return sum(piece.length if isinstance(piece, Injected) else 1 for piece in pieces)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    pieces: tuple[Piece, ...]
+    layers: list[Slots]
+    nbytes: int
+    watched: list[weakref.ref[Segment]]
+
+
+class PrefixCache:
+    """Keys and values of what was read lately, by what was read; the oldest go first.
+
+    Nothing is copied, neither in nor out: caches here append by making new tensors, so those of an
+    entry are never changed. An entry goes with the first of its segments: when a log is deleted,
+    the hot tier lets go of its segment, and nothing of it stays here.
+
+    Not thread safe, except for that.
+
+    Args:
+        max_bytes: Most bytes to hold; what is larger is not held at all.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(entry.nbytes for entry in list(self._entries.values()))
+
+    def begin(self, pieces: Sequence[Piece]) -> tuple[DynamicCache, int]:
+        """A cache with the longest beginning of a prompt that is known, but not all of it.
+
+        The last piece is always left to read: the logits after it are wanted.
+
+        Returns:
+            The cache, and how many of the pieces it holds.
+        """
+        best, known = None, 0
+        for number, entry in reversed(list(self._entries.items())):
+            common = _common(entry.pieces, pieces[:-1])
+            if common > known:
+                best, known = (number, entry), common
+        if best is None:
+            return new_cache(), 0
+        number, entry = best
+        if number in self._entries:
+            self._entries.move_to_end(number)
+        return new_cache(first_tokens(entry.layers, length_of(pieces[:known]))), known
+
+    def put(self, pieces: Sequence[Piece], cache: DynamicCache) -> None:
+        """Remember what a cache holds.
+
+        Args:
+            pieces: What was read into it: all of it.
+            cache: The cache; its tensors are kept.
+        """
+        pieces, layers = tuple(pieces), read_layers(cache)
+        size = sum(slot.numel() * slot.element_size() for pair in layers for slot in pair)
+        if not pieces or size > self.max_bytes:
+            return
+        for other, entry in list(self._entries.items()):
+            common = _common(entry.pieces, pieces)
+            if common == len(pieces):
+                self._entries.move_to_end(other)  # known, and more
+                return
+            if common == len(entry.pieces):
+                self._entries.pop(other, None)
+        number, entries = next(self._numbers), self._entries
+        watched = [
+            weakref.ref(segment, lambda _: entries.pop(number, None))
+            for piece in pieces
+            if isinstance(piece, Injected) and (segment := piece.segment()) is not None
+        ]
+        entries[number] = _Entry(pieces, layers, size, watched)
+        while self.nbytes > self.max_bytes or len(entries) > _MOST:
+            entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+
+def _common(one: Sequence[Piece], other: Sequence[Piece]) -> int:
+    """Length of the common beginning."""
+    for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if mine != theirs:
+            return place
+    return min(len(one), len(other))

@@ -1,0 +1,110 @@
+"""What the prefix cache holds, finds, and lets go of."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from lag_integrations.kv.cache import new_cache, read_layers
+from lag_integrations.kv.prefixes import Injected, PrefixCache
+from lag_integrations.kv.segment import Segment
+
+BYTES = 2 * 2 * 3 * 4 * 4
+"""Of a token: two layers, two slots, three heads of four dimensions in fp32."""
+
+
+def cache_of(tokens: int):
+    slots = torch.arange(3 * tokens * 4, dtype=torch.float32).view(1, 3, tokens, 4)
+    return new_cache([(slots, -slots), (slots + 1, -slots - 1)])
+
+
+def segment_of(tokens: int) -> Segment:
+    return Segment(torch.arange(tokens), (), "model")
+
+
+def put(prefixes: PrefixCache, *pieces) -> None:
+    length = sum(1 if isinstance(piece, int) else piece.length for piece in pieces)
+    prefixes.put(pieces, cache_of(length))
+
+
+def test_the_longest_beginning_is_found_and_the_last_piece_left():
+    prefixes = PrefixCache(10_000)
+    put(prefixes, 1, 2, 3)
+    put(prefixes, 1, 2, 4, 5)
+    for prompt, known in (
+        ([1, 2, 4, 5, 6], 4),
+        ([1, 2, 4, 5], 3),
+        ([1, 2, 3], 2),
+        ([1, 9], 1),
+        ([9, 2], 0),
+        ([1], 0),
+    ):
+        cache, found = prefixes.begin(prompt)
+        assert (found, cache.get_seq_length()) == (known, known)
+    cache, _ = prefixes.begin([1, 2, 4, 9])
+    keys, values = read_layers(cache)[1]
+    assert torch.equal(keys, read_layers(cache_of(4))[1][0][:, :, :3])
+    assert torch.equal(values, read_layers(cache_of(4))[1][1][:, :, :3])
+
+
+def test_a_segment_is_found_only_as_itself_and_at_its_temperature():
+    prefixes = PrefixCache(10_000)
+    segment, twin = segment_of(3), segment_of(3)
+    put(prefixes, 1, Injected.of(segment, 0.9), 2)
+    assert prefixes.begin([1, Injected.of(segment, 0.9), 2, 5])[1] == 3
+    cache, known = prefixes.begin([1, Injected.of(segment, 0.9), 7])
+    assert (known, cache.get_seq_length()) == (2, 4)
+    assert prefixes.begin([1, Injected.of(twin, 0.9), 2, 5])[1] == 1
+    assert prefixes.begin([1, Injected.of(segment, 1.0), 2, 5])[1] == 1
+    assert prefixes.begin([1, 0, 1, 2, 2])[1] == 1, "its tokens as text are something else"
+
+
+def test_an_entry_goes_with_its_segment():
+    prefixes = PrefixCache(10_000)
+    segment, other = segment_of(3), segment_of(2)
+    put(prefixes, 1, Injected.of(segment, 0.9), Injected.of(other, 0.9), 2)
+    put(prefixes, 1, 2, 3)
+    del other
+    gc.collect()
+    assert len(prefixes) == 1
+    assert prefixes.begin([1, Injected.of(segment, 0.9), 2])[1] == 1
+
+
+def test_a_conversation_that_goes_on_is_one_entry():
+    prefixes = PrefixCache(10_000)
+    put(prefixes, 1, 2)
+    put(prefixes, 1, 2, 3, 4)
+    assert (len(prefixes), prefixes.nbytes) == (1, 4 * BYTES)
+    put(prefixes, 1, 2, 3)
+    assert (len(prefixes), prefixes.nbytes) == (1, 4 * BYTES), "all of it is known"
+    put(prefixes)
+    assert len(prefixes) == 1
+
+
+def test_the_oldest_go_when_there_is_no_room():
+    prefixes = PrefixCache(5 * BYTES)
+    put(prefixes, 1, 2)
+    put(prefixes, 3, 4)
+    prefixes.begin([1, 2, 9])  # used
+    put(prefixes, 5, 6)
+    assert prefixes.nbytes == 4 * BYTES
+    assert [prefixes.begin([token, token + 1, 9])[1] for token in (1, 3, 5)] == [2, 0, 2]
+    put(prefixes, *range(10, 16))
+    assert prefixes.nbytes == 4 * BYTES, "larger than all that may be held"
+    prefixes.clear()
+    assert (len(prefixes), prefixes.nbytes) == (0, 0)
+    assert prefixes.begin([1, 2, 9])[1] == 0
+
+
+def test_no_bytes_are_no_cache():
+    prefixes = PrefixCache(0)
+    put(prefixes, 1, 2)
+    assert len(prefixes) == 0
+
+
+def test_entries_are_few():
+    prefixes = PrefixCache(10_000_000)
+    for token in range(100):
+        put(prefixes, token, token)
+    assert len(prefixes) == 32
