@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 _PREFIX_BYTES = 512 * 2**20
 """Of keys and values of what was read lately."""
 
+_ROOM = 128
+"""Tokens of an answer for which a cache has room from the first on."""
+
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
@@ -492,7 +495,7 @@ class Engine:
         """
         request, pieces = row.request, row.request.pieces
         with self._working():
-            cache, known = self._prefixes.begin(pieces)
+            cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM))
             row.generation.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
             begin, end = request.split, request.split + len(request.segments)
             if known < end and request.segments:

@@ -1,13 +1,15 @@
 """The only file that touches the cache API of transformers.
 
-Caches here are plain ``DynamicCache()`` objects. ``DynamicCache(config=…)``, which models make
-for themselves, cuts sliding-window layers to ``window - 1`` tokens; a plain one keeps every token
-and the attention mask does the windowing, so that any token can be selected, stored and injected.
+Caches here keep every token of every layer. ``DynamicCache(config=…)``, which models make for
+themselves, cuts sliding-window layers to ``window - 1`` tokens; here the attention mask does the
+windowing, so that any token can be selected, stored and injected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -16,20 +18,84 @@ from transformers.cache_utils import DynamicLayer
 Slots = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
 
+_GROWTH = 64
+"""Least tokens for which there is room after a layer had to grow."""
 
-def new_cache(layers: Sequence[Slots] = ()) -> DynamicCache:
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A layer with room for more tokens, so that not all are copied when one comes.
+
+    Args:
+        room: Tokens for which there is room from the first on.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self, room: int = 0) -> None:
+        super().__init__()
+        self._room = room
+        self._memory: Slots | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Slots:
+        """Append tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        if self._memory is None or end > self._memory[0].shape[2]:
+            grown = 0 if begin == 0 else max(_GROWTH, begin // 4)
+            memory = _memory((key_states, value_states), max(end + grown, self._room))
+            for whole, held in zip(memory, (self.keys, self.values), strict=True):
+                if begin:
+                    whole[:, :, :begin] = held
+            self._memory = memory
+        for whole, new in zip(self._memory, (key_states, value_states), strict=True):
+            whole[:, :, begin:end] = new
+        self.keys, self.values = (whole[:, :, :end] for whole in self._memory)
+        return self.keys, self.values
+
+    def adopt(self, memory: Slots, tokens: int) -> None:
+        """Take over tensors whose first tokens are the layer's."""
+        if not self.is_initialized:
+            self.lazy_initialization(*memory)
+        self._memory = memory
+        self.keys, self.values = (whole[:, :, :tokens] for whole in memory)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows only."""
+        super().batch_select_indices(indices)
+        self._memory = None
+
+
+class _RoomyCache(DynamicCache):  # type: ignore[misc]
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.layer_class_to_replicate = partial(RoomyLayer, room)
+
+    def layer(self, index: int) -> RoomyLayer:
+        while len(self.layers) <= index:
+            self.layers.append(self.layer_class_to_replicate())
+        layer: RoomyLayer = self.layers[index]
+        return layer
+
+
+def new_cache(layers: Sequence[Slots] = (), room: int = 0) -> DynamicCache:
     """A cache that keeps every token of every layer.
 
     Args:
-        layers: What it holds already. The tensors are not copied, and never changed: the cache
-            appends by making new ones.
+        layers: What it holds already. The tensors are never changed: they are copied when the
+            first token comes.
+        room: Tokens for which there is room from the first on.
     """
-    cache = DynamicCache()
-    for keys, values in layers:
-        layer = DynamicLayer()
+    cache = _RoomyCache(room)
+    for index, (keys, values) in enumerate(layers):
+        layer = cache.layer(index)
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
     return cache
 
 
@@ -41,15 +107,28 @@ def first_tokens(layers: Sequence[Slots], number: int) -> list[Slots]:
 def read_layers(cache: DynamicCache) -> list[Slots]:
     """The filled layers of a cache, in order, without copying.
 
+    What is appended later leaves these tensors as they are.
+
     Raises:
         TypeError: A layer holds something other than one key and one value tensor a token.
     """
     slots = []
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+        plain = type(layer) in (RoomyLayer, DynamicLayer)
+        if not plain or layer.keys is None or layer.values is None:
             raise TypeError(f"cache layer of type {type(layer).__name__}")
         slots.append((layer.keys, layer.values))
     return slots
+
+
+def nbytes(layers: Sequence[Slots]) -> int:
+    """Bytes of memory behind the tensors of layers, what is room in it included."""
+    memory = {
+        slot.untyped_storage().data_ptr(): slot.untyped_storage().nbytes()
+        for pair in layers
+        for slot in pair
+    }
+    return sum(memory.values())
 
 
 def beginning(cache: DynamicCache, number: int) -> DynamicCache:
@@ -59,14 +138,37 @@ def beginning(cache: DynamicCache, number: int) -> DynamicCache:
 
 
 def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
-    """Append tokens to one layer; the cache concatenates, so the given tensors are never kept."""
+    """Append tokens to one layer; the given tensors are copied."""
     cache.update(slots[0], slots[1], layer)
+
+
+def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: Slots) -> Slots:
+    """Append tokens that are still to be written, to several layers at once.
+
+    Args:
+        cache: A cache of `new_cache`, of one row.
+        layers: The layers, which hold equally many tokens.
+        tokens: How many are appended.
+        like: Two tensors ``[layers, heads, …, dim]`` of the shape, dtype and device that they have.
+
+    Returns:
+        Two tensors ``[layers, heads, tokens, dim]``, to be filled: they are the layers' own memory.
+    """
+    rows = [cache.layer(index) for index in layers]
+    begin = rows[0].get_seq_length()
+    memory = _memory(like, max(begin + tokens, cache.room))
+    for row, layer in enumerate(rows):
+        if begin:
+            for whole, held in zip(memory, (layer.keys, layer.values), strict=True):
+                whole[row, :, :begin] = held[0]
+        layer.adopt((memory[0][row : row + 1], memory[1][row : row + 1]), begin + tokens)
+    return memory[0][:, :, begin : begin + tokens], memory[1][:, :, begin : begin + tokens]
 
 
 def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
     """Caches of one request each as the rows of one, padded with zeros on the left."""
     longest = max(cache.get_seq_length() for cache in caches)
-    stacked = new_cache()
+    stacked = new_cache(room=longest + _GROWTH)
     for layer, pairs in enumerate(zip(*(read_layers(cache) for cache in caches), strict=True)):
         first, second = (
             torch.cat([_padded(pair[slot], longest) for pair in pairs]) for slot in (0, 1)
@@ -78,6 +180,13 @@ def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
 def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
     """Drop all other rows of a cache."""
     cache.batch_select_indices(torch.tensor(list(rows), device=read_layers(cache)[0][0].device))
+
+
+def _memory(like: Slots, tokens: int) -> Slots:
+    first, second = (
+        slot.new_empty(slot.shape[0], slot.shape[1], tokens, slot.shape[3]) for slot in like
+    )
+    return first, second
 
 
 def _padded(slot: torch.Tensor, length: int) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lag_integrations.kv.cache import Slots
-from lag_integrations.kv.rotation import AngleSource, Kernel
+from lag_integrations.kv.rotation import AngleSource, Kernel, put
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,36 @@ class Positions:
     def apply(
         self,
         group: LayerGroup,
-        slots: Slots,
+        parts: Sequence[Slots],
         positions: torch.Tensor,
         *,
-        out_dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out: Slots,
+        key_scale: float = 1.0,
+    ) -> None:
         """Rotate position-free slots of a group to given positions.
 
         Args:
             group: The group the slots belong to.
-            slots: Two tensors ``[layers, heads, tokens, dim]``; left as they are.
-            positions: int64, ``[tokens]``, below `window`.
-            out_dtype: dtype of the result.
+            parts: Pairs of tensors ``[layers, heads, tokens, dim]``, one after the other; left as
+                they are.
+            positions: int64, ``[tokens]`` of all parts, below `window`.
+            out: Where to write them, a pair of tensors for the tokens of all parts.
+            key_scale: Factor of the keys; without effect where the first slot is none (MLA).
         """
-        return self._turn(group, slots, positions, 1.0, out_dtype)
+        scales = (key_scale if group.has_keys else 1.0, 1.0)
+        for index, (kernel, scale) in enumerate(zip(group.kernels, scales, strict=True)):
+            if kernel is not None:
+                cos, sin = _stacked_angles(group, index, kernel, positions)
+            begin = 0
+            for part in parts:
+                end = begin + part[index].shape[2]
+                into = out[index][:, :, begin:end]
+                if kernel is None:
+                    put(part[index], into, scale)
+                else:
+                    here = cos[:, :, begin:end], sin[:, :, begin:end]
+                    kernel.rotate(part[index], *here, out=into, scale=scale)
+                begin = end
 
     def strip(
         self,
@@ -84,26 +101,25 @@ class Positions:
         *,
         out_dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inverse of `apply`: take the positions out of slots that a model wrote."""
-        return self._turn(group, slots, positions, -1.0, out_dtype)
+        """The inverse of `apply`: take the positions out of slots that a model wrote.
 
-    def _turn(
-        self,
-        group: LayerGroup,
-        slots: Slots,
-        positions: torch.Tensor,
-        sign: float,
-        out_dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        turned = []
-        for index, slot in enumerate(slots):
-            kernel = group.kernels[index]
+        Args:
+            group: The group the slots belong to.
+            slots: Two tensors ``[layers, heads, tokens, dim]``; left as they are.
+            positions: int64, ``[tokens]``: where they stand.
+            out_dtype: dtype of the result.
+        """
+        free = (
+            torch.empty_like(slots[0], dtype=out_dtype),
+            torch.empty_like(slots[1], dtype=out_dtype),
+        )
+        for index, kernel in enumerate(group.kernels):
             if kernel is None:
-                turned.append(slot.to(out_dtype))
-                continue
-            cos, sin = _stacked_angles(group, index, kernel, positions)
-            turned.append(kernel.rotate(slot, cos, sign * sin, out_dtype=out_dtype))
-        return turned[0], turned[1]
+                put(slots[index], free[index], 1.0)
+            else:
+                cos, sin = _stacked_angles(group, index, kernel, positions)
+                kernel.rotate(slots[index], cos, -sin, out=free[index])
+        return free
 
 
 def _stacked_angles(

@@ -10,7 +10,7 @@ from itertools import count
 
 from transformers import DynamicCache
 
-from lag_integrations.kv.cache import Slots, first_tokens, new_cache, read_layers
+from lag_integrations.kv.cache import Slots, first_tokens, nbytes, new_cache, read_layers
 from lag_integrations.kv.segment import Segment
 
 _MOST = 32
@@ -57,8 +57,7 @@ class _Entry:
 class PrefixCache:
     """Keys and values of what was read lately, by what was read; the oldest go first.
 
-    Nothing is copied, neither in nor out: caches here append by making new tensors, so those of an
-    entry are never changed. An entry goes with the first of its segments: when a log is deleted,
+    Nothing is copied in. An entry goes with the first of its segments: when a log is deleted,
     the hot tier lets go of its segment, and nothing of it stays here.
 
     Not thread safe, except for that.
@@ -80,25 +79,30 @@ class PrefixCache:
         """Bytes held."""
         return sum(entry.nbytes for entry in list(self._entries.values()))
 
-    def begin(self, pieces: Sequence[Piece]) -> tuple[DynamicCache, int]:
+    def begin(self, pieces: Sequence[Piece], more: int = 0) -> tuple[DynamicCache, int]:
         """A cache with the longest beginning of a prompt that is known, but not all of it.
 
         The last piece is always left to read: the logits after it are wanted.
 
+        Args:
+            pieces: The prompt.
+            more: Tokens for which the cache shall have room after it.
+
         Returns:
             The cache, and how many of the pieces it holds.
         """
-        best, known = None, 0
+        best, known, room = None, 0, length_of(pieces) + more
         for number, entry in reversed(list(self._entries.items())):
             common = _common(entry.pieces, pieces[:-1])
             if common > known:
                 best, known = (number, entry), common
         if best is None:
-            return new_cache(), 0
+            return new_cache(room=room), 0
         number, entry = best
         if number in self._entries:
             self._entries.move_to_end(number)
-        return new_cache(first_tokens(entry.layers, length_of(pieces[:known]))), known
+        layers = first_tokens(entry.layers, length_of(pieces[:known]))
+        return new_cache(layers, room), known
 
     def put(self, pieces: Sequence[Piece], cache: DynamicCache) -> None:
         """Remember what a cache holds.
@@ -108,7 +112,7 @@ class PrefixCache:
             cache: The cache; its tensors are kept.
         """
         pieces, layers = tuple(pieces), read_layers(cache)
-        size = sum(slot.numel() * slot.element_size() for pair in layers for slot in pair)
+        size = nbytes(layers)
         if not pieces or size > self.max_bytes:
             return
         for other, entry in list(self._entries.items()):

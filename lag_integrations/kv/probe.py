@@ -214,8 +214,9 @@ def _fit(
         if width > dim:
             continue
         for kernel in kernels(dim, width):
-            free = kernel.rotate(before, cos_0, -sin_0, out_dtype=torch.float32)
-            moved = kernel.rotate(free, cos_d, sin_d, out_dtype=torch.float32)
+            moved = torch.empty_like(before, dtype=torch.float32)
+            kernel.rotate(before, cos_0, -sin_0, out=moved)
+            kernel.rotate(moved.clone(), cos_d, sin_d, out=moved)
             residual = _residual(moved, after)
             if residual < best:
                 best, found = residual, SlotRotation(kernel, source)
@@ -316,7 +317,8 @@ def _largest_residual(
         )
         start = torch.arange(before[0].shape[2], device=before[0].device)
         free = positions.strip(group, (before[0], before[1]), start, out_dtype=torch.float32)
-        moved = positions.apply(group, free, start + offset, out_dtype=torch.float32)
+        moved = torch.empty_like(free[0]), torch.empty_like(free[1])
+        positions.apply(group, [free], start + offset, out=moved)
         worst = max(worst, *(_residual(moved[slot], after[slot].float()) for slot in (0, 1)))
     return worst
 

@@ -30,30 +30,47 @@ class Kernel:
     sign: Literal[1, -1] = 1
 
     def rotate(
-        self, slot: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, out_dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Turn a slot by given angles; the input is left as it is.
+        self,
+        slot: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *,
+        out: torch.Tensor,
+        scale: float = 1.0,
+    ) -> None:
+        """Turn a slot by given angles.
 
         Args:
-            slot: ``[…, tokens, dim]``, any float dtype.
+            slot: ``[…, tokens, dim]``, any float dtype; left as it is.
             cos: fp32, broadcastable to ``[…, tokens, width / 2]``, of unit norm with ``sin``.
             sin: As ``cos``.
-            out_dtype: dtype of the result; the arithmetic is fp32.
+            out: Where to write the result, of the slot's shape; the arithmetic is fp32.
+            scale: Factor of the result.
         """
-        sin = self.sign * sin
+        cos, sin = scale * cos, scale * self.sign * sin
+        first, second = self._halves(slot)
+        into = self._halves(out)
+        if slot.dtype == out.dtype == torch.float32:  # without a copy in between
+            torch.mul(first, cos, out=into[0]).addcmul_(second, sin, value=-1)
+            torch.mul(second, cos, out=into[1]).addcmul_(first, sin)
+        else:
+            first, second = first.float(), second.float()
+            into[0].copy_(first * cos - second * sin)
+            into[1].copy_(second * cos + first * sin)
+        for rest in (slice(0, self.offset), slice(self.offset + self.width, None)):
+            put(slot[..., rest], out[..., rest], scale)
+
+    def _halves(self, slot: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Views of the first and of the second of all pairs."""
         rotated = slot.narrow(-1, self.offset, self.width)
         if self.pairing == "half":
-            first, second = rotated.float().chunk(2, dim=-1)
-        else:
-            first, second = rotated.float().reshape(*rotated.shape[:-1], -1, 2).unbind(-1)
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        joined = torch.cat(turned, -1) if self.pairing == "half" else torch.stack(turned, -1)
-        joined = joined.reshape(rotated.shape).to(out_dtype)
-        if self.width == slot.shape[-1]:
-            return joined
-        before = slot[..., : self.offset].to(out_dtype)
-        after = slot[..., self.offset + self.width :].to(out_dtype)
-        return torch.cat((before, joined, after), -1)
+            return rotated.chunk(2, dim=-1)
+        return rotated[..., ::2], rotated[..., 1::2]
+
+
+def put(slot: torch.Tensor, out: torch.Tensor, scale: float) -> None:
+    """Write what is not rotated."""
+    out.copy_(slot if scale == 1.0 else slot * scale)
 
 
 def kernels(dim: int, width: int) -> list[Kernel]:

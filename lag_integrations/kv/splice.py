@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from lag_integrations.errors import ContextWindowError, FingerprintMismatchError
-from lag_integrations.kv.cache import append_layer
+from lag_integrations.kv.cache import make_room
 from lag_integrations.kv.positions import Positions
 from lag_integrations.kv.segment import Segment
 
@@ -25,7 +25,8 @@ def splice(
     """Append segments, one after the other, to a cache.
 
     Args:
-        cache: A cache of this request alone: fresh, or holding what stands before the segments.
+        cache: A cache of this request alone (`new_cache`): fresh, or holding what stands before the
+            segments.
         positions: The model's position scheme.
         segments: In the order in which the model shall see them; they are copied, never changed.
         start: Position of the first segment token.
@@ -57,14 +58,9 @@ def splice(
         return end
     with torch.no_grad():
         for index, group in enumerate(positions.groups):
-            pairs = [segment.slots[index] for segment in segments]
-            joined = tuple(torch.cat([pair[slot] for pair in pairs], dim=2) for slot in (0, 1))
-            where = torch.arange(start, end, device=joined[0].device)
-            first, second = positions.apply(
-                group, (joined[0], joined[1]), where, out_dtype=joined[0].dtype
-            )
-            if temperature != 1.0 and group.has_keys:
-                first = first / temperature
-            for row, layer in enumerate(group.layers):
-                append_layer(cache, layer, (first[row : row + 1], second[row : row + 1]))
+            parts = [segment.slots[index] for segment in segments]
+            # Written to where the model reads it, for all layers of the group at once.
+            room = make_room(cache, group.layers, end - start, like=parts[0])
+            where = torch.arange(start, end, device=room[0].device)
+            positions.apply(group, parts, where, out=room, key_scale=1 / temperature)
     return end
