@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, EngineStream, Placement
+from lag_integrations.engine import Engine, EngineStream, Placement
 from lag_integrations.generation.grammar import (
     json_answer,
     json_or_calls,
@@ -89,7 +89,7 @@ class Question:
     form: Form = field(default_factory=Form)
     recall: Recall = field(default_factory=Recall)
     placement: Placement = "before_question"
-    attention_temperature: float = ATTENTION_TEMPERATURE
+    attention_temperature: float | None = None
     words: str | None = None
     max_tokens: int = 512
     stop: Sequence[str] = ()

@@ -54,8 +54,9 @@ _ROOM = 128
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
-ATTENTION_TEMPERATURE = 0.9
-"""Of the attention to segments, by default: it measured best (docs/evaluation.md)."""
+_TEMPERATURE_OF_ONE, _TEMPERATURE_OF_SEVERAL = 0.8, 0.9
+"""Of the attention to segments, by default; measured best (docs/evaluation.md). The lower it is, the
+more a log counts, but several short logs are then mixed up."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before the question (the default: it measured
@@ -295,7 +296,7 @@ class Engine:
         segments: Sequence[Segment] = (),
         *,
         placement: Placement = "before_question",
-        attention_temperature: float = ATTENTION_TEMPERATURE,
+        attention_temperature: float | None = None,
         question: str | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
         answer_prefix: str = "",
@@ -313,8 +314,8 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`.
-            attention_temperature: Of the attention to the segments; see `kv.splice`. 1 leaves it as
-                it is.
+            attention_temperature: Of the attention to the segments; see `kv.splice`. By default 0.8
+                for one segment and 0.9 for several, which measured best; 1 leaves it as it is.
             question: The question's words, where the last user message holds more: segments stand
                 before the line with these.
             tools: Tool schemas for the prompt.
@@ -351,6 +352,9 @@ class Engine:
                 f"leave no room in the model's window of {self.window} tokens; shorten the "
                 "conversation or recall fewer logs."
             )
+        if attention_temperature is None:
+            one = len(segments) == 1
+            attention_temperature = _TEMPERATURE_OF_ONE if one else _TEMPERATURE_OF_SEVERAL
         if attention_temperature <= 0:
             raise SettingsError(
                 f"attention_temperature is {attention_temperature}; it must be above 0."

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, Placement
+from lag_integrations.engine import Engine, Placement
 from lag_integrations.injection import MissingSegments
 from lag_integrations.memory import KVLogMemory
 
@@ -28,8 +28,9 @@ class ModelSettings(BaseModel):
     """Least similarity of a recalled log; the memory's own setting by default."""
     placement: Placement = "before_question"
     """Where recalled segments stand in the prompt."""
-    attention_temperature: float = ATTENTION_TEMPERATURE
-    """How the model attends to recalled segments: below 1 it is drawn to what fits best in them."""
+    attention_temperature: float | None = None
+    """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
+    default 0.8 for one log and 0.9 for several, which measured best."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace
     now, or give its last response as text this time (the worker encodes it meanwhile)."""

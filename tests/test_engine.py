@@ -241,6 +241,14 @@ def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segmen
     assert sum(all_passes.tokens) > sum(passes.tokens) + known - 4
 
 
+def test_one_log_counts_more_than_each_of_several(engine):
+    segment = engine.encode(TRACE)
+    for number, temperature in ((1, 0.8), (2, 0.9), (3, 0.9)):
+        request = engine.request(user("Which code?"), [segment] * number)
+        assert request.attention_temperature == temperature
+    assert engine.request(user("Hi"), [segment], attention_temperature=1).attention_temperature == 1
+
+
 def test_another_log_is_injected_after_the_same_beginning(engine, forgetful):
     chat = user("What is the code?", ("system", "You guard one vault, far in the north."))
     codes = (7741, 3309)

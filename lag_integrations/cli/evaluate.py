@@ -98,7 +98,10 @@ def eval_(
     ] = True,
     attention_temperature: Annotated[
         float | None,
-        typer.Option(help="Of the attention to segments; 1 is as it is.", show_default="0.9"),
+        typer.Option(
+            help="Of the attention to segments; 1 is as it is.",
+            show_default="0.8 for one, 0.9 for several",
+        ),
     ] = None,
     direct: Annotated[
         bool,
@@ -123,7 +126,7 @@ def eval_(
 ) -> None:
     """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
     from lag_integrations import packaged
-    from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine
+    from lag_integrations.engine import Engine
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load
@@ -160,9 +163,7 @@ def eval_(
         max_tokens=max_tokens,
         placement=placement.value,
         best_last=best_last,
-        attention_temperature=(
-            ATTENTION_TEMPERATURE if attention_temperature is None else attention_temperature
-        ),
+        attention_temperature=attention_temperature,
         direct=direct,
         limit=limit,
         seed=seed,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from lag_integrations.engine import ATTENTION_TEMPERATURE, Engine, Placement
+from lag_integrations.engine import Engine, Placement
 from lag_integrations.errors import LAGError
 from lag_integrations.evaluation.arms import Arm, Asked
 from lag_integrations.evaluation.documents import Documents, document_text
@@ -53,7 +53,7 @@ class Loop(BaseModel):
         max_tokens: Most tokens a round (paper: 1,024).
         placement: Where segments stand.
         best_last: Whether the most relevant log stands last.
-        attention_temperature: Of the attention to segments.
+        attention_temperature: Of the attention to segments; see `Engine.request`.
         direct: Whether a round begins with the answer's tag, so that there is nothing but the
             answer: for models that are too small to reason, and for quick runs.
     """
@@ -68,7 +68,7 @@ class Loop(BaseModel):
     direct: bool = False
     placement: Placement = "before_question"
     best_last: bool = True
-    attention_temperature: float = ATTENTION_TEMPERATURE
+    attention_temperature: float | None = None
 
 
 @dataclass
