@@ -55,8 +55,8 @@ _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
 _TEMPERATURE_OF_ONE, _TEMPERATURE_OF_SEVERAL = 0.8, 0.9
-"""Of the attention to segments, by default; measured best (docs/evaluation.md). The lower it is, the
-more a log counts, but several short logs are then mixed up."""
+"""Of the attention to segments, by default; measured best (docs/evaluation.md). The lower it is,
+the more a log counts, but several short logs are then mixed up."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before the question (the default: it measured
