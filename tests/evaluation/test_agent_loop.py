@@ -55,10 +55,13 @@ def test_it_searches_until_it_can_answer(agent, puppet):
     assert all(TEXTS[key] in puppet.prompts[1] for key in ("lima", "president"))
     assert puppet.prompts[1].rindex(QUESTION.text) > puppet.prompts[1].rindex(TEXTS["president"])
     assert run.responses[-1] == "So it is <ans>Boluarte</ans>"  # nothing is said after an answer
-    assert run.computed_tokens == sum(
-        len(puppet.tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in puppet.prompts
+    first, second = (
+        puppet.tokenizer(text, add_special_tokens=False)["input_ids"] for text in puppet.prompts
     )
+    pairs = zip(first, second, strict=False)
+    alike = next(place for place, (one, other) in enumerate(pairs) if one != other)
+    # The second round begins like the first, and the first as others may have begun.
+    assert len(second) - alike < run.computed_tokens <= len(first) + len(second) - alike
 
 
 def test_it_gives_up_after_its_rounds_and_never_reads_a_document_twice(agent, puppet):
