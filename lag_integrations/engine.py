@@ -519,12 +519,17 @@ class Engine:
                 known = end
             return cache, prefill(self.model, torch.tensor(pieces[known:]), cache)
 
-    def _remember(self, row: Row, cache: DynamicCache) -> None:
+    def _remember(self, row: Row, cache: DynamicCache, *, wait: bool = True) -> None:
         """Keep what was read for prompts that begin alike."""
-        with self._lock:
+        # Whoever leaves a stream, perhaps on an event loop, does not wait for others' passes.
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             # An error within a forward pass leaves a cache that holds more than was read.
             if self._model is not None and cache.get_seq_length() == length_of(row.read):
                 self._prefixes.put(row.read, cache)
+        finally:
+            self._lock.release()
 
     def _begin(
         self, row: Row, started: float, *, fast_forward: bool = True
@@ -586,4 +591,4 @@ class EngineStream(Iterator[str]):
                     )
                 piece = row.advance(engine._step(row.unread, cache))
         finally:
-            engine._remember(row, cache)
+            engine._remember(row, cache, wait=row.done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -315,6 +316,27 @@ def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetf
         engine.generate(chat, **GREEDY)
     expected = forgetful.generate(chat, **GREEDY).token_ids
     assert engine.generate(chat, **GREEDY).token_ids == expected
+
+
+def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
+    stream = engine.stream(user("Tell a long tale."), do_sample=False, max_new_tokens=100)
+    next(stream)
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with engine._lock:
+            held.set()
+            let_go.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(5)
+    begun = time.monotonic()
+    stream.close()
+    waited = time.monotonic() - begun
+    let_go.set()
+    other.join()
+    assert waited < 5
 
 
 def test_what_was_read_lately_has_a_limit(engine):
