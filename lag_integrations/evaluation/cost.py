@@ -16,14 +16,16 @@ from datetime import date
 import torch
 from rich.console import Console
 from rich.table import Table
+from sentence_transformers import SentenceTransformer
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.memory import KVLogMemory
+from lag_integrations.store.embedder import load_embedder
 from lag_integrations.trace import Message, Trace
 
-_QUESTION = "{number}: What did the survey of the northern harbours find?"
+_QUESTION = "{tokens}, {number}: What did the survey of the northern harbours find?"
 _FACTS = "The survey of harbour {n} found {m} piers, {m} cranes and a lighthouse in need of paint. "
 
 
@@ -54,44 +56,50 @@ def main() -> None:
 
 
 def _measure(engine: Engine, tokens: int, rounds: int) -> tuple[float, float, float, int]:
-    with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder, min_score=-1.0) as memory:
+    embedder = load_embedder()
+    found = [_round(engine, embedder, tokens, number) for number in range(rounds + 1)]
+    bare, injected, text = (
+        statistics.median(times[way] for times, _ in found[1:])  # the first round warms up
+        for way in ("bare", "injected", "text")
+    )
+    return bare, injected, text, max(count for _, count in found)
+
+
+def _round(
+    engine: Engine, embedder: SentenceTransformer, tokens: int, number: int
+) -> tuple[dict[str, float], int]:
+    """Seconds of each way, and tokens injected; with logs and a question of the round's own.
+
+    What was read lately is not read again: with the same logs, nothing would be left to measure.
+    """
+    question = Message(role="user", content=_QUESTION.format(tokens=tokens, number=number))
+    times, count = {}, 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        KVLogMemory(folder, embedder=embedder, min_score=-1.0) as memory,
+    ):
         memory.attach(engine)
-        for number in range(3):
-            answer = ""
+        for harbour in range(3):
+            answer = f"Year {number}. "
             while len(engine.tokenizer(answer)["input_ids"]) < tokens / 3 - 10:
-                answer += _FACTS.format(n=number, m=len(answer))
-            task = f"What did the survey of harbour {number} find?"
+                answer += _FACTS.format(n=harbour, m=len(answer))
+            task = f"{number}: What did the survey of harbour {harbour} find?"
             memory.add(
                 Trace.from_messages(
-                    [
-                        {"role": "user", "content": task},
-                        {"role": "assistant", "content": answer},
-                    ]
+                    [{"role": "user", "content": task}, {"role": "assistant", "content": answer}]
                 )
             )
         memory.flush()
-        times: dict[str, list[float]] = {"bare": [], "injected": [], "text": []}
-        count = 0
-        for number in range(rounds + 1):  # the first round warms up
-            # Another question each time: what was read lately is not read again.
-            question = Message(role="user", content=_QUESTION.format(number=number))
-            for way, taken in times.items():
-                started = time.perf_counter()
-                logs = [] if way == "bare" else memory.recall(question.text)
-                segments = memory.segments(logs)[::-1]
-                recall = time.perf_counter() - started
-                if way == "text":
-                    generation = generate_with_text(
-                        engine, [question], segments, max_new_tokens=1, do_sample=False
-                    )
-                else:
-                    generation = engine.generate(
-                        [question], segments, max_new_tokens=1, do_sample=False
-                    )
-                taken.append(recall + generation.time_to_first_token)
-                count = max(count, generation.injected_tokens)
-        bare, injected, text = (statistics.median(taken[1:]) for taken in times.values())
-        return bare, injected, text, count
+        for way in ("bare", "injected", "text"):
+            started = time.perf_counter()
+            logs = [] if way == "bare" else memory.recall(question.text)
+            segments = memory.segments(logs)[::-1]
+            recall = time.perf_counter() - started
+            generate = generate_with_text if way == "text" else Engine.generate
+            generation = generate(engine, [question], segments, max_new_tokens=1, do_sample=False)
+            times[way] = recall + generation.time_to_first_token
+            count = max(count, generation.injected_tokens)
+    return times, count
 
 
 if __name__ == "__main__":

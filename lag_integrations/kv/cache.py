@@ -22,7 +22,7 @@ _GROWTH = 64
 """Least tokens for which there is room after a layer had to grow."""
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+class RoomyLayer(DynamicLayer):
     """A layer with room for more tokens, so that not all are copied when one comes.
 
     Args:
@@ -70,7 +70,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self._memory = None
 
 
-class _RoomyCache(DynamicCache):  # type: ignore[misc]
+class _RoomyCache(DynamicCache):
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -99,8 +100,7 @@ class PrefixCache:
         if best is None:
             return new_cache(room=room), 0
         number, entry = best
-        if number in self._entries:
-            self._entries.move_to_end(number)
+        self._touch(number)
         layers = first_tokens(entry.layers, length_of(pieces[:known]))
         return new_cache(layers, room), known
 
@@ -118,7 +118,7 @@ class PrefixCache:
         for other, entry in list(self._entries.items()):
             common = _common(entry.pieces, pieces)
             if common == len(pieces):
-                self._entries.move_to_end(other)  # known, and more
+                self._touch(other)  # known, and more
                 return
             if common == len(entry.pieces):
                 self._entries.pop(other, None)
@@ -130,7 +130,12 @@ class PrefixCache:
         ]
         entries[number] = _Entry(pieces, layers, size, watched)
         while self.nbytes > self.max_bytes or len(entries) > _MOST:
-            entries.popitem(last=False)
+            with suppress(KeyError):
+                entries.popitem(last=False)
+
+    def _touch(self, number: int) -> None:
+        with suppress(KeyError):  # it went with its segment meanwhile, on another thread
+            self._entries.move_to_end(number)
 
     def clear(self) -> None:
         """Forget everything."""
