@@ -31,6 +31,7 @@ from lag_integrations.generation.batch import can_decode_together, decode_togeth
 from lag_integrations.generation.constraint import Grammars, can_constrain
 from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
+from lag_integrations.kv.attention import attend_in_groups
 from lag_integrations.kv.cache import beginning
 from lag_integrations.kv.encode import encode, prefill
 from lag_integrations.kv.fingerprint import fingerprint
@@ -95,6 +96,7 @@ class Engine:
         template_kwargs: Mapping[str, Any] | None = None,
         prefix_cache_bytes: int = _PREFIX_BYTES,
     ) -> None:
+        attend_in_groups()
         self._lock = threading.RLock()
         self._model: PreTrainedModel | None = model.eval()
         self._prefixes = PrefixCache(prefix_cache_bytes)

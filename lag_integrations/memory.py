@@ -142,7 +142,7 @@ class KVLogMemory(FrameworkForms):
         codec_of(codec)  # an unknown one is refused now, not by the worker
         seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
         budget = Budget(max_bytes, max_logs, seconds)
-        embedding = Embedder(embedder)
+        self._embedding = Embedder(embedder)
         self.store = LogStore(
             path,
             namespace,
@@ -157,7 +157,7 @@ class KVLogMemory(FrameworkForms):
         self.namespace = namespace
         self._deriver = Deriver(
             self.store,
-            embedding,
+            self._embedding,
             selection=selection or LastTurn(),
             codec=codec,
             budget=budget,
@@ -435,12 +435,14 @@ class KVLogMemory(FrameworkForms):
             How many of them there were.
         """
         self._check_open()
+        self._embedding.forget_queries()
         ids = [log_ids] if isinstance(log_ids, str) else list(log_ids)
         return len(self.store.delete(ids))
 
     def purge(self) -> int:
         """Delete everything of this namespace; gives the number of logs."""
         self._check_open()
+        self._embedding.forget_queries()
         return self.store.purge()
 
     def prune(self) -> None:

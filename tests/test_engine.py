@@ -478,3 +478,13 @@ def test_a_token_that_ends_answers_is_never_shown(engine, monkeypatch):
     place = told.token_ids.index(last)
     assert (ended.finish_reason, ended.token_ids) == ("stop", told.token_ids[: place + 1])
     assert ended.text == engine.tokenizer.decode(told.token_ids[:place])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs need the copies")
+def test_keys_and_values_are_not_copied_for_each_head(engine, monkeypatch):
+    def repeat(*_: object) -> None:
+        raise AssertionError("keys and values were repeated")
+
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.repeat_kv", repeat)
+    segment = engine.encode(qa("What is the code of the vault?", "It is 7741."))
+    engine.generate([Message(role="user", content="Which code?")], [segment], max_new_tokens=3)

@@ -15,6 +15,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from lag_integrations.kv.pages import empty
+
 Slots = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
 
@@ -184,7 +186,7 @@ def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
 
 def _memory(like: Slots, tokens: int) -> Slots:
     first, second = (
-        slot.new_empty(slot.shape[0], slot.shape[1], tokens, slot.shape[3]) for slot in like
+        empty((slot.shape[0], slot.shape[1], tokens, slot.shape[3]), slot) for slot in like
     )
     return first, second
 

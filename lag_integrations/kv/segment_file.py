@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import prod
 from typing import Any
 
 import torch
 import xxhash
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from lag_integrations.errors import (
     EncodingError,
@@ -43,12 +44,23 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.cache import Slots
 from lag_integrations.kv.codecs import Codec, codec
+from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 
 FORMAT = "lag-segment"
 VERSION = "2"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I64": torch.int64,
+}
+"""What codecs write, by the names of safetensors."""
 _NO_DIGITS = b"0" * 32
 _DIGITS = slice(37, 69)
 
@@ -93,11 +105,12 @@ def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
     return b"".join((head[: _DIGITS.start], digits, head[_DIGITS.stop :], payload))
 
 
-def load_segment(data: bytes, key: SegmentKey) -> Segment:
+def load_segment(data: Data, key: SegmentKey) -> Segment:
     """The segment in the content of a file, on the CPU.
 
     Args:
-        data: The content.
+        data: The content. Where it can be written to, the segment's tensors are views of it: it
+            must not be changed any more.
         key: What it must be the segment of.
 
     Raises:
@@ -108,15 +121,18 @@ def load_segment(data: bytes, key: SegmentKey) -> Segment:
     """
     used = codec(key.codec)
     # Nothing is interpreted, not even the length of the header, before the checksum is right.
-    if data[_DIGITS] != _checksum(data):
+    view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
+    if view[_DIGITS] != _checksum(view):
         raise SegmentCorruptedError(
             f"The segment of log {key.log_id} is damaged, or not of version {VERSION}: its "
             "checksum is wrong. Encode its trace again."
         )
     try:
-        metadata = _split(data)[0]["__metadata__"]
+        header, payload = _split(view)
+        metadata = header.pop("__metadata__")
         _require_key(metadata, key)
-        return _decode(load(data), metadata, used)
+        tensors = {name: _tensor(payload, **about) for name, about in header.items()}
+        return _decode(tensors, metadata, used)
     except (FingerprintMismatchError, SegmentCorruptedError):
         raise
     except Exception as error:  # of any kind: a right checksum makes no sense of bytes
@@ -126,13 +142,28 @@ def load_segment(data: bytes, key: SegmentKey) -> Segment:
         ) from error
 
 
-def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(data: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
     """Header and payload of a safetensors file."""
     end = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:end]), memoryview(data)[end:]
+    return json.loads(bytes(data[8:end])), memoryview(data)[end:]
 
 
-def _checksum(head: bytes, payload: bytes | memoryview = b"") -> bytes:
+def _tensor(
+    payload: memoryview, dtype: str, shape: list[int], data_offsets: tuple[int, int]
+) -> torch.Tensor:
+    """One tensor of a payload, without a copy (the library would make one)."""
+    kind, (begin, end) = _STORED[dtype], data_offsets
+    if not all(type(value) is int and value >= 0 for value in (begin, end, *shape)):
+        raise ValueError("a tensor has no proper shape or place")
+    number = prod(shape)
+    if end - begin != number * kind.itemsize or end > len(payload):
+        raise ValueError("a tensor is not where its header says")
+    if not number:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(payload, dtype=kind, count=number, offset=begin).view(shape)
+
+
+def _checksum(head: bytes | memoryview, payload: bytes | memoryview = b"") -> bytes:
     """The digits that a file, given in one or two pieces, must have."""
     view = memoryview(head)
     digest = xxhash.xxh3_128()

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
+from lag_integrations.kv.pages import Data, buffer
 
 
 class Blobs:
@@ -61,13 +62,16 @@ class Blobs:
             Path(scratch).unlink(missing_ok=True)
             raise
 
-    def get(self, name: str) -> bytes:
+    def get(self, name: str) -> Data:
         """Read a whole file. Read, not mapped: one cut short while mapped would kill the process.
 
         Raises:
             OSError: It is missing or cannot be read.
         """
-        data: bytes = self._fs.cat_file(self._path(name))
+        path = self._path(name)
+        if self._local:
+            return _read(path)
+        data: bytes = self._fs.cat_file(path)
         return data
 
     def remove(self, name: str) -> None:
@@ -105,6 +109,18 @@ class Blobs:
         if name.startswith("/") or ".." in name.split("/"):
             raise StoreError(f"{name[:80]!r} is not the name of a segment file.")
         return posixpath.join(self._root, name)
+
+
+def _read(path: str) -> Data:
+    with open(path, "rb", buffering=0) as file:
+        data = buffer(os.fstat(file.fileno()).st_size)
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view) and (some := file.readinto(view[done:])):
+                done += some
+    if done < len(data):
+        raise OSError(f"{path} was cut short while it was read")
+    return data
 
 
 def _sync(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Vectors = NDArray[np.float32]
 _Function = Callable[[list[str]], Any]
+_QUERIES = 256
+"""Queries whose embeddings are held: a retry, a step of an agent, the same question of many."""
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -41,6 +43,7 @@ class Embedder:
         self._functions: tuple[_Function, _Function] | None = None
         self._source = source
         self._lock = threading.Lock()  # the worker and a first recall may come at once
+        self._embed_query = lru_cache(_QUERIES)(self._embed_query_now)
         if isinstance(source, str | Path):
             self.name = str(source)
         else:
@@ -58,11 +61,22 @@ class Embedder:
     def embed_query(self, text: str) -> Vectors:
         """Embed a query, fp32 ``[dimension]``: some models embed queries and documents apart.
 
+        What was asked lately is not embedded again.
+
         Raises:
             StoreError: It does not work; for an embedder behind an API, perhaps just now.
         """
+        return self._embed_query(text)
+
+    def forget_queries(self) -> None:
+        """Hold none of the queries any more."""
+        self._embed_query.cache_clear()
+
+    def _embed_query_now(self, text: str) -> Vectors:
         try:
-            return np.asarray(self._units(self._loaded()[1], [text])[0])
+            vector = np.asarray(self._units(self._loaded()[1], [text])[0])
+            vector.flags.writeable = False  # shared by all who ask
+            return vector
         except StoreError:
             raise
         except Exception as error:
