@@ -7,13 +7,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
 
+from lag_integrations.encoding import Encodable
 from lag_integrations.errors import (
     EmbedderMismatchError,
     LAGError,
@@ -39,6 +41,7 @@ _EMBED_AT_ONCE = 64
 _LATE = 120.0
 """Seconds that a log may be captured before it is seen: other clocks, long transactions."""
 _LOOK_AHEAD = 256
+_ENCODE_AT_ONCE = 16
 _SLOTS = 64
 """Encoding is shared out between processes by locks on parts of the logs."""
 _ENFORCE_EVERY = 64
@@ -114,7 +117,7 @@ class Deriver:
             partial(self._store.merge, MERGE_AT),
         ]
         if engine is not None:
-            stages.append(partial(self._encode_one, engine, outcomes, thorough))
+            stages.append(partial(self._encode_some, engine, outcomes, thorough))
         failure: Exception | None = None
         with self._lock:
             for stage in stages:
@@ -174,7 +177,9 @@ class Deriver:
         Raises:
             LAGError: The trace cannot be encoded by this model, or not be stored.
         """
-        segment = engine.encode(trace, self._selection)
+        return self._save(log_id, engine.encode(trace, self._selection), engine)
+
+    def _save(self, log_id: str, segment: Segment, engine: Engine) -> Segment:
         try:
             segment, size = self._store.save(self.key(log_id, engine), segment)
         except OSError as error:
@@ -263,8 +268,8 @@ class Deriver:
             if not fine:
                 self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
 
-    def _encode_one(self, engine: Engine, outcomes: Sequence[Outcome], thorough: bool) -> bool:
-        """Encode one log that nobody else is encoding."""
+    def _encode_some(self, engine: Engine, outcomes: Sequence[Outcome], thorough: bool) -> bool:
+        """Encode some logs that nobody else is encoding."""
         kind = self.key("", engine)
         if self._todo_for != kind:
             self._todo.clear()
@@ -278,33 +283,65 @@ class Deriver:
                 self._done_until = begun - _LATE
         if self._todo and not thorough:
             engine.wait_idle(_PATIENCE)  # an answer that is being written goes first
-        done = False
-        while self._todo and not done:
-            log_id = self._todo.popleft()
-            with self._store.locks.hold(_slot(log_id), wait=False) as held:
-                if held:  # else another process is at it
-                    done = self._encode_if_missing(log_id, engine, outcomes)
+        done, tokens, held = False, 0, set[str]()
+        batch: dict[str, Encodable] = {}
+        with ExitStack() as locks:
+            while self._todo and len(batch) < _ENCODE_AT_ONCE and tokens < engine.batch_tokens:
+                log_id = self._todo.popleft()
+                slot = _slot(log_id)
+                if slot not in held:
+                    if not locks.enter_context(self._store.locks.hold(slot, wait=False)):
+                        continue  # another process is at it
+                    held.add(slot)
+                if self._store.segments.is_missing(self.key(log_id, engine), outcomes):
+                    done = True
+                    encodable = self._encodable(log_id, engine)
+                    if encodable is not None:
+                        batch[log_id] = encodable
+                        tokens += len(encodable)
+            self._encode_batch(batch, engine)
         return done
 
-    def _encode_if_missing(self, log_id: str, engine: Engine, outcomes: Sequence[Outcome]) -> bool:
-        key = self.key(log_id, engine)
-        if not self._store.segments.is_missing(key, outcomes):
-            return False
+    def _encodable(self, log_id: str, engine: Engine) -> Encodable | None:
+        """A log's trace as the model is to read it; None if that does not work."""
         trace = self._store.ledger.get([log_id]).get(log_id)
         try:
             if trace is None:
                 raise StoreError("The stored trace is damaged.")
-            self.encode(log_id, trace, engine)
-        except StoreError as error:
-            if isinstance(error.__cause__, OSError):
-                raise  # the store's fault, not the log's: it is tried again
-            self._store.failures.add(log_id, encode_task(key), str(error))
+            return engine.encodable(trace, self._selection)
         except Exception as error:  # one bad log must not hold up the others
-            logger.debug("Log %s cannot be encoded.", log_id, exc_info=True)
-            reason = str(error) if isinstance(error, LAGError) else ""
+            self._note_failure(log_id, engine, error)
+            return None
+
+    def _encode_batch(self, batch: Mapping[str, Encodable], engine: Engine) -> None:
+        """Encode logs; one by one if it does not work for all, so that a bad one is found."""
+        if not batch:
+            return
+        try:
+            segments = engine.encode_all(list(batch.values()))
+        except Exception as error:
+            if len(batch) == 1:
+                self._note_failure(next(iter(batch)), engine, error)
+            else:
+                for log_id, encodable in batch.items():
+                    self._encode_batch({log_id: encodable}, engine)
+            return
+        for log_id, segment in zip(batch, segments, strict=True):
+            try:
+                self._save(log_id, segment, engine)
+            except StoreError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise  # the store's fault, not the log's: it is tried again
+                self._note_failure(log_id, engine, error)
+            except Exception as error:
+                self._note_failure(log_id, engine, error)
+
+    def _note_failure(self, log_id: str, engine: Engine, error: Exception) -> None:
+        logger.debug("Log %s cannot be encoded.", log_id, exc_info=error)
+        reason = str(error) if isinstance(error, LAGError) else ""
+        if not isinstance(error, StoreError):
             reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
-            self._store.failures.add(log_id, encode_task(key), reason)
-        return True
+        self._store.failures.add(log_id, encode_task(self.key(log_id, engine)), reason)
 
     def _describe_embedder(self) -> dict[str, Any]:
         vector = self._embedder.embed([_PROBE_TEXT])[0]

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lag_integrations.encoding import Encodable, batches
 from lag_integrations.errors import (
     ContextWindowError,
     LAGError,
@@ -33,7 +34,7 @@ from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
 from lag_integrations.kv.attention import attend_in_groups
 from lag_integrations.kv.cache import beginning
-from lag_integrations.kv.encode import encode, prefill
+from lag_integrations.kv.encode import encode_rows, prefill
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.prefixes import PrefixCache, length_of
 from lag_integrations.kv.probe import probe
@@ -48,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 _PREFIX_BYTES = 512 * 2**20
 """Of keys and values of what was read lately."""
+
+_AT_ONCE_CPU, _AT_ONCE = 256, 8192
+"""Tokens of traces that are encoded together; what is longer comes alone."""
 
 _ROOM = 128
 """Tokens of an answer for which a cache has room from the first on."""
@@ -224,43 +228,59 @@ class Engine:
             TraceError: The trace holds nothing that the selection keeps.
             PromptError: The chat template refuses the trace.
         """
-        selection = selection or LastTurn()
-        rendered = self.format.render(trace.messages, generate=False)
-        token_ids, keep = rendered.token_ids, selection.keep(rendered)
-        if not selection.in_context:
-            token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
-        cut = max(0, len(token_ids) - self.window)
-        if cut:
-            head = min(rendered.head, self.window // 2) if selection.in_context else 0
-            token_ids = token_ids[:head] + token_ids[head + cut :]
-            keep = [
-                index if index < head else index - cut
-                for index in keep
-                if index < head or index >= head + cut
-            ]
-            logger.warning(
-                "A trace is %d tokens longer than the model's window of %d; its oldest tokens "
-                "after the system message were cut (trace %s).",
-                cut,
-                self.window,
-                trace.id,
-            )
-        info = {"selection": selection.name, "cut_tokens": str(cut)}
+        return self.encode_all([self.encodable(trace, selection)])[0]
+
+    def encodable(self, trace: Trace, selection: Selection | None = None) -> Encodable:
+        """A trace as `encode_all` takes it; arguments and errors are those of `encode`."""
+        return Encodable.of(trace, selection or LastTurn(), self.format, self.window)
+
+    def encode_all(self, traces: Sequence[Encodable]) -> list[Segment]:
+        """Encode many traces, those of like length together; gives their segments in order.
+
+        Each is what it would be alone, up to rounding. What the traces of a batch begin with alike
+        is read once.
+        """
         with self._lock:
-            cache, known = self._prefixes.begin(token_ids)
-            segment = encode(
+            known = [self._prefixes.known(trace.token_ids) for trace in traces]
+        segments: dict[int, Segment] = {}
+        # Together, if as much is known of them: of a run that was just generated, nearly all.
+        for number in dict.fromkeys(known):
+            members = [index for index, its in enumerate(known) if its == number]
+            lengths = [len(traces[index]) - number for index in members]
+            for batch in batches(lengths, self.batch_tokens):
+                chosen = [members[place] for place in batch]
+                found = self._encode_batch([traces[index] for index in chosen])
+                segments.update(zip(chosen, found, strict=True))
+        return [segments[index] for index in range(len(traces))]
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that are worth reading at once, when many traces are encoded."""
+        return _AT_ONCE_CPU if self.model.device.type == "cpu" else _AT_ONCE
+
+    def _encode_batch(self, traces: Sequence[Encodable]) -> list[Segment]:
+        first, alone = traces[0].token_ids, len(traces) == 1
+        with self._lock, torch.no_grad():
+            if alone:
+                alike = traces[0].head  # traces of one agent begin alike
+                cache, known = self._prefixes.begin(first)
+            else:
+                alike = _alike([trace.token_ids for trace in traces])
+                cache, known = self._prefixes.begin(first[: alike + 1])
+                if known < alike:
+                    prefill(self.model, torch.tensor(first[known:alike]), cache)
+                    self._prefixes.put(first[:alike], cache)
+            segments = encode_rows(
                 self.model,
                 self.positions,
-                token_ids,
-                keep,
+                [(trace.token_ids, trace.keep) for trace in traces],
                 cache,
                 fingerprint=self.fingerprint.id,
-                info=info,
+                infos=[trace.info for trace in traces],
             )
-            if selection.in_context and known < rendered.head:
-                # Traces of one agent begin alike.
-                self._prefixes.put(token_ids[: rendered.head], beginning(cache, rendered.head))
-            return segment
+            if alone and known < alike:
+                self._prefixes.put(first[:alike], beginning(cache, alike))
+            return segments
 
     def generate(
         self, messages: Sequence[Message], segments: Sequence[Segment] = (), **settings: Any
@@ -558,6 +578,12 @@ class Engine:
             if self._compiled is None:
                 self._compiled = Grammars(self.tokenizer, self.vocabulary, self.end_tokens)
             return self._compiled
+
+
+def _alike(rows: Sequence[Sequence[int]]) -> int:
+    """Number of tokens that all rows begin with, less one where that is all of a row."""
+    most = min(map(len, rows)) - 1
+    return next((place for place in range(most) if len({row[place] for row in rows}) > 1), most)
 
 
 class EngineStream(Iterator[str]):

@@ -299,6 +299,25 @@ def test_traces_that_begin_alike_are_read_from_where_they_differ(engine, forgetf
             assert (one - other).abs().max() < 1e-3
 
 
+def test_many_traces_are_encoded_together_as_alone(engine, forgetful):
+    system = ("system", "You sort letters in Bergen, and never lose one. " * 2)
+    short = [answered(user(f"Letter {number}?", system), "Box " * number) for number in range(1, 6)]
+    long = answered(user("All letters?", system), "They are all here. " * 80)
+    traces = [long, *short, qa("And who are you?", "I sort letters.")]
+    with Passes(engine) as passes:
+        together = engine.encode_all([engine.encodable(trace) for trace in traces])
+    assert len(passes.tokens) < len(traces)
+    assert sum(passes.tokens) < sum(engine.count_tokens(trace.messages) for trace in traces)
+    for trace, segment in zip(traces, together, strict=True):
+        alone = forgetful.encode(trace)
+        assert torch.equal(segment.token_ids, alone.token_ids)
+        assert segment.info == alone.info
+        for mine, theirs in zip(segment.slots, alone.slots, strict=True):
+            for one, other in zip(mine, theirs, strict=True):
+                assert (one - other).abs().max() < 1e-3
+    assert engine.encode_all([]) == []
+
+
 def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetful):
     chat = user("Count to five.", ("system", "You count slowly, one by one."))
     calls = 0

@@ -319,6 +319,30 @@ def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, eng
     assert memory.segments(memory.recall("vault code Lima"))
 
 
+def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkeypatch, no_worker):
+    memory.attach(engine)
+    traces = [qa(f"What is in box {number}?", f"Box {number} holds tin.") for number in range(5)]
+    ids = memory.add_many(traces)
+    batches: list[int] = []
+    real = engine.encode_all
+
+    def encode_all(encodables):
+        batches.append(len(encodables))
+        if any("box 3" in engine.tokenizer.decode(one.token_ids) for one in encodables):
+            raise RuntimeError("out of memory")
+        return real(encodables)
+
+    monkeypatch.setattr(engine, "encode_all", encode_all)
+    with pytest.raises(EncodingError, match=rf"1 logs could not .*{ids[3]}: RuntimeError"):
+        memory.flush()
+    assert batches[0] > 1
+    others = [log for log in memory.get(ids) if log.id != ids[3]]
+    assert None not in memory.stored_segments(others)
+    monkeypatch.undo()
+    memory.flush()
+    assert None not in memory.stored_segments(memory.get(ids))
+
+
 def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "ledger.sqlite").write_text("this is not a database, " * 100)

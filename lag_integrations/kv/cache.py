@@ -139,6 +139,16 @@ def beginning(cache: DynamicCache, number: int) -> DynamicCache:
     return new_cache([(first.clone(), second.clone()) for first, second in layers])
 
 
+def widen(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A cache of several rows, each of which holds what a cache of one row does."""
+    return new_cache(
+        [
+            (first.expand(rows, -1, -1, -1), second.expand(rows, -1, -1, -1))
+            for first, second in read_layers(cache)
+        ]
+    )
+
+
 def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
     """Append tokens to one layer; the given tensors are copied."""
     cache.update(slots[0], slots[1], layer)

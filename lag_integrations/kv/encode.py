@@ -1,4 +1,4 @@
-"""Token ids to segment: one forward pass over everything, of which only the kept tokens stay."""
+"""Token ids to segments: one forward pass over everything; only the kept tokens stay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.errors import ContextWindowError
-from lag_integrations.kv.cache import new_cache, read_layers
+from lag_integrations.kv.cache import new_cache, read_layers, widen
 from lag_integrations.kv.positions import Positions
 from lag_integrations.kv.segment import Segment
 
@@ -20,50 +20,81 @@ def encode(
     positions: Positions,
     token_ids: Sequence[int],
     keep: Sequence[int],
-    cache: DynamicCache | None = None,
     *,
     fingerprint: str,
     info: dict[str, str] | None = None,
 ) -> Segment:
+    """Encode one trace; arguments and errors are those of `encode_rows`."""
+    rows, infos = [(token_ids, keep)], [info or {}]
+    return encode_rows(model, positions, rows, fingerprint=fingerprint, infos=infos)[0]
+
+
+def encode_rows(
+    model: PreTrainedModel,
+    positions: Positions,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    cache: DynamicCache | None = None,
+    *,
+    fingerprint: str,
+    infos: Sequence[dict[str, str]],
+) -> list[Segment]:
     """Encode tokens in the context of all tokens, and keep some (LAG paper, section 3.1).
+
+    Several rows are padded on the right, where what is causal does not see it.
 
     Args:
         model: The model, in evaluation mode.
         positions: Its position scheme.
-        token_ids: The whole rendered trace; at most ``positions.window`` tokens.
-        keep: Indices into ``token_ids`` of the tokens to keep, ascending. Each has attended to all
-            tokens before it, so its keys and values carry the context that is dropped.
-        cache: Holds the first of them already; it then holds all. A new one by default.
+        rows: Of each trace all of its tokens, at most ``positions.window``, and the indices of
+            those to keep, ascending. Each has attended to all tokens before it, so its keys and
+            values carry the context that is dropped.
+        cache: Holds what all rows begin with already, but not all of a row. A single row is read
+            into it. A new one by default.
         fingerprint: Identity of the model.
-        info: Facts to store with the segment.
+        infos: Facts to store with each segment.
 
     Returns:
-        The segment, in the model's dtype, on the model's device.
+        The segments, in the model's dtype, on the model's device.
 
     Raises:
         ContextWindowError: There are more tokens than the model's usable window.
     """
-    if len(token_ids) > positions.window:
+    longest = max(len(token_ids) for token_ids, _ in rows)
+    if longest > positions.window:
         raise ContextWindowError(
-            f"The trace has {len(token_ids)} tokens, more than the model's usable window of "
+            f"The trace has {longest} tokens, more than the model's usable window of "
             f"{positions.window}; cut it before encoding."
         )
-    ids = torch.tensor(list(token_ids), dtype=torch.int64)
     cache = new_cache() if cache is None else cache
+    known = cache.get_seq_length()
+    unread = torch.zeros(len(rows), longest - known, dtype=torch.int64)
+    for row, (token_ids, _) in enumerate(rows):
+        unread[row, : len(token_ids) - known] = torch.tensor(list(token_ids[known:]))
+    if len(rows) > 1:
+        cache = widen(cache, len(rows))
+    segments = []
     with torch.no_grad():
-        prefill(model, ids[cache.get_seq_length() :], cache)
+        _read(model, unread, cache)
         layers = read_layers(cache)
-        kept = torch.tensor(list(keep), dtype=torch.int64, device=model.device)
-        slots = []
-        for group in positions.groups:
-            first, second = (
-                torch.cat([layers[layer][slot].index_select(2, kept) for layer in group.layers])
-                for slot in (0, 1)
-            )
-            slots.append(
-                positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
-            )
-    return Segment(ids[kept.cpu()], tuple(slots), fingerprint, info or {})
+        for row, (token_ids, keep) in enumerate(rows):
+            kept = torch.tensor(list(keep), dtype=torch.int64, device=model.device)
+            slots = []
+            for group in positions.groups:
+                first, second = (
+                    torch.cat(
+                        [
+                            layers[layer][slot][row : row + 1].index_select(2, kept)
+                            for layer in group.layers
+                        ]
+                    )
+                    for slot in (0, 1)
+                )
+                slots.append(
+                    positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
+                )
+            ids = torch.tensor(list(token_ids), dtype=torch.int64)[kept.cpu()]
+            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row]))
+    return segments
 
 
 def prefill(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
@@ -72,12 +103,17 @@ def prefill(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache
     Returns:
         The logits after the last token, ``[vocabulary]``.
     """
+    return _read(model, token_ids[None], cache)[0]
+
+
+def _read(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Let the model read rows of tokens; gives the logits ``[rows, vocabulary]`` after them."""
     # Logits of every token would cost more than the layers of a small model.
     extra = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     output = model(
-        input_ids=token_ids[None].to(model.device), past_key_values=cache, use_cache=True, **extra
+        input_ids=token_ids.to(model.device), past_key_values=cache, use_cache=True, **extra
     )
-    logits: torch.Tensor = output.logits[0, -1]
+    logits: torch.Tensor = output.logits[:, -1]
     return logits
 
 

@@ -92,17 +92,26 @@ class PrefixCache:
         Returns:
             The cache, and how many of the pieces it holds.
         """
-        best, known, room = None, 0, length_of(pieces) + more
-        for number, entry in reversed(list(self._entries.items())):
-            common = _common(entry.pieces, pieces[:-1])
-            if common > known:
-                best, known = (number, entry), common
-        if best is None:
+        known, number, entry = self._longest(pieces)
+        room = length_of(pieces) + more
+        if entry is None:
             return new_cache(room=room), 0
-        number, entry = best
         self._touch(number)
         layers = first_tokens(entry.layers, length_of(pieces[:known]))
         return new_cache(layers, room), known
+
+    def known(self, pieces: Sequence[Piece]) -> int:
+        """How many of the pieces `begin` would find."""
+        return self._longest(pieces)[0]
+
+    def _longest(self, pieces: Sequence[Piece]) -> tuple[int, int, _Entry | None]:
+        """The longest beginning that is known, and the entry that has it."""
+        known, number, best = 0, 0, None
+        for other, entry in reversed(list(self._entries.items())):
+            common = _common(entry.pieces, pieces[:-1])
+            if common > known:
+                known, number, best = common, other, entry
+        return known, number, best
 
     def put(self, pieces: Sequence[Piece], cache: DynamicCache) -> None:
         """Remember what a cache holds.

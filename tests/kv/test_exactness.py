@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
-from lag_integrations.kv.encode import encode
+from lag_integrations.kv.encode import encode, encode_rows
 from lag_integrations.kv.positions import Positions
 from lag_integrations.kv.prefixes import PrefixCache
 from lag_integrations.kv.probe import probe
@@ -152,8 +152,13 @@ def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case)
 
     begun, _ = prefixes.begin(ids[:PREFIX])
     with case.model.register_forward_pre_hook(count, with_kwargs=True):
-        live = encode(
-            case.model, case.positions, ids[:PREFIX], range(4, 20), begun, fingerprint=FINGERPRINT
+        (live,) = encode_rows(
+            case.model,
+            case.positions,
+            [(ids[:PREFIX], range(4, 20))],
+            begun,
+            fingerprint=FINGERPRINT,
+            infos=[{}],
         )
     assert passes == 1, "the last token, whose logits a prompt would need"
     again = encode(case.model, case.positions, ids[:PREFIX], range(4, 20), fingerprint=FINGERPRINT)
@@ -161,6 +166,28 @@ def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case)
     for mine, theirs in zip(live.slots, again.slots, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert distance(one, other) < TOLERANCE
+
+
+@pytest.mark.parametrize("alike", [0, 6])
+def test_encoding_together_is_encoding_alone(case: Case, alike: int) -> None:
+    """Rows of several lengths, with and without a beginning that they share."""
+    begins = tokens()[:alike]
+    rows = [
+        ([*begins, *tokens(length, seed=length)], [alike, alike + 2, alike + length - 1])
+        for length in (3, 11, 20)
+    ]
+    cache = new_cache()
+    if alike:
+        feed(case.model, cache, begins, 0)
+    together = encode_rows(
+        case.model, case.positions, rows, cache, fingerprint=FINGERPRINT, infos=[{}] * 3
+    )
+    for (ids, keep), segment in zip(rows, together, strict=True):
+        alone = encode(case.model, case.positions, ids, keep, fingerprint=FINGERPRINT)
+        assert torch.equal(segment.token_ids, alone.token_ids)
+        for mine, theirs in zip(segment.slots, alone.slots, strict=True):
+            for one, other in zip(mine, theirs, strict=True):
+                assert distance(one, other) < TOLERANCE * max(1, other.abs().max().item())
 
 
 def test_two_segments_in_other_order(case: Case) -> None:

@@ -36,10 +36,8 @@ def right(memory: KVLogMemory, ids: list[str], tiny) -> None:
         assert found.id == key
         segment, fresh = memory.segments([found], tiny)[0], tiny.encode(numbered(number))
         assert torch.equal(segment.token_ids, fresh.token_ids)
-        assert all(
-            torch.equal(mine, theirs)
-            for mine, theirs in zip(segment.slots[0], fresh.slots[0], strict=True)
-        )
+        for mine, theirs in zip(segment.slots[0], fresh.slots[0], strict=True):
+            torch.testing.assert_close(mine, theirs)  # encoded with others, or alone
 
 
 def kinds(problems) -> set[str]:

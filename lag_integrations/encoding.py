@@ -1,0 +1,82 @@
+"""Traces made ready for the model to encode: their tokens, and which of them are kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from lag_integrations.kv.selection import Selection
+from lag_integrations.prompt import ChatFormat
+from lag_integrations.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encodable:
+    """A trace as the model is to read it.
+
+    Attributes:
+        token_ids: What is read, no more than the model's window.
+        keep: Indices of the tokens that become the segment, ascending.
+        head: Tokens before the first message that is not a system message.
+        info: Facts to store with the segment.
+    """
+
+    token_ids: list[int]
+    keep: list[int]
+    head: int
+    info: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def of(cls, trace: Trace, selection: Selection, format: ChatFormat, window: int) -> Encodable:
+        """Render a trace, and select of it.
+
+        What is longer than the window is cut: the oldest tokens after the system message go.
+
+        Raises:
+            TraceError: The trace holds nothing that the selection keeps.
+            PromptError: The chat template refuses the trace.
+        """
+        rendered = format.render(trace.messages, generate=False)
+        token_ids, keep = rendered.token_ids, selection.keep(rendered)
+        if not selection.in_context:
+            token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
+        head = rendered.head if selection.in_context else 0
+        cut = max(0, len(token_ids) - window)
+        if cut:
+            head = min(head, window // 2)
+            token_ids = token_ids[:head] + token_ids[head + cut :]
+            keep = [
+                index if index < head else index - cut
+                for index in keep
+                if index < head or index >= head + cut
+            ]
+            logger.warning(
+                "A trace is %d tokens longer than the model's window of %d; its oldest tokens "
+                "after the system message were cut (trace %s).",
+                cut,
+                window,
+                trace.id,
+            )
+        info = {"selection": selection.name, "cut_tokens": str(cut)}
+        return cls(token_ids, keep, head, info)
+
+
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices of what is encoded together: of like length, and so many tokens when padded.
+
+    What is longer than that comes alone.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[index] * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,85 @@
+"""``python -m lag_integrations.evaluation.bench``: see the package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from lag_integrations import packaged
+from lag_integrations.engine import Engine
+from lag_integrations.evaluation.bench.asking import asking
+from lag_integrations.evaluation.bench.capture import capture
+from lag_integrations.evaluation.bench.decoding import decoding
+from lag_integrations.evaluation.bench.first_token import first_token
+from lag_integrations.evaluation.bench.importing import importing
+from lag_integrations.evaluation.bench.loading import loading
+from lag_integrations.evaluation.bench.memory_use import memory_use
+from lag_integrations.evaluation.bench.plot import draw
+from lag_integrations.evaluation.bench.results import (
+    changes,
+    machine,
+    markdown,
+    read,
+    save,
+    tables,
+)
+from lag_integrations.evaluation.bench.turns import Figure, Setting
+from lag_integrations.store.embedder import load_embedder
+
+_SUITES = ("first-token", "loading", "recall", "decoding", "capture", "import", "memory")
+_TOKENS = (128, 256, 512, 1024, 2048, 4096)
+_LOGS = (1, 2, 4, 8)
+_CODECS = ("bf16", "int8", "int4", "int8+zstd")
+
+
+def main() -> None:
+    """Measure, print tables, and write figures and a plot."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
+    parser.add_argument("--dtype", default="auto", help="of the weights")
+    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder of the results")
+    parser.add_argument("--compare", type=Path, help="bench.json of an earlier run")
+    parser.add_argument("--rounds", type=int, default=5, help="times each way is measured")
+    parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="log tokens")
+    parser.add_argument("--suites", nargs="+", choices=_SUITES, default=_SUITES)
+    arguments = parser.parse_args()
+    console = Console(width=150)
+    before = None if arguments.compare is None else read(arguments.compare)
+    embedder = load_embedder()
+    engine = Engine.load(arguments.model or packaged.chat_model(), dtype=arguments.dtype)
+    rounds, tokens = arguments.rounds, list(arguments.tokens)
+    settings: list[Setting] = [{"log tokens": number, "k": 3} for number in tokens]
+    if 1024 in tokens:
+        settings += [{"log tokens": 1024, "k": k} for k in _LOGS]
+    bare = Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
+    suites: dict[str, Callable[[], Iterator[Figure]]] = {
+        "first-token": lambda: first_token(engine, embedder, rounds, settings),
+        "loading": lambda: loading(engine, 3 * rounds, tokens, list(_CODECS)),
+        "recall": lambda: asking(embedder, 10 * rounds, 1_000),
+        "decoding": lambda: decoding(bare, rounds, 48, [2, 4, 8]),
+        "capture": lambda: capture(engine, embedder, 4 * rounds),
+        "import": lambda: importing(engine, embedder, 3, 64),
+        "memory": lambda: memory_use(engine, embedder, rounds, 1_000),
+    }
+    about = machine(Path(engine.name).name, str(engine.model.dtype).removeprefix("torch."))
+    figures: list[Figure] = []
+    for name in arguments.suites:
+        with console.status(name):
+            found = list(suites[name]())
+        figures += found
+        for table in tables(found):
+            console.print(table)
+        save(arguments.out / "bench.json", about, figures)  # what there is, if it is interrupted
+    (arguments.out / "bench.md").write_text(markdown(figures), "utf-8")
+    if "first-token" in arguments.suites:
+        draw(figures, arguments.out / "first_token.svg")
+    console.print(" · ".join(about.values()), f"· written to {arguments.out}")
+    if before is not None:
+        console.print(changes(before[1], figures), before[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Ways that take turns, and how their figures compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+Setting = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles.
+
+    Attributes:
+        median: Half of the values are below.
+        low: A quarter is below.
+        high: A quarter is above.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of some values."""
+        low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How one way compares with another.
+
+    Attributes:
+        suite: What was measured.
+        setting: Where on the axes: log tokens, k, codec…
+        way: How it was done.
+        value: Of the way itself, in the suite's unit.
+        ratios: The value divided by that of other ways in the same round, by their names.
+    """
+
+    suite: str
+    setting: Setting
+    way: str
+    value: Spread
+    ratios: dict[str, Spread]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Names it among the figures of a run."""
+        place = ", ".join(f"{name} {value}" for name, value in self.setting.items())
+        return self.suite, place, self.way
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Figure:
+        """What `to_json` gave."""
+        ratios = {name: Spread(**spread) for name, spread in found["ratios"].items()}
+        return cls(found["suite"], found["setting"], found["way"], Spread(**found["value"]), ratios)
+
+
+def in_turns(rounds: int, ways: Mapping[str, Callable[[], float | None]]) -> dict[str, list[float]]:
+    """Measure ways in turns, each round beginning with another one; the first round warms up.
+
+    Args:
+        rounds: How often each is measured.
+        ways: Do something once and give its value; None if it cannot be done here.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(rounds + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            value = ways[name]()
+            if number and value is not None:
+                taken[name].append(value)
+    return {name: values for name, values in taken.items() if values}
+
+
+def figures(
+    suite: str, setting: Setting, taken: Mapping[str, Sequence[float]], against: Sequence[str]
+) -> Iterator[Figure]:
+    """The figures of what was measured, with ratios to some of the ways."""
+    for way, values in taken.items():
+        ratios = {
+            base: Spread.of(
+                [mine / theirs for mine, theirs in zip(values, taken[base], strict=True)]
+            )
+            for base in against
+            if base != way and base in taken
+        }
+        yield Figure(suite, setting, way, Spread.of(values), ratios)

@@ -1,0 +1,107 @@
+"""The harness of `make bench`: what it measures is said as it was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from lag_integrations.evaluation.bench import __main__ as bench
+from lag_integrations.evaluation.bench.results import changes, markdown, read, save
+from lag_integrations.evaluation.bench.tasks import Task
+from lag_integrations.evaluation.bench.turns import Figure, Spread, figures, in_turns
+
+
+def test_ways_take_turns_and_the_first_round_only_warms_up():
+    order: list[str] = []
+    values = iter(range(100))
+
+    def way(name: str):
+        def measured() -> float | None:
+            order.append(name)
+            return None if name == "never" else float(next(values))
+
+        return measured
+
+    taken = in_turns(2, {name: way(name) for name in ("one", "other", "never")})
+    assert order == [
+        *("one", "other", "never"),
+        *("other", "never", "one"),
+        *("never", "one", "other"),
+    ]
+    assert taken == {"one": [3.0, 4.0], "other": [2.0, 5.0]}
+
+
+def test_ratios_are_of_the_same_round():
+    taken = {"bare": [1.0, 10.0, 100.0], "slow": [2.0, 20.0, 300.0]}
+    bare, slow = figures("suite", {"k": 3}, taken, ("bare", "unknown"))
+    assert bare.ratios == {}
+    assert slow.value == Spread(20.0, 11.0, 160.0)
+    assert slow.ratios == {"bare": Spread(2.0, 2.0, 2.5)}
+    assert slow.key == ("suite", "k 3", "slow")
+
+
+def figure(low: float, high: float, **setting: int) -> Figure:
+    ratio = Spread((low + high) / 2, low, high)
+    return Figure("first token, s", setting, "KV", Spread(1, 1, 1), {"bare": ratio})
+
+
+def test_a_run_is_read_back_and_compared(tmp_path):
+    before = [figure(1.0, 1.2, tokens=128), figure(2.0, 2.2, tokens=256)]
+    save(tmp_path / "new" / "bench.json", {"machine": "a"}, before)
+    about, again = read(tmp_path / "new" / "bench.json")
+    assert (about, again) == ({"machine": "a"}, before)
+    now = [figure(1.1, 1.3, tokens=128), figure(1.0, 1.9, tokens=256), figure(9, 9, tokens=512)]
+    table = changes(again, now)
+    assert [list(column.cells) for column in table.columns] == [
+        ["tokens 256"],
+        ["KV"],
+        ["/ bare"],
+        ["2.10 [2.00, 2.20]"],
+        ["1.45 [1.00, 1.90]"],
+    ]
+    assert "| tokens 128 | KV | 1 | 1.10 [1.00, 1.20] |" in markdown(before)
+
+
+def test_tasks_are_as_long_as_asked_for_and_no_two_alike(engine):
+    task, other = (Task.make(engine, number, logs=3, tokens=384) for number in range(2))
+    for trace in task.traces:
+        kept = engine.encodable(trace).keep
+        assert abs(len(kept) - 128) < 12
+        assert abs(len(engine.encodable(trace)) - 256) < 40
+    assert not {str(trace.messages) for trace in task.traces} & {
+        str(trace.messages) for trace in other.traces
+    }
+    asked = [engine.count_text(task.question(way).text) for way in ("one", "another", "third")]
+    assert len(set(asked)) == 1
+    assert task.question("one") != task.question("another")
+
+
+def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
+    monkeypatch.setattr(bench, "load_embedder", lambda: embedder)
+    monkeypatch.setattr(bench.Engine, "load", lambda *_, **__: engine)
+    command = ["--rounds", "1", "--tokens", "128", "--suites", "first-token", "loading"]
+    monkeypatch.setattr(sys, "argv", ["bench", *command, "--out", str(tmp_path / "out")])
+    bench.main()
+    printed = capsys.readouterr().out
+    assert "first token, s" in printed
+    assert "loading three segments, ms" in printed
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    ways = {row["way"] for row in found["figures"] if row["suite"] == "first token, s"}
+    assert {"bare prompt", "KV, in memory", "KV, from disk", "the same as text"} <= ways
+    assert "KV, the paper's way" in ways
+    assert found["about"]["model"].endswith("float32")
+    assert (tmp_path / "out" / "first_token.svg").read_text().startswith("<?xml")
+    assert "**first token, s**" in (tmp_path / "out" / "bench.md").read_text()
+    again = ["--compare", str(tmp_path / "out" / "bench.json"), "--suites", "loading"]
+    monkeypatch.setattr(sys, "argv", ["bench", *command[:4], *again, "--out", str(tmp_path / "b")])
+    bench.main()
+    assert "Changed since" in capsys.readouterr().out
+
+
+def test_a_suite_that_is_not_known_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--suites", "speed"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "invalid choice: 'speed'" in capsys.readouterr().err
