@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint react paper family position cost throughput forms query-engine agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint react paper family position bench forms query-engine agent codecs growth clean
 
 setup: $(STAMP)
 
@@ -62,12 +62,9 @@ family: $(STAMP)
 position: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)
 
-cost: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.cost
-
-# The figures of docs/langchain.md.
-throughput: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.throughput
+# The figures of docs/performance.md, half an hour; COMPARE=bench.json says what changed since.
+bench: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.bench --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
 
 query-engine: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.query_engine --data $(DATA)

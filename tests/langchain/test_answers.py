@@ -182,9 +182,9 @@ def test_an_answer_that_takes_too_long(engine):
 
 def test_encoding_in_the_background_waits_for_an_answer(model, memory, monkeypatch):
     encoded = []
-    encode = Engine.encode
+    encode = Engine.encode_all
     monkeypatch.setattr(
-        Engine, "encode", lambda *args: encoded.append(time.monotonic()) or encode(*args)
+        Engine, "encode_all", lambda *args: encoded.append(time.monotonic()) or encode(*args)
     )
     stream = model.stream("Tell a story about bees.", max_tokens=20)
     next(stream)
