@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -42,7 +41,7 @@ _LATE = 120.0
 """Seconds that a log may be captured before it is seen: other clocks, long transactions."""
 _LOOK_AHEAD = 256
 _ENCODE_AT_ONCE = 16
-_SLOTS = 64
+_SLOTS = 256
 """Encoding is shared out between processes by locks on parts of the logs."""
 _ENFORCE_EVERY = 64
 _ENFORCE_SECONDS = 10.0
@@ -209,17 +208,17 @@ class Deriver:
         """
         self._check_embedder()
         vector = self._embedder.embed_query(query)
-        if vector.shape != (self._dimension,) or not np.linalg.norm(vector) > 0.5:
+        if vector.shape != (self._dimension,):
             raise StoreError(
                 f"The embedder {self._embedder.name!r} gave a vector of shape {vector.shape} for "
-                f"the query, or one that is zero or not finite; {self._dimension} dimensions are "
-                "expected."
+                f"the query; {self._dimension} dimensions are expected."
             )
         return vector
 
     def adopt_embedder(self) -> None:
         """Take this embedder for the store's from now on: every namespace is embedded again."""
         with self._lock:
+            self._embedder.forget_queries()
             self._store.embeddings.adopt(json.dumps(self._describe_embedder()))
             self._store.index.drop_all()
             self._generation = ""
@@ -283,22 +282,22 @@ class Deriver:
                 self._done_until = begun - _LATE
         if self._todo and not thorough:
             engine.wait_idle(_PATIENCE)  # an answer that is being written goes first
-        done, tokens, held = False, 0, set[str]()
+        ahead = [self._todo.popleft() for _ in range(min(_ENCODE_AT_ONCE, len(self._todo)))]
         batch: dict[str, Encodable] = {}
-        with ExitStack() as locks:
-            while self._todo and len(batch) < _ENCODE_AT_ONCE and tokens < engine.batch_tokens:
-                log_id = self._todo.popleft()
-                slot = _slot(log_id)
-                if slot not in held:
-                    if not locks.enter_context(self._store.locks.hold(slot, wait=False)):
-                        continue  # another process is at it
-                    held.add(slot)
+        done, tokens = False, 0
+        with self._store.locks.hold_free({_slot(log_id) for log_id in ahead}) as held:
+            while ahead and tokens < engine.batch_tokens:
+                log_id = ahead.pop(0)
+                if _slot(log_id) not in held:
+                    continue  # another process is at it
                 if self._store.segments.is_missing(self.key(log_id, engine), outcomes):
                     done = True
                     encodable = self._encodable(log_id, engine)
                     if encodable is not None:
                         batch[log_id] = encodable
-                        tokens += len(encodable)
+                        tokens += engine.unread(encodable)
+            self._todo.extendleft(reversed(ahead))
+            self._steps += len(batch)
             self._encode_batch(batch, engine)
         return done
 
@@ -317,14 +316,18 @@ class Deriver:
         """Encode logs; one by one if it does not work for all, so that a bad one is found."""
         if not batch:
             return
+        segments: list[Segment] = []
         try:
             segments = engine.encode_all(list(batch.values()))
         except Exception as error:
+            if engine.closed:
+                raise  # no log's fault
             if len(batch) == 1:
                 self._note_failure(next(iter(batch)), engine, error)
-            else:
-                for log_id, encodable in batch.items():
-                    self._encode_batch({log_id: encodable}, engine)
+                return
+        if not segments:  # not within the handler, which holds on to what the failed pass used
+            for log_id, encodable in batch.items():
+                self._encode_batch({log_id: encodable}, engine)
             return
         for log_id, segment in zip(batch, segments, strict=True):
             try:

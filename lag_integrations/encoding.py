@@ -12,6 +12,9 @@ from lag_integrations.trace import Trace
 
 logger = logging.getLogger(__name__)
 
+_MOST_HELD = 8192
+"""Tokens of keys and values of a batch."""
+
 
 @dataclass(frozen=True)
 class Encodable:
@@ -67,14 +70,18 @@ class Encodable:
         return cls(token_ids, keep, head, info)
 
 
-def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices of what is encoded together: of like length, and so many tokens when padded.
+def batches(unread: Sequence[int], known: int, most: int) -> Iterator[list[int]]:
+    """Indices of what is encoded together: of like length. What is longer than `most` comes alone.
 
-    What is longer than that comes alone.
+    Args:
+        unread: Tokens of each that are to be read.
+        known: Tokens before these, which each row of a batch holds, too.
+        most: Tokens that are read together, padding included.
     """
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[index] * (len(batch) + 1) > most:
+    for index in sorted(range(len(unread)), key=unread.__getitem__):
+        rows, tokens = len(batch) + 1, unread[index]
+        if batch and (rows * tokens > most or rows * (known + tokens) > _MOST_HELD):
             yield batch
             batch = []
         batch.append(index)

@@ -53,6 +53,9 @@ _PREFIX_BYTES = 512 * 2**20
 _AT_ONCE_CPU, _AT_ONCE = 256, 8192
 """Tokens of traces that are encoded together; what is longer comes alone."""
 
+_WORTH_A_PASS = 16
+"""Tokens that are read apart, once, if the traces of a batch begin with them alike."""
+
 _ROOM = 128
 """Tokens of an answer for which a cache has room from the first on."""
 
@@ -100,7 +103,7 @@ class Engine:
         template_kwargs: Mapping[str, Any] | None = None,
         prefix_cache_bytes: int = _PREFIX_BYTES,
     ) -> None:
-        attend_in_groups()
+        attend_in_groups(model.device)
         self._lock = threading.RLock()
         self._model: PreTrainedModel | None = model.eval()
         self._prefixes = PrefixCache(prefix_cache_bytes)
@@ -243,15 +246,20 @@ class Engine:
         with self._lock:
             known = [self._prefixes.known(trace.token_ids) for trace in traces]
         segments: dict[int, Segment] = {}
-        # Together, if as much is known of them: of a run that was just generated, nearly all.
-        for number in dict.fromkeys(known):
-            members = [index for index, its in enumerate(known) if its == number]
-            lengths = [len(traces[index]) - number for index in members]
-            for batch in batches(lengths, self.batch_tokens):
+        # Together, if the same is known of them: of a run that was just generated, nearly all.
+        for same in dict.fromkeys(known):
+            members = [index for index, its in enumerate(known) if its == same]
+            unread = [len(traces[index]) - same[0] for index in members]
+            for batch in batches(unread, same[0], self.batch_tokens):
                 chosen = [members[place] for place in batch]
                 found = self._encode_batch([traces[index] for index in chosen])
                 segments.update(zip(chosen, found, strict=True))
         return [segments[index] for index in range(len(traces))]
+
+    def unread(self, trace: Encodable) -> int:
+        """Tokens of a trace that would have to be read to encode it now."""
+        with self._lock:
+            return len(trace) - self._prefixes.known(trace.token_ids)[0]
 
     @property
     def batch_tokens(self) -> int:
@@ -259,17 +267,13 @@ class Engine:
         return _AT_ONCE_CPU if self.model.device.type == "cpu" else _AT_ONCE
 
     def _encode_batch(self, traces: Sequence[Encodable]) -> list[Segment]:
-        first, alone = traces[0].token_ids, len(traces) == 1
+        first, head = traces[0].token_ids, min(trace.head for trace in traces)
+        alike = len(first) - 1 if len(traces) == 1 else _alike([one.token_ids for one in traces])
         with self._lock, torch.no_grad():
-            if alone:
-                alike = traces[0].head  # traces of one agent begin alike
-                cache, known = self._prefixes.begin(first)
-            else:
-                alike = _alike([trace.token_ids for trace in traces])
-                cache, known = self._prefixes.begin(first[: alike + 1])
-                if known < alike:
-                    prefill(self.model, torch.tensor(first[known:alike]), cache)
-                    self._prefixes.put(first[:alike], cache)
+            cache, known = self._prefixes.begin(first[: alike + 1])
+            if len(traces) > 1 and alike - known >= _WORTH_A_PASS:
+                prefill(self.model, torch.tensor(first[known:alike]), cache)
+            begun = cache
             segments = encode_rows(
                 self.model,
                 self.positions,
@@ -278,8 +282,10 @@ class Engine:
                 fingerprint=self.fingerprint.id,
                 infos=[trace.info for trace in traces],
             )
-            if alone and known < alike:
-                self._prefixes.put(first[:alike], beginning(cache, alike))
+            # Traces of one agent begin alike; more of them is not kept, since nothing would
+            # remove it when they are deleted.
+            if known < head <= begun.get_seq_length():
+                self._prefixes.put(first[:head], beginning(begun, head))
             return segments
 
     def generate(

@@ -318,6 +318,29 @@ def test_many_traces_are_encoded_together_as_alone(engine, forgetful):
     assert engine.encode_all([]) == []
 
 
+def test_runs_are_encoded_from_what_each_has_read_also_together(engine):
+    runs = []
+    for name in ("Ada", "Bob"):
+        chat = user(f"{name} asks: how are you?", ("system", "You are brief, in the far west."))
+        runs.append(answered(chat, engine.generate(chat, **GREEDY).text))
+    with Passes(engine) as passes:
+        engine.encode_all([engine.encodable(run) for run in runs])
+    assert sum(passes.tokens) <= 6, "the ends of their turns"
+
+
+def test_nothing_but_the_system_message_is_kept_of_traces(engine):
+    engine._prefixes.clear()
+    system = ("system", "You read letters aloud in Turku. " * 4)
+    traces = [
+        answered(user("A long, long letter. " * 8 + f"{n}?", system), "It is.") for n in range(3)
+    ]
+    encodables = [engine.encodable(trace) for trace in traces]
+    engine.encode_all(encodables)
+    assert [engine._prefixes.known(one.token_ids)[0] for one in encodables] == [
+        one.head for one in encodables
+    ]
+
+
 def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetful):
     chat = user("Count to five.", ("system", "You count slowly, one by one."))
     calls = 0

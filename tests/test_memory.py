@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lag_integrations import KVLogMemory, Trace
+from lag_integrations.deriving import _slot
 from lag_integrations.errors import (
     EmbedderMismatchError,
     EncodingError,
@@ -297,6 +298,24 @@ def test_a_query_that_was_asked_lately_is_not_embedded_again(tmp_path, embedder)
         assert asked.count("vault code Lima") == 3
 
 
+def test_a_bad_embedding_of_a_query_is_not_held(tmp_path, embedder):
+    gives, scale = 0.0, 1.0
+
+    def sometimes(texts: list[str]) -> np.ndarray:
+        return embedder.encode(texts) * (gives if texts == ["vault code Lima"] else 1) * scale
+
+    with KVLogMemory(tmp_path / "m", embedder=sometimes) as memory:
+        memory.add(VAULT)
+        memory.flush()
+        with pytest.raises(StoreError, match="zero or not finite"):
+            memory.recall("vault code Lima")
+        gives = 1.0
+        assert memory.recall("vault code Lima")
+        scale = -1.0  # the embedder becomes another one
+        memory.reindex()
+        assert memory.recall("vault code Lima"), "the query is embedded as the logs are"
+
+
 def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, engine):
     only_calls = Trace.from_messages(
         [
@@ -341,6 +360,39 @@ def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkey
     monkeypatch.undo()
     memory.flush()
     assert None not in memory.stored_segments(memory.get(ids))
+
+
+def test_what_another_encodes_is_left_to_it(memory, engine, no_worker):
+    memory.attach(engine)
+    ids = memory.add_many(qa(f"What is in tin {n}?", f"Tin {n} holds tea.") for n in range(5))
+    memory.embed_pending()
+    with memory.store.locks.hold(_slot(ids[2])):
+        while memory._step(thorough=True):
+            pass
+        stored = memory.stored_segments(memory.get(ids))
+        assert [log_id for log_id, one in zip(ids, stored, strict=True) if one is None] == [ids[2]]
+    memory.flush()
+    assert None not in memory.stored_segments(memory.get(ids))
+
+
+def test_a_model_that_is_closed_meanwhile_is_no_fault_of_the_logs(
+    memory, engine, monkeypatch, no_worker
+):
+    memory.attach(engine)
+    memory.add_many(qa(f"What is in bag {n}?", f"Bag {n} holds salt.") for n in range(3))
+    memory.embed_pending()
+
+    def closed(*_: object) -> None:
+        monkeypatch.setattr(engine, "_model", None)
+        raise RuntimeError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "encode_all", closed)
+        patch.setattr(engine, "_model", engine.model)  # comes back afterwards
+        with pytest.raises(RuntimeError, match="gone"):
+            memory._step(thorough=True)
+    assert memory.store.failures.all() == {}
+    memory.flush()
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path):

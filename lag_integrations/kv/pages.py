@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -24,8 +25,12 @@ def buffer(nbytes: int) -> mmap.mmap | bytearray:
     """Writable memory; its content is zeros."""
     if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return bytearray(nbytes)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return bytearray(nbytes)  # or a MemoryError, as everywhere
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
 
 

@@ -100,9 +100,9 @@ class PrefixCache:
         layers = first_tokens(entry.layers, length_of(pieces[:known]))
         return new_cache(layers, room), known
 
-    def known(self, pieces: Sequence[Piece]) -> int:
-        """How many of the pieces `begin` would find."""
-        return self._longest(pieces)[0]
+    def known(self, pieces: Sequence[Piece]) -> tuple[int, int]:
+        """How many of the pieces `begin` would find, and the number of the entry it would use."""
+        return self._longest(pieces)[:2]
 
     def _longest(self, pieces: Sequence[Piece]) -> tuple[int, int, _Entry | None]:
         """The longest beginning that is known, and the entry that has it."""

@@ -198,7 +198,7 @@ def _require_key(metadata: dict[str, str], key: SegmentKey) -> None:
 
 def _decode(tensors: dict[str, torch.Tensor], metadata: dict[str, str], used: Codec) -> Segment:
     dtype = _DTYPES[metadata["dtype"]]
-    token_ids = tensors["token_ids"]
+    token_ids = tensors["token_ids"].clone()  # a view would keep all of the file in memory
     slots: list[Slots] = []
     for group in range(int(metadata["groups"])):
         prefix = f"slots.{group}."

@@ -75,6 +75,11 @@ class Embedder:
     def _embed_query_now(self, text: str) -> Vectors:
         try:
             vector = np.asarray(self._units(self._loaded()[1], [text])[0])
+            if not np.linalg.norm(vector) > 0.5:  # an exception is not held, and tried again
+                raise StoreError(
+                    f"The embedder {self.name!r} gave a vector for the query that is zero or not "
+                    "finite."
+                )
             vector.flags.writeable = False  # shared by all who ask
             return vector
         except StoreError:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -59,6 +59,27 @@ class Locks:
                 yield held
 
     @contextmanager
+    def hold_free(self, names: Collection[str]) -> Iterator[set[str]]:
+        """Hold those of several locks that are free, without waiting; gives which they are."""
+        if self._engine is None:
+            with ExitStack() as stack:
+                yield {name for name in names if stack.enter_context(self._hold_file(name, False))}
+            return
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._engine.connect())  # one for all of them
+                held = {
+                    name
+                    for name in names
+                    if connection.execute(
+                        select(func.pg_try_advisory_lock(_key(name)))
+                    ).scalar_one()
+                }
+            except SQLAlchemyError as error:
+                raise _no_lock(error) from error
+            yield held
+
+    @contextmanager
     def _hold_file(self, name: str, wait: bool) -> Iterator[bool]:
         lock = acquire_file(self._folder / f"{name}.lock", -1 if wait else 0)
         try:
@@ -69,20 +90,26 @@ class Locks:
 
     @contextmanager
     def _hold_advisory(self, engine: Engine, name: str, wait: bool) -> Iterator[bool]:
-        digest = hashlib.sha256(f"lag_integrations {name}".encode()).digest()
-        key = int.from_bytes(digest[:8], "big", signed=True)
+        key = _key(name)
         take = func.pg_advisory_lock(key) if wait else func.pg_try_advisory_lock(key)
         try:
             connection = engine.connect()
             taken = connection.execute(select(take)).scalar_one()
         except SQLAlchemyError as error:
-            raise StoreError(
-                f"The ledger's server gives no lock ({type(error).__name__})."
-            ) from error
+            raise _no_lock(error) from error
         try:
             yield wait or bool(taken)
         finally:
             connection.close()  # which ends the session, and with it the lock
+
+
+def _no_lock(error: SQLAlchemyError) -> StoreError:
+    return StoreError(f"The ledger's server gives no lock ({type(error).__name__}).")
+
+
+def _key(name: str) -> int:
+    digest = hashlib.sha256(f"lag_integrations {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def wait_a_little() -> None:

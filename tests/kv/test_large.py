@@ -79,6 +79,28 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path):
     assert all(torch.equal(*pair) for pair in zip(read.slots[0], slots, strict=True))
 
 
+@pytest.mark.parametrize("codec", ["native", "int8", "int4+zstd"])
+def test_only_what_is_used_of_a_file_stays_in_memory(codec):
+    slots = torch.randn(2, 2, 300, 64), torch.randn(2, 2, 300, 64)
+    key = SegmentKey("log", "model", "last_turn", codec)
+    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
+    read = load_segment(data, key)
+    held = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (read.token_ids, *read.slots[0])
+    }
+    assert sum(held.values()) < read.nbytes + 4096
+
+
+def test_without_huge_pages_memory_is_ordinary(monkeypatch):
+    def none(*_: object, **__: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr("lag_integrations.kv.pages.mmap.mmap", none)
+    assert isinstance(buffer(2**23), bytearray)
+    assert empty((2**22,), torch.zeros(0)).shape == (2**22,)
+
+
 def test_a_file_that_gets_shorter_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     blobs = Blobs(str(tmp_path))
     blobs.put("log", b"a segment")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ from lag_integrations.evaluation.bench.hugging_face import Answer, chat_hugging_
 from lag_integrations.evaluation.bench.paper import PaperMethod
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, Setting, figures
+from lag_integrations.kv.cache import new_cache
+from lag_integrations.kv.encode import prefill
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import WholeTrace
+from lag_integrations.kv.splice import splice
 from lag_integrations.memory import KVLogMemory
 
 SUITE = "first token, s"
 BARE, LEAST = "bare prompt", "question behind a ready cache"
 HOT, COLD, RECALLED = "KV, in memory", "KV, from disk", "KV, with recall and disk"
 TEXT = "the same as text"
+
+_ROOM = 300
+"""Tokens of a window that are left for the prompt."""
 
 
 def first_token(
@@ -32,15 +39,16 @@ def first_token(
     """Measure at some numbers of log tokens and of logs."""
     answer = chat_hugging_face(engine, 1)
     for setting in settings:
-        taken: dict[str, list[float]] = {}
+        if int(setting["log tokens"]) + _ROOM > engine.window:
+            continue
+        rows: list[dict[str, float]] = []
         for number in range(rounds + 1):  # the first warms up
             task = Task.make(
                 engine, number, logs=int(setting["k"]), tokens=int(setting["log tokens"])
             )
-            for way, seconds in _Round(engine, embedder, task, answer).run().items():
-                taken.setdefault(way, [])
-                if number:
-                    taken[way].append(seconds)
+            rows.append(_Round(engine, embedder, task, answer).run())
+        ways = dict.fromkeys(way for row in rows for way in row)
+        taken = {way: [row.get(way, nan) for row in rows[1:]] for way in ways}
         yield from figures(SUITE, setting, taken, (BARE, LEAST, HOT, TEXT))
 
 
@@ -95,8 +103,28 @@ class _Round:
         memory.store.hot.clear()
         segments = memory.segments(logs)  # others, so that the prefix cache does not know them
         hot = self._seconds(HOT, segments)
-        least = self._seconds(LEAST, segments)  # the prefix cache holds all but the question
+        least = self._least(segments)
         return {HOT: hot, COLD: cold, RECALLED: recall + cold, LEAST: least}
+
+    def _least(self, segments: list[Segment]) -> float:
+        """Seconds of rendering the prompt, and of reading the question behind all the rest."""
+        engine = self._engine
+        messages = [self._task.question(LEAST)]
+        prompt_ids, split = engine.prompt(messages, segments=len(segments))
+        cache = new_cache(room=len(prompt_ids) + sum(map(len, segments)) + _ROOM)
+        with torch.no_grad():
+            prefill(engine.model, torch.tensor(prompt_ids[:split]), cache)
+            splice(
+                cache,
+                engine.positions,
+                [segment.to(engine.model.device) for segment in segments],
+                start=split,
+                fingerprint=engine.fingerprint.id,
+            )
+            begun = time.perf_counter()
+            prompt_ids, split = engine.prompt(messages, segments=len(segments))
+            prefill(engine.model, torch.tensor(prompt_ids[split:]), cache).argmax().item()
+            return time.perf_counter() - begun
 
     def _text(self, memory: KVLogMemory, _: Path) -> dict[str, float]:
         return {TEXT: self._read(TEXT, self._segments(memory))}
@@ -109,7 +137,7 @@ class _Round:
             for trace in self._task.traces
         ]
         kept = [[one.token_ids[index] for index in whole.keep(one)] for one in traces]
-        if sum(map(len, kept)) + 200 > self._engine.window:
+        if sum(map(len, kept)) + _ROOM > self._engine.window:
             return {}
         segments = [Segment(torch.tensor(tokens), (), "") for tokens in kept]
         return {way: self._read(way, segments)}

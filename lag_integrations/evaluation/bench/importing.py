@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count
 from typing import Any
 
+from lag_integrations.encoding import Encodable
 from lag_integrations.engine import Engine
-from lag_integrations.evaluation.bench.turns import Figure, figures, in_turns
+from lag_integrations.evaluation.bench.turns import Figure, Setting, figures, in_turns
+from lag_integrations.kv.segment import Segment
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.trace import Trace
 
 SUITE = "import, traces a second"
-ONE, TOGETHER = "one by one, nothing kept of the last", "add_many and flush"
+ONE, ALIKE, TOGETHER = "one by one, each read whole", "one by one", "together"
+_KEPT = 512 * 2**20
 _GUIDE = (
     "You answer for the harbour office. Say what you know, briefly, and with numbers where there "
     "are any. If something is not in the books, say that it is not, and where else one might ask. "
@@ -24,42 +29,36 @@ _GUIDE = (
 def importing(engine: Engine, embedder: Any, rounds: int, traces: int) -> Iterator[Figure]:
     """Measure traces of an agent with a system message, and of one without."""
     for guide in ("", _GUIDE * 3):
-        made = 0
+        made = count()
 
-        def some(number: int, guide: str = guide) -> list[Trace]:
-            nonlocal made
-            made += number
-            return [_trace(guide, made + n) for n in range(number)]
-
-        def one_by_one(some: Any = some) -> float:
-            with tempfile.TemporaryDirectory() as folder, _memory(folder, embedder) as memory:
-                plain = Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
-                memory.attach(plain)
-                chosen = some(traces)
-                begun = time.perf_counter()
-                for trace in chosen:
-                    memory.add(trace)
-                    memory.flush()
-                return traces / (time.perf_counter() - begun)
-
-        def together(some: Any = some) -> float:
-            with tempfile.TemporaryDirectory() as folder, _memory(folder, embedder) as memory:
-                memory.attach(engine)
-                chosen = some(traces)
+        def way(kind: type[Engine], kept: int, guide: str = guide, made: Any = made) -> float:
+            # A new one, which knows nothing of the rounds before.
+            own = kind(engine.model, engine.tokenizer, prefix_cache_bytes=kept)
+            chosen = [_trace(guide, next(made)) for _ in range(traces)]
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                KVLogMemory(folder, embedder=embedder) as memory,
+            ):
+                memory.attach(own)
                 begun = time.perf_counter()
                 memory.add_many(chosen)
                 memory.flush()
                 return traces / (time.perf_counter() - begun)
 
-        taken = in_turns(rounds, {ONE: one_by_one, TOGETHER: together})
-        tokens = len(engine.format.render(_trace(guide, 0).messages, generate=False).token_ids)
-        head = engine.format.render(_trace(guide, 0).messages, generate=False).head
-        setting: dict[str, int | str] = {"traces": traces, "tokens": tokens, "alike": head}
-        yield from figures(SUITE, setting, taken, (ONE,))
+        ways = {
+            ONE: partial(way, _OneByOne, 0),
+            ALIKE: partial(way, _OneByOne, _KEPT),
+            TOGETHER: partial(way, Engine, _KEPT),
+        }
+        rendered = engine.format.render(_trace(guide, 0).messages, generate=False)
+        tokens, alike = len(rendered.token_ids), rendered.head
+        setting: Setting = {"traces": traces, "tokens": tokens, "alike": alike}
+        yield from figures(SUITE, setting, in_turns(rounds, ways), (ONE,))
 
 
-def _memory(folder: str, embedder: Any) -> KVLogMemory:
-    return KVLogMemory(folder, embedder=embedder)
+class _OneByOne(Engine):
+    def encode_all(self, traces: Sequence[Encodable]) -> list[Segment]:
+        return [super(_OneByOne, self).encode_all([trace])[0] for trace in traces]
 
 
 def _trace(guide: str, number: int) -> Trace:

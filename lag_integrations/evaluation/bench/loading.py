@@ -42,7 +42,8 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
         for number, segment in enumerate(segments):
             blobs.put(f"{number}", dump_segment(segment, key))
             plain.append(Path(folder) / f"{number}.plain")
-            save_file({f"{i}": slot for i, slot in enumerate(segment.slots[0])}, plain[-1])
+            slots = [slot for pair in segment.slots for slot in pair]
+            save_file({f"{place}": slot for place, slot in enumerate(slots)}, plain[-1])
         ways: dict[str, Callable[[], object]] = {
             MAPPED: lambda: [slot.sum() for file in plain for slot in load_file(file).values()],
             READ: lambda: [slot.clone() for file in plain for slot in load_file(file).values()],

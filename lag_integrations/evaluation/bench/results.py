@@ -74,12 +74,12 @@ def _line(cells: Sequence[str]) -> str:
 
 def changes(before: Iterable[Figure], now: Iterable[Figure]) -> Table:
     """Ratios that differ from an earlier run's by more than both runs' quartiles."""
-    table = Table("", "", "", "before", "now", title="Changed since")
+    table = Table("", "", "", "", "before", "now", title="Changed since")
     known = {figure.key: figure for figure in before}
     for figure in now:
         earlier = known.get(figure.key)
         for base, ratio in figure.ratios.items():
             then = None if earlier is None else earlier.ratios.get(base)
             if then is not None and (ratio.low > then.high or ratio.high < then.low):
-                table.add_row(*figure.key[1:], f"/ {base}", str(then), str(ratio))
+                table.add_row(*figure.key, f"/ {base}", str(then), str(ratio))
     return table

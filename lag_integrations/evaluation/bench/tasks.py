@@ -21,18 +21,21 @@ class Task:
     """Logs of a round, and how to ask about them.
 
     Attributes:
+        name: Of the round: no other has it.
         number: The round's.
         traces: The logs. The last turn of each has about so many tokens, and what stands before it
             as many again.
     """
 
+    name: str
     number: int
     traces: list[Trace]
 
     @classmethod
     def make(cls, engine: Engine, number: int, *, logs: int, tokens: int) -> Task:
         """Logs whose last turns have so many tokens together."""
-        chance = random.Random(f"{number} {logs} {tokens}")
+        name = f"{logs} {tokens} {number}"
+        chance = random.Random(name)
         each = tokens // logs
         traces = []
         for log in range(logs):
@@ -47,15 +50,14 @@ class Task:
                     ]
                 )
             )
-        return cls(number, traces)
+        return cls(name, number, traces)
 
     def question(self, way: str) -> Message:
         """A question of a way's own, since each is to read it; all are equally long."""
-        chance = random.Random(f"{self.number} {way}")
-        name = " ".join(chance.choices(_WORDS, k=3))
-        return Message(
-            role="user", content=f"Of the {name}: what did survey {self.number} of harbours find?"
-        )
+        chance = random.Random(f"{self.name} {way}")
+        first, *others = chance.choices(_WORDS, k=8)
+        content = f"{first.title()}, {' '.join(others)}: what did the surveys of harbours find?"
+        return Message(role="user", content=content)
 
     def store(self, memory: KVLogMemory) -> list[str]:
         """Store and encode the logs; gives their ids."""

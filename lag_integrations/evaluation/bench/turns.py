@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of some values."""
-        low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+        low, median, high = np.nanpercentile(values, [25, 50, 75]).tolist()
         return cls(median, low, high)
 
     def __str__(self) -> str:
@@ -82,21 +83,27 @@ def in_turns(rounds: int, ways: Mapping[str, Callable[[], float | None]]) -> dic
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             value = ways[name]()
-            if number and value is not None:
-                taken[name].append(value)
-    return {name: values for name, values in taken.items() if values}
+            if number:
+                taken[name].append(nan if value is None else value)
+    return taken
 
 
 def figures(
     suite: str, setting: Setting, taken: Mapping[str, Sequence[float]], against: Sequence[str]
 ) -> Iterator[Figure]:
-    """The figures of what was measured, with ratios to some of the ways."""
-    for way, values in taken.items():
+    """The figures of what was measured, with ratios to some of the ways.
+
+    Args:
+        suite: Name of the suite.
+        setting: Where on the axes.
+        taken: The values of each way, a round each; NaN where it was not done.
+        against: The ways that others are divided by.
+    """
+    done = {way: values for way, values in taken.items() if not all(map(isnan, values))}
+    for way, values in done.items():
         ratios = {
-            base: Spread.of(
-                [mine / theirs for mine, theirs in zip(values, taken[base], strict=True)]
-            )
+            base: Spread.of([one / other for one, other in zip(values, done[base], strict=True)])
             for base in against
-            if base != way and base in taken
+            if base != way and base in done
         }
         yield Figure(suite, setting, way, Spread.of(values), ratios)
