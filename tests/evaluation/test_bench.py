@@ -93,7 +93,7 @@ def test_tasks_are_as_long_as_asked_for_and_no_two_alike(engine):
 def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
     monkeypatch.setattr(bench, "load_embedder", lambda: embedder)
     monkeypatch.setattr(bench.Engine, "load", lambda *_, **__: engine)
-    command = ["--rounds", "1", "--tokens", "128", "--suites", "first-token", "loading"]
+    command = ["--rounds", "1", "--tokens", "128", "--logs", "--suites", "first-token", "loading"]
     monkeypatch.setattr(sys, "argv", ["bench", *command, "--out", str(tmp_path / "out")])
     bench.main()
     printed = capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
     assert (tmp_path / "out" / "first_token.svg").read_text().startswith("<?xml")
     assert "**first token, s**" in (tmp_path / "out" / "bench.md").read_text()
     again = ["--compare", str(tmp_path / "out" / "bench.json"), "--suites", "loading"]
-    monkeypatch.setattr(sys, "argv", ["bench", *command[:4], *again, "--out", str(tmp_path / "b")])
+    monkeypatch.setattr(sys, "argv", ["bench", *command[:5], *again, "--out", str(tmp_path / "b")])
     bench.main()
     assert "Changed since" in capsys.readouterr().out
 

@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="bench.json of an earlier run")
     parser.add_argument("--rounds", type=int, default=5, help="times each way is measured")
     parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="log tokens")
+    parser.add_argument(
+        "--logs", type=int, nargs="*", default=_LOGS, help="logs with 1,024 tokens together"
+    )
     parser.add_argument("--suites", nargs="+", choices=_SUITES, default=_SUITES)
     arguments = parser.parse_args()
     console = Console(width=150)
@@ -52,8 +55,7 @@ def main() -> None:
     engine = Engine.load(arguments.model or packaged.chat_model(), dtype=arguments.dtype)
     rounds, tokens = arguments.rounds, list(arguments.tokens)
     settings: list[Setting] = [{"log tokens": number, "k": 3} for number in tokens]
-    if 1024 in tokens:
-        settings += [{"log tokens": 1024, "k": k} for k in _LOGS]
+    settings += [{"log tokens": 1024, "k": k} for k in arguments.logs]
     bare = Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
     suites: dict[str, Callable[[], Iterator[Figure]]] = {
         "first-token": lambda: first_token(engine, embedder, rounds, settings),
@@ -68,11 +70,14 @@ def main() -> None:
     figures: list[Figure] = []
     for name in arguments.suites:
         with console.status(name):
-            found = list(suites[name]())
+            found: list[Figure] = []
+            for figure in suites[name]():
+                found.append(figure)
+                # What there is, should it be interrupted.
+                save(arguments.out / "bench.json", about, [*figures, *found])
         figures += found
         for table in tables(found):
             console.print(table)
-        save(arguments.out / "bench.json", about, figures)  # what there is, if it is interrupted
     (arguments.out / "bench.md").write_text(markdown(figures), "utf-8")
     if "first-token" in arguments.suites:
         draw(figures, arguments.out / "first_token.svg")
