@@ -31,7 +31,7 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-# 200 processes killed; a quarter of an hour.
+# 200 processes killed, and every suite of the bench; a quarter of an hour and more.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s
 
@@ -62,7 +62,7 @@ family: $(STAMP)
 position: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)
 
-# The figures of docs/performance.md, half an hour; COMPARE=bench.json says what changed since.
+# All that docs/performance.md is about, over an hour; COMPARE=bench.json says what changed since.
 bench: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.bench --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
 

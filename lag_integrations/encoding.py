@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lag_integrations.kv.selection import Selection
 from lag_integrations.prompt import ChatFormat
@@ -30,7 +30,7 @@ class Encodable:
     token_ids: list[int]
     keep: list[int]
     head: int
-    info: dict[str, str] = field(default_factory=dict)
+    info: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -273,7 +273,6 @@ class Engine:
             cache, known = self._prefixes.begin(first[: alike + 1])
             if len(traces) > 1 and alike - known >= _WORTH_A_PASS:
                 prefill(self.model, torch.tensor(first[known:alike]), cache)
-            begun = cache
             segments = encode_rows(
                 self.model,
                 self.positions,
@@ -284,8 +283,8 @@ class Engine:
             )
             # Traces of one agent begin alike; more of them is not kept, since nothing would
             # remove it when they are deleted.
-            if known < head <= begun.get_seq_length():
-                self._prefixes.put(first[:head], beginning(begun, head))
+            if known < head <= cache.get_seq_length():
+                self._prefixes.put(first[:head], beginning(cache, head))
             return segments
 
     def generate(

@@ -8,7 +8,13 @@ from math import nan
 
 import pytest
 
+from lag_integrations import Engine
 from lag_integrations.evaluation.bench import __main__ as bench
+from lag_integrations.evaluation.bench.asking import asking
+from lag_integrations.evaluation.bench.capture import capture
+from lag_integrations.evaluation.bench.decoding import decoding
+from lag_integrations.evaluation.bench.importing import importing
+from lag_integrations.evaluation.bench.memory_use import memory_use
 from lag_integrations.evaluation.bench.results import changes, markdown, read, save
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, Spread, figures, in_turns
@@ -20,20 +26,15 @@ def test_ways_take_turns_and_the_first_round_only_warms_up():
     values = iter(range(100))
 
     def way(name: str):
-        def measured() -> float | None:
+        def measured() -> float:
             order.append(name)
-            return None if name == "never" else float(next(values))
+            return float(next(values))
 
         return measured
 
-    taken = in_turns(2, {name: way(name) for name in ("one", "other", "never")})
-    assert order == [
-        *("one", "other", "never"),
-        *("other", "never", "one"),
-        *("never", "one", "other"),
-    ]
-    assert (taken["one"], taken["other"]) == ([3.0, 4.0], [2.0, 5.0])
-    assert [way.way for way in figures("suite", {}, taken, ())] == ["one", "other"]
+    taken = in_turns(2, {name: way(name) for name in ("one", "other")})
+    assert order == ["one", "other", "other", "one", "one", "other"]
+    assert taken == {"one": [3.0, 4.0], "other": [2.0, 5.0]}
 
 
 def test_ratios_are_of_the_same_round():
@@ -45,6 +46,7 @@ def test_ratios_are_of_the_same_round():
     assert slow.key == ("suite", "k 3", "slow")
     _, now_and_then = figures("suite", {}, {"bare": [1.0, 2.0], "rare": [nan, 8.0]}, ("bare",))
     assert now_and_then.ratios == {"bare": Spread(4.0, 4.0, 4.0)}
+    assert list(figures("suite", {}, {"never": [nan, nan]}, ())) == []
 
 
 def figure(low: float, high: float, **setting: int) -> Figure:
@@ -110,6 +112,35 @@ def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
     monkeypatch.setattr(sys, "argv", ["bench", *command[:5], *again, "--out", str(tmp_path / "b")])
     bench.main()
     assert "Changed since" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_other_suites_with_real_parts(engine, embedder):
+    bare = Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
+    found = [
+        *asking(embedder, 1, 20),
+        *decoding(bare, 1, 4, [2]),
+        *capture(engine, embedder, 1),
+        *importing(engine, embedder, 1, 2),
+        *memory_use(engine, embedder, 1, 10),
+    ]
+    by_way = {(one.suite, one.way): one for one in found}
+    assert by_way["tokens read to encode a run", "with what was generated kept"].value.median <= 3
+    assert {way for suite, way in by_way if suite.startswith("import")} == {
+        "one by one, each read whole",
+        "one by one",
+        "together",
+    }
+    assert all(one.value.median > 0 for one in found)
+    if sys.platform == "linux":
+        assert ("memory after so many requests, MB", "after 10") in by_way
+
+
+def test_what_is_not_there_is_said(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["bench", "--compare", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "There is no" in capsys.readouterr().err
 
 
 def test_a_suite_that_is_not_known_is_refused(monkeypatch, capsys):

@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", choices=_SUITES, default=_SUITES)
     arguments = parser.parse_args()
     console = Console(width=150)
+    if arguments.compare is not None and not arguments.compare.is_file():
+        parser.error(f"There is no {arguments.compare}; give the bench.json of an earlier run.")
     before = None if arguments.compare is None else read(arguments.compare)
     embedder = load_embedder()
     engine = Engine.load(arguments.model or packaged.chat_model(), dtype=arguments.dtype)

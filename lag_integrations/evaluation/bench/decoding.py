@@ -10,8 +10,8 @@ import torch
 from langchain_core.messages import AIMessage
 
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.bench.by_chance import by_chance
 from lag_integrations.evaluation.bench.hugging_face import chat_hugging_face
-from lag_integrations.evaluation.bench.loading import by_chance
 from lag_integrations.evaluation.bench.turns import Figure, figures, in_turns
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel

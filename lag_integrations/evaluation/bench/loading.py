@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.bench.by_chance import by_chance
 from lag_integrations.evaluation.bench.turns import Figure, Setting, figures, in_turns
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.segment import Segment, SegmentKey
@@ -54,22 +55,6 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
         taken = in_turns(rounds, {name: partial(_milliseconds, way) for name, way in ways.items()})
     setting: Setting = {"log tokens": tokens // 3 * 3, "codec": codec}
     yield from figures(SUITE, setting, taken, (READ, MAPPED))
-
-
-def by_chance(engine: Engine, tokens: int, seed: int) -> Segment:
-    """A segment of a model's shape with random values."""
-    generator = torch.Generator().manual_seed(seed)
-    slots = []
-    for group in engine.positions.groups:
-        first, second = (
-            torch.randn(len(group.layers), heads, tokens, dim, generator=generator).to(
-                engine.model.dtype
-            )
-            for heads, dim in zip(group.heads, group.dims, strict=True)
-        )
-        slots.append((first, second))
-    ids = torch.randint(100, 1000, (tokens,), generator=generator)
-    return Segment(ids, tuple(slots), engine.fingerprint.id)
 
 
 def _load(blobs: Blobs, key: SegmentKey) -> list[Segment]:

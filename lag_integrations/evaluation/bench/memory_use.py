@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lag_integrations.engine import Engine
-from lag_integrations.evaluation.bench.loading import by_chance
+from lag_integrations.evaluation.bench.by_chance import by_chance
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, figures
 from lag_integrations.kv.segment import Segment, SegmentKey

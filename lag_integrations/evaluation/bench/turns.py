@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,12 @@ class Figure:
         return cls(found["suite"], found["setting"], found["way"], Spread(**found["value"]), ratios)
 
 
-def in_turns(rounds: int, ways: Mapping[str, Callable[[], float | None]]) -> dict[str, list[float]]:
+def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Measure ways in turns, each round beginning with another one; the first round warms up.
 
     Args:
         rounds: How often each is measured.
-        ways: Do something once and give its value; None if it cannot be done here.
+        ways: Do something once and give its value.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -84,7 +84,7 @@ def in_turns(rounds: int, ways: Mapping[str, Callable[[], float | None]]) -> dic
         for name in names[number % len(names) :] + names[: number % len(names)]:
             value = ways[name]()
             if number:
-                taken[name].append(nan if value is None else value)
+                taken[name].append(value)
     return taken
 
 
