@@ -32,6 +32,7 @@ from lag_integrations.generation.batch import can_decode_together, decode_togeth
 from lag_integrations.generation.constraint import Grammars, can_constrain
 from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
+from lag_integrations.kv import pages
 from lag_integrations.kv.attention import attend_in_groups
 from lag_integrations.kv.cache import beginning
 from lag_integrations.kv.encode import encode_rows, prefill
@@ -200,6 +201,7 @@ class Engine:
         with self._lock:
             self._model = None
             self._prefixes.clear()
+        pages.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -532,6 +534,8 @@ class Engine:
             if known < end and request.segments:
                 if known < begin:
                     prefill(self.model, torch.tensor(pieces[known:begin]), cache)
+                    # Other logs may be recalled for the next question; this stands before them.
+                    self._prefixes.put(pieces[:begin], cache)
                 started = time.perf_counter()
                 segments = request.segments[max(0, known - begin) :]
                 splice(

@@ -63,3 +63,9 @@ def qa(question: str, answer: str, **fields: object) -> Trace:
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
         **fields,  # type: ignore[arg-type]
     )
+
+
+def overwrite(file: Path, data: bytes) -> None:
+    """Change a file in place, as no program that means well does: segments are read-only."""
+    file.chmod(0o600)
+    file.write_bytes(data)

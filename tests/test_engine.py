@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -240,6 +241,19 @@ def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segmen
     assert second.token_ids == anew.token_ids
     assert anew.reused_tokens == 0
     assert sum(all_passes.tokens) > sum(passes.tokens) + known - 4
+
+
+def test_the_system_message_is_read_once_whatever_is_recalled(engine):
+    chat = user("What is the code?", ("system", "You guard a vault on an island in the west."))
+    head = 0
+    for code in (7741, 3309, 1205):
+        segment = engine.encode(qa("What is the code of the vault?", f"The code is {code}."))
+        with Passes(engine) as passes:
+            engine.generate(chat, [segment], **GREEDY)
+        head = head or passes.tokens[0]
+        assert passes.tokens[0] == head if code == 7741 else head not in passes.tokens
+        del segment  # as if its log was deleted
+        gc.collect()
 
 
 def test_one_log_counts_more_than_each_of_several(engine):

@@ -20,7 +20,7 @@ from lag_integrations.errors import (
     TraceError,
 )
 from lag_integrations.kv.selection import LastAction
-from tests.conftest import qa
+from tests.conftest import overwrite, qa
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", outcome="success")
@@ -215,10 +215,11 @@ def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
     if damage == "removed":
         file.unlink()
     else:
-        file.write_bytes({"cut": data[:-100], "emptied": b"", "other": b"\x10" + data}[damage])
+        overwrite(file, {"cut": data[:-100], "emptied": b"", "other": b"\x10" + data}[damage])
     memory.store.hot.clear()
     after = memory.segments(found)[0]
-    assert torch.equal(before.slots[0][0], after.slots[0][0])
+    for mine, theirs in zip(before.slots[0], after.slots[0], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)  # encoded anew, in parts
     assert "cannot be used" in caplog.text
     (again,) = (path for path in segment_files(memory.path) if "quarantine" not in path.parts)
     assert again.stat().st_size == len(data)

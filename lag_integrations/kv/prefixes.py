@@ -94,11 +94,12 @@ class PrefixCache:
         """
         known, number, entry = self._longest(pieces)
         room = length_of(pieces) + more
-        if entry is None:
-            return new_cache(room=room), 0
-        self._touch(number)
-        layers = first_tokens(entry.layers, length_of(pieces[:known]))
-        return new_cache(layers, room), known
+        spliced = any(isinstance(piece, Injected) for piece in pieces[known:])
+        layers: Sequence[Slots] = ()
+        if entry is not None:
+            self._touch(number)
+            layers = first_tokens(entry.layers, length_of(pieces[:known]))
+        return new_cache(layers, room, spliced=spliced), known
 
     def known(self, pieces: Sequence[Piece]) -> tuple[int, int]:
         """How many of the pieces `begin` would find, and the number of the entry it would use."""
@@ -130,7 +131,10 @@ class PrefixCache:
                 self._touch(other)  # known, and more
                 return
             if common == len(entry.pieces):
-                self._entries.pop(other, None)
+                if any(isinstance(piece, Injected) for piece in pieces[common:]):
+                    self._touch(other)  # the longer one goes with its segments
+                else:
+                    self._entries.pop(other, None)
         number, entries = next(self._numbers), self._entries
         watched = [
             weakref.ref(segment, lambda _: entries.pop(number, None))

@@ -13,7 +13,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
+from lag_integrations.kv.mapped import mapped
 from lag_integrations.kv.pages import Data, buffer
+from lag_integrations.store.disks import is_local
+
+Stamp = tuple[int, int, int]
+"""Number, size and time of a file."""
 
 
 class Blobs:
@@ -37,6 +42,7 @@ class Blobs:
                 "can write to, and install the package that it names."
             ) from error
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._mapped = self._local and is_local(self._root)
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file that does not exist yet; durable when this returns.
@@ -56,6 +62,8 @@ class Blobs:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+                if self._mapped:  # whoever would write into it now makes another file instead
+                    os.fchmod(file.fileno(), 0o400)
             os.replace(scratch, path)
             _sync(folder)
         except BaseException:
@@ -63,16 +71,28 @@ class Blobs:
             raise
 
     def get(self, name: str) -> Data:
-        """Read a whole file. Read, not mapped: one cut short while mapped would kill the process.
+        """The content of a file; on a local disk it is mapped into memory.
 
         Raises:
             OSError: It is missing or cannot be read.
         """
         path = self._path(name)
-        if self._local:
-            return _read(path)
-        data: bytes = self._fs.cat_file(path)
-        return data
+        if not self._local:
+            data: bytes = self._fs.cat_file(path)
+            return data
+        size = os.stat(path).st_size
+        content = mapped(path, size) if self._mapped and size else None
+        return _read(path) if content is None else content
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Changes whenever a mapped file does, or goes; None for what is not mapped."""
+        if not self._mapped:
+            return None
+        try:
+            found = os.stat(self._path(name))
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is fine."""

@@ -5,8 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from lag_integrations.kv.segment import Segment
+from lag_integrations.store.blobs import Stamp
+
+
+class _Held(NamedTuple):
+    log_id: str
+    segment: Segment
+    stamp: Stamp | None
 
 
 class HotTier:
@@ -22,27 +30,33 @@ class HotTier:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self._held: OrderedDict[str, tuple[str, Segment]] = OrderedDict()
+        self._held: OrderedDict[str, _Held] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, file: str) -> Segment | None:
-        """The segment of a file, if it is held. File names are never used twice."""
+    def get(self, file: str, stamp: Stamp | None = None) -> Segment | None:
+        """The segment of a file, if it is held, and the file is as it was then.
+
+        Args:
+            file: The file's name. None is used twice, but somebody may damage what is mapped.
+            stamp: The file's, now (`Blobs.stamp`).
+        """
         with self._lock:
-            if file not in self._held:
+            held = self._held.get(file)
+            if held is None or held.stamp != stamp:
                 return None
             self._held.move_to_end(file)
-            return self._held[file][1]
+            return held.segment
 
-    def put(self, file: str, log_id: str, segment: Segment) -> None:
+    def put(self, file: str, log_id: str, segment: Segment, stamp: Stamp | None = None) -> None:
         """Hold a segment, and let go of others as far as needed."""
         if segment.nbytes > self.max_bytes:
             return
         with self._lock:
             self._drop([file] if file in self._held else [])
-            self._held[file] = (log_id, segment)
+            self._held[file] = _Held(log_id, segment, stamp)
             self.nbytes += segment.nbytes
             while self.nbytes > self.max_bytes:
                 self._drop([next(iter(self._held))])
@@ -50,7 +64,7 @@ class HotTier:
     def drop_logs(self, ids: Collection[str]) -> None:
         """Let go of logs that were deleted."""
         with self._lock:
-            self._drop([file for file, (log_id, _) in self._held.items() if log_id in ids])
+            self._drop([file for file, held in self._held.items() if held.log_id in ids])
 
     def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
         """Let go of files that are not live any more, whoever removed them."""
@@ -67,4 +81,4 @@ class HotTier:
 
     def _drop(self, files: Sequence[str]) -> None:
         for file in files:
-            self.nbytes -= self._held.pop(file)[1].nbytes
+            self.nbytes -= self._held.pop(file).segment.nbytes

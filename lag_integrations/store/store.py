@@ -317,7 +317,8 @@ class LogStore:
 
     def load(self, key: SegmentKey, file: str) -> Segment | None:
         """A segment from memory or its file; a damaged one is put aside, and None is given."""
-        held = self.hot.get(file)
+        stamp = self.blobs.stamp(file)
+        held = self.hot.get(file, stamp)
         if held is not None:
             return held
         try:
@@ -330,7 +331,7 @@ class LogStore:
         except OSError as error:  # the storage's fault, not the file's
             logger.warning("The segment of log %s cannot be read now: %s", key.log_id, error)
             return None
-        self.hot.put(file, key.log_id, segment)
+        self.hot.put(file, key.log_id, segment, stamp)
         if not self.segments.live_files([file]):  # deleted while it was read
             self.hot.drop_logs({key.log_id})
         return segment
@@ -356,7 +357,7 @@ class LogStore:
         self.blobs.put(file, data)
         if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
             stored = load_segment(data, key)
-            self.hot.put(file, key.log_id, stored)
+            self.hot.put(file, key.log_id, stored, self.blobs.stamp(file))
             return stored, len(data)
         self.blobs.remove(file)
         return segment, 0

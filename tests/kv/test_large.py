@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+import threading
+import time
 
 import pytest
 import torch
 
-from lag_integrations.kv import positions
+from lag_integrations.kv import pages, positions
 from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
-from lag_integrations.kv.pages import buffer, empty
+from lag_integrations.kv.pages import empty
 from lag_integrations.kv.positions import LayerGroup, Positions
 from lag_integrations.kv.rotation import Kernel
 from lag_integrations.kv.segment import Segment, SegmentKey
@@ -29,10 +32,58 @@ def test_large_tensors_are_of_memory_of_their_own(dtype):
     one.fill_(1)
     other.fill_(2)
     assert bool((one == 1).all())
-    if HUGE:
-        assert isinstance(buffer(2**23), mmap.mmap)
-    assert isinstance(buffer(100), bytearray)
     assert empty((2, 3), like).shape == (2, 3)
+
+
+@pytest.mark.skipif(not HUGE, reason="memory is ordinary here")
+def test_large_memory_is_used_again_when_nobody_uses_it():
+    pages.release()
+    number = 3 * 2**21
+    one = empty((number,), torch.zeros(0))
+    part = one[5:10]
+    place = one.data_ptr()
+    del one
+    other = empty((number,), torch.zeros(0))
+    assert other.data_ptr() != place, "a view is still in use"
+    del part
+    again = empty((number - 1000,), torch.zeros(0))
+    assert again.data_ptr() == place
+    del again
+    assert empty((number // 2 - 1,), torch.zeros(0)).data_ptr() != place, "much too large"
+    pages.release()
+
+
+@pytest.mark.skipif(not HUGE, reason="memory is ordinary here")
+def test_little_memory_waits(monkeypatch):
+    pages.release()
+    monkeypatch.setattr(pages, "_MOST_FREE", 3 * 2**23)
+    blocks = [pages.buffer(2**23) for _ in range(6)]
+    del blocks
+    gc.collect()
+    assert len(pages._free) == 3
+    pages.release()
+    assert len(pages._free) == 0
+
+
+@pytest.mark.skipif(not HUGE, reason="memory is ordinary here")
+def test_threads_never_share_memory():
+    wrong = []
+
+    def use(number: int) -> None:
+        for _ in range(200):
+            mine = empty((2**20 + 1024 * number,), torch.zeros(0))
+            mine[::1024] = number
+            time.sleep(0)
+            if not bool((mine[::1024] == number).all()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    pages.release()
 
 
 def test_a_cache_of_large_layers_holds_what_came():
@@ -71,8 +122,6 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path):
     data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
     blobs = Blobs(str(tmp_path))
     blobs.put("log", data)
-    if HUGE:
-        assert isinstance(blobs.get("log"), mmap.mmap)
     assert bytes(blobs.get("log")) == data
     read = load_segment(blobs.get("log"), key)
     assert torch.equal(read.token_ids, torch.arange(300))
@@ -96,14 +145,16 @@ def test_without_huge_pages_memory_is_ordinary(monkeypatch):
     def none(*_: object, **__: object) -> None:
         raise OSError("no")
 
+    pages.release()
     monkeypatch.setattr("lag_integrations.kv.pages.mmap.mmap", none)
-    assert isinstance(buffer(2**23), bytearray)
+    assert bytes(pages.buffer(2**23)) == bytes(2**23)
     assert empty((2**22,), torch.zeros(0)).shape == (2**22,)
 
 
 def test_a_file_that_gets_shorter_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     blobs = Blobs(str(tmp_path))
     blobs.put("log", b"a segment")
+    monkeypatch.setattr("lag_integrations.store.blobs.mapped", lambda *_: None)
     real = os.fstat
 
     class Longer:

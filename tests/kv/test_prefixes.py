@@ -71,6 +71,27 @@ def test_an_entry_goes_with_its_segment():
     assert prefixes.begin([1, Injected.of(segment, 0.9), 2])[1] == 1
 
 
+def test_what_stands_before_segments_outlives_them():
+    prefixes = PrefixCache(10_000)
+    segment = segment_of(3)
+    put(prefixes, 1, 2)
+    put(prefixes, 1, 2, Injected.of(segment, 0.9), 3)
+    assert len(prefixes) == 2
+    del segment
+    gc.collect()
+    assert prefixes.begin([1, 2, 4])[1] == 2
+
+
+def test_what_stands_before_segments_is_as_recent_as_they_are():
+    prefixes = PrefixCache(9 * BYTES)
+    segment = segment_of(3)
+    put(prefixes, 1, 2)
+    put(prefixes, 7, 8)
+    put(prefixes, 1, 2, Injected.of(segment, 0.9))
+    put(prefixes, 5)
+    assert [prefixes.begin([*known, 9])[1] for known in ([7, 8], [1, 2], [5])] == [0, 2, 1]
+
+
 def test_a_conversation_that_goes_on_is_one_entry():
     prefixes = PrefixCache(10_000)
     put(prefixes, 1, 2)

@@ -15,7 +15,7 @@ import torch
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EncodingError, LAGError, StoreError
 from lag_integrations.store.audit import Audit
-from tests.conftest import qa
+from tests.conftest import overwrite, qa
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered, open_memory
 
@@ -49,9 +49,9 @@ def test_a_damaged_segment_is_found_and_made_again(tmp_path, tiny):
     files = sorted((tmp_path / "m" / "segments").rglob("*.safetensors"))
     data = bytearray(files[0].read_bytes())
     data[len(data) // 2] ^= 1
-    files[0].write_bytes(data)
-    files[1].write_bytes(files[1].read_bytes()[:-1])
-    files[2].write_bytes(files[3].read_bytes())  # whole, but another log's
+    overwrite(files[0], data)
+    overwrite(files[1], files[1].read_bytes()[:-1])
+    overwrite(files[2], files[3].read_bytes())  # whole, but another log's
     files[4].unlink()
     with open_memory(tmp_path / "m") as memory:
         problems = memory.verify()
@@ -66,7 +66,7 @@ def test_a_damaged_segment_is_found_and_made_again(tmp_path, tiny):
 def test_repair_without_a_model_leaves_no_damage(tmp_path, tiny):
     ids = filled(tmp_path / "m")
     files = sorted((tmp_path / "m" / "segments").rglob("*.safetensors"))
-    files[0].write_bytes(b"")
+    overwrite(files[0], b"")
     files[1].unlink()
     orphan = files[2].parent / f"{'0' * 32}-{'1' * 12}.safetensors"
     orphan.write_bytes(b"x")
@@ -305,7 +305,7 @@ def test_nothing_is_left_of_a_deleted_log(tmp_path):
         memory.flush()
         (secret,) = memory.recall("Where does xylophanes live ? In the garden .", k=1)
         (file,) = (tmp_path / "m" / "segments").rglob(f"{secret.id}*")
-        file.write_bytes(b"damaged")
+        overwrite(file, b"damaged")
         memory.store.hot.clear()
         memory.segments([secret])  # goes to quarantine
         memory.delete(secret.id)

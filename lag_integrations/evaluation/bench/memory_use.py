@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lag_integrations.engine import Engine
 from lag_integrations.evaluation.bench.by_chance import by_chance
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, figures
+from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.memory import KVLogMemory
@@ -69,6 +72,8 @@ def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -
     """Most megabytes above what there was before."""
     question = [Message(role="user", content=f"{number}: what did they find?")]
     gc.collect()
+    pages.release()
+    _trim()
     before = most = _used()
     done = threading.Event()
 
@@ -106,8 +111,15 @@ def _growth(engine: Engine, embedder: Any, requests: int) -> Iterator[Figure]:
             small.generate([question], segments, max_new_tokens=2, do_sample=False)
             if number in (requests // 10, requests // 2, requests):
                 gc.collect()
+                _trim()
                 taken[f"after {number}"] = [_used()]
     yield from figures(GROWTH, {"requests": requests}, taken, (f"after {requests // 10}",))
+
+
+def _trim() -> None:
+    """Let the allocator give back what is free: how much it keeps differs from time to time."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _used() -> float:

@@ -1,0 +1,28 @@
+"""Which folders are on a disk of this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
+
+
+def is_local(folder: str) -> bool:
+    """Whether a folder is on a local disk; False also where that is not known (not on Linux)."""
+    try:
+        lines = _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+        place = Path(folder).resolve()
+    except OSError:
+        return False
+    kinds: dict[Path, str] = {}
+    for line in lines:  # "36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda1 rw"
+        mount, _, about = line.partition(" - ")
+        kinds[Path(_unescaped(mount.split(" ")[4]))] = about.split(" ")[0]
+    return next((kinds[one] for one in (place, *place.parents) if one in kinds), "") in _LOCAL
+
+
+def _unescaped(text: str) -> str:
+    """Spaces and the like are written as octal numbers there."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
