@@ -40,7 +40,9 @@ _EMBED_AT_ONCE = 64
 _LATE = 120.0
 """Seconds that a log may be captured before it is seen: other clocks, long transactions."""
 _LOOK_AHEAD = 256
-_ENCODE_AT_ONCE = 16
+_ENCODE_AT_ONCE = 32
+_BATCHES_AT_ONCE = 4
+"""Logs, or batches of tokens, of which those of like length are read together."""
 _SLOTS = 256
 """Encoding is shared out between processes by locks on parts of the logs."""
 _ENFORCE_EVERY = 64
@@ -286,7 +288,7 @@ class Deriver:
         batch: dict[str, Encodable] = {}
         done, tokens = False, 0
         with self._store.locks.hold_free({_slot(log_id) for log_id in ahead}) as held:
-            while ahead and tokens < engine.batch_tokens:
+            while ahead and tokens < _BATCHES_AT_ONCE * engine.batch_tokens:
                 log_id = ahead.pop(0)
                 if _slot(log_id) not in held:
                     continue  # another process is at it

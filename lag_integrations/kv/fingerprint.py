@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +99,8 @@ def _hash_weights(model: PreTrainedModel) -> str:
     """Integer sums of blocks of each tensor's bits: exact on every device, at memory speed."""
     digest = hashlib.sha256()
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = (part for item in sorted(model.state_dict().items()) for part in _parts(*item))
+    for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.numel() == 0 or tensor.device.type == "meta":
             continue
@@ -110,6 +113,16 @@ def _hash_weights(model: PreTrainedModel) -> str:
         step = max(1, len(bits) // 1024)
         digest.update(bits[::step].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain tensors of one: quantised weights (torchao) are made of several."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    inner, _ = tensor.__tensor_flatten__()
+    for part in inner:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 
 def _tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:

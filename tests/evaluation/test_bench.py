@@ -18,6 +18,7 @@ from lag_integrations.evaluation.bench.memory_use import memory_use
 from lag_integrations.evaluation.bench.results import changes, markdown, read, save
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, Spread, figures, in_turns
+from lag_integrations.evaluation.bench.weights import weights
 from lag_integrations.trace import Message
 
 
@@ -123,6 +124,7 @@ def test_the_other_suites_with_real_parts(engine, embedder):
         *capture(engine, embedder, 1),
         *importing(engine, embedder, 1, 2),
         *memory_use(engine, embedder, 1, 10),
+        *weights(engine, 1, 4),
     ]
     by_way = {(one.suite, one.way): one for one in found}
     assert by_way["tokens read to encode a run", "with what was generated kept"].value.median <= 3

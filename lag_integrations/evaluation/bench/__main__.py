@@ -27,9 +27,12 @@ from lag_integrations.evaluation.bench.results import (
     tables,
 )
 from lag_integrations.evaluation.bench.turns import Figure, Setting
+from lag_integrations.evaluation.bench.weights import weights
 from lag_integrations.store.embedder import load_embedder
 
-_SUITES = ("first-token", "loading", "recall", "decoding", "capture", "import", "memory")
+_SUITES = (
+    *("first-token", "loading", "recall", "decoding", "weights", "capture", "import", "memory"),
+)
 _TOKENS = (128, 256, 512, 1024, 2048, 4096)
 _LOGS = (1, 2, 4, 8)
 _CODECS = ("bf16", "int8", "int4", "int8+zstd")
@@ -64,6 +67,7 @@ def main() -> None:
         "loading": lambda: loading(engine, 3 * rounds, tokens, list(_CODECS)),
         "recall": lambda: asking(embedder, 10 * rounds, 1_000),
         "decoding": lambda: decoding(bare, rounds, 48, [2, 4, 8]),
+        "weights": lambda: weights(engine, rounds, 48),
         "capture": lambda: capture(engine, embedder, 4 * rounds),
         "import": lambda: importing(engine, embedder, 3, 64),
         "memory": lambda: memory_use(engine, embedder, rounds, 1_000),
