@@ -29,6 +29,7 @@ from lag_integrations.store.embeddings import EMBED
 from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.segments import encode_task
 from lag_integrations.store.store import MERGE_AT, LogStore
+from lag_integrations.threads import computing
 from lag_integrations.trace import Outcome, Trace
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Deriver:
         if engine is not None:
             stages.append(partial(self._encode_some, engine, outcomes, thorough))
         failure: Exception | None = None
-        with self._lock:
+        with self._lock, computing():
             for stage in stages:
                 try:
                     if stage():
@@ -193,7 +194,7 @@ class Deriver:
 
     def segment(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
         """The segment of a log: encoded now, or by whoever is at it already."""
-        with self._store.locks.hold(_slot(log_id)):
+        with self._store.locks.hold(_slot(log_id)), computing():
             key = self.key(log_id, engine)
             files = self._store.segments.files(key, [log_id])
             if log_id not in files:

@@ -44,6 +44,7 @@ from lag_integrations.kv.selection import LastTurn, Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
 from lag_integrations.prompt import ChatFormat
+from lag_integrations.threads import computing, let_go_elsewhere
 from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,9 @@ class Engine:
         self.name = str(model.name_or_path or type(model).__name__)
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer, chat_template, template_kwargs)
-        self.positions = probe(model)
-        self.fingerprint = fingerprint(model, tokenizer, self.format.template, self.positions)
+        with computing():
+            self.positions = probe(model)
+            self.fingerprint = fingerprint(model, tokenizer, self.format.template, self.positions)
 
     @classmethod
     def load(
@@ -254,7 +256,8 @@ class Engine:
             unread = [len(traces[index]) - same[0] for index in members]
             for batch in batches(unread, same[0], self.batch_tokens):
                 chosen = [members[place] for place in batch]
-                found = self._encode_batch([traces[index] for index in chosen])
+                with computing():
+                    found = self._encode_batch([traces[index] for index in chosen])
                 segments.update(zip(chosen, found, strict=True))
         return [segments[index] for index in range(len(traces))]
 
@@ -429,13 +432,14 @@ class Engine:
                     pass
             return [stream.generation for stream in streams]
         rows, caches = [], []
-        for request in requests:
-            row = self.row(request)
-            cache, _ = self._begin(row, started, fast_forward=False)
-            self._remember(row, cache)
-            rows.append(row)
-            caches.append(cache)
-        decode_together(self._step_together, rows, caches, wanted)
+        with computing():
+            for request in requests:
+                row = self.row(request)
+                cache, _ = self._begin(row, started, fast_forward=False)
+                self._remember(row, cache)
+                rows.append(row)
+                caches.append(cache)
+            decode_together(self._step_together, rows, caches, wanted)
         return [row.generation for row in rows]
 
     def row(self, request: Request) -> Row:
@@ -614,18 +618,20 @@ class EngineStream(Iterator[str]):
         self._pieces.close()
 
     def _generate(self, engine: Engine, row: Row, started: float) -> Generator[str]:
-        cache, piece = engine._begin(row, started)
-        deadline = row.request.deadline
-        try:
-            while True:
-                if piece:
-                    yield piece
-                if row.done:
-                    return
-                if deadline is not None and time.monotonic() > deadline:
-                    raise TimeoutError(
-                        "The answer took too long; raise timeout= or lower max_tokens=."
-                    )
-                piece = row.advance(engine._step(row.unread, cache))
-        finally:
-            engine._remember(row, cache, wait=row.done)
+        with computing():
+            cache, piece = engine._begin(row, started)
+            deadline = row.request.deadline
+            try:
+                while True:
+                    let_go_elsewhere()
+                    if piece:
+                        yield piece
+                    if row.done:
+                        return
+                    if deadline is not None and time.monotonic() > deadline:
+                        raise TimeoutError(
+                            "The answer took too long; raise timeout= or lower max_tokens=."
+                        )
+                    piece = row.advance(engine._step(row.unread, cache))
+            finally:
+                engine._remember(row, cache, wait=row.done)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
 from lag_integrations.loading import LOADING
+from lag_integrations.threads import computing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -97,7 +98,8 @@ class Embedder:
             return self._functions
 
     def _units(self, function: _Function, texts: Sequence[str]) -> Vectors:
-        vectors = np.asarray(function(list(texts)), dtype=np.float32)
+        with computing():
+            vectors = np.asarray(function(list(texts)), dtype=np.float32)
         if vectors.ndim != 2:
             raise StoreError(
                 f"The embedder {self.name!r} gave an array of shape {vectors.shape} for "
