@@ -127,6 +127,9 @@ def test_the_other_suites_with_real_parts(engine, embedder):
         *weights(engine, 1, 4),
     ]
     by_way = {(one.suite, one.way): one for one in found}
+    assert (
+        by_way["a run of three calls, s", "of it, in the handler"].ratios["captured"].median < 0.1
+    )
     assert by_way["tokens read to encode a run", "with what was generated kept"].value.median <= 3
     assert {way for suite, way in by_way if suite.startswith("import")} == {
         "one by one, each read whole",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from lag_integrations.evaluation.bench.hugging_face import chat_hugging_face
 from lag_integrations.evaluation.bench.turns import Figure, figures, in_turns
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel
+from lag_integrations.threads import let_go
 from lag_integrations.trace import Message
 
 SUITE, FIRST = "decoding, tokens a second", "first token of a stream, ms"
@@ -50,6 +52,7 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
         GENERATE: generate,
         ENGINE: lambda: written(()),
         "engine, behind 1,023 log tokens": lambda: written(segments),
+        "engine, on another thread": lambda: _elsewhere(lambda: written(())),
         "LAGChatModel.invoke": lambda: model.invoke(_TASK, min_new_tokens=tokens),
         "LAGChatModel.stream": lambda: list(model.stream(_TASK, min_new_tokens=tokens)),
     }
@@ -73,6 +76,14 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
         together[f"LAGChatModel.batch of {size}"] = _rate(partial(batch, size), size * tokens)
     taken = in_turns(rounds, together)
     yield from figures(SUITE, {"tokens": tokens, "batch": "many"}, taken, (ENGINE,))
+
+
+def _elsewhere(way: Callable[[], object]) -> None:
+    """As in a server; what the peers left on this thread would slow it down."""
+    let_go()
+    thread = threading.Thread(target=way)
+    thread.start()
+    thread.join()
 
 
 def _rate(way: Callable[[], object], tokens: int) -> Callable[[], float]:
