@@ -243,6 +243,21 @@ def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segmen
     assert sum(all_passes.tokens) > sum(passes.tokens) + known - 4
 
 
+def test_a_long_prompt_behind_a_system_message_is_read_in_parts(engine, forgetful, monkeypatch):
+    chat = user(" ".join(str(number) for number in range(40)), ("system", "You count boats."))
+    engine.generate(user("Ready?", ("system", "You count boats.")), **GREEDY)
+    monkeypatch.setattr("lag_integrations.kv.encode._AT_ONCE_BEHIND", 16)
+    with Passes(engine) as passes:
+        answer = engine.generate(chat, **GREEDY)
+    assert answer.reused_tokens > 0
+    unread = engine.count_tokens(chat) - answer.reused_tokens
+    assert unread > 64
+    assert passes.tokens[: -(-unread // 16)] == [16] * (unread // 16) + [unread % 16] * (
+        unread % 16 > 0
+    )
+    assert answer.token_ids == forgetful.generate(chat, **GREEDY).token_ids
+
+
 def test_the_system_message_is_read_once_whatever_is_recalled(engine):
     chat = user("What is the code?", ("system", "You guard a vault on an island in the west."))
     head = 0

@@ -168,9 +168,12 @@ def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case)
             assert distance(one, other) < TOLERANCE
 
 
-@pytest.mark.parametrize("alike", [0, 6])
-def test_encoding_together_is_encoding_alone(case: Case, alike: int) -> None:
-    """Rows of several lengths, with and without a beginning that they share."""
+@pytest.mark.parametrize(("alike", "at_once"), [(0, 512), (6, 512), (6, 4)])
+def test_encoding_together_is_encoding_alone(
+    case: Case, alike: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of several lengths, with and without a beginning that they share, read in parts."""
+    monkeypatch.setattr("lag_integrations.kv.encode._AT_ONCE_BEHIND", at_once)
     begins = tokens()[:alike]
     rows = [
         ([*begins, *tokens(length, seed=length)], [alike, alike + 2, alike + length - 1])
