@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from lag_integrations.encoding import Encodable
+from lag_integrations.encoding import Encodable, batches
 from lag_integrations.errors import (
     EmbedderMismatchError,
     LAGError,
@@ -41,9 +41,8 @@ _EMBED_AT_ONCE = 64
 _LATE = 120.0
 """Seconds that a log may be captured before it is seen: other clocks, long transactions."""
 _LOOK_AHEAD = 256
-_ENCODE_AT_ONCE = 32
-_BATCHES_AT_ONCE = 4
-"""Logs, or batches of tokens, of which those of like length are read together."""
+_ENCODE_AT_ONCE, _TOKENS_AT_ONCE = 32, 1024
+"""Logs, or tokens if batches are smaller, of which those of like length are read together."""
 _SLOTS = 256
 """Encoding is shared out between processes by locks on parts of the logs."""
 _ENFORCE_EVERY = 64
@@ -286,10 +285,11 @@ class Deriver:
         if self._todo and not thorough:
             engine.wait_idle(_PATIENCE)  # an answer that is being written goes first
         ahead = [self._todo.popleft() for _ in range(min(_ENCODE_AT_ONCE, len(self._todo)))]
-        batch: dict[str, Encodable] = {}
+        chosen: dict[str, Encodable] = {}
+        unread: list[int] = []
         done, tokens = False, 0
         with self._store.locks.hold_free({_slot(log_id) for log_id in ahead}) as held:
-            while ahead and tokens < _BATCHES_AT_ONCE * engine.batch_tokens:
+            while ahead and tokens < max(_TOKENS_AT_ONCE, engine.batch_tokens):
                 log_id = ahead.pop(0)
                 if _slot(log_id) not in held:
                     continue  # another process is at it
@@ -297,11 +297,19 @@ class Deriver:
                     done = True
                     encodable = self._encodable(log_id, engine)
                     if encodable is not None:
-                        batch[log_id] = encodable
-                        tokens += engine.unread(encodable)
-            self._todo.extendleft(reversed(ahead))
-            self._steps += len(batch)
-            self._encode_batch(batch, engine)
+                        chosen[log_id] = encodable
+                        unread.append(engine.unread(encodable))
+                        tokens += unread[-1]
+            ids = list(chosen)
+            try:
+                for batch in batches(unread, 0, engine.batch_tokens):
+                    if len(chosen) < len(ids) and not thorough and not engine.idle:
+                        break  # an answer has begun, and goes first
+                    self._steps += len(batch)
+                    alike = {ids[place]: chosen.pop(ids[place]) for place in batch}
+                    self._encode_batch(alike, engine)
+            finally:
+                self._todo.extendleft(reversed([*chosen, *ahead]))
         return done
 
     def _encodable(self, log_id: str, engine: Engine) -> Encodable | None:

@@ -474,8 +474,13 @@ class Engine:
             timeout: Most seconds to wait.
         """
         end = time.monotonic() + timeout
-        while (now := time.monotonic()) < end and now - self._worked_at < self._patience:
+        while time.monotonic() < end and not self.idle:
             time.sleep(_IDLE_AFTER / 20)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being generated."""
+        return time.monotonic() - self._worked_at >= self._patience
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -617,7 +622,8 @@ class EngineStream(Iterator[str]):
         """Stop here. What was generated stays in ``generation``."""
         self._pieces.close()
 
-    def _generate(self, engine: Engine, row: Row, started: float) -> Generator[str]:
+    @staticmethod  # with itself in it, a stream that is dropped would not end at once
+    def _generate(engine: Engine, row: Row, started: float) -> Generator[str]:
         with computing():
             cache, piece = engine._begin(row, started)
             deadline = row.request.deadline

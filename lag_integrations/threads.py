@@ -9,6 +9,7 @@ a memory's worker had computed, on whatever thread they were. So teams are let g
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ _SOFT = 1
 
 def let_go() -> None:
     """Let go of this thread's team; the next operation makes another, in a tenth of a ms."""
-    if (pause := _pause()) is not None:
+    if "torch" in sys.modules and (pause := _pause()) is not None:
         pause(_SOFT)
 
 
@@ -43,7 +44,12 @@ def computing() -> Iterator[None]:
 @cache
 def _pause() -> Callable[[int], int] | None:
     """Where torch has loaded OpenMP for everybody to use, as on Linux."""
-    if sys.platform != "linux" or "torch" not in sys.modules:
+    if sys.platform != "linux":
         return None
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)
     return found
+
+
+# A fork has its parent's team, but not its threads: to use it, or to let it go, would wait forever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=let_go)

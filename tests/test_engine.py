@@ -260,13 +260,14 @@ def test_a_long_prompt_behind_a_system_message_is_read_in_parts(engine, forgetfu
 
 def test_the_system_message_is_read_once_whatever_is_recalled(engine):
     chat = user("What is the code?", ("system", "You guard a vault on an island in the west."))
-    head = 0
+    first: list[int] = []
     for code in (7741, 3309, 1205):
         segment = engine.encode(qa("What is the code of the vault?", f"The code is {code}."))
         with Passes(engine) as passes:
             engine.generate(chat, [segment], **GREEDY)
-        head = head or passes.tokens[0]
-        assert passes.tokens[0] == head if code == 7741 else head not in passes.tokens
+        if first:
+            assert passes.tokens[0] == first[1], "the question, behind the segment"
+        first = first or passes.tokens
         del segment  # as if its log was deleted
         gc.collect()
 

@@ -32,16 +32,17 @@ def left():
 def streamed():
     stream = engine.stream(chat, max_new_tokens=20)
     next(stream)
-    return "more to come"
+    return stream  # more is to come
 
 def operation():
     torch.ones(10**6).add_(1)
 
-with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder) as memory:
+with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder, codec="int8") as memory:
     memory.attach(engine)
     def remembered():
         memory.add(log)
         memory.flush()
+        memory.store.hot.clear()
         memory.segments(memory.recall("Where is the key?", min_score=-1))
     ways = {
         "operation": operation,
@@ -77,3 +78,25 @@ def test_teams_are_let_go():
     assert found == dict.fromkeys(
         ("generate", "stream", "batch", "encode", "memory", "embed", "load"), "0"
     )
+
+
+FORKED = """
+import os
+import torch
+from lag_integrations.threads import let_go
+
+torch.set_num_threads(3)
+torch.ones(10**6).add_(1)
+child = os.fork()
+if not child:
+    let_go()
+    torch.ones(10**6).add_(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="teams stay where OpenMP is another")
+def test_a_fork_does_not_wait_for_its_parents_team():
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    subprocess.run([sys.executable, "-c", FORKED], env=environment, timeout=60, check=True)

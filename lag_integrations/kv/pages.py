@@ -8,14 +8,15 @@ wait for that are offered to the system, which takes them when memory is short.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 
 Data = bytes | bytearray | memoryview
@@ -26,6 +27,9 @@ _LARGE = 4 * 2**20
 
 _MOST_FREE = 512 * 2**20
 """Bytes that wait at most."""
+
+_MADV_FREE = getattr(mmap, "MADV_FREE", 8)
+"""Linux's number; a Python that was built on an old system has no name for it."""
 
 _free: deque[mmap.mmap] = deque()
 """Those that were used last come last. Only what a deque does at once is done with it: blocks
@@ -39,9 +43,9 @@ def buffer(nbytes: int) -> memoryview:
     pages = _waiting(nbytes) or _new(nbytes)
     if pages is None:
         return memoryview(bytearray(nbytes))  # or a MemoryError, as everywhere
-    block = (ctypes.c_char * nbytes).from_buffer(pages)
+    block: Any = np.frombuffer(pages, np.uint8, nbytes)
     weakref.finalize(block, _give_back, pages).atexit = False
-    return memoryview(block).cast("B")
+    return memoryview(block)
 
 
 def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
@@ -61,7 +65,7 @@ def release() -> None:
 def _waiting(nbytes: int) -> mmap.mmap | None:
     """The block used last of those that are not much too large."""
     for pages in reversed(list(_free)):
-        if nbytes <= len(pages) <= 2 * nbytes:
+        if nbytes <= len(pages) <= nbytes * 5 // 4:
             with suppress(ValueError):  # another thread took it
                 _free.remove(pages)
                 return pages
@@ -80,8 +84,10 @@ def _new(nbytes: int) -> mmap.mmap | None:
 
 def _give_back(pages: mmap.mmap) -> None:
     """Let a block wait, and the longest waiting ones go."""
+    if len(pages) > _MOST_FREE:
+        return
     with suppress(OSError):
-        pages.madvise(mmap.MADV_FREE)
+        pages.madvise(_MADV_FREE)
     _free.append(pages)
     while sum(map(len, list(_free))) > _MOST_FREE:
         with suppress(IndexError):

@@ -12,7 +12,7 @@ _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs
 def is_local(folder: str) -> bool:
     """Whether a folder is on a local disk; False also where that is not known (not on Linux)."""
     try:
-        lines = _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+        lines = _MOUNTS.read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")
         place = Path(folder).resolve()
     except OSError:
         return False

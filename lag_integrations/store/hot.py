@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment
 from lag_integrations.store.blobs import Stamp
 
@@ -40,7 +41,7 @@ class HotTier:
         """The segment of a file, if it is held, and the file is as it was then.
 
         Args:
-            file: The file's name. None is used twice, but somebody may damage what is mapped.
+            file: The file's name. No name is used twice, but somebody may damage what is mapped.
             stamp: The file's, now (`Blobs.stamp`).
         """
         with self._lock:
@@ -64,7 +65,7 @@ class HotTier:
     def drop_logs(self, ids: Collection[str]) -> None:
         """Let go of logs that were deleted."""
         with self._lock:
-            self._drop([file for file, held in self._held.items() if held.log_id in ids])
+            self._forget([file for file, held in self._held.items() if held.log_id in ids])
 
     def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
         """Let go of files that are not live any more, whoever removed them."""
@@ -72,12 +73,18 @@ class HotTier:
             files = list(self._held)
         alive = set(live(files)) if files else set()
         with self._lock:
-            self._drop([file for file in files if file not in alive and file in self._held])
+            self._forget([file for file in files if file not in alive and file in self._held])
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
             self._drop(list(self._held))
+
+    def _forget(self, files: Sequence[str]) -> None:
+        """Let go of what was deleted, and of memory that it may still stand in."""
+        self._drop(files)
+        if files:
+            pages.release()
 
     def _drop(self, files: Sequence[str]) -> None:
         for file in files:

@@ -37,6 +37,7 @@ from lag_integrations.store.ledger import Ledger, checked_namespace
 from lag_integrations.store.removals import Removal, Removals
 from lag_integrations.store.segments import SegmentTable
 from lag_integrations.store.verdicts import Verdicts
+from lag_integrations.threads import computing
 from lag_integrations.trace import Outcome
 
 if TYPE_CHECKING:
@@ -322,7 +323,8 @@ class LogStore:
         if held is not None:
             return held
         try:
-            segment = load_segment(self.blobs.get(file), key)
+            with computing():
+                segment = load_segment(self.blobs.get(file), key)
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
                 why = f"{file} is missing." if isinstance(error, OSError) else error
