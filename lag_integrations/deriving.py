@@ -182,7 +182,7 @@ class Deriver:
 
     def _save(self, log_id: str, segment: Segment, engine: Engine) -> Segment:
         try:
-            segment, size = self._store.save(self.key(log_id, engine), segment)
+            segment, size = self._store.save(self.key(log_id, engine), segment, engine.staged)
         except OSError as error:
             raise StoreError(
                 f"A segment cannot be written to {self._store.blobs.url} ({error}). The trace is "
@@ -199,7 +199,7 @@ class Deriver:
             if log_id not in files:
                 raise LogNotFoundError(f"There is no log {log_id} in {self._store.namespace} now.")
             file = files[log_id]
-            stored = None if file is None else self._store.load(key, file)
+            stored = None if file is None else self._store.load(key, file, engine.staged)
             return stored or self.encode(log_id, trace, engine)
 
     def embed_query(self, query: str) -> Vectors:

@@ -237,6 +237,16 @@ class Engine:
         """
         return self.encode_all([self.encodable(trace, selection)])[0]
 
+    def staged(self, segment: Segment) -> Segment:
+        """A stored segment in the memory from which this model gets it fastest."""
+        if self.model.device.type != "cuda":
+            return segment
+        try:
+            return segment.pinned()
+        except RuntimeError as error:
+            logger.debug("A segment is not pinned (%s).", error)
+            return segment
+
     def encodable(self, trace: Trace, selection: Selection | None = None) -> Encodable:
         """A trace as `encode_all` takes it; arguments and errors are those of `encode`."""
         return Encodable.of(trace, selection or LastTurn(), self.format, self.window)

@@ -347,7 +347,7 @@ class KVLogMemory(FrameworkForms):
                 raise LogNotFoundError(f"There is no log {log.id} in {self.namespace} (any more).")
             file = files[log.id]
             key = self._deriver.key(log.id, engine)
-            found.append(None if file is None else self.store.load(key, file))
+            found.append(None if file is None else self.store.load(key, file, engine.staged))
         return found
 
     @overload

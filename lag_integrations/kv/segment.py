@@ -59,6 +59,19 @@ class Segment:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, device: torch.device) -> Segment:
-        """The same segment with its slots on a device."""
-        slots = tuple((first.to(device), second.to(device)) for first, second in self.slots)
+        """The same segment with its slots on a device; a GPU copies pinned ones by itself."""
+        aside = device.type == "cuda"
+        slots = tuple(
+            (first.to(device, non_blocking=aside), second.to(device, non_blocking=aside))
+            for first, second in self.slots
+        )
+        return Segment(self.token_ids, slots, self.fingerprint, self.info)
+
+    def pinned(self) -> Segment:
+        """The same segment in memory that stays where it is, for a GPU to copy from.
+
+        Raises:
+            RuntimeError: There is no GPU, or not so much memory that may be pinned.
+        """
+        slots = tuple((first.pin_memory(), second.pin_memory()) for first, second in self.slots)
         return Segment(self.token_ids, slots, self.fingerprint, self.info)

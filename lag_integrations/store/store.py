@@ -54,6 +54,13 @@ _SCAN = 4_000
 """Fitting logs up to which a filtered search compares them all, when the index gave too few."""
 
 
+Staged = Callable[[Segment], Segment]
+
+
+def _as_it_is(segment: Segment) -> Segment:
+    return segment
+
+
 class LogStore:
     """Everything stored of one namespace.
 
@@ -316,15 +323,21 @@ class LogStore:
 
     # Segments
 
-    def load(self, key: SegmentKey, file: str) -> Segment | None:
-        """A segment from memory or its file; a damaged one is put aside, and None is given."""
+    def load(self, key: SegmentKey, file: str, staged: Staged = _as_it_is) -> Segment | None:
+        """A segment from memory or its file; a damaged one is put aside, and None is given.
+
+        Args:
+            key: The segment.
+            file: Its file.
+            staged: Brings it into the memory where it is to be held.
+        """
         stamp = self.blobs.stamp(file)
         held = self.hot.get(file, stamp)
         if held is not None:
             return held
         try:
             with computing():
-                segment = load_segment(self.blobs.get(file), key)
+                segment = staged(load_segment(self.blobs.get(file), key))
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
                 why = f"{file} is missing." if isinstance(error, OSError) else error
@@ -345,7 +358,9 @@ class LogStore:
         self.blobs.move(file, f"{self.id}/{_QUARANTINE}/{key.log_id}/{posixpath.basename(file)}")
         return True
 
-    def save(self, key: SegmentKey, segment: Segment) -> tuple[Segment, int]:
+    def save(
+        self, key: SegmentKey, segment: Segment, staged: Staged = _as_it_is
+    ) -> tuple[Segment, int]:
         """Store a segment; gives it as it reads back (some codecs lose a little), and its bytes.
 
         Raises:
@@ -358,7 +373,7 @@ class LogStore:
         file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self.blobs.put(file, data)
         if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
-            stored = load_segment(data, key)
+            stored = staged(load_segment(data, key))
             self.hot.put(file, key.log_id, stored, self.blobs.stamp(file))
             return stored, len(data)
         self.blobs.remove(file)

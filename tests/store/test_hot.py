@@ -86,3 +86,24 @@ def test_the_budget_is_the_memorys(tmp_path, tiny):
         found = memory.recall("vault")
         assert memory.segments(found)[0] is not memory.segments(found)[0]
         assert len(memory.store.hot) == 0
+
+
+def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
+    def elsewhere(segment: Segment) -> Segment:
+        return Segment(segment.token_ids, segment.slots, segment.fingerprint, {"staged": "yes"})
+
+    monkeypatch.setattr(type(tiny), "staged", lambda _, segment: elsewhere(segment))
+    with open_memory(tmp_path / "m") as memory:
+        memory.add(numbered(1))
+        memory.flush()
+        found = memory.recall("vault")
+        for _ in range(2):  # as it was saved, and as it was loaded
+            (held,) = memory.segments(found)
+            assert held.info == {"staged": "yes"}
+            assert memory.segments(found)[0] is held
+            memory.store.hot.clear()
+
+
+def test_without_a_gpu_segments_stay_where_they_are(tiny):
+    one = segment(3)
+    assert tiny.staged(one) is one
