@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from uuid import uuid4
 
@@ -675,12 +676,13 @@ def test_a_callback_is_cheap(memory):
     handler = memory.callback_handler()
     root = uuid4()
     history = [HumanMessage("word " * 200) for _ in range(50)]
-    times = []
+    times, busy = [], []
 
     def timed(callback, *args, **kwargs):
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.thread_time()
         callback(*args, **kwargs)
         times.append(time.perf_counter() - started)
+        busy.append(time.thread_time() - worked)
 
     timed(handler.on_chain_start, None, {"input": "Task"}, run_id=root)
     for number in range(100):
@@ -695,7 +697,9 @@ def test_a_callback_is_cheap(memory):
         output = ToolMessage(f"Result {number}", tool_call_id=f"c{number}")
         timed(handler.on_tool_end, output, run_id=tool_run)
         history += [answer, output]
-    assert sum(times) / len(times) < 1e-3
+    # The average of what this thread did: others may keep the machine busy, and it waits for none.
+    assert sum(busy) / len(busy) < 1e-3
+    assert statistics.median(times) < 1e-3
     handler.on_chain_end("Done", run_id=root)
     (trace,) = captured(memory)
     assert len(trace.messages) == 250
