@@ -13,7 +13,7 @@ import torch
 
 from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
-from tests.conftest import qa
+from tests.conftest import overwrite, qa
 from tests.store.model import hash_embedder, tiny_engine
 
 COUNTERS = ("captured_at", "times_seen", "times_recalled", "times_helped", "times_harmed")
@@ -183,7 +183,7 @@ def test_a_damaged_trace_is_left_out_and_comes_back_from_an_archive(source, tmp_
 
 def test_a_damaged_segment_is_left_out_of_an_export(source, open_, tmp_path):
     file = next((tmp_path / "source" / "segments").rglob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-5])
+    overwrite(file, file.read_bytes()[:-5])
     written = source.export_to(tmp_path / "a.zip", segments=True)
     assert (written.segments, written.skipped) == (1, 1)
     assert open_("target").import_from(tmp_path / "a.zip").segments == 1

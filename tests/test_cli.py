@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from lag_integrations import KVLogMemory, Trace
 from lag_integrations.cli import app
 from lag_integrations.cli.options import parse_duration, parse_size
-from tests.conftest import qa
+from tests.conftest import overwrite, qa
 from tests.store.model import tiny_engine
 
 VAULT = qa("code of the vault", "7741", outcome="success", metadata={"city": "Lima", "year": 2025})
@@ -402,7 +402,7 @@ def test_verify_and_repair(kvlog, filled, model_folder):
     kvlog("reencode", filled, "--model", model_folder)
     assert as_json(kvlog("verify", filled, "--json")) == []
     file = next((filled / "segments").rglob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-3])
+    overwrite(file, file.read_bytes()[:-3])
     left_behind = file.with_name(f"{'0' * 32}-{'1' * 12}.safetensors")
     left_behind.write_text("x")
     found = as_json(kvlog("verify", filled, "--json", code=1))
