@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from lag_integrations.encoding import Encodable, batches
+from lag_integrations.encoding import Encodable
 from lag_integrations.errors import (
     EmbedderMismatchError,
     LAGError,
@@ -29,7 +29,6 @@ from lag_integrations.store.embeddings import EMBED
 from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.segments import encode_task
 from lag_integrations.store.store import MERGE_AT, LogStore
-from lag_integrations.threads import computing
 from lag_integrations.trace import Outcome, Trace
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Deriver:
         if engine is not None:
             stages.append(partial(self._encode_some, engine, outcomes, thorough))
         failure: Exception | None = None
-        with self._lock, computing():
+        with self._lock:
             for stage in stages:
                 try:
                     if stage():
@@ -193,7 +192,7 @@ class Deriver:
 
     def segment(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
         """The segment of a log: encoded now, or by whoever is at it already."""
-        with self._store.locks.hold(_slot(log_id)), computing():
+        with self._store.locks.hold(_slot(log_id)):
             key = self.key(log_id, engine)
             files = self._store.segments.files(key, [log_id])
             if log_id not in files:
@@ -286,7 +285,6 @@ class Deriver:
             engine.wait_idle(_PATIENCE)  # an answer that is being written goes first
         ahead = [self._todo.popleft() for _ in range(min(_ENCODE_AT_ONCE, len(self._todo)))]
         chosen: dict[str, Encodable] = {}
-        unread: list[int] = []
         done, tokens = False, 0
         with self._store.locks.hold_free({_slot(log_id) for log_id in ahead}) as held:
             while ahead and tokens < max(_TOKENS_AT_ONCE, engine.batch_tokens):
@@ -298,11 +296,10 @@ class Deriver:
                     encodable = self._encodable(log_id, engine)
                     if encodable is not None:
                         chosen[log_id] = encodable
-                        unread.append(engine.unread(encodable))
-                        tokens += unread[-1]
+                        tokens += engine.unread(encodable)
             ids = list(chosen)
             try:
-                for batch in batches(unread, 0, engine.batch_tokens):
+                for batch in engine.together(list(chosen.values())):
                     if len(chosen) < len(ids) and not thorough and not engine.idle:
                         break  # an answer has begun, and goes first
                     self._steps += len(batch)

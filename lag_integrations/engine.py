@@ -44,7 +44,7 @@ from lag_integrations.kv.selection import LastTurn, Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
 from lag_integrations.prompt import ChatFormat
-from lag_integrations.threads import computing, let_go_elsewhere
+from lag_integrations.teams import computing, let_go_between_tokens
 from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
@@ -257,19 +257,25 @@ class Engine:
         Each is what it would be alone, up to rounding. What the traces of a batch begin with alike
         is read once.
         """
+        segments: dict[int, Segment] = {}
+        for batch in self.together(traces):
+            with computing():
+                found = self._encode_batch([traces[index] for index in batch])
+            segments.update(zip(batch, found, strict=True))
+        return [segments[index] for index in range(len(traces))]
+
+    def together(self, traces: Sequence[Encodable]) -> list[list[int]]:
+        """Which of the traces, by their indices, are encoded in one pass each."""
         with self._lock:
             known = [self._prefixes.known(trace.token_ids) for trace in traces]
-        segments: dict[int, Segment] = {}
-        # Together, if the same is known of them: of a run that was just generated, nearly all.
+        found = []
+        # Those of which the same is known: of a run that was just generated, nearly all.
         for same in dict.fromkeys(known):
             members = [index for index, its in enumerate(known) if its == same]
             unread = [len(traces[index]) - same[0] for index in members]
             for batch in batches(unread, same[0], self.batch_tokens):
-                chosen = [members[place] for place in batch]
-                with computing():
-                    found = self._encode_batch([traces[index] for index in chosen])
-                segments.update(zip(chosen, found, strict=True))
-        return [segments[index] for index in range(len(traces))]
+                found.append([members[place] for place in batch])
+        return found
 
     def unread(self, trace: Encodable) -> int:
         """Tokens of a trace that would have to be read to encode it now."""
@@ -639,7 +645,7 @@ class EngineStream(Iterator[str]):
             deadline = row.request.deadline
             try:
                 while True:
-                    let_go_elsewhere()
+                    let_go_between_tokens()
                     if piece:
                         yield piece
                     if row.done:

@@ -26,8 +26,8 @@ def let_go() -> None:
         pause(_SOFT)
 
 
-def let_go_elsewhere() -> None:
-    """The same between the tokens of an answer, where another thread may compute the next."""
+def let_go_between_tokens() -> None:
+    """The same while an answer is written, but for the main thread: others may take turns."""
     if threading.current_thread() is not threading.main_thread():
         let_go()
 

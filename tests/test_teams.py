@@ -12,7 +12,7 @@ PROGRAM = """
 import os, sys, threading, tempfile
 import torch
 from lag_integrations import Engine, KVLogMemory, packaged
-from lag_integrations.threads import let_go
+from lag_integrations.teams import let_go
 from lag_integrations.trace import Message
 from tests.conftest import qa
 
@@ -83,7 +83,7 @@ def test_teams_are_let_go():
 FORKED = """
 import os
 import torch
-from lag_integrations.threads import let_go
+from lag_integrations.teams import let_go
 
 torch.set_num_threads(3)
 torch.ones(10**6).add_(1)

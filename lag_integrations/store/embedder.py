@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
 from lag_integrations.loading import LOADING
-from lag_integrations.threads import computing
+from lag_integrations.teams import computing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

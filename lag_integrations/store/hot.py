@@ -65,7 +65,8 @@ class HotTier:
     def drop_logs(self, ids: Collection[str]) -> None:
         """Let go of logs that were deleted."""
         with self._lock:
-            self._forget([file for file, held in self._held.items() if held.log_id in ids])
+            self._drop([file for file, held in self._held.items() if held.log_id in ids])
+            pages.release()  # what was built of them may still stand there
 
     def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
         """Let go of files that are not live any more, whoever removed them."""
@@ -73,18 +74,15 @@ class HotTier:
             files = list(self._held)
         alive = set(live(files)) if files else set()
         with self._lock:
-            self._forget([file for file in files if file not in alive and file in self._held])
+            gone = [file for file in files if file not in alive and file in self._held]
+            self._drop(gone)
+            if gone:
+                pages.release()
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
             self._drop(list(self._held))
-
-    def _forget(self, files: Sequence[str]) -> None:
-        """Let go of what was deleted, and of memory that it may still stand in."""
-        self._drop(files)
-        if files:
-            pages.release()
 
     def _drop(self, files: Sequence[str]) -> None:
         for file in files:

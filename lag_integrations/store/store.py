@@ -37,7 +37,7 @@ from lag_integrations.store.ledger import Ledger, checked_namespace
 from lag_integrations.store.removals import Removal, Removals
 from lag_integrations.store.segments import SegmentTable
 from lag_integrations.store.verdicts import Verdicts
-from lag_integrations.threads import computing
+from lag_integrations.teams import computing
 from lag_integrations.trace import Outcome
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _SCAN = 4_000
 
 
 Staged = Callable[[Segment], Segment]
+"""Brings a segment into the memory where it is to be held."""
 
 
 def _as_it_is(segment: Segment) -> Segment:
@@ -367,13 +368,15 @@ class LogStore:
             OSError: It cannot be written.
             EncodingError: The codec cannot hold it.
         """
-        data = dump_segment(segment, key)
+        with computing():
+            data = dump_segment(segment, key)
         # Never used twice: what is still being read, or removed, is another file.
         name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
         file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self.blobs.put(file, data)
         if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
-            stored = staged(load_segment(data, key))
+            with computing():
+                stored = staged(load_segment(data, key))
             self.hot.put(file, key.log_id, stored, self.blobs.stamp(file))
             return stored, len(data)
         self.blobs.remove(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -9,10 +10,10 @@ import chromadb
 import pytest
 from chromadb.config import Settings
 
-from lag_integrations import KVLogMemory
+from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import EncodingError
 from tests.store.model import hash_embedder
-from tests.store.processes import numbered
+from tests.store.processes import numbered, open_memory
 
 
 def test_adders_wait_a_little_and_lose_nothing(tmp_path):
@@ -107,3 +108,26 @@ def test_the_client_of_the_user_stays_open(tmp_path):
         memory.flush()
         assert len(memory.recall("vault")) == 1
     assert len(client.list_collections()) == 1
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_an_answer_that_begins_goes_before_the_next_batch(tmp_path, monkeypatch, idle):
+    events = []
+    encode_all = Engine.encode_all
+
+    def spy(engine: Engine, traces):
+        events.append("encode")
+        return encode_all(engine, traces)
+
+    monkeypatch.setattr(Engine, "encode_all", spy)
+    monkeypatch.setattr(Engine, "wait_idle", lambda *_: events.append("wait"))
+    monkeypatch.setattr(Engine, "idle", property(lambda _: idle))
+    monkeypatch.setattr(Engine, "batch_tokens", property(lambda _: 1))  # each alone
+    with open_memory(tmp_path / "m") as memory:
+        memory.add_many(numbered(number) for number in range(6))
+        end = time.monotonic() + 60
+        while events.count("encode") < 6 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert events.count("encode") == 6
+    together = any(pair == ("encode", "encode") for pair in itertools.pairwise(events))
+    assert together is idle

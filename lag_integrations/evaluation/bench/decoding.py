@@ -16,7 +16,7 @@ from lag_integrations.evaluation.bench.hugging_face import chat_hugging_face
 from lag_integrations.evaluation.bench.turns import Figure, figures, in_turns
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.threads import let_go
+from lag_integrations.teams import let_go
 from lag_integrations.trace import Message
 
 SUITE, FIRST = "decoding, tokens a second", "first token of a stream, ms"
