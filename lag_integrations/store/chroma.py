@@ -6,11 +6,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.locks import acquire_file
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _STATE = "lag-state"
 _WRITING = "writing"
+_DATABASE = "chroma.sqlite3"
 
 
 class SharedFolder:
@@ -32,6 +33,9 @@ class SharedFolder:
     while writing, the database, which is derived, is made again.
 
     One object a process and folder (see `at`): Chroma itself keeps one client a folder.
+
+    Only what Chroma made is ever removed, and only from a folder that has the state file. A link in
+    the folder's place is refused, since it may lead to somebody else's files.
 
     Args:
         folder: Folder of the database.
@@ -52,11 +56,16 @@ class SharedFolder:
 
     @classmethod
     def at(cls, folder: Path, lock: Path) -> SharedFolder:
-        """The object of a folder in this process; close it as often as it was asked for."""
-        folder = folder.resolve()
+        """Return the object of a folder in this process; close it as often as it was asked for.
+
+        Raises:
+            StoreError: Something that is not this store's stands in the folder's place.
+        """
+        folder = folder.parent.resolve() / folder.name  # a link in its own place is not followed
         with cls._guard:
             found = cls._open.get(folder)
             if found is None or found._process != os.getpid():  # a fork cannot use its parent's
+                _refuse_foreign(folder)
                 found = cls._open[folder] = cls(folder, lock)
             found._users += 1
             return found
@@ -101,8 +110,9 @@ class SharedFolder:
             self._release()
 
     def _current(self) -> ClientAPI:
+        _refuse_foreign(self._folder)
         state = self._read_state()
-        if state == _WRITING or (not state and self._folder.exists()):
+        if state == _WRITING:
             self._remove()
             state = ""
         if self._client is None or state != self._state or not state:
@@ -117,8 +127,10 @@ class SharedFolder:
     def _read_state(self) -> str:
         try:
             return (self._folder / _STATE).read_text("ascii")
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return ""
+        except (OSError, ValueError):  # damaged: whoever wrote last may have died
+            return _WRITING
 
     def _note(self, state: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +140,16 @@ class SharedFolder:
         self._state = state
 
     def _remove(self) -> None:
+        """Remove the database, but neither the state file nor what else lies beside it."""
         self._release()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _refuse_foreign(self._folder)
+        self._note(_WRITING)  # other processes' clients must not be used any more
+        for entry in filter(_is_of_chroma, list(self._folder.iterdir())):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    entry.unlink()
 
     def _release(self) -> None:
         if self._client is not None and self._process == os.getpid():
@@ -200,6 +220,42 @@ class Server:
         if self._client is not None and self._owned:
             self._client.close()
         self._client = None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that this store did not make.
+
+    Raises:
+        StoreError: It is a link or a file, or holds files but not the store's state file.
+    """
+    if folder.is_symlink():
+        problem = "is a link"
+    elif not folder.exists() or _is_plain_file(folder / _STATE):
+        return
+    elif not folder.is_dir():
+        problem = "is not a folder"
+    elif all(entry.name == f".{_STATE}" for entry in folder.iterdir()):
+        return  # empty, or its maker died before it wrote anything else
+    else:
+        problem = "holds files that are not this store's"
+    raise StoreError(
+        f"The memory keeps its index in {folder}, but this {problem}. Nothing was changed. Choose "
+        "another folder for the memory, or move this one away."
+    )
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_of_chroma(entry: Path) -> bool:
+    """Whether an entry of the folder is one that Chroma makes: its database, or an index of it."""
+    if entry.name.startswith(_DATABASE):
+        return not entry.is_dir()
+    try:
+        return str(UUID(entry.name)) == entry.name and entry.is_dir()
+    except ValueError:
+        return False
 
 
 def _persistent(folder: Path) -> ClientAPI:

@@ -1,0 +1,69 @@
+"""Nothing is ever removed that is not the store's own (attack S0)."""
+
+import pytest
+
+from lag_integrations import KVLogMemory
+from lag_integrations.errors import StoreError
+from tests.store.test_faults import filled, open_memory
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_a_foreign_index_folder_is_refused_and_left_as_it_is(tmp_path):
+    thesis = tmp_path / "project" / "index" / "my_thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("five years of work")
+    (thesis.parent / "chroma.sqlite3").write_text("of another program")
+    before = tree(thesis.parent)
+    with pytest.raises(StoreError, match=r"not this store's.*Choose another folder"):
+        KVLogMemory(tmp_path / "project").recall("anything")
+    assert tree(thesis.parent) == before
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_is_not_followed(tmp_path, dangling):
+    precious = tmp_path / "precious"
+    if not dangling:
+        precious.mkdir()
+        (precious / "data").write_text("precious")
+        (precious / "lag-state").write_text("writing")  # looks like one of ours, to be made again
+        (precious / "chroma.sqlite3").write_text("precious, too")
+    before = tree(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "index").symlink_to(precious)
+    with pytest.raises(StoreError, match="is a link"):
+        KVLogMemory(tmp_path / "store").recall("anything")
+    assert {path: data for path, data in tree(tmp_path).items() if path in before} == before
+    assert precious.exists() is not dangling
+
+
+def test_a_link_that_takes_the_folders_place_later_is_not_followed(tmp_path):
+    ids = filled(tmp_path / "m", number=2)
+    index, precious = tmp_path / "m" / "index", tmp_path / "precious"
+    with open_memory(tmp_path / "m") as memory:
+        index.rename(precious)
+        (precious / "lag-state").write_text("writing")
+        before = tree(precious)
+        index.symlink_to(precious)
+        with pytest.raises(StoreError, match="is a link"):
+            memory.store.index.remove(ids)
+        assert tree(precious) == before
+
+
+def test_a_file_beside_the_index_survives_its_remaking(tmp_path):
+    ids = filled(tmp_path / "m", number=2)
+    index = tmp_path / "m" / "index"
+    (index / "notes.txt").write_text("somebody's")
+    (index / "3b241101-e2bb-4255-8caf-4136c566a962.txt").write_text("somebody's")
+    before = {name: data for name, data in tree(index).items() if name.suffix == ".txt"}
+    (index / "lag-state").write_text("writing")
+    with open_memory(tmp_path / "m") as memory:
+        memory.flush()
+        assert memory.store.index.ids() == set(ids)
+        memory.reindex()
+        assert memory.store.index.ids() == set(ids)
+    assert {name: data for name, data in tree(index).items() if name.suffix == ".txt"} == before
