@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lag_integrations.kv.cache import Slots
-from lag_integrations.kv.rotation import AngleSource, Kernel, put
+from lag_integrations.kv.rotation import AngleSource, Kernel
 
 _CACHED_BYTES, _BLOCK_BYTES = 4 * 2**20, 2 * 2**20
 """A slot larger than the first is rotated in blocks of the second: twice as fast with 8 MB."""
@@ -69,7 +69,7 @@ class Positions:
         positions: torch.Tensor,
         *,
         out: Slots,
-        key_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> None:
         """Rotate position-free slots of a group to given positions.
 
@@ -79,23 +79,27 @@ class Positions:
                 they are.
             positions: int64, ``[tokens]`` of all parts, below `window`.
             out: Where to write them, a pair of tensors for the tokens of all parts.
-            key_scale: Factor of the keys; without effect where the first slot is none (MLA).
+            temperature: Of the attention to each part, see `sharpen`; without effect where the
+                first slot is none (MLA).
         """
-        scales = (key_scale if group.has_keys else 1.0, 1.0)
-        for index, (kernel, scale) in enumerate(zip(group.kernels, scales, strict=True)):
+        for index, kernel in enumerate(group.kernels):
+            sharper = index == 0 and group.has_keys and temperature != 1
             if kernel is not None:
                 cos, sin = _stacked_angles(group, index, kernel, positions)
             begin = 0
             for part in parts:
                 end = begin + part[index].shape[2]
                 into = out[index][:, :, begin:end]
-                if kernel is None:
-                    put(part[index], into, scale)
-                else:
-                    here = cos[:, :, begin:end], sin[:, :, begin:end]
-                    for rows in _blocks(part[index]):
+                for rows in _blocks(part[index]):
+                    slot = part[index][rows]
+                    if sharper:
+                        slot = sharpen(slot, temperature)
+                    if kernel is None:
+                        into[rows].copy_(slot)
+                    else:
+                        here = cos[:, :, begin:end], sin[:, :, begin:end]
                         angles = (one if len(one) == 1 else one[rows] for one in here)
-                        kernel.rotate(part[index][rows], *angles, out=into[rows], scale=scale)
+                        kernel.rotate(slot, *angles, out=into[rows])
                 begin = end
 
     def strip(
@@ -120,11 +124,31 @@ class Positions:
         )
         for index, kernel in enumerate(group.kernels):
             if kernel is None:
-                put(slots[index], free[index], 1.0)
+                free[index].copy_(slots[index])
             else:
                 cos, sin = _stacked_angles(group, index, kernel, positions)
                 kernel.rotate(slots[index], cos, -sin, out=free[index])
         return free
+
+
+def sharpen(keys: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Scale what tells a segment's keys apart, but not what they have in common.
+
+    A query's logits for the keys spread from their mean by a factor ``1 / temperature`` (attention
+    temperature of APE, arXiv 2502.05431). Dividing the whole keys, as APE does, also scales the
+    part that all keys share. Within one sequence that part cancels in the softmax, but here other
+    tokens stand beside the segment: models with large key biases (Qwen2: a norm of 874 beside
+    deviations of 14) then attend to nothing but the segment, or not to it at all.
+
+    Args:
+        keys: Position-free keys of one segment, ``[layers, heads, tokens, dim]``, any float dtype.
+        temperature: Below 1 for sharper attention.
+
+    Returns:
+        New keys, fp32.
+    """
+    whole = keys.float()
+    return torch.lerp(whole.mean(dim=2, keepdim=True), whole, 1 / temperature)
 
 
 def _blocks(slot: torch.Tensor) -> Iterator[slice]:

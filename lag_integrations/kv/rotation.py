@@ -36,7 +36,6 @@ class Kernel:
         sin: torch.Tensor,
         *,
         out: torch.Tensor,
-        scale: float = 1.0,
     ) -> None:
         """Turn a slot by given angles.
 
@@ -45,9 +44,8 @@ class Kernel:
             cos: fp32, broadcastable to ``[…, tokens, width / 2]``, of unit norm with ``sin``.
             sin: As ``cos``.
             out: Where to write the result, of the slot's shape; the arithmetic is fp32.
-            scale: Factor of the result.
         """
-        cos, sin = scale * cos, scale * self.sign * sin
+        sin = self.sign * sin
         first, second = self._halves(slot)
         into = self._halves(out)
         if slot.dtype == out.dtype == torch.float32:  # without a copy in between
@@ -58,7 +56,7 @@ class Kernel:
             into[0].copy_(first * cos - second * sin)
             into[1].copy_(second * cos + first * sin)
         for rest in (slice(0, self.offset), slice(self.offset + self.width, None)):
-            put(slot[..., rest], out[..., rest], scale)
+            out[..., rest].copy_(slot[..., rest])
 
     def _halves(self, slot: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views of the first and of the second of all pairs."""
@@ -66,11 +64,6 @@ class Kernel:
         if self.pairing == "half":
             return rotated.chunk(2, dim=-1)
         return rotated[..., ::2], rotated[..., 1::2]
-
-
-def put(slot: torch.Tensor, out: torch.Tensor, scale: float) -> None:
-    """Write what is not rotated."""
-    out.copy_(slot if scale == 1.0 else slot * scale)
 
 
 def kernels(dim: int, width: int) -> list[Kernel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -221,14 +221,29 @@ def test_two_segments_in_other_order(case: Case) -> None:
     assert distance(logits, feed(case.model, expected, rest, end)) < TOLERANCE
 
 
-def test_attention_temperature_divides_keys_and_nothing_else(case: Case) -> None:
+def test_attention_temperature_scales_deviations_of_keys_and_nothing_else(case: Case) -> None:
+    plain, latents = case.positions, case.model.config.get_text_config()
+    sharper = new_cache()
+    splice(sharper, plain, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=0.5)
+    halves = []
+    for group, (keys, values) in zip(plain.groups, case.segment.slots, strict=True):
+        mean = keys.mean(2, keepdim=True) if group.has_keys else 0.0
+        halves.append((2 * keys - mean if group.has_keys else keys, values))
+    expected = replace(case.segment, slots=tuple(halves))
+    pairs = zip(read_layers(sharper), read_layers(spliced(plain, expected, 7)), strict=True)
+    for (keys, values), (other_keys, other_values) in pairs:
+        assert torch.equal(values, other_values)
+        assert distance(keys, other_keys) < TOLERANCE
+    has_latents = getattr(latents, "kv_lora_rank", None) is not None
+    assert has_latents != all(group.has_keys for group in plain.groups)
+
+
+def test_temperature_1_changes_no_bit(case: Case) -> None:
     cache = new_cache()
-    splice(cache, case.positions, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=0.5)
-    latents = getattr(case.model.config.get_text_config(), "kv_lora_rank", None) is not None
+    splice(cache, case.positions, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=1.0)
     plain = read_layers(spliced(case.positions, case.segment, 7))
-    for (keys, values), (before, values_before) in zip(read_layers(cache), plain, strict=True):
-        assert torch.equal(values, values_before)
-        assert torch.equal(keys, before if latents else 2 * before)
+    for pair, before in zip(read_layers(cache), plain, strict=True):
+        assert all(map(torch.equal, pair, before))
 
 
 def test_file_round_trip(case: Case) -> None:

@@ -106,7 +106,7 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
 
     def rotated() -> Slots:
         out = torch.empty_like(part[0]), torch.empty_like(part[1])
-        Positions((group,), 10).apply(group, [part], torch.arange(tokens), out=out, key_scale=2.0)
+        Positions((group,), 10).apply(group, [part], torch.arange(tokens), out=out, temperature=0.5)
         return out
 
     whole = rotated()
