@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import groupby
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -150,6 +151,8 @@ class Trace(_Frozen):
     ) -> Trace:
         """Build a trace from chat messages.
 
+        Results of tools are put in the order of the calls they answer; see `in_call_order`.
+
         Args:
             messages: Dicts of the usual chat form (``role``, ``content``, optional ``tool_calls``,
                 ``tool_call_id``, ``name``), LangChain messages, or `Message` objects, in order.
@@ -161,7 +164,7 @@ class Trace(_Frozen):
             TraceError: A message has no known role or a malformed content, or all are empty.
         """
         try:
-            steps = tuple(as_message(message) for message in messages)
+            steps = tuple(in_call_order([as_message(message) for message in messages]))
             if task is None:
                 task = next((step.text for step in steps if step.role == "user"), "")
             return cls(messages=steps, task=task, outcome=outcome, **fields)
@@ -232,6 +235,32 @@ class Trace(_Frozen):
             content["place"] = self.metadata[PLACE]
         canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def in_call_order(messages: Sequence[Message]) -> list[Message]:
+    """Put results of tools in the order of the calls they answer.
+
+    Tools that run in parallel end in any order, and most chat templates show no ids: a model tells
+    by its place which call a result answers.
+
+    Only results that follow each other change places. First come those of the latest calls. Those
+    of earlier messages' calls follow, as of an agent whose tool is an agent. Last come those that
+    answer no call before them. A result without an id keeps its place.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    ordered: list[Message] = []
+    for turn, (role, group) in enumerate(groupby(messages, key=lambda message: message.role)):
+        steps = list(group)
+        if role == "tool":
+            named = [step for step in steps if step.tool_call_id]
+            named.sort(key=lambda step: places.get(step.tool_call_id or "", (1, 0)))
+            following = iter(named)
+            steps = [next(following) if step.tool_call_id else step for step in steps]
+        else:
+            ids = dict.fromkeys(call.id for step in steps for call in step.tool_calls if call.id)
+            places.update((id, (-turn, number)) for number, id in enumerate(ids))
+        ordered += steps
+    return ordered
 
 
 def as_message(source: Any) -> Message:

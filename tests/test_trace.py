@@ -7,6 +7,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 
 from lag_integrations import Message, ToolCall, Trace
 from lag_integrations.errors import TraceError
+from lag_integrations.trace import in_call_order
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
@@ -153,3 +154,75 @@ def test_halves_of_pairs_are_replaced():
 def test_malformed_messages_are_refused(message):
     with pytest.raises(TraceError):
         Trace.from_messages([message])
+
+
+# The order of results
+
+
+def conversation(text):
+    """Messages in short: ``>a b`` calls a and b, ``a`` is a's result, ``.`` the user speaks."""
+    steps = []
+    for number, word in enumerate(text.split()):
+        if word == ".":
+            steps.append({"role": "user", "content": str(number)})
+        elif word[0] == ">":
+            asked = [{"name": "f", "id": id} for id in word[1:]]
+            steps.append({"role": "assistant", "content": str(number), "tool_calls": asked})
+        else:
+            id = None if word == "_" else word
+            steps.append({"role": "tool", "content": str(number), "tool_call_id": id})
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        (". >abc c b a >", "0 1 4 3 2 5"),
+        (". >ab a b >ab b a >", "0 1 2 3 4 6 5 7"),  # ids that are given anew
+        (". >ab b . a >", "0 1 2 3 4 5"),  # never past another message
+        (". >a >b b a >", "0 1 2 4 3 5"),  # a message for each call
+        (". >ab . > b a >", "0 1 2 3 5 4 6"),  # a tool asked a model
+        (". >ab . >cd b d c a >", "0 1 2 3 6 5 7 4 8"),  # a tool was an agent
+        (". >ab x b a y >", "0 1 4 3 2 5 6"),  # of calls that nobody made
+        (". >abc c _ a >", "0 1 4 3 2 5"),
+        (". >ab _ _ >", "0 1 2 3 4"),
+        (". >aab b a a >", "0 1 3 4 2 5"),
+        (". a >a b >", "0 1 2 3 4"),
+    ],
+)
+def test_results_are_in_the_order_of_their_calls(said, logged):
+    trace = Trace.from_messages(conversation(said))
+    assert [step.text for step in trace.messages] == logged.split()
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "b", "c", "x", "_", ".", ">", ">a", ">ab", ">cba", ">bb"]),
+        min_size=1,
+        max_size=12,
+    ).map(lambda words: conversation(" ".join([".", *words])))
+)
+def test_ordering_only_moves_results_among_themselves(steps):
+    given_ = [Message(**step) for step in steps]
+    ordered = in_call_order(given_)
+    assert in_call_order(ordered) == ordered
+    assert sorted(step.text for step in ordered) == sorted(step.text for step in given_)
+    for before, after in zip(given_, ordered, strict=True):
+        assert after.role == before.role
+        assert after == before or (before.tool_call_id and after.tool_call_id)
+
+
+@given(st.permutations("abcde"), st.permutations("abcde"))
+def test_tools_may_end_in_any_order(asked, ended):
+    trace = Trace.from_messages(conversation(f". >{''.join(asked)} {' '.join(ended)} >"))
+    assert [step.tool_call_id for step in trace.messages[2:-1]] == asked
+
+
+def test_a_stored_trace_is_read_as_it_was_written():
+    """Its log's id is its content's hash."""
+    steps = tuple(Trace.from_messages([step]).messages[0] for step in conversation(". >ab b a >"))
+    stored = Trace(messages=steps, task="0")
+    again = Trace.from_json(stored.to_json())
+    assert [step.text for step in again.messages] == list("01234")
+    assert again.content_hash == stored.content_hash
+    assert again.content_hash != Trace.from_messages(steps).content_hash

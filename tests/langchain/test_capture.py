@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import threading
 import time
 from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -286,6 +288,45 @@ def test_the_roots_own_answer_comes_last(memory, config):
         assert trace.last_response == "It rains."
         assert said(trace)[-1] == "assistant: It rains."
         assert len(trace.messages) == 4
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_results_of_parallel_calls_are_in_the_order_of_the_calls(memory, config, way):
+    drinks = ["coffee", "tea", "juice"]
+    has_ended = {drink: threading.Event() for drink in drinks}
+    ended = []
+
+    class Ended(BaseCallbackHandler):
+        run_inline = True
+
+        def on_tool_end(self, output, **kwargs):
+            ended.append(output.tool_call_id)
+            has_ended[output.tool_call_id].set()
+
+    @tool
+    def price(of: str) -> str:
+        """Tell what a drink costs."""
+        for later in drinks[drinks.index(of) + 1 :]:
+            assert has_ended[later].wait(20)
+        return f"{10 * len(of)}"
+
+    three = [{"name": "price", "args": {"of": drink}, "id": drink} for drink in drinks]
+    agent = create_agent(Talker(AIMessage("", tool_calls=three), "Tea is cheap."), [price])
+    config["callbacks"].append(Ended())
+    if way == "invoke":
+        agent.invoke(ask("Prices?"), config)
+    else:
+        asyncio.run(agent.ainvoke(ask("Prices?"), config))
+    assert ended == ["juice", "tea", "coffee"]
+    (trace,) = captured(memory)
+    assert said(trace) == [
+        "user: Prices?",
+        "assistant: price(coffee), price(tea), price(juice)",
+        "tool: 60",
+        "tool: 30",
+        "tool: 50",
+        "assistant: Tea is cheap.",
+    ]
 
 
 def test_tools_that_return_commands_or_end_the_run(memory, config):

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+from llama_index.core.agent.workflow import AgentInput, ToolCallResult
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -20,6 +21,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.workflow import Context, StopEvent, step
 from pydantic import Field
 
 from lag_integrations import KVLogMemory, Trace
@@ -190,6 +192,40 @@ class Plain(CustomLLM):
 
 def _completion(piece: ChatResponse) -> CompletionResponse:
     return CompletionResponse(text=piece.message.content or "", delta=piece.delta, raw=piece.raw)
+
+
+class Prices:
+    """A tool that tells prices, whose calls end in the reverse order.
+
+    Args:
+        prices: By what costs them, in the order of the calls.
+    """
+
+    def __init__(self, **prices: str) -> None:
+        self._prices = prices
+        self._noted = {of: asyncio.Event() for of in prices}
+
+    async def price(self, of: str) -> str:
+        """Tell what a drink costs."""
+        names = list(self._prices)
+        for later in names[names.index(of) + 1 :]:
+            await asyncio.wait_for(self._noted[later].wait(), 20)
+        return self._prices[of]
+
+    def noted_by(self, kind: type[Any]) -> type[Any]:
+        """A kind of agent, for which the tool's calls wait to note a result."""
+        noted = self._noted
+
+        class Noting(kind):
+            @step
+            async def aggregate_tool_results(
+                self, ctx: Context, ev: ToolCallResult
+            ) -> AgentInput | StopEvent | None:
+                result = await super().aggregate_tool_results(ctx, ev)
+                noted[ev.tool_kwargs["of"]].set()
+                return result
+
+        return Noting
 
 
 def index(*texts: str) -> VectorStoreIndex:

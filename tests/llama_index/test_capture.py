@@ -15,7 +15,7 @@ from llama_index.core.agent.workflow import (
 )
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import Memory
 from llama_index.core.prompts import PromptTemplate
@@ -37,7 +37,7 @@ from lag_integrations.llama_index.capture import is_choosing, note_recalled, ope
 from lag_integrations.llama_index.tag import carrier
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted as LangChainScripted
-from tests.llama_index.scripted import Plain, Scripted, call, captured, index, said
+from tests.llama_index.scripted import Plain, Prices, Scripted, call, captured, index, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -209,6 +209,30 @@ def test_agents_hand_over(memory):
     assert steps[3][0] == "tool"  # where it belongs
     assert steps[4:] == [("system", "Two."), *RAIN[1:]]
     assert trace.metadata["run_name"] == "AgentWorkflow.run"
+
+
+@pytest.mark.parametrize("kind", [FunctionAgent, AgentWorkflow])
+def test_results_of_parallel_calls_are_in_the_order_of_the_calls(memory, kind):
+    prices = Prices(coffee="30", tea="20", juice="40")
+    blocks = [
+        ToolCallBlock(tool_name="price", tool_kwargs={"of": of}, tool_call_id=of)
+        for of in ("coffee", "tea", "juice")
+    ]
+    llm = Scripted(ChatMessage(role="assistant", blocks=blocks), "Tea is cheap.")
+    settings = {"llm": llm, "tools": [prices.price]}
+    if kind is AgentWorkflow:
+        settings = {"agents": [FunctionAgent(**settings)]}
+    run(prices.noted_by(kind)(**settings), memory=memory, user_msg="Prices?")
+    shown = [message.content for message in llm.seen[1] if message.role == "tool"]
+    assert shown == ["40", "20", "30"]  # as they ended
+    assert said(only(memory)) == [
+        ("user", "Prices?"),
+        ("assistant", "price,price,price"),
+        ("tool", "30"),
+        ("tool", "20"),
+        ("tool", "40"),
+        ("assistant", "Tea is cheap."),
+    ]
 
 
 def test_a_result_that_no_prompt_shows(memory):
