@@ -16,7 +16,7 @@ from lag_integrations.errors import PromptError
 from lag_integrations.generation.grammar import Marks
 from lag_integrations.reasoning import CLOSE, OPEN
 from lag_integrations.tools import learn_tool_format, tool_result_text
-from lag_integrations.trace import Message, Role
+from lag_integrations.trace import Message, Role, in_call_order
 
 ChatMessage = dict[str, Any]
 """A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""
@@ -178,7 +178,8 @@ class ChatFormat:
 
         Args:
             messages: The conversation. Where the template refuses the roles as they are (no system
-                role, no tool role, turns that must alternate), messages are merged.
+                role, no tool role, turns that must alternate), messages are merged. Results of
+                tools are shown in the order of their calls.
             generate: Whether the model is to answer: the header of its turn is appended; if the
                 last message is the assistant's, that message is left open to be continued.
             tools: Tools to show, in OpenAI's form: by the template, or in the system message.
@@ -188,6 +189,7 @@ class ChatFormat:
         """
         if not messages:
             raise PromptError("There are no messages to render; give at least a user message.")
+        messages = in_call_order(messages)
         if tools and not self.tools.shows_tools:
             messages = with_system_text(messages, self.tools.instructions(tools))
             tools = None

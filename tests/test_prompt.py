@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from lag_integrations import Trace, packaged
+from lag_integrations import Message, ToolCall, Trace, packaged
 from lag_integrations.errors import PromptError, TraceError
 from lag_integrations.kv.selection import (
     LastAction,
@@ -196,6 +196,24 @@ def test_tool_calls_are_shown_even_where_the_template_knows_none(tokenizer):
     assert "<|im_start|>user\n<tool_response>\nRain\n</tool_response><|im_end|>" in text
     strict = ChatFormat(tokenizer, TEMPLATES["strict"]).render(trace.messages, generate=False).text
     assert "<t>user\n<tool_response>\nRain\n</tool_response></t>" in strict
+
+
+@pytest.mark.parametrize("template", ["packaged", "tools", "strict"])
+def test_results_are_shown_in_the_order_of_their_calls(tokenizer, template):
+    """Their ids are not."""
+    chat_format = ChatFormat(tokenizer, {**TEMPLATES, "tools": TOOLS}[template])
+    calls = tuple(
+        ToolCall(name="price", args={"of": of}, id=f"call-{of}") for of in ("coffee", "tea")
+    )
+    asked = [Message(role="user", content="Prices?"), Message(role="assistant", tool_calls=calls)]
+    coffee, tea = (
+        Message(role="tool", content=price, tool_call_id=call.id)
+        for call, price in zip(calls, ("30", "20"), strict=True)
+    )
+    rendered = chat_format.render([*asked, tea, coffee])
+    assert rendered == chat_format.render([*asked, coffee, tea])
+    assert "call-" not in rendered.text
+    assert 0 < rendered.text.index("30") < rendered.text.index("20")
 
 
 def test_an_open_assistant_message_is_continued(tokenizer):

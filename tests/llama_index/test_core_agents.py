@@ -34,7 +34,7 @@ from pydantic import BaseModel
 from lag_integrations.llama_index import LAGMemory
 from tests.conftest import qa
 from tests.llama_index.recorder import added
-from tests.llama_index.scripted import captured
+from tests.llama_index.scripted import Prices, captured
 from tests.puppet import calls
 
 SUM = "Can you add 5 and 3?"
@@ -118,6 +118,19 @@ async def test_several_calls_run_at_once_or_only_the_first(told, puppet, streami
         _, events = await run(agent)
         made = [event for event in events if isinstance(event, ToolCallResult)]
         assert sorted(event.tool_output.content for event in made) == results
+
+
+@BOTH
+async def test_results_are_read_in_the_order_of_their_calls(told, puppet, streaming):
+    """Agents note them in the order in which tools end, and the template shows no ids."""
+    prices = Prices(coffee="30", tea="20")
+    puppet.says(calls("price", of="coffee") + "\n" + calls("price", of="tea"), "Done.")
+    kind = prices.noted_by(FunctionAgent)
+    _, events = await run(kind(llm=told, tools=[prices.price], streaming=streaming))
+    results = [m.content for m in inputs(events)[-1] if m.role == MessageRole.TOOL]
+    assert results == ["20", "30"]
+    response = "<tool_response>\n{}\n</tool_response>".format
+    assert 0 < puppet.prompts[1].index(response(30)) < puppet.prompts[1].index(response(20))
 
 
 @BOTH
