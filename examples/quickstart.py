@@ -1,4 +1,4 @@
-"""An agent remembers its computation: run me with `make quickstart`.
+"""An agent remembers its computation: run me with `make quickstart`, or `make quickstart MODEL=…`.
 
 First a LangChain chain answers questions over a few documents, and every run is captured. Then a
 new process asks related questions *without* the documents: once without memory, once with it.
@@ -39,20 +39,20 @@ console = Console()
 disable_progress_bar()  # the spinner below is enough
 
 
-def chat_model(memory: KVLogMemory) -> LAGChatModel:
-    with console.status("Loading the packaged model (the first time converts it, about 30 s) …"):
+def chat_model(name: str, memory: KVLogMemory) -> LAGChatModel:
+    with console.status("Loading the model (the first time converts a packaged one) …"):
         model = LAGChatModel(
-            model=packaged.chat_model(), memory=memory, temperature=0, max_tokens=24
+            model=packaged.resolve(name), memory=memory, temperature=0, max_tokens=24
         )
         _ = model.engine
     return model
 
 
-def capture(folder: str) -> None:
+def capture(name: str, folder: str) -> None:
     """Answer questions with the documents at hand; the callback handler captures each run."""
     with KVLogMemory(folder) as memory:
         prompt = ChatPromptTemplate.from_messages([SYSTEM, ("human", "{document}\n\n{question}")])
-        chain = prompt | chat_model(memory) | StrOutputParser()
+        chain = prompt | chat_model(name, memory) | StrOutputParser()
         config = {"callbacks": [memory.callback_handler()]}
         console.rule("1. A chain over documents, captured")
         for question, document in DOCUMENTS.items():
@@ -64,10 +64,10 @@ def capture(folder: str) -> None:
             progress.update(bar, completed=1, total=1)
 
 
-def ask(folder: str) -> None:
+def ask(name: str, folder: str) -> None:
     """In a new process: no documents, only the folder of logs."""
     with KVLogMemory(folder) as memory:
-        model = chat_model(memory)
+        model = chat_model(name, memory)
         model.invoke("Hello", k=0, max_tokens=1)  # warm up, so that times compare
         memory.recall("Hello")
         table = Table("question", "without memory", "with memory", "what it took", show_lines=True)
@@ -92,9 +92,10 @@ def ask(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == "ask":
-        ask(sys.argv[2])
+    if len(sys.argv) == 4 and sys.argv[1] == "ask":
+        ask(*sys.argv[2:])
     else:
+        name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
         with tempfile.TemporaryDirectory() as folder:
-            capture(folder)
-            subprocess.run([sys.executable, __file__, "ask", folder], check=True)
+            capture(name, folder)
+            subprocess.run([sys.executable, __file__, "ask", name, folder], check=True)

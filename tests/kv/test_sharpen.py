@@ -69,7 +69,7 @@ def biased(kind: str, size: float) -> PreTrainedModel:
 
 
 def attention(model: PreTrainedModel, temperature: float) -> torch.Tensor:
-    """What share of each following token's attention a segment gets, ``[layers, heads, tokens]``."""
+    """What share of later tokens' attention a segment gets, ``[layers, heads, tokens]``."""
     ids, positions = tokens(), probe(model)
     segment = encode(model, positions, ids[:PREFIX], range(PREFIX), fingerprint=FINGERPRINT)
     cache = new_cache()
