@@ -35,6 +35,7 @@ from lag_integrations.tools import (
     CallEnded,
     CallFailed,
     Event,
+    MarkReader,
     Text,
     ToolChoice,
     ToolFormat,
@@ -246,6 +247,8 @@ class _Shape:
         opens = engine.format.opens_reasoning and begins
         says = format.says if begins else ""
         self.thinks = opens and not forced and form.schema is None
+        # What is held to a form, or goes on with an answer, is not all of one.
+        self._is_free = begins and not forced and form.schema is None
         if self.tools:
             self._format = format
             calls = format.forms(self.tools, most=1 if forced else _MOST_CALLS)
@@ -280,9 +283,11 @@ class _Shape:
         """Splits what the model thinks from what it says."""
         return ChannelReader() if self._channels else ReasoningReader(self.thinks)
 
-    def reader(self) -> AnswerReader | None:
+    def reader(self) -> AnswerReader | MarkReader | None:
         """Reads the calls in an answer; None where there can be none."""
-        return None if self._format is None else AnswerReader(self._format, self.tools)
+        if self._format is None:
+            return None
+        return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)
 
 
 def _whole(events: Sequence[Event]) -> Iterator[Part]:

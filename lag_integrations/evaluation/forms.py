@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-import jsonschema  # comes with chromadb
+import jsonschema
 import torch
 from rich.console import Console
 from rich.progress import track

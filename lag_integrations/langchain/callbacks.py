@@ -73,8 +73,9 @@ class CaptureHandler(_Handler):
     A run of a thread (a checkpointed agent) holds what is new in its turn. One that is interrupted,
     for a human to decide, is logged with what follows when its thread is resumed.
 
-    A run that ended with an error is a ``failure``, one whose answer was cut off for length or
-    that was abandoned is ``unknown``, any other is what the judge says: a ``success`` by default.
+    A run that ended with an error, or with a call that cannot be read, is a ``failure``; one whose
+    answer was cut off for length or that was abandoned is ``unknown``; any other is what the judge
+    says: a ``success`` by default.
 
     Args:
         memory: Where the traces go.

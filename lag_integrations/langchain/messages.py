@@ -85,6 +85,11 @@ def was_cut_off(message: BaseMessage) -> bool:
     return says_too_long(reasons)
 
 
+def is_unreadable(message: BaseMessage) -> bool:
+    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
+    return isinstance(message, AIMessage) and bool(message.invalid_tool_calls)
+
+
 def messages_in(value: Any) -> list[BaseMessage]:
     """The messages of a graph's state, of an update of it, or of a list."""
     if isinstance(value, BaseMessage):

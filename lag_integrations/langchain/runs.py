@@ -15,6 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from lag_integrations.langchain.messages import (
     answer_texts,
     as_step,
+    is_unreadable,
     key_of,
     log_ids_of,
     messages_in,
@@ -249,6 +250,8 @@ class Run:
             return "failure"
         said = (one for one in reversed(self._said) if isinstance(one.message, AIMessage))
         last = final or next(said, None)
+        if last is not None and is_unreadable(last.message):
+            return "failure"
         return "unknown" if last is not None and was_cut_off(last.message) else "success"
 
     def _final(self) -> _Said | None:

@@ -22,7 +22,7 @@ from lag_integrations.engine import Engine
 from lag_integrations.errors import PromptError
 from lag_integrations.generation.row import TokenLogprob
 from lag_integrations.reasoning import Thought
-from lag_integrations.tools import CallEnded, Text, new_call_id
+from lag_integrations.tools import CallEnded, InvalidCall, Text, new_call_id
 from lag_integrations.trace import Message, as_message
 
 _MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "document", "media"}
@@ -84,15 +84,7 @@ def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
                 ToolCall(name=part.call.name, args=args, id=new_call_id(), type="tool_call")
             )
         else:
-            invalid.append(
-                InvalidToolCall(
-                    name=part.invalid.name,
-                    args=part.invalid.args,
-                    id=new_call_id(),
-                    error=part.invalid.error,
-                    type="invalid_tool_call",
-                )
-            )
+            invalid.append(_invalid(part.invalid, new_call_id()))
     return AIMessage(
         content=text,
         additional_kwargs={"reasoning_content": thoughts} if thoughts else {},
@@ -113,8 +105,18 @@ def as_chunk(part: Part) -> AIMessageChunk:
     else:
         # As a JSON string: merged chunks are read leniently, and half an object would pass as one.
         name, args = part.invalid.name or "", json.dumps(part.invalid.args, ensure_ascii=False)
-    chunk = tool_call_chunk(name=name, args=args, id=new_call_id(), index=part.index)
-    return AIMessageChunk(content="", tool_call_chunks=[chunk])
+    call = tool_call_chunk(name=name, args=args, id=new_call_id(), index=part.index)
+    chunk = AIMessageChunk(content="", tool_call_chunks=[call])
+    if not isinstance(part, CallEnded):
+        # LangChain makes it of the chunk, without the reason (and does so again where it merges).
+        chunk.invalid_tool_calls = [_invalid(part.invalid, call["id"])]
+    return chunk
+
+
+def _invalid(call: InvalidCall, id: str | None) -> InvalidToolCall:
+    return InvalidToolCall(
+        name=call.name, args=call.args, id=id, error=call.error, type="invalid_tool_call"
+    )
 
 
 def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def as_step(message: ChatMessage) -> Message:
                 "role": role,
                 "content": text,
                 "tool_calls": _calls_in(message) if role == "assistant" else (),
+                "invalid_tool_calls": message.additional_kwargs.get("invalid_tool_calls"),
                 "tool_call_id": call_id if role == "tool" else None,
                 "name": name,
             }
@@ -103,6 +104,11 @@ def was_cut_off(response: ChatResponse | CompletionResponse) -> bool:
             reasons += [_get(place, key) for key in STOP_KEYS]
     reasons.append(_get(_get(response.raw, "incomplete_details"), "reason"))
     return says_too_long(reasons)
+
+
+def is_unreadable(message: ChatMessage) -> bool:
+    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
+    return bool(message.additional_kwargs.get("invalid_tool_calls"))
 
 
 def result_of(output: ToolOutput, call_id: str | None) -> Message:

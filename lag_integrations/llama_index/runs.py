@@ -17,6 +17,7 @@ from lag_integrations.llama_index.messages import (
     Key,
     answer_of,
     as_step,
+    is_unreadable,
     key_of,
     log_ids_of,
     said_in,
@@ -42,6 +43,7 @@ class _Said:
     step: Message
     made_here: bool = False  # said in this run, not only shown to it
     cut_off: bool = False
+    unreadable: bool = False  # its call
 
 
 @dataclass(eq=False)
@@ -131,7 +133,14 @@ class Run:
         if not step.is_empty:
             self._known[key] += 1
             self._called.update(each.id for each in step.tool_calls if each.id)
-            self._said.append(_Said(step, made_here=True, cut_off=was_cut_off(response)))
+            self._said.append(
+                _Said(
+                    step,
+                    made_here=True,
+                    cut_off=was_cut_off(response),
+                    unreadable=is_unreadable(message),
+                )
+            )
 
     def result(self, step: Message) -> None:
         """A tool returned; the model may see its result in the next call, or never."""
@@ -220,6 +229,8 @@ class Run:
         if self.abandoned:
             return "unknown"
         last = final or next((one for one in reversed(self._said) if one.made_here), None)
+        if last is not None and last.unreadable:
+            return "failure"
         return "unknown" if last is not None and last.cut_off else "success"
 
     def _final(self) -> _Said | None:
@@ -227,7 +238,11 @@ class Run:
         text = (self.answer or "").strip()
         if not text:
             return None
-        said = [one for one in reversed(self._said) if one.made_here and not one.step.tool_calls]
+        said = [
+            one
+            for one in reversed(self._said)
+            if one.made_here and (one.unreadable or not one.step.tool_calls)
+        ]
         for one in said:
             if one.step.text.strip() == text:
                 return one

@@ -15,7 +15,7 @@ from lag_integrations.tools.choice import ToolChoice, must_call, select
 from lag_integrations.tools.format import ToolFormat, tool_result_text
 from lag_integrations.tools.json_format import HERMES, JsonFormat
 from lag_integrations.tools.learn import learn_tool_format
-from lag_integrations.tools.reader import AnswerReader
+from lag_integrations.tools.reader import AnswerReader, MarkReader
 
 __all__ = [
     "HERMES",
@@ -27,6 +27,7 @@ __all__ = [
     "Event",
     "InvalidCall",
     "JsonFormat",
+    "MarkReader",
     "ParsedAnswer",
     "Text",
     "ToolChoice",

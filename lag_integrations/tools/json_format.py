@@ -90,7 +90,8 @@ class JsonFormat(ToolFormat):
         markers = {opening, self.opener.strip(), "<|python_tag|>"} - {""}
         marker = max((mark for mark in markers if text.startswith(mark)), key=len, default=None)
         if marker is None:
-            return read_json(text, 0, (), final, is_marked=False)
+            names = [tool["function"]["name"] for tool in tools]
+            return read_json(text, 0, (), final, is_marked=False, names=names)
         closers = [part.strip() for part in (self.closer, self.end) if part.strip()]
         return read_json(text, len(marker), closers, final)
 

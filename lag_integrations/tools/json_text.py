@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from lag_integrations.tools.answer import Block, InvalidCall
@@ -24,7 +24,13 @@ _DEEPEST = 100
 
 
 def read_json(
-    text: str, start: int, closers: Sequence[str], final: bool, *, is_marked: bool = True
+    text: str,
+    start: int,
+    closers: Sequence[str],
+    final: bool,
+    *,
+    is_marked: bool = True,
+    names: Collection[str] = (),
 ) -> Block | None:
     """Read calls written as JSON: one object, several, or a list, perhaps fenced.
 
@@ -34,8 +40,9 @@ def read_json(
         closers: What may follow, each at most once, in this order.
         final: The text is all there is.
         is_marked: The text says that this is a call. If not, JSON that is no call is text.
+        names: Names of the tools that JSON without a mark may call; if there are none, any.
     """
-    begin = _after_fence(text, start, final)
+    begin = after_fence(text, start, final)
     if begin is None:
         return None
     if begin < len(text) and text[begin] not in "{[":
@@ -47,24 +54,24 @@ def read_json(
         if end is None:
             if not final:
                 return None
-            if is_marked or _is_call_like(text[begin:]):
+            if is_marked or _is_call_like(text[begin:], names):
                 return broken(text, position, closers, final, calls)
             return Block(len(text), is_text=True)
         raw = text[position:end]
         try:
             value = load(raw)
         except ValueError as error:
-            if not (is_marked or _is_call_like(raw)):
+            if not (is_marked or _is_call_like(raw, names)):
                 return Block(end, is_text=True)
             # Quotes that do not match may have hidden where the call really ends.
             if any(closer in raw for closer in closers):
                 return broken(text, position, closers, final, calls)
-            calls.append(_invalid(raw, _reason(error)))
+            calls.append(invalid_call(raw, reason_of(error)))
         else:
-            if not (is_marked or _is_call(value)):
+            if not (is_marked or is_call(value, names)):
                 return Block(end, is_text=True)
             calls += [as_call(item) for item in (value if isinstance(value, list) else [value])]
-        following = _after_space(text, end)
+        following = after_space(text, end)
         if not (is_marked and text.startswith("{", following) and raw.startswith("{")):
             break
         position = following
@@ -117,7 +124,7 @@ def _read_arguments(
     except ValueError as error:
         if any(closer in raw for closer in closers):
             return broken(text, start, closers, final, name=name)
-        call = InvalidCall(name or None, raw, _reason(error))
+        call = InvalidCall(name or None, raw, reason_of(error))
     after = skip(text, end, closers, final)
     return None if after is None else Block(after, (call,))
 
@@ -141,14 +148,14 @@ def broken(
         try:
             load(raw)
         except ValueError as reason:
-            error = _reason(reason)
-    return Block(end, (*calls, _invalid(raw, error, name)))
+            error = reason_of(reason)
+    return Block(end, (*calls, invalid_call(raw, error, name)))
 
 
 def skip(text: str, position: int, parts: Sequence[str], final: bool) -> int | None:
     """After the parts that follow, each at most once, in this order; None if it cannot be told."""
     for part in parts:
-        begin = _after_space(text, position)
+        begin = after_space(text, position)
         if text.startswith(part, begin):
             position = begin + len(part)
         elif part.startswith(text[begin:]):
@@ -209,8 +216,9 @@ def as_call(value: Any) -> ToolCall | InvalidCall:
     return ToolCall(name=name, args=args)
 
 
-def _after_fence(text: str, start: int, final: bool) -> int | None:
-    begin = _after_space(text, start)
+def after_fence(text: str, start: int, final: bool) -> int | None:
+    """After the white space and the fence at a place, if any; None if it cannot be told."""
+    begin = after_space(text, start)
     if not final and "```".startswith(text[begin:]):
         return None
     fence = _FENCE.match(text, begin)
@@ -219,12 +227,14 @@ def _after_fence(text: str, start: int, final: bool) -> int | None:
     return None if fence.end() == len(text) and not final else fence.end()
 
 
-def _after_space(text: str, position: int) -> int:
+def after_space(text: str, position: int) -> int:
+    """After the white space at a place, if any."""
     space = _SPACE.match(text, position)
     return space.end() if space else position
 
 
-def _invalid(raw: str, error: str, name: str | None = None) -> InvalidCall:
+def invalid_call(raw: str, error: str, name: str | None = None) -> InvalidCall:
+    """A call that cannot be read, with its tool's name as far as that can be told."""
     found = _NAME.search(raw)
     if name is None and found:
         try:
@@ -234,28 +244,35 @@ def _invalid(raw: str, error: str, name: str | None = None) -> InvalidCall:
     return InvalidCall(name, raw, error)
 
 
-def _reason(error: ValueError) -> str:
+def reason_of(error: ValueError) -> str:
+    """What is wrong with a call that is not JSON."""
     # A JSON error's text would name lines and columns of what only we have seen.
     if isinstance(error, json.JSONDecodeError):
         return f"The call is not valid JSON: {error.msg} at character {error.pos}."
     return f"The call is not valid JSON: {error}."
 
 
-def _is_call(value: Any) -> bool:
+def is_call(value: Any, names: Collection[str] = ()) -> bool:
+    """Whether a JSON value holds a tool's name and arguments, under any of the usual keys.
+
+    Args:
+        value: The value; of a list, all must.
+        names: The names that count; if there are none, any.
+    """
     if isinstance(value, list):
-        return bool(value) and all(map(_is_call, value))
+        return bool(value) and all(is_call(item, names) for item in value)
     if not isinstance(value, dict):
         return False
     inner = value.get("function")
     named = inner if isinstance(inner, dict) else value
-    return any(isinstance(named.get(key), str) for key in NAME_KEYS) and any(
-        key in named for key in ARGS_KEYS
-    )
+    name = next((named[key] for key in NAME_KEYS if named.get(key)), None)
+    known = isinstance(name, str) and (not names or name in names)
+    return known and any(key in named for key in ARGS_KEYS)
 
 
-def _is_call_like(raw: str) -> bool:
+def _is_call_like(raw: str, names: Collection[str]) -> bool:
     """Whether broken JSON was to be a call: it has both keys, or breaks off after the name."""
     name = _NAME.search(raw)
-    if name is None:
+    if name is None or (names and name.group(1)[1:-1] not in names):
         return False
     return bool(_ARGS.search(raw, name.end()) or _CUT_AFTER_NAME.match(raw, name.end()))

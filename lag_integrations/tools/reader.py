@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lag_integrations.tools.alone import read_alone
 from lag_integrations.tools.answer import (
     Block,
     CallArgs,
@@ -17,6 +18,7 @@ from lag_integrations.tools.answer import (
     InvalidCall,
     Text,
 )
+from lag_integrations.trace import ToolCall
 
 if TYPE_CHECKING:
     from lag_integrations.tools.format import ToolFormat
@@ -24,6 +26,50 @@ if TYPE_CHECKING:
 
 class AnswerReader:
     """Reads an answer piece by piece; pieces of any size give the same in the end.
+
+    An answer that is nothing but calls of the tools as JSON (see `read_alone`) is held back until
+    it is complete. In any other, the calls are those that the format marks.
+
+    Args:
+        format: How the model writes calls.
+        tools: The tools it may call.
+    """
+
+    def __init__(self, format: ToolFormat, tools: Sequence[dict[str, Any]] = ()) -> None:
+        self._marked = MarkReader(format, tools)
+        self._tools = tools
+        self._held: str | None = "" if tools else None  # None: there are marked calls at most
+
+    def feed(self, piece: str) -> list[Event]:
+        """Take the next piece of the answer.
+
+        Returns:
+            What is certain now.
+        """
+        if self._held is None:
+            return self._marked.feed(piece)
+        self._held += piece
+        return self._read_held(self._held, final=False)
+
+    def finish(self) -> list[Event]:
+        """The answer is complete.
+
+        Returns:
+            What had been held back; a call that is not complete has failed.
+        """
+        events = [] if self._held is None else self._read_held(self._held, final=True)
+        return events + self._marked.finish()
+
+    def _read_held(self, text: str, final: bool) -> list[Event]:
+        block = read_alone(text, self._tools, final)
+        if block is None:
+            return []
+        self._held = None
+        return self._marked.feed(text) if block.is_text else _events_of(block.calls, 0)
+
+
+class MarkReader:
+    """Reads the calls that a format marks, piece by piece, amid text.
 
     Text is passed on as soon as it cannot be the beginning of a call (white space waits until it
     is known what follows); a call is passed on once it is complete.
@@ -109,17 +155,22 @@ class AnswerReader:
         if block.is_text:
             return self._say(self._buffer[: block.length])
         self._after_call = True
-        events: list[Event] = []
-        for call in block.calls:
-            index = self._calls
-            self._calls += 1
-            if isinstance(call, InvalidCall):
-                events.append(CallFailed(index, call))
-            else:
-                arguments = json.dumps(call.args, ensure_ascii=False)
-                events += [
-                    CallStarted(index, call.name),
-                    CallArgs(index, arguments),
-                    CallEnded(index, call),
-                ]
-        return events
+        first = self._calls
+        self._calls += len(block.calls)
+        return _events_of(block.calls, first)
+
+
+def _events_of(calls: Sequence[ToolCall | InvalidCall], first: int) -> list[Event]:
+    """The events of whole calls; the first has this index."""
+    events: list[Event] = []
+    for index, call in enumerate(calls, first):
+        if isinstance(call, InvalidCall):
+            events.append(CallFailed(index, call))
+        else:
+            arguments = json.dumps(call.args, ensure_ascii=False)
+            events += [
+                CallStarted(index, call.name),
+                CallArgs(index, arguments),
+                CallEnded(index, call),
+            ]
+    return events

@@ -73,6 +73,25 @@ def arguments_schema(parameters: Schema | None) -> Schema:
     return {"type": "object", **schema}
 
 
+def misfit(args: Any, parameters: Schema | None) -> str | None:
+    """What is wrong with a call's arguments by the schema of its tool; None if they fit.
+
+    The schema is that of `arguments_schema`, to which calls are held, too.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    try:
+        error = best_match(Draft202012Validator(arguments_schema(parameters)).iter_errors(args))
+    except Exception:  # A schema is foreign: whatever is wrong with it, the call is not.
+        return None
+    if error is None:
+        return None
+    path = error.json_path.removeprefix("$").removeprefix(".")
+    place = f", at {path}" if path else ""
+    return f"The arguments do not fit the tool's schema{place}: {error.message}."
+
+
 def _plain(schema: Any, closed: bool) -> Any:
     if isinstance(schema, list):
         return [_plain(item, closed) for item in schema]

@@ -141,6 +141,37 @@ def test_pieces_of_any_size_give_the_same(
     assert (answer.text, list(answer.calls), list(answer.invalid)) == (expected[0], ended, failed)
 
 
+BOUND: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {}}}}},
+    {"type": "function", "function": {"name": "g"}},
+]
+BARE = [
+    *('{"name": "f", "arguments": {"a": "}"}}', '{"name": "g", "parameters": {}}'),
+    *('{"name": "f", "arguments": {"b": 1}}', '{"name": "h", "arguments": {}}', '{"name": "f"'),
+    *('{"call": {"name": "f", "arguments": {}}}', "{'name': 'f', 'args': {}}", '{"name": "f"}'),
+    *("[", "]", ",", ";", "}", "```json\n", "```", "`", " ", "\n", "So", "<tool_call>", "{", '"'),
+]
+
+
+@pytest.mark.parametrize("form", [FORMATS["qwen"], FORMATS["llama"]], ids=["qwen", "llama"])
+@settings(max_examples=300, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from(BARE), min_size=1, max_size=7),
+    cuts=st.lists(st.integers(0, 200), max_size=6),
+)
+def test_pieces_of_an_answer_without_marks_give_the_same(
+    form: ToolFormat, parts: list[str], cuts: list[int]
+) -> None:
+    text = "".join(parts)
+    one = AnswerReader(form, BOUND)
+    expected = whole(one.feed(text) + one.finish())
+    bounds = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    for pieces in (list(text), [text[a:b] for a, b in pairwise(bounds)]):
+        reader = AnswerReader(form, BOUND)
+        events = [event for piece in pieces for event in reader.feed(piece)] + reader.finish()
+        assert whole(events) == expected
+
+
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
 @settings(max_examples=15, deadline=None)
 @given(text=st.text(max_size=80))
