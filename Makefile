@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint models react paper position bench forms query-engine agent codecs growth clean
+.PHONY: setup quickstart test test-slow lint models react paper position bench forms query-engine agent bfcl codecs growth clean
 
 setup: $(STAMP)
 
@@ -74,6 +74,12 @@ forms: $(STAMP)
 
 agent: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.agent
+
+# Tool calls on BFCL's single-turn sets; MODEL is a hub id or folder.
+bfcl: $(STAMP)
+	@# Its declared needs are the clients of every vendor; its data and its checker need none.
+	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
+	$(BIN)/python -m lag_integrations.evaluation.bfcl --out $(OUT)/bfcl $(if $(MODEL),--model $(MODEL))
 
 # The figures of docs/reliability.md; DATA as above, with musique/train.json too.
 codecs: $(STAMP)
