@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,16 @@ from pydantic import BaseModel, ConfigDict
 
 from lag_integrations.engine import Engine, Placement
 from lag_integrations.errors import LAGError
-from lag_integrations.evaluation.arms import Arm, Asked
+from lag_integrations.evaluation.arms import Arm, Asked, Given
+from lag_integrations.evaluation.as_text import read_as_text
 from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
+from lag_integrations.generation.row import Generation, Request
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.trace import Message, Trace
+
+logger = logging.getLogger(__name__)
 
 _QA = (
     "Answer the question below from the information that you are given; do not guess.\n"
@@ -56,6 +61,7 @@ class Loop(BaseModel):
         attention_temperature: Of the attention to segments; see `Engine.request`.
         direct: Whether a round begins with the answer's tag, so that there is nothing but the
             answer: for models that are too small to reason, and for quick runs.
+        batch: Questions of one round that are answered together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +75,7 @@ class Loop(BaseModel):
     placement: Placement = "before_question"
     best_last: bool = True
     attention_temperature: float | None = None
+    batch: int = 1
 
 
 @dataclass
@@ -82,6 +89,8 @@ class Run:
         documents: The documents that were found, and in which round.
         answer: The answer, or None.
         error: Name of the error that ended it, if one did.
+        time_to_first_token: Seconds to the first token; None of one that was not answered alone.
+        seconds: Seconds of all of it; None of one that was not answered alone.
     """
 
     question: Question
@@ -94,8 +103,8 @@ class Run:
     injected_tokens: int = 0
     generated_tokens: int = 0
     stored_bytes: int = 0
-    time_to_first_token: float = 0.0
-    seconds: float = 0.0
+    time_to_first_token: float | None = None
+    seconds: float | None = None
 
     def trace(self) -> Trace:
         """The run as a trace: of what was recalled, nothing is in it."""
@@ -145,13 +154,33 @@ class Agent:
             try:
                 self._respond(run, begun)
             except _TOO_MUCH as error:
-                run.documents.pop()
-                run.error = type(error).__name__
+                _give_up(run, error)
                 break
-            run.answer = answer_of(run.responses[-1], question)
             query = query_of(run.responses[-1])
         run.seconds = time.perf_counter() - started
         return run
+
+    def run_together(self, questions: Sequence[Question]) -> list[Run]:
+        """Work on questions for one round, the answers in one batch.
+
+        What a question takes alone is not measured then, so the runs have no seconds.
+        """
+        runs = [Run(question) for question in questions]
+        ready: list[tuple[Run, Given, Request]] = []
+        for run in runs:
+            self._look_up(run, run.question.text)
+            try:
+                ready.append((run, *self._fitting(run)))
+            except _TOO_MUCH as error:
+                _give_up(run, error)
+        try:
+            generations = self._engine.generate_batch([request for _, _, request in ready])
+        except torch.OutOfMemoryError:
+            logger.warning("%d questions at once are too many; they go one by one.", len(ready))
+            return [self.run(question) for question in questions]
+        for (run, given, _), generation in zip(ready, generations, strict=True):
+            self._take(run, given, generation)
+        return runs
 
     def _look_up(self, run: Run, query: str) -> None:
         """Logs and documents for a query that are not there yet."""
@@ -171,21 +200,37 @@ class Agent:
     def _respond(self, run: Run, begun: float) -> None:
         """A round; the least relevant logs go, as long as it is too much for the model."""
         while True:
+            given, request = self._fitting(run)
+            stream = self._engine.start(request, begun)
             try:
-                return self._respond_with(run, begun)
+                for _ in stream:
+                    pass
+            except _TOO_MUCH:
+                if not run.logs:
+                    raise
+                run.logs.pop()
+                continue
+            if not run.responses:
+                run.time_to_first_token = stream.generation.time_to_first_token
+            return self._take(run, given, stream.generation)
+
+    def _fitting(self, run: Run) -> tuple[Given, Request]:
+        """What to ask next; the least relevant logs go, as long as it does not fit the window."""
+        while True:
+            try:
+                return self._request(run)
             except _TOO_MUCH:
                 if not run.logs:
                     raise
                 run.logs.pop()
 
-    def _respond_with(self, run: Run, begun: float) -> None:
+    def _request(self, run: Run) -> tuple[Given, Request]:
         documents = [document for found in run.documents for document in found]
         chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
         logs = run.logs if self._loop.best_last else run.logs[::-1]
         asked = Asked(self._engine, self._memory, run.question, chat, self._loop.max_tokens)
         given = self._arm.give(asked, logs)
-        ready = time.perf_counter()
-        generation = self._engine.generate(
+        request = self._engine.request(
             given.chat,
             given.segments,
             placement=self._loop.placement,
@@ -196,18 +241,26 @@ class Agent:
             max_new_tokens=self._loop.max_tokens,
             do_sample=False,
         )
-        if not run.responses:
-            run.time_to_first_token = ready - begun + generation.time_to_first_token
+        return given, read_as_text(request) if given.as_text else request
+
+    def _take(self, run: Run, given: Given, generation: Generation) -> None:
+        """Add what was answered to the run."""
         response = (f"<{ANSWER}>" if self._loop.direct else "") + generation.text
         # Generation stops before the tag that ends an answer.
         if f"<{ANSWER}>" in response and generation.finish_reason == "stop":
             response += f"</{ANSWER}>"
         run.responses.append(response)
+        run.answer = answer_of(response, run.question)
         computed = generation.prompt_tokens - generation.reused_tokens
         run.computed_tokens += computed + given.computed_tokens
         run.injected_tokens += generation.injected_tokens
         run.stored_bytes = given.stored_bytes
         run.generated_tokens += len(generation.token_ids) + given.generated_tokens
+
+
+def _give_up(run: Run, error: Exception) -> None:
+    run.documents.pop()
+    run.error = type(error).__name__
 
 
 def question_text(question: Question) -> str:

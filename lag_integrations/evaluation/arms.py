@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lag_integrations.engine import Engine
 from lag_integrations.errors import EvaluationError
@@ -53,6 +53,7 @@ class Given:
         stored_bytes: Bytes that the logs take in the store, in this form.
         computed_tokens: Tokens that were read to make this.
         generated_tokens: Tokens that were generated to make this.
+        as_text: Whether the segments' tokens are read like any text, instead of being injected.
     """
 
     chat: Sequence[Message]
@@ -60,6 +61,7 @@ class Given:
     stored_bytes: int = 0
     computed_tokens: int = 0
     generated_tokens: int = 0
+    as_text: bool = False
 
 
 class Arm(ABC):
@@ -107,6 +109,16 @@ class AsSegments(Arm):
         """The conversation, with segments to inject."""
         segments = asked.memory.segments(logs, asked.engine)[::-1]
         return Given(asked.chat, segments, sum(segment.nbytes for segment in segments))
+
+
+class TokensAsText(AsSegments):
+    """What a selection keeps, token by token, read by the model instead of injected."""
+
+    def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
+        """The conversation, with segments whose tokens are to be read."""
+        given = super().give(asked, logs)
+        texts = [asked.engine.tokenizer.decode(one.token_ids) for one in given.segments]
+        return replace(given, stored_bytes=_bytes(texts), as_text=True)
 
 
 class AsText(Arm):
@@ -165,6 +177,7 @@ ARMS: dict[str, Arm] = {
     "none": NoLogs(),
     "text_last": AsText(),
     "text_all": AsText(whole=True),
+    "text_tokens": TokensAsText(LastTurn()),
     "kv_last": AsSegments(LastTurn()),
     "kv_last_response": AsSegments(LastResponse()),
     "kv_last_action": AsSegments(LastAction()),
@@ -174,7 +187,8 @@ ARMS: dict[str, Arm] = {
     "cheatsheet": Cheatsheet(),
 }
 """All arms of the paper, by their names there. `kv_last` keeps the response with the header and the
-end of its turn, as `KVLogMemory` does; `kv_last_response`, like the paper, its text alone."""
+end of its turn, as `KVLogMemory` does; `kv_last_response`, like the paper, its text alone.
+`text_tokens` is not the paper's: the very tokens of `kv_last`, at the same place, as text."""
 
 
 def arm(name: str) -> Arm:

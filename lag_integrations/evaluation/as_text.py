@@ -7,29 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lag_integrations.engine import Engine, EngineStream, Placement
-from lag_integrations.generation.row import Generation
+from lag_integrations.engine import Engine
+from lag_integrations.generation.row import Generation, Request
 from lag_integrations.kv.segment import Segment
 from lag_integrations.trace import Message
+
+
+def read_as_text(request: Request) -> Request:
+    """The request with the segments' tokens in the prompt, to be read like any text."""
+    return replace(request, prompt_ids=request.token_ids, segments=())
 
 
 def generate_with_text(
     engine: Engine,
     messages: Sequence[Message],
     segments: Sequence[Segment],
-    *,
-    placement: Placement = "before_question",
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
     **settings: Any,
 ) -> Generation:
-    """Generate with the segments' tokens in the prompt, to be read like any text."""
+    """Generate with the segments' tokens in the prompt; settings are those of `Engine.request`."""
     started = time.perf_counter()
-    prompt_ids, split = engine.prompt(messages, placement=placement, segments=len(segments))
-    kept = [token for segment in segments for token in segment.token_ids.tolist()]
-    token_ids = [*prompt_ids[:split], *kept, *prompt_ids[split:]]
-    request = engine.request(messages, max_new_tokens=max_new_tokens, stop=stop, **settings)
-    stream = EngineStream(engine, replace(request, prompt_ids=token_ids), started)
+    request = read_as_text(engine.request(messages, segments, **settings))
+    stream = engine.start(request, started)
     for _ in stream:
         pass
     return stream.generation

@@ -110,12 +110,15 @@ class Evaluation:
                 self._fill(memory, progress)
             agent = Agent(self._engine, memory, one, self._documents, self._settings)
             seen = {question.id for question in self._dataset.seen}
-            for done, question in enumerate(todo):
+            size = self._settings.batch
+            for done in range(0, len(todo), size):
                 progress(name, done, len(todo))
-                run = agent.run(question)
-                if self._settings.logs == "self" and name == "none" and question.id in seen:
-                    self._keep(run)
-                self._records.add(self._record(name, run, self._dataset))
+                batch = todo[done : done + size]
+                runs = agent.run_together(batch) if size > 1 else [agent.run(batch[0])]
+                for run in runs:
+                    if self._settings.logs == "self" and name == "none" and run.question.id in seen:
+                        self._keep(run)
+                    self._records.add(self._record(name, run, self._dataset))
         progress(name, len(todo), len(todo))
 
     def _run_online(self, name: str, one: Arm, progress: Progress) -> None:

@@ -45,7 +45,8 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(results: Results) -> dict[str, str]:
-    """The pictures by name: exact_match, rounds, first_token, tokens."""
+    """The pictures by name: exact_match, rounds, tokens, and first_token where it was measured."""
+    timed = any(of.time_to_first_token is not None for of in results.figures["all"].values())
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The reader's own font is used in the end.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -57,6 +58,7 @@ def draw(results: Results) -> dict[str, str]:
                 ("first_token", _first_token),
                 ("tokens", _tokens),
             )
+            if timed or make is not _first_token
         }
 
 
@@ -110,6 +112,8 @@ def _first_token(results: Results) -> Figure:
     """Time to the first token against exact match."""
     figure, axes = _single()
     for arm, of in results.figures["all"].items():
+        if of.time_to_first_token is None:
+            continue
         found = of.exact_match
         look = _look(results, arm)
         axes.errorbar(

@@ -23,9 +23,10 @@ class Record(BaseModel):
         exact_match: Whether it is a gold answer; for a multiple-choice question, accuracy.
         f1: Best F1 with a gold answer, from 0 to 1.
         rounds: Rounds that were run.
-        seconds: Wall-clock time of the question, recall and loading included.
+        seconds: Wall-clock time of the question, recall and loading included; None if it was
+            answered together with others.
         time_to_first_token: Seconds from the start of the first round to its first token, recall
-            and loading included.
+            and loading included; None if there was none, or as above.
         computed_tokens: Prompt tokens the model read, all rounds.
         injected_tokens: Tokens whose KV was injected, all rounds.
         generated_tokens: Tokens it wrote, all rounds.
@@ -45,8 +46,8 @@ class Record(BaseModel):
     exact_match: bool
     f1: float
     rounds: int
-    seconds: float
-    time_to_first_token: float
+    seconds: float | None
+    time_to_first_token: float | None
     computed_tokens: int
     injected_tokens: int
     generated_tokens: int

@@ -67,8 +67,9 @@ class Figures:
         f1: F1.
         rounds: Mean of the rounds that were run.
         answered: Share of questions that were given an answer.
-        seconds: Median seconds of a question.
-        time_to_first_token: Median seconds to the first token.
+        seconds: Median seconds of a question, of those that were answered alone; None if all were
+            answered together with others.
+        time_to_first_token: Median seconds to the first token, likewise.
         computed_tokens: Mean of the prompt tokens that were read.
         injected_tokens: Mean of the tokens whose KV was injected.
         generated_tokens: Mean of the tokens that were written.
@@ -85,8 +86,8 @@ class Figures:
     f1: Interval
     rounds: float
     answered: float
-    seconds: float
-    time_to_first_token: float
+    seconds: float | None
+    time_to_first_token: float | None
     computed_tokens: float
     injected_tokens: float
     generated_tokens: float
@@ -189,8 +190,8 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         f1=interval([r.f1 for r in records]),
         rounds=fmean(r.rounds for r in records),
         answered=fmean(r.answered_in is not None for r in records),
-        seconds=median(r.seconds for r in records),
-        time_to_first_token=median(r.time_to_first_token for r in records),
+        seconds=_median(r.seconds for r in records),
+        time_to_first_token=_median(r.time_to_first_token for r in records),
         computed_tokens=fmean(r.computed_tokens for r in records),
         injected_tokens=fmean(r.injected_tokens for r in records),
         generated_tokens=fmean(r.generated_tokens for r in records),
@@ -198,6 +199,11 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         abstained=fmean(not r.logs for r in records) if compared else None,
         against_baseline=_compare(arm, BASELINE, arms) if compared else None,
     )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _compare(arm: str, other: str, arms: Mapping[str, _Asked]) -> Comparison | None:

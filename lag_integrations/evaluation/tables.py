@@ -90,9 +90,17 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{_rounded(share):.1f}"
 
 
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _grid(name: str, columns: _Columns, arms: Iterable[Figures], best: Set[str]) -> Grid:
-    rows = (Row(tuple(cell(of) for cell in columns.values()), of.arm in best) for of in arms)
-    return Grid(name, tuple(columns), tuple(rows))
+    """A table; what was measured of no arm has no column."""
+    of_arms = list(arms)
+    cells = {column: [cell(of) for of in of_arms] for column, cell in columns.items()}
+    told = {c: found for c, found in cells.items() if c not in _MEASURED or set(found) != {"-"}}
+    rows = zip(of_arms, zip(*told.values(), strict=True), strict=True)
+    return Grid(name, tuple(told), tuple(Row(row, of.arm in best) for of, row in rows))
 
 
 def _rounded(share: float) -> float:
@@ -110,6 +118,9 @@ def _scored(found: Interval) -> str:
 def _compared(words: Callable[[Comparison], str]) -> Callable[[Figures], str]:
     return lambda of: words(of.against_baseline) if of.against_baseline else "-"
 
+
+_MEASURED = {"seconds", "first token s"}
+"""Columns of what is not measured in every run."""
 
 _Columns = Mapping[str, Callable[[Figures], str]]
 
@@ -129,8 +140,8 @@ _COST: _Columns = {
     "arm": lambda of: of.arm,
     "answered %": lambda of: percent(of.answered),
     "rounds": lambda of: f"{of.rounds:.2f}",
-    "seconds": lambda of: f"{of.seconds:.2f}",
-    "first token s": lambda of: f"{of.time_to_first_token:.3f}",
+    "seconds": lambda of: _number(of.seconds, 2),
+    "first token s": lambda of: _number(of.time_to_first_token, 3),
     "tokens read": lambda of: f"{of.computed_tokens:,.0f}",
     "injected": lambda of: f"{of.injected_tokens:,.0f}",
     "written": lambda of: f"{of.generated_tokens:,.0f}",

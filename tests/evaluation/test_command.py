@@ -69,6 +69,7 @@ def test_it_evaluates_and_reports(data, tmp_path):
         (("--dataset", "jsonl", "--online", "--shard", "1/2"), "cannot be sharded"),
         (("--dataset", "jsonl", "--data", "nowhere"), "nowhere"),
         (("--dataset", "jsonl", "--online", "--logs-from", "jsonl"), "leave out --logs-from"),
+        (("--dataset", "jsonl", "--online", "--batch", "2"), "leave out --batch"),
         (("--dataset", "jsonl", "--embedder", "no/such"), "embedder 'no/such' cannot be loaded"),
     ],
 )

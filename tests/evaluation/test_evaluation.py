@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.evaluation import Evaluation, Shard
@@ -247,3 +248,82 @@ def test_the_standard_agent_goes_first(evaluate, puppet):
     puppet.says(knows)
     records = evaluate(["text_last", "none"], logs="self")
     assert records["text_last", "vault"].logs == ("vault",)
+
+
+def test_questions_of_one_round_are_answered_together(evaluate, puppet, tmp_path, monkeypatch):
+    sizes = []
+    together = puppet.generate_batch
+
+    def counted(requests):
+        sizes.append(len(requests))
+        return together(requests)
+
+    monkeypatch.setattr(puppet, "generate_batch", counted)
+    puppet.says(knows)
+    records = evaluate(["none", "kv_last"], batch=2)
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    other = tmp_path / "alone"
+    other.mkdir()
+    alone = evaluate(["none", "kv_last"], out=other)
+    assert alone["kv_last", "vault"].seconds > 0
+    assert alone["kv_last", "vault"].time_to_first_token > 0
+    untimed = {"seconds": None, "time_to_first_token": None}
+    counted_alike = {"computed_tokens"}  # what was read lately is not read again
+    assert {key: record.model_dump(exclude=counted_alike) for key, record in records.items()} == {
+        key: record.model_copy(update=untimed).model_dump(exclude=counted_alike)
+        for key, record in alone.items()
+    }
+
+
+def test_a_batch_that_was_killed_is_asked_again(evaluate, puppet):
+    def dies(prompt: str) -> str:
+        if len(puppet.prompts) == 4:
+            raise KeyboardInterrupt
+        return knows(prompt)
+
+    puppet.says(dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(["none"], batch=2)
+    puppet.says(knows)
+    assert len(evaluate(["none"], batch=2)) == 5
+    assert len(puppet.prompts) == 3
+
+
+def test_in_a_batch_what_is_too_much_for_the_window_costs_its_own_logs(
+    evaluate, puppet, monkeypatch
+):
+    filler = "The sea is wide. " * 60
+    logs = tuple(qa(f"What is the code of the vault in Lima? {n}", filler) for n in range(3))
+    long = replace(SEEN[1], text=f"{filler * 3} {SEEN[1].text}")
+    asked = Dataset("small", (SEEN[0], long, SEEN[2]), logs=logs)
+    monkeypatch.setattr(puppet.positions, "window", 700)
+    puppet.says(knows)
+    records = evaluate(["text_last"], dataset=asked, logs="dataset", k=3, batch=3)
+    assert len(records["text_last", "vault"].logs) == 2
+    assert records["text_last", "vault"].exact_match
+    assert records["text_last", "ferry"].error == "ContextWindowError"
+    assert records["text_last", "moon"].error is None
+
+
+def test_a_batch_that_is_too_much_for_the_memory_goes_one_by_one(evaluate, puppet, monkeypatch):
+    def full(requests):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(puppet, "generate_batch", full)
+    puppet.says(knows)
+    records = evaluate(["none"], batch=2)
+    assert len(records) == 5
+    assert records["none", "vault"].exact_match
+
+
+def test_the_very_tokens_of_the_segments_are_read_as_text(evaluate, puppet):
+    puppet.says(knows)
+    records = evaluate(["kv_last", "text_tokens"])
+    kv, text = (records[name, "vault"] for name in ("kv_last", "text_tokens"))
+    assert text.logs == kv.logs == ("vault",)
+    assert text.injected_tokens == 0
+    injected, read = (p for p in puppet.prompts if f"Question: {SEEN[0].text}" in p)
+    kept = "<|im_start|>assistant\nThe answer is <ans>7741</ans><|im_end|>"
+    assert kept not in injected
+    assert kept in read
+    assert read.index(kept) < read.index(f"Question: {SEEN[0].text}")

@@ -174,6 +174,21 @@ def test_markdown():
     assert "| kv_last | 100.0 | 1.00 | 1.00 | 0.100 | 1,234 | 0 | 10 | 2.50 |" in cost
 
 
+def test_answers_of_batches_have_no_seconds(tmp_path):
+    batched = [
+        one.model_copy(update={"seconds": None, "time_to_first_token": None})
+        for one in TWENTY_AND_ONE
+    ]
+    told = report.markdown(summarize(batched))
+    assert "| arm | answered % | rounds | tokens read |" in told
+    assert "| kv_last | 100.0 | 1.00 | 1,234 | 0 | 10 | 2.50 |" in told
+    report.html(summarize(batched), {}, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert len(page.figures) == 3
+    assert "Time to first token" not in page.words
+    assert "first token s" not in page.words
+
+
 def test_markdown_of_odd_names():
     told = report.markdown(summarize([record(arm="a|<b>\nc")]))
     assert "| a\\|&lt;b&gt; c | 1 |" in told
