@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -18,6 +18,7 @@ from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lag_integrations.evaluation.evaluation import Progress, Shard
+    from lag_integrations.evaluation.questions import Stratum
     from lag_integrations.evaluation.settings import LogSource
 
 _ROUNDS = {False: 8, True: 3}
@@ -46,8 +47,8 @@ def eval_(
     dataset: Annotated[
         str,
         typer.Option(
-            help="musique, musique_closed, 2wiki, mmlupro, gpqa, react; or jsonl, for a folder "
-            "with your own questions.jsonl."
+            help="musique, musique_closed, musique_dropped, musique_twins, formula, 2wiki, "
+            "mmlupro, gpqa, react; or jsonl, for a folder with your own questions.jsonl."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results; a run that is there goes on.")],
@@ -109,6 +110,12 @@ def eval_(
         bool,
         typer.Option("--direct", help="Ask for nothing but the answer: for very small models."),
     ] = False,
+    strata: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask only these, with commas: seen, overlapping, unseen, dropped, twin, instance."
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -152,6 +159,9 @@ def eval_(
     chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
     for name in chosen:
         arm(name)  # an unknown one is refused now, not hours later
+    asked = _strata(strata)
+    if online and asked:
+        raise EvaluationError("An online run asks all questions in turn; leave out --strata.")
     questions = load(dataset, data, seed=seed, limit=limit)
     others = None if logs_from is None else load(logs_from, data, seed=seed)
     is_choice = any(question.options for question in questions.seen)
@@ -199,7 +209,7 @@ def eval_(
     )
     out.mkdir(parents=True, exist_ok=True)
     settle(out / "run.json", settings, questions, engine.fingerprint.id)
-    evaluation = Evaluation(settings, questions, engine, finder, out, part, others)
+    evaluation = Evaluation(settings, questions, engine, finder, out, part, others, asked)
     with _progress() as progress:
         evaluation.run(chosen, progress)
     report(out)
@@ -243,6 +253,16 @@ def _source(logs: Logs, online: bool, has_others: bool, has_own: bool) -> LogSou
     if online:
         return "self"
     return "other" if has_others else "dataset" if has_own else logs.value
+
+
+def _strata(text: str | None) -> list[Stratum]:
+    from lag_integrations.evaluation.questions import Stratum
+
+    known = {name: name for name in get_args(Stratum)}
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise EvaluationError(f"There is no stratum {unknown[0]!r}; there are {', '.join(known)}.")
+    return [known[name] for name in names]
 
 
 def _shard(text: str) -> Shard:

@@ -37,6 +37,10 @@ _CHOICE = (
     f"not, give questions that would help to find it, in <{SUBQUESTION}></{SUBQUESTION}>."
 )
 _SHORT = f"Answer the question in a few words. Wrap the answer in <{ANSWER}></{ANSWER}>."
+_NUMBER = (
+    "Answer the question with a number. Write down the calculation in one line, then give the "
+    f"number in <{ANSWER}></{ANSWER}>."
+)
 _SHORT_CHOICE = (
     f"Answer the multiple-choice question with the letter of the right answer: "
     f"<{ANSWER}>(A)</{ANSWER}>."
@@ -186,7 +190,11 @@ class Agent:
         """Logs and documents for a query that are not there yet."""
         known = {document.id for found in run.documents for document in found}
         run.documents.append(self._documents.search(query, self._loop.documents, known))
-        if self._arm.uses_logs and self._loop.k:
+        if not self._arm.uses_logs or not self._loop.k:
+            return
+        if given := self._given(run.question):
+            run.logs = given
+        else:
             recalled = {log.id for log in run.logs}
             logs = self._memory.recall(
                 query,
@@ -196,6 +204,13 @@ class Agent:
             )
             run.logs += [log for log in logs if log.id not in recalled][: self._loop.k]
             run.logs.sort(key=lambda log: -(log.score or 0.0))
+
+    def _given(self, question: Question) -> list[RecalledLog]:
+        """The log that a question is given whatever is recalled, if it is there."""
+        if question.log_of is None:
+            return []
+        of = {"question_id": question.log_of}
+        return self._memory.get(self._memory.store.ledger.having(of, limit=1))
 
     def _respond(self, run: Run, begun: float) -> None:
         """A round; the least relevant logs go, as long as it is too much for the model."""
@@ -277,7 +292,7 @@ def prompt(run: Run, documents: Sequence[Document], direct: bool) -> str:
         # As in the paper, the reasoning of the last round is there to build on.
         known += run.responses[-1:]
     else:
-        parts = [_SHORT if direct else _QA]
+        parts = [_SHORT if direct else _NUMBER if question.numeric else _QA]
     if known:
         parts.append("Information:\n" + "\n\n".join(known))
     return "\n\n".join([*parts, question_text(question)])

@@ -15,9 +15,9 @@ from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.documents import Documents
 from lag_integrations.evaluation.gold import gold_trace
-from lag_integrations.evaluation.questions import Dataset, Question
+from lag_integrations.evaluation.questions import Dataset, Question, Stratum
 from lag_integrations.evaluation.records import Record, Records, cut_to_lines
-from lag_integrations.evaluation.scoring import exact_match, f1
+from lag_integrations.evaluation.scoring import same, scores
 from lag_integrations.evaluation.settings import Settings
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.store.embedder import Embedder
@@ -62,6 +62,7 @@ class Evaluation:
         out: Folder for records, traces and stores.
         shard: The part to run.
         others: Another dataset, whose logs are stored instead.
+        strata: The strata to ask; all by default.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Evaluation:
         out: Path,
         shard: Shard | None = None,
         others: Dataset | None = None,
+        strata: Sequence[Stratum] = (),
     ) -> None:
         self._settings = settings
         self._dataset = dataset
@@ -81,6 +83,7 @@ class Evaluation:
         self._out = out
         self._shard = shard or Shard()
         self._others = others
+        self._strata = frozenset(strata)
         self._traces = out / f"traces-{self._shard.name}.jsonl"
         cut_to_lines(self._traces)
         self._records = Records(out / f"records-{self._shard.name}.jsonl")
@@ -101,8 +104,12 @@ class Evaluation:
                 self._run(name, one, progress)
 
     def _run(self, name: str, one: Arm, progress: Progress) -> None:
-        questions = self._shard.of((*self._dataset.seen, *self._dataset.unseen))
-        todo = [question for question in questions if (name, question.id) not in self._records]
+        questions = self._shard.of(self._dataset.questions)
+        todo = [
+            question
+            for question in questions
+            if (name, question.id) not in self._records and self._asks(question)
+        ]
         if not todo:
             return
         with self._memory(one, f"store-{self._shard.name}") as memory:
@@ -140,6 +147,9 @@ class Evaluation:
                 self._records.add(self._record(name, run, before))
         progress(name, len(questions), len(questions))
 
+    def _asks(self, question: Question) -> bool:
+        return not self._strata or self._dataset.stratum(question) in self._strata
+
     def _memory(self, one: Arm, folder: str) -> KVLogMemory:
         outcomes: tuple[Outcome, ...] = ("success", "unknown")
         memory = KVLogMemory(
@@ -162,7 +172,7 @@ class Evaluation:
         if source.logs:
             yield from source.logs
         elif self._settings.logs in ("gold", "other"):
-            yield from (gold_trace(question) for question in source.seen)
+            yield from (question.log or gold_trace(question) for question in source.seen)
         else:
             yield from self._kept()
 
@@ -195,11 +205,12 @@ class Evaluation:
         """The run's trace; None if the model said nothing."""
         if not any(response.strip() for response in run.responses):
             return None
-        right, _ = _scores(run)
+        right, _ = scores(run.answer, run.question)
         return run.trace().model_copy(update={"outcome": "success" if right else "failure"})
 
     def _record(self, name: str, run: Run, dataset: Dataset) -> Record:
-        right, best = _scores(run)
+        right, best = scores(run.answer, run.question)
+        old = run.question.old_answer
         return Record(
             arm=name,
             question_id=run.question.id,
@@ -208,6 +219,7 @@ class Evaluation:
             answered_in=None if run.answer is None else len(run.responses),
             exact_match=right,
             f1=best,
+            parroted=None if old is None else not right and same(run.answer, old, run.question),
             rounds=len(run.responses),
             seconds=run.seconds,
             time_to_first_token=run.time_to_first_token,
@@ -216,7 +228,7 @@ class Evaluation:
             generated_tokens=run.generated_tokens,
             stored_bytes=run.stored_bytes,
             logs=tuple(_source(log) for log in run.logs),
-            scores=tuple(log.score or 0.0 for log in run.logs),
+            scores=tuple(log.score for log in run.logs if log.score is not None),
             error=run.error,
         )
 
@@ -227,16 +239,6 @@ def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = No
         memory.flush(progress)
     except EncodingError as error:
         logger.warning("%s", error)
-
-
-def _scores(run: Run) -> tuple[bool, float]:
-    """Exact match and F1; of a letter, both say whether it is the right one."""
-    answer, golds = run.answer, run.question.answers
-    if answer is None:
-        return False, 0.0
-    if run.question.options:
-        return answer in golds, float(answer in golds)
-    return any(exact_match(answer, gold) for gold in golds), max(f1(answer, g) for g in golds)
 
 
 def _source(log: RecalledLog) -> str:

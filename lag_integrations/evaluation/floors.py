@@ -36,7 +36,8 @@ def floors(
     """An arm's figures with other floors, from one run with a low one.
 
     Below the floor, a question is answered as it is without logs. That says what would have
-    happened only if a question has one round and at most one log; else there is no figure.
+    happened only if a question has one round and at most one log, which was recalled; else there is
+    no figure.
 
     Args:
         asked: Records of the arm, by question.
@@ -44,7 +45,10 @@ def floors(
         least: The floor of that run; nothing is known of lower ones.
     """
     both = [(record, baseline[key]) for key, record in asked.items() if key in baseline]
-    if not both or any(record.rounds > 1 or len(record.logs) > 1 for record, _ in both):
+    if not both or any(
+        record.rounds > 1 or len(record.logs) > 1 or len(record.scores) != len(record.logs)
+        for record, _ in both
+    ):
         return []
     return [_floor(floor, both) for floor in FLOORS if floor >= least]
 

@@ -8,11 +8,15 @@ from lag_integrations.evaluation.questions import Question
 from lag_integrations.trace import Message, Trace
 
 
-def gold_trace(question: Question) -> Trace:
+def gold_trace(question: Question, *, brief: bool = False) -> Trace:
     """A run as the paper's agent would have made it, had it known everything.
 
     A round for each fact, in which it asks and is told, and one with the answer. A question of
     which only the answer is known gets the last round alone.
+
+    Args:
+        question: The question.
+        brief: Whether the last response is the answer alone, without the facts.
     """
     task = "\n".join(filter(None, (question.text, question.lettered)))
     messages = [Message(role="user", content=task)]
@@ -24,6 +28,8 @@ def gold_trace(question: Question) -> Trace:
         messages.append(Message(role="user", content=said[-1]))
     if question.solution:
         said.append(_sentence(question.solution))
+    if brief:
+        said = []
     said += _answer(question)
     messages.append(Message(role="assistant", content=" ".join(said)))
     return Trace.from_messages(

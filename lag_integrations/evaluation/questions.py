@@ -9,9 +9,13 @@ from typing import Literal
 
 from lag_integrations.trace import Trace
 
-Stratum = Literal["seen", "overlapping", "unseen"]
+Stratum = Literal["seen", "overlapping", "unseen", "dropped", "twin", "instance"]
 """Seen: the question's own log is in the store. Overlapping: it is not, but a log whose question
-has a gold document in common is. Unseen: neither."""
+has a gold document in common is. Unseen: neither.
+
+Dropped: its answer stands in the log's trace, but not in the last response. Twin: a logged question
+with another entity in place of one that it names, so that the log's answer is wrong. Instance: a
+new instance of a logged task, with other numbers."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Question:
         documents: Ids of its gold documents, where they are known.
         facts: Its gold decomposition: sub-questions and their answers, in order.
         solution: A worked solution, without the answer's tag.
+        log: Its log; by default one is made of what is known of it.
+        numeric: Whether the answer is a number, which may be worked out.
+        log_of: The question whose log it is given, alone, whatever would be recalled.
+        old_answer: What that log answered, where it is wrong here.
+        kind: Its stratum, where it does not follow from the documents.
     """
 
     id: str
@@ -50,6 +59,11 @@ class Question:
     documents: frozenset[str] = frozenset()
     facts: tuple[tuple[str, str], ...] = ()
     solution: str = ""
+    log: Trace | None = None
+    numeric: bool = False
+    log_of: str | None = None
+    old_answer: str | None = None
+    kind: Stratum | None = None
 
     @property
     def lettered(self) -> str:
@@ -71,6 +85,7 @@ class Dataset:
         documents: What agents search; empty where there is nothing to find.
         logs: Traces that come with the dataset; they are stored as they are, instead of traces made
             of the seen questions.
+        related: Further questions about the logs of those that are seen.
     """
 
     name: str
@@ -78,12 +93,18 @@ class Dataset:
     unseen: tuple[Question, ...] = ()
     documents: tuple[Document, ...] = ()
     logs: tuple[Trace, ...] = ()
+    related: tuple[Question, ...] = ()
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """All that can be asked."""
+        return (*self.seen, *self.unseen, *self.related)
 
     @property
     def digest(self) -> str:
         """Identity of all that is in it."""
         found = hashlib.blake2b(digest_size=16)
-        for part in (self.seen, self.unseen):
+        for part in (self.seen, self.unseen, self.related):
             found.update(f"{len(part)} questions".encode())
             for question in part:
                 # A set has no order of its own.
@@ -97,6 +118,8 @@ class Dataset:
 
     def stratum(self, question: Question) -> Stratum:
         """How near a question is to those that logs are made of."""
+        if question.kind is not None:
+            return question.kind
         if any(question.id == other.id or question.text == other.text for other in self.seen):
             return "seen"
         if any(question.documents & other.documents for other in self.seen):

@@ -21,6 +21,7 @@ class Record(BaseModel):
         answer: The final answer, or nothing if none was given.
         answered_in: Round in which the answer was given, from 1; None if none was.
         exact_match: Whether it is a gold answer; for a multiple-choice question, accuracy.
+        parroted: Whether it is the old answer of its log, and wrong; None if there is no such one.
         f1: Best F1 with a gold answer, from 0 to 1.
         rounds: Rounds that were run.
         seconds: Wall-clock time of the question, recall and loading included; None if it was
@@ -32,7 +33,7 @@ class Record(BaseModel):
         generated_tokens: Tokens it wrote, all rounds.
         stored_bytes: Bytes that the logs that were given last take in the store, in their form.
         logs: Questions (ids) of the logs that were given, best first; other logs by their log id.
-        scores: Their similarities.
+        scores: Their similarities; none of logs that were not recalled.
         error: Why the question could not be worked on to its end, by the error's name.
     """
 
@@ -45,6 +46,7 @@ class Record(BaseModel):
     answered_in: int | None = None
     exact_match: bool
     f1: float
+    parroted: bool | None = None
     rounds: int
     seconds: float | None
     time_to_first_token: float | None

@@ -65,6 +65,8 @@ class Figures:
         questions: How many there are.
         exact_match: Exact match, or accuracy.
         f1: F1.
+        parroted: Share of the questions that were answered with their log's old answer, of those
+            that have one; None if none has.
         rounds: Mean of the rounds that were run.
         answered: Share of questions that were given an answer.
         seconds: Median seconds of a question, of those that were answered alone; None if all were
@@ -84,6 +86,7 @@ class Figures:
     questions: int
     exact_match: Interval
     f1: Interval
+    parroted: Interval | None
     rounds: float
     answered: float
     seconds: float | None
@@ -188,6 +191,7 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         questions=len(records),
         exact_match=interval([r.exact_match for r in records]),
         f1=interval([r.f1 for r in records]),
+        parroted=_interval(r.parroted for r in records),
         rounds=fmean(r.rounds for r in records),
         answered=fmean(r.answered_in is not None for r in records),
         seconds=_median(r.seconds for r in records),
@@ -199,6 +203,11 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         abstained=fmean(not r.logs for r in records) if compared else None,
         against_baseline=_compare(arm, BASELINE, arms) if compared else None,
     )
+
+
+def _interval(values: Iterable[float | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return interval(known) if known else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -6,6 +6,9 @@ import re
 import string
 from collections import Counter
 
+from lag_integrations.evaluation.numbers import says_number
+from lag_integrations.evaluation.questions import Question
+
 
 def normalize(text: str) -> str:
     """Lower case, without punctuation, articles and extra space."""
@@ -28,3 +31,20 @@ def f1(answer: str, gold: str) -> float:
     said, wanted = normalize(answer).split(), normalize(gold).split()
     common = sum((Counter(said) & Counter(wanted)).values())
     return 2 * common / (len(said) + len(wanted)) if common else 0.0
+
+
+def same(answer: str | None, gold: str, question: Question) -> bool:
+    """Whether what a question was answered is some answer; a number need not be written alike."""
+    if answer is None:
+        return False
+    if question.options:
+        return answer == gold
+    return says_number(answer, gold) if question.numeric else exact_match(answer, gold)
+
+
+def scores(answer: str | None, question: Question) -> tuple[bool, float]:
+    """Exact match and F1; of a letter and a number, both say whether it is the right one."""
+    right = any(same(answer, gold, question) for gold in question.answers)
+    if answer is None or question.options or question.numeric:
+        return right, float(right)
+    return right, max(f1(answer, gold) for gold in question.answers)

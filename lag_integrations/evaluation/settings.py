@@ -58,6 +58,7 @@ def settle(path: Path, settings: Settings, dataset: Dataset, fingerprint: str) -
         **settings.model_dump(),
         "seen": len(dataset.seen),
         "unseen": len(dataset.unseen),
+        "related": len(dataset.related),
         "searched": len(dataset.documents),
         "data": dataset.digest,
         "fingerprint": fingerprint,
@@ -104,9 +105,12 @@ def headline(described: Mapping[str, Any]) -> str:
     told = logs.get(str(described.get("logs")), "unknown")
     gate = ", wrong ones not recalled, as the gold answers say"
     right = gate if described.get("only_correct") else ""
+    count = described.get("related")
+    related = f" and {count} that are related to seen ones" if count else ""
     return (
         f"{described.get('dataset')}, {described.get('seen')} seen and {described.get('unseen')} "
-        f"unseen questions, {described.get('searched')} documents; {described.get('model')}; "
+        f"unseen questions{related}, {described.get('searched')} documents; "
+        f"{described.get('model')}; "
         f"logs: {told}{right}."
     )
 

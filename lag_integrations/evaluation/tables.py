@@ -119,7 +119,7 @@ def _compared(words: Callable[[Comparison], str]) -> Callable[[Figures], str]:
     return lambda of: words(of.against_baseline) if of.against_baseline else "-"
 
 
-_MEASURED = {"seconds", "first token s"}
+_MEASURED = {"parroted %", "seconds", "first token s"}
 """Columns of what is not measured in every run."""
 
 _Columns = Mapping[str, Callable[[Figures], str]]
@@ -133,6 +133,7 @@ _ANSWERS: _Columns = {
     "gained %": _compared(lambda found: percent(found.gained)),
     "harmed %": _compared(lambda found: percent(found.harmed)),
     "F1 %": lambda of: _scored(of.f1),
+    "parroted %": lambda of: _scored(of.parroted) if of.parroted else "-",
     "no log %": lambda of: percent(of.abstained),
 }
 

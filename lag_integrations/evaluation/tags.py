@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 
+from lag_integrations.evaluation.numbers import last_number
 from lag_integrations.evaluation.questions import Question
 
 ANSWER, KEYWORDS, SUBQUESTION = "ans", "keywords", "subquestion"
@@ -16,12 +17,13 @@ def answer_of(response: str, question: Question) -> str | None:
 
     Args:
         response: What the model wrote.
-        question: The question; with options, the answer is a letter.
+        question: The question; with options, the answer is a letter. A number that is asked for
+            needs no tag: it is the last one.
     """
     # The end tag is missing where generation stopped at it.
     said = _tagged(response, ANSWER, end=rf"</{ANSWER}>|\Z")
     if not said or not said[-1]:
-        return None
+        return last_number(response) if question.numeric else None
     return _letter(said[-1], question.options) if question.options else said[-1]
 
 

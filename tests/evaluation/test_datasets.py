@@ -403,3 +403,126 @@ def test_a_limit_takes_a_random_sample_and_all_documents(tmp_path):
     assert load("jsonl", tmp_path, limit=1000).unseen != ()
     with pytest.raises(EvaluationError, match="limit is 0"):
         load("jsonl", tmp_path, limit=0)
+
+
+def hops(id: str, question: str, answer: str, *steps: tuple[str, str]) -> dict[str, Any]:
+    decomposition = [
+        {"question": asked, "answer": told, "document_id": f"{id}_{n}"}
+        for n, (asked, told) in enumerate(steps)
+    ]
+    return musique(id, question=question, question_decomposition=decomposition, answer=answer)
+
+
+def test_intermediate_answers_are_asked_for_where_the_last_response_lacks_them(tmp_path):
+    rows = [
+        hops(
+            "a",
+            "Who leads the maker of the lamp?",
+            "Ada Berg of Lux",
+            ("Lamp >> manufacturer", "Lux"),  # stands in the answer
+            ("Lux >> located in the administrative territorial entity", "Oslo"),
+            ("where does #2 lie", "Norway"),
+            ("#3 >> head of state", "Ada Berg of Lux"),
+        ),
+        hops("b", "Who?", "Bo", ("Bo >> educated at", "Rome"), ("Who, #1 ?", "Bo")),
+        hops("c", "Who?", "Bo", ("Oslo Lamp >> country", "Oslo"), ("Lux >> spouse", "Bo")),
+        hops("d", "What?", "Bo", ("What?", "Bo")),
+        hops("e", "What?", "Eve", ("Tea >> author", "Ann"), ("#1 >> spouse", "Eve")),
+    ]
+    write(tmp_path / "musique/train.json", rows)
+    dataset = load("musique_dropped", tmp_path)
+    assert [(one.id, one.text, one.answers) for one in dataset.related] == [
+        ("a#2", "In which administrative territory is Lux?", ("Oslo",)),
+        ("a#3", "Where does Oslo lie?", ("Norway",)),
+        ("b#1", "What is Bo educated at?", ("Rome",)),
+        ("e#1", "Who is the author of Tea?", ("Ann",)),
+    ]
+    assert {dataset.stratum(one) for one in dataset.related} == {"dropped"}
+    logs = {one.id: one.log for one in dataset.seen}
+    for one in dataset.related:
+        log = logs[one.log_of]
+        assert one.answers[0] in "".join(message.text for message in log.messages[:-1])
+        assert one.answers[0] not in log.last_response
+    few = load("musique_dropped", tmp_path, limit=2, seed=1)
+    assert {one.log_of for one in few.related} <= {one.id for one in few.seen}
+    assert 0 < len(few.related) < 4
+
+
+def test_twins_name_another_entity_whose_answer_is_known(tmp_path):
+    def birth(id: str, who: str, place: str, county: str, asked: str) -> dict[str, Any]:
+        steps = ((f"{who} >> place of birth", place), ("#1 >> county", county))
+        return hops(id, asked.format(who), county, *steps)
+
+    train = [
+        birth("ann", "Ann Lee", "Rome", "Lazio", "In which county was {} born?"),
+        birth("bo", "Bo Ek", "Oslo", "Viken", "In which county was {} born?"),
+        # The same county: nothing would be wrong.
+        birth("cy", "Cy Day", "Ostia", "Lazio", "In which county was {} born?"),
+        # Nobody knows where Lima's county is; and another kind of sentence.
+        birth("dee", "Dee", "Rome", "Lazio", "Tell me: of whose birth is the place near here, {}"),
+        # It names its entity twice.
+        birth("eve", "Eve", "Turin", "Piedmont", "In which county was Eve, called {}, born?"),
+        # It names a part of somebody else.
+        birth("gil", "Gil", "Turin", "Piedmont", "In which county was {}da born?"),
+        hops("fay", "Whose book is Blue?", "Fay", ("Blue >> author", "Fay"), ("#1 >> x", "Fay")),
+    ]
+    write(tmp_path / "musique/train.json", train[:2])
+    write(tmp_path / "musique/test.json", train[2:])
+    dataset = load("musique_twins", tmp_path)
+    told = {
+        one.log_of: (one.text, one.answers, one.old_answer, dataset.stratum(one))
+        for one in dataset.related
+    }
+    assert told == {
+        "ann": ("In which county was Bo Ek born?", ("Viken",), "Lazio", "twin"),
+        "bo": ("In which county was Ann Lee born?", ("Lazio",), "Viken", "twin"),
+        "cy": ("In which county was Bo Ek born?", ("Viken",), "Lazio", "twin"),
+    }
+    assert [one.id for one in dataset.seen] == ["ann", "bo", "cy"]
+
+
+def formula(question: str, target: str, name: str = "Ratio") -> dict[str, str]:
+    context = (
+        f"Use formula {name} to answer the question. Answer with a numerical answer. Formula: "
+        f"{name} = A / B, Explanation: A: Above, B: Below. Question: {question}. Answer:"
+    )
+    return {"context": context, "target": target}
+
+
+def test_formulas_have_one_log_each_and_a_new_instance(tmp_path):
+    train = [
+        formula('"What is 10 over 4?"', "7.5"),  # wrong: no log is made of it
+        formula("**A shop**: Put $1,000 over 500", "2.0"),
+        formula('"What is 12 over 5?"', "88"),
+        formula('"One of 3?"', "3", "Share"),
+    ]
+    val = [
+        formula('"Put 50 over 25."', "2.0"),  # the old answer is right
+        formula('"Put 90 over 30."', "3.0"),
+        formula('"Put 9 over 2."', "4.5", "Other"),
+    ]
+    write(tmp_path / "formula/train.jsonl", train)
+    write(tmp_path / "formula/val.jsonl", val)
+    for seed in range(4):
+        dataset = load("formula", tmp_path, seed=seed)
+        ratio = next(one for one in dataset.seen if "500" in one.text)
+        assert {one.id for one in dataset.seen} == {"train_1", "train_3"}
+        (instance,) = dataset.related
+        assert instance == Question(
+            "val_1",
+            "Put 90 over 30.",
+            ("3",),
+            numeric=True,
+            log_of=ratio.id,
+            old_answer="2",
+            kind="instance",
+        )
+    assert [message.text for message in ratio.log.messages] == [
+        "Put $1,000 over 500",
+        "I will look up the formula for Ratio.",
+        "Formula: Ratio = A / B. Explanation: A: Above, B: Below.",
+        "Use Ratio = A / B. With the numbers of the question the answer is <ans>2</ans>",
+    ]
+    write(tmp_path / "formula/val.jsonl", [{"context": "Put 9 over 2.", "target": "4.5"}])
+    with pytest.raises(EvaluationError, match=r"val\.jsonl, line 1"):
+        load("formula", tmp_path)

@@ -327,3 +327,72 @@ def test_the_very_tokens_of_the_segments_are_read_as_text(evaluate, puppet):
     assert kept not in injected
     assert kept in read
     assert read.index(kept) < read.index(f"Question: {SEEN[0].text}")
+
+
+def test_a_related_question_is_given_its_log_whatever_is_recalled(evaluate, puppet, tmp_path):
+    # It would recall the ferry's log, if any.
+    asked = Question(
+        "new", SEEN[1].text, ("cheese",), log_of="vault", old_answer="7741", kind="twin"
+    )
+    dataset = Dataset("small", SEEN, related=(asked,))
+    puppet.says("7741</ans>")
+    records = evaluate(["none", "text_last", "kv_last"], dataset=dataset, k=2)
+    for arm in ("text_last", "kv_last"):
+        found = records[arm, "new"]
+        assert (found.stratum, found.logs, found.scores) == ("twin", ("vault",), ())
+        assert found.parroted
+        assert records[arm, "vault"].parroted is None
+    assert records["none", "new"].logs == ()
+    assert evaluate(["text_all"], dataset=dataset, k=0)["text_all", "new"].logs == ()
+    foreign = Dataset("others", (question("tonga", "Which tea is drunk in Tonga?", "mint"),))
+    other = tmp_path / "other"
+    other.mkdir()
+    given = {"logs": "other", "min_score": -1.0, "out": other}
+    record = evaluate(["kv_last"], dataset=dataset, others=foreign, **given)["kv_last", "new"]
+    assert (record.logs, record.stratum) == (("tonga",), "unseen")
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "parroted"),
+    [
+        ("bees", False, True),
+        ("cheese", True, False),
+        ("old bees", True, False),
+        ("tea", False, False),
+        ("", False, False),
+    ],
+)
+def test_an_old_answer_is_parroted_only_if_it_is_wrong(evaluate, puppet, said, right, parroted):
+    old = "Old bees" if said == "old bees" else "Bees"
+    gold = ("cheese", "old bees")
+    asked = Question("new", "What?", gold, log_of="ferry", old_answer=old, kind="twin")
+    puppet.says(f"{said}</ans>")
+    record = evaluate(["kv_last"], dataset=Dataset("small", SEEN, related=(asked,)))
+    assert record["kv_last", "new"].exact_match is right
+    assert record["kv_last", "new"].parroted is parroted
+
+
+def test_a_number_is_worked_out_and_right_within_a_hundredth(evaluate, puppet):
+    asked = Question(
+        "new", "What is 90 over 30?", ("3",), numeric=True, log_of="old", old_answer="2"
+    )
+    old = Question("old", "What is 8 over 4?", ("2",), numeric=True, log=qa("8 over 4?", "Two: 2"))
+    old = replace(old, log=old.log.model_copy(update={"metadata": {"question_id": "old"}}))
+    dataset = Dataset("small", (old,), related=(asked,))
+    puppet.says("90 / 30 = 3.01", "It is <ans>2.0</ans>")
+    records = evaluate(["text_last"], dataset=dataset, direct=False)
+    worked, parroted = records["text_last", "old"], records["text_last", "new"]
+    assert (worked.answer, worked.exact_match) == ("3.01", False)
+    assert (parroted.answer, parroted.exact_match, parroted.parroted) == ("2.0", False, True)
+    assert all("Answer the question with a number" in prompt for prompt in puppet.prompts)
+    assert "Two: 2\nQuestion: What is 90" in puppet.prompts[1]
+
+
+def test_only_some_strata_are_asked(puppet, embedder, tmp_path):
+    puppet.says(knows)
+    one = Evaluation(
+        settings(), DATASET, puppet, embedder, tmp_path, strata=("overlapping", "unseen")
+    )
+    one.run(["none"], lambda *_: None)
+    found = read([tmp_path / "records-1-of-1.jsonl"])
+    assert {record.question_id for record in found} == {"guard", "tea"}

@@ -69,7 +69,8 @@ def test_nothing_is_known_of_floors_below_that_of_the_run():
 def test_runs_that_cannot_tell_have_no_floors():
     several = [record("kv", "a", True, logs=("x", "y"), scores=(0.9, 0.8))]
     long = [record("kv", "a", True, 0.9, rounds=2)]
-    for records in (several, long, []):
+    not_recalled = [record("kv", "a", True, logs=("x",))]
+    for records in (several, long, not_recalled, []):
         assert floors(by_question(records), by_question(NONE), -1.0) == []
 
 

@@ -72,3 +72,10 @@ def test_what_ends_like_a_sentence_gets_no_second_full_stop():
     assert said(question)[-1][1] == (
         "He agreed. The right answer is option (B), “Yes!” The answer is <ans>(B)</ans>"
     )
+
+
+def test_a_brief_last_response_holds_the_answer_alone():
+    question = Question("7", "Who leads it?", ("Ada",), facts=(("its maker", "Lux"),))
+    *before, last = gold_trace(question, brief=True).messages
+    assert [message.text for message in before] == [text for _, text in said(question)[:-1]]
+    assert last.text == "The answer is <ans>Ada</ans>"

@@ -153,6 +153,7 @@ TWENTY_AND_ONE = [
             stored_bytes=2_500_000,
             computed_tokens=1234,
             logs=("a",) if n else (),
+            scores=(0.9,) if n else (),
         )
         for n in range(20)
     ),
@@ -187,6 +188,27 @@ def test_answers_of_batches_have_no_seconds(tmp_path):
     assert len(page.figures) == 3
     assert "Time to first token" not in page.words
     assert "first token s" not in page.words
+
+
+def test_old_answers_are_told_where_they_can_be_given():
+    records = [
+        *(record(question_id=f"q{n}") for n in range(5)),
+        *(
+            record(question_id=f"t{n}", stratum="twin", parroted=n < 3, arm=arm)
+            for n in range(4)
+            for arm in ("none", "kv_last")
+        ),
+    ]
+    found = summarize(records).figures
+    assert found["twin"]["kv_last"].parroted.mean == 0.75
+    assert found["all"]["none"].parroted.mean == 0.75  # of those that have an old answer
+    assert found["seen"]["none"].parroted is None
+    told = report.markdown(summarize(records))
+    twins = told.partition("**Twin questions: answers**")[2]
+    assert "| parroted % |" in twins
+    assert "| 75.0 [" in twins
+    seen = told.partition("**Seen questions: answers**")[2].partition("**Twin")[0]
+    assert "parroted" not in seen
 
 
 def test_markdown_of_odd_names():

@@ -8,6 +8,7 @@ from lag_integrations.evaluation.questions import Question
 from lag_integrations.evaluation.tags import answer_of, query_of
 
 OPEN = Question("q", "Where?", ("Lima",))
+NUMBER = Question("q", "How many?", ("3",), numeric=True)
 CHOICE = Question("q", "Where?", ("B",), options=("Rome", "Lima", "Oslo, I think"))
 
 
@@ -61,3 +62,11 @@ def test_an_option_is_named_by_its_letter_or_its_text(said, letter):
 )
 def test_what_is_searched_for_is_what_the_tags_ask(response, query):
     assert query_of(response) == query
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [("1 + 2 = <ans>3</ans>, or 4", "3"), ("1 + 2 = 3.", "3."), ("<ans></ans> 7", "7"), ("", None)],
+)
+def test_a_number_needs_no_tag(response, answer):
+    assert answer_of(response, NUMBER) == answer

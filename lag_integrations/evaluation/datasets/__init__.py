@@ -9,11 +9,14 @@ from pathlib import Path
 
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.datasets import (
+    formula,
     gpqa,
     jsonl,
     mmlupro,
     musique,
     musique_closed,
+    musique_dropped,
+    musique_twins,
     react,
     two_wiki,
 )
@@ -23,6 +26,9 @@ from lag_integrations.evaluation.questions import Dataset
 _LOADERS: Mapping[str, Callable[[Path, int], Dataset]] = {
     "musique": musique.load,
     "musique_closed": musique_closed.load,
+    "musique_dropped": musique_dropped.load,
+    "musique_twins": musique_twins.load,
+    "formula": formula.load,
     "2wiki": two_wiki.load,
     "mmlupro": mmlupro.load,
     "gpqa": gpqa.load,
@@ -42,8 +48,8 @@ def load(name: str, data: Path, *, seed: int = 0, limit: int | None = None) -> D
         name: One of `NAMES`.
         data: A folder in which each dataset has a folder; for ``jsonl``, the folder itself.
         seed: Decides a split that is not published, and the sample that `limit` takes.
-        limit: Seen questions at most, and 3/7 as many unseen ones: a random sample. The documents,
-            and logs that come with a dataset, stay all.
+        limit: Seen questions at most, those that are related to them, and 3/7 as many unseen ones:
+            a random sample. The documents, and logs that come with a dataset, stay all.
 
     Raises:
         EvaluationError: There is no such dataset, or its files are missing or malformed.
@@ -51,7 +57,7 @@ def load(name: str, data: Path, *, seed: int = 0, limit: int | None = None) -> D
     if name not in _LOADERS:
         raise EvaluationError(f"There is no dataset {name!r}; there are {', '.join(NAMES)}.")
     dataset = _LOADERS[name](data, seed)
-    questions = [*dataset.seen, *dataset.unseen]
+    questions = dataset.questions
     if not questions:
         raise EvaluationError(f"The dataset {name} in {data} has no questions.")
     _require_unique("questions", name, (question.id for question in questions))
@@ -60,9 +66,12 @@ def load(name: str, data: Path, *, seed: int = 0, limit: int | None = None) -> D
         return dataset
     if limit < 1:
         raise EvaluationError(f"The limit is {limit}; it must be at least one question.")
+    seen = tuple(shuffled(dataset.seen, seed)[:limit])
+    logged = {question.id for question in seen}
     return replace(
         dataset,
-        seen=tuple(shuffled(dataset.seen, seed)[:limit]),
+        seen=seen,
+        related=tuple(one for one in dataset.related if one.log_of in logged),
         unseen=tuple(shuffled(dataset.unseen, seed)[: round(limit * _UNSEEN_TO_SEEN)]),
     )
 

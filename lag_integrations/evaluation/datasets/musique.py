@@ -17,7 +17,9 @@ class _Step(Step):
     document_id: str
 
 
-class _Row(BaseModel):
+class Row(BaseModel):
+    """A question as it is published."""
+
     id: str
     question: str
     question_decomposition: list[_Step]
@@ -36,14 +38,16 @@ def load(data: Path, seed: int) -> Dataset:
     return Dataset("MuSiQue", seen, unseen, read_documents(folder.find("dev_docs.json")))
 
 
+def question(row: Row) -> Question:
+    """A question with its decomposition."""
+    return Question(
+        id=row.id,
+        text=row.question.strip(),
+        answers=(row.answer, *row.answer_aliases),
+        documents=frozenset(step.document_id for step in row.question_decomposition),
+        facts=facts(row.question_decomposition),
+    )
+
+
 def _questions(path: Path) -> list[Question]:
-    return [
-        Question(
-            id=row.id,
-            text=row.question.strip(),
-            answers=(row.answer, *row.answer_aliases),
-            documents=frozenset(step.document_id for step in row.question_decomposition),
-            facts=facts(row.question_decomposition),
-        )
-        for row in read_rows(path, _Row)
-    ]
+    return [question(row) for row in read_rows(path, Row)]
