@@ -27,6 +27,11 @@ _ROUNDS = {False: 8, True: 3}
 _BATCH = 8
 
 
+AgainstName = Annotated[
+    str, typer.Option(help="An arm to compare the others with, too, if it is there.")
+]
+
+
 class PlacementName(str, Enum):
     """Where segments stand."""
 
@@ -124,6 +129,15 @@ def eval_(
             "report; 8 where questions have one round, else 1.",
         ),
     ] = None,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            help="Find out how likely each answer of one round would have been with the logs as "
+            "text.",
+        ),
+    ] = False,
+    against: AgainstName = "text_last",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Most seen questions; 3/7 as many unseen ones.")
     ] = None,
@@ -175,6 +189,10 @@ def eval_(
             "Only questions of one round that need no other's log can be answered together; leave "
             "out --batch, or add --rounds 1 (and no --online)."
         )
+    if alone and likelihood:
+        raise EvaluationError(
+            "Only answers of one round are rated; leave out --likelihood, or add --rounds 1."
+        )
     settings = Settings(
         dataset=dataset,
         model=model or "packaged SmolLM2-135M-Instruct",
@@ -193,6 +211,7 @@ def eval_(
         attention_temperature=attention_temperature,
         direct=direct,
         batch=batch or (1 if alone else _BATCH),
+        likelihood=likelihood,
         limit=limit,
         seed=seed,
     )
@@ -212,11 +231,12 @@ def eval_(
     evaluation = Evaluation(settings, questions, engine, finder, out, part, others, asked)
     with _progress() as progress:
         evaluation.run(chosen, progress)
-    report(out)
+    report(out, against)
 
 
 def report(
     out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
+    against: AgainstName = "text_last",
 ) -> None:
     """Make the report of an evaluation anew, of all shards that are there."""
     from rich.console import Console
@@ -228,7 +248,7 @@ def report(
 
     settings = described(out / "run.json")
     records = list(read(sorted(out.glob("records-*.jsonl"))))
-    results = summarize(records, min_score=settings["min_score"])
+    results = summarize(records, min_score=settings["min_score"], against=against)
     told = headline(settings)
     reports.html(results, {"what": told, **settings}, out / "report.html")
     (out / "report.md").write_text(f"{told}\n\n{reports.markdown(results)}", "utf-8")

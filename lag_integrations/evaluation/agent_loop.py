@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from lag_integrations.engine import Engine, Placement
 from lag_integrations.errors import LAGError
-from lag_integrations.evaluation.arms import Arm, Asked, Given
+from lag_integrations.evaluation.arms import Arm, Asked, AsText, Given
 from lag_integrations.evaluation.as_text import read_as_text
 from lag_integrations.evaluation.documents import Documents, document_text
+from lag_integrations.evaluation.fluency import log_likelihood
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.generation.row import Generation, Request
@@ -66,6 +67,8 @@ class Loop(BaseModel):
         direct: Whether a round begins with the answer's tag, so that there is nothing but the
             answer: for models that are too small to reason, and for quick runs.
         batch: Questions of one round that are answered together.
+        likelihood: Whether to find out how likely answers of one round would have been with the
+            logs as text, which costs reading that once more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +83,7 @@ class Loop(BaseModel):
     best_last: bool = True
     attention_temperature: float | None = None
     batch: int = 1
+    likelihood: bool = False
 
 
 @dataclass
@@ -93,6 +97,8 @@ class Run:
         documents: The documents that were found, and in which round.
         answer: The answer, or None.
         error: Name of the error that ended it, if one did.
+        log_likelihood: Of the response under the same model that reads the logs' last responses as
+            text, nats a token; None if it was not asked for, or no log was given.
         time_to_first_token: Seconds to the first token; None of one that was not answered alone.
         seconds: Seconds of all of it; None of one that was not answered alone.
     """
@@ -103,6 +109,7 @@ class Run:
     documents: list[list[Document]] = field(default_factory=list)
     answer: str | None = None
     error: str | None = None
+    log_likelihood: float | None = None
     computed_tokens: int = 0
     injected_tokens: int = 0
     generated_tokens: int = 0
@@ -183,6 +190,8 @@ class Agent:
             logger.warning("%d questions at once are too many; they go one by one.", len(ready))
             return [self.run(question) for question in questions]
         for (run, given, _), generation in zip(ready, generations, strict=True):
+            if self._loop.likelihood and run.logs:
+                run.log_likelihood = self._rated(run, generation)
             self._take(run, given, generation)
         return runs
 
@@ -239,12 +248,13 @@ class Agent:
                     raise
                 run.logs.pop()
 
-    def _request(self, run: Run) -> tuple[Given, Request]:
+    def _request(self, run: Run, arm: Arm | None = None) -> tuple[Given, Request]:
+        """What to ask next, with the logs in the form of this arm or another."""
         documents = [document for found in run.documents for document in found]
         chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
         logs = run.logs if self._loop.best_last else run.logs[::-1]
         asked = Asked(self._engine, self._memory, run.question, chat, self._loop.max_tokens)
-        given = self._arm.give(asked, logs)
+        given = (arm or self._arm).give(asked, logs)
         request = self._engine.request(
             given.chat,
             given.segments,
@@ -257,6 +267,14 @@ class Agent:
             do_sample=False,
         )
         return given, read_as_text(request) if given.as_text else request
+
+    def _rated(self, run: Run, generation: Generation) -> float | None:
+        try:
+            _, request = self._request(run, AsText())
+        except _TOO_MUCH:
+            return None
+        tokens = generation.token_ids
+        return log_likelihood(self._engine, request, tokens) if tokens else None
 
     def _take(self, run: Run, given: Given, generation: Generation) -> None:
         """Add what was answered to the run."""

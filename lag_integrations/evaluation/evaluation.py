@@ -14,11 +14,13 @@ from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.documents import Documents
+from lag_integrations.evaluation.fluency import repetition
 from lag_integrations.evaluation.gold import gold_trace
 from lag_integrations.evaluation.questions import Dataset, Question, Stratum
 from lag_integrations.evaluation.records import Record, Records, cut_to_lines
 from lag_integrations.evaluation.scoring import same, scores
 from lag_integrations.evaluation.settings import Settings
+from lag_integrations.evaluation.tags import untagged
 from lag_integrations.memory import KVLogMemory, RecalledLog
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.trace import Outcome, Trace
@@ -118,10 +120,11 @@ class Evaluation:
             agent = Agent(self._engine, memory, one, self._documents, self._settings)
             seen = {question.id for question in self._dataset.seen}
             size = self._settings.batch
+            together = size > 1 or self._settings.likelihood
             for done in range(0, len(todo), size):
                 progress(name, done, len(todo))
                 batch = todo[done : done + size]
-                runs = agent.run_together(batch) if size > 1 else [agent.run(batch[0])]
+                runs = agent.run_together(batch) if together else [agent.run(batch[0])]
                 for run in runs:
                     if self._settings.logs == "self" and name == "none" and run.question.id in seen:
                         self._keep(run)
@@ -216,9 +219,12 @@ class Evaluation:
             question_id=run.question.id,
             stratum="unseen" if self._others else dataset.stratum(run.question),
             answer=run.answer or "",
+            response=run.responses[-1] if run.responses else "",
             answered_in=None if run.answer is None else len(run.responses),
             exact_match=right,
             f1=best,
+            repetition=repetition(untagged(run.responses[-1])) if run.responses else None,
+            log_likelihood=run.log_likelihood,
             parroted=None if old is None else not right and same(run.answer, old, run.question),
             rounds=len(run.responses),
             seconds=run.seconds,

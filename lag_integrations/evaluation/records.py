@@ -19,10 +19,15 @@ class Record(BaseModel):
         question_id: The question.
         stratum: How near it is to the stored logs.
         answer: The final answer, or nothing if none was given.
+        response: All that was written in the last round.
         answered_in: Round in which the answer was given, from 1; None if none was.
         exact_match: Whether it is a gold answer; for a multiple-choice question, accuracy.
         parroted: Whether it is the old answer of its log, and wrong; None if there is no such one.
         f1: Best F1 with a gold answer, from 0 to 1.
+        repetition: Share of runs of three words in the response that stood in it before; None if
+            there is none.
+        log_likelihood: Of the response under the same model that reads the logs as text, nats a
+            token; None if it was not asked for, or no log was given.
         rounds: Rounds that were run.
         seconds: Wall-clock time of the question, recall and loading included; None if it was
             answered together with others.
@@ -43,10 +48,13 @@ class Record(BaseModel):
     question_id: str
     stratum: Stratum
     answer: str = ""
+    response: str = ""
     answered_in: int | None = None
     exact_match: bool
     f1: float
     parroted: bool | None = None
+    repetition: float | None = None
+    log_likelihood: float | None = None
     rounds: int
     seconds: float | None
     time_to_first_token: float | None

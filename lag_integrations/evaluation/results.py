@@ -67,6 +67,8 @@ class Figures:
         f1: F1.
         parroted: Share of the questions that were answered with their log's old answer, of those
             that have one; None if none has.
+        repetition: Mean share of repeated runs of three words in a response; None if unknown.
+        log_likelihood: Mean of the responses with the logs as text, nats a token; None if unknown.
         rounds: Mean of the rounds that were run.
         answered: Share of questions that were given an answer.
         seconds: Median seconds of a question, of those that were answered alone; None if all were
@@ -87,6 +89,8 @@ class Figures:
     exact_match: Interval
     f1: Interval
     parroted: Interval | None
+    repetition: float | None
+    log_likelihood: float | None
     rounds: float
     answered: float
     seconds: float | None
@@ -107,6 +111,8 @@ class Results:
         arms: Names of the arms, the baseline first.
         parts: "all", then the strata that there are.
         figures: By part and arm. An arm that was asked nothing of a part is not in it.
+        against: By part, each arm against a further one that was chosen; none where that was not
+            asked.
         leads: By part, the arm with the highest exact match against the next one.
         curve: Exact match of each arm if it had been cut after round 1, 2, and so on.
         floors: By arm, its figures with other floors; only of runs that can tell, see `floors`.
@@ -115,17 +121,21 @@ class Results:
     arms: tuple[str, ...]
     parts: tuple[Part, ...]
     figures: Mapping[Part, Mapping[str, Figures]]
+    against: Mapping[Part, Sequence[Comparison]]
     leads: Mapping[Part, Comparison]
     curve: Mapping[str, Sequence[float]]
     floors: Mapping[str, Sequence[Floor]]
 
 
-def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
+def summarize(
+    records: Iterable[Record], *, min_score: float = -1.0, against: str = "text_last"
+) -> Results:
     """The figures of some records. Of two records of one arm and question, the last one counts.
 
     Args:
         records: The records.
         min_score: The floor with which they were made.
+        against: An arm to compare the others with, next to the baseline.
 
     Raises:
         EvaluationError: There are no records.
@@ -137,6 +147,7 @@ def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
     parts: tuple[Part, ...] = ("all", *(one for one in get_args(Stratum) if one in found))
     figures: dict[Part, dict[str, Figures]] = {}
     leads: dict[Part, Comparison] = {}
+    compared: dict[Part, Sequence[Comparison]] = {}
     for part in parts:
         of_part = {
             arm: kept
@@ -144,6 +155,8 @@ def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
             if (kept := {id: r for id, r in asked.items() if part in ("all", r.stratum)})
         }
         figures[part] = {arm: _figures(arm, part, of_part) for arm in of_part}
+        others = (arm for arm in of_part if arm not in (against, BASELINE))
+        compared[part] = [one for arm in others if (one := _compare(arm, against, of_part))]
         best = sorted(of_part, key=lambda arm: -figures[part][arm].exact_match.mean)
         if len(best) > 1 and (lead := _compare(best[0], best[1], of_part)):
             leads[part] = lead
@@ -154,7 +167,7 @@ def summarize(records: Iterable[Record], *, min_score: float = -1.0) -> Results:
         if any(record.logs for record in asked.values())
         and (of_arm := floors(asked, baseline, min_score))
     }
-    return Results(tuple(arms), parts, figures, leads, _curve(arms), by_floor)
+    return Results(tuple(arms), parts, figures, compared, leads, _curve(arms), by_floor)
 
 
 _Asked = Mapping[str, Record]
@@ -192,6 +205,8 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         exact_match=interval([r.exact_match for r in records]),
         f1=interval([r.f1 for r in records]),
         parroted=_interval(r.parroted for r in records),
+        repetition=_mean(r.repetition for r in records),
+        log_likelihood=_mean(r.log_likelihood for r in records),
         rounds=fmean(r.rounds for r in records),
         answered=fmean(r.answered_in is not None for r in records),
         seconds=_median(r.seconds for r in records),
@@ -208,6 +223,11 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
 def _interval(values: Iterable[float | None]) -> Interval | None:
     known = [value for value in values if value is not None]
     return interval(known) if known else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from lag_integrations.evaluation.floors import Floor
@@ -50,13 +50,15 @@ def title(results: Results, part: Part) -> str:
     return "All questions" if len(results.parts) > 2 else f"All questions ({results.parts[1]})"
 
 
-def tables(results: Results, part: Part) -> tuple[Grid, Grid]:
-    """How well the arms did on a part of the questions, and what it took."""
+def tables(results: Results, part: Part) -> tuple[Grid, ...]:
+    """How well the arms did on a part of the questions, how it reads, and what it took."""
     name, arms = title(results, part), results.figures[part].values()
     highest = max(of.exact_match.mean for of in arms)
     best = {of.arm for of in arms if of.exact_match.mean == highest}
     return (
         _grid(f"{name}: answers", _ANSWERS, arms, best),
+        *_against(name, results.against[part]),
+        *([_grid(f"{name}: how they read", _FLUENCY, arms, set())] if _is_rated(arms) else []),
         _grid(f"{name}: cost of one", _COST, arms, set()),
     )
 
@@ -90,6 +92,21 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{_rounded(share):.1f}"
 
 
+def _against(name: str, found: Sequence[Comparison]) -> list[Grid]:
+    """The arms against another one than the baseline, if there are any."""
+    if not found:
+        return []
+    rows = (
+        Row((one.arm, f"{one.questions:,}", *(cell(one) for cell in _COMPARED.values())), False)
+        for one in found
+    )
+    return [Grid(f"{name}: against {found[0].other}", ("arm", "n", *_COMPARED), tuple(rows))]
+
+
+def _is_rated(arms: Iterable[Figures]) -> bool:
+    return any(of.repetition is not None for of in arms)
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -119,7 +136,14 @@ def _compared(words: Callable[[Comparison], str]) -> Callable[[Figures], str]:
     return lambda of: words(of.against_baseline) if of.against_baseline else "-"
 
 
-_MEASURED = {"parroted %", "seconds", "first token s"}
+_COMPARED: Mapping[str, Callable[[Comparison], str]] = {
+    "difference": lambda found: points(found.difference),
+    "verdict": lambda found: found.verdict,
+    "gained %": lambda found: percent(found.gained),
+    "harmed %": lambda found: percent(found.harmed),
+}
+
+_MEASURED = {"parroted %", "nats a token, as text", "seconds", "first token s"}
 """Columns of what is not measured in every run."""
 
 _Columns = Mapping[str, Callable[[Figures], str]]
@@ -135,6 +159,12 @@ _ANSWERS: _Columns = {
     "F1 %": lambda of: _scored(of.f1),
     "parroted %": lambda of: _scored(of.parroted) if of.parroted else "-",
     "no log %": lambda of: percent(of.abstained),
+}
+
+_FLUENCY: _Columns = {
+    "arm": lambda of: of.arm,
+    "repeated %": lambda of: percent(of.repetition),
+    "nats a token, as text": lambda of: _number(of.log_likelihood, 2),
 }
 
 _COST: _Columns = {

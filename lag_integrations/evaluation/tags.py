@@ -36,6 +36,11 @@ def query_of(response: str) -> str:
     return " ".join(subquestions) or response
 
 
+def untagged(response: str) -> str:
+    """A response without its tags."""
+    return re.sub(rf"</?(?:{ANSWER}|{KEYWORDS}|{SUBQUESTION})>", " ", response)
+
+
 def _tagged(text: str, tag: str, end: str | None = None) -> list[str]:
     found = re.findall(rf"<{tag}>(.*?)(?:{end or f'</{tag}>'})", text, re.DOTALL)
     return [" ".join(part.split()) for part in found]

@@ -70,6 +70,7 @@ def test_it_evaluates_and_reports(data, tmp_path):
         (("--dataset", "jsonl", "--data", "nowhere"), "nowhere"),
         (("--dataset", "jsonl", "--online", "--logs-from", "jsonl"), "leave out --logs-from"),
         (("--dataset", "jsonl", "--online", "--batch", "2"), "leave out --batch"),
+        (("--dataset", "jsonl", "--rounds", "2", "--likelihood"), "leave out --likelihood"),
         (("--dataset", "jsonl", "--online", "--strata", "seen"), "leave out --strata"),
         (("--dataset", "jsonl", "--strata", "seen,odd"), "There is no stratum 'odd'"),
         (("--dataset", "jsonl", "--embedder", "no/such"), "embedder 'no/such' cannot be loaded"),

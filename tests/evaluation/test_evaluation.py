@@ -396,3 +396,32 @@ def test_only_some_strata_are_asked(puppet, embedder, tmp_path):
     one.run(["none"], lambda *_: None)
     found = read([tmp_path / "records-1-of-1.jsonl"])
     assert {record.question_id for record in found} == {"guard", "tea"}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_answers_are_rated_as_if_the_logs_were_text(evaluate, puppet, monkeypatch, batch):
+    puppet.says(knows)
+    rated = []
+
+    def likelihood(engine, request, token_ids):
+        assert not request.segments
+        rated.append(puppet.tokenizer.decode(request.prompt_ids))
+        return -0.5
+
+    monkeypatch.setattr("lag_integrations.evaluation.agent_loop.log_likelihood", likelihood)
+    records = evaluate(["none", "kv_last"], likelihood=True, batch=batch)
+    assert records["none", "vault"].log_likelihood is None
+    assert records["kv_last", "tea"].log_likelihood is None  # no log was near enough
+    assert records["kv_last", "vault"].log_likelihood == -0.5
+    log = "The answer is <ans>7741</ans>\nQuestion: What is the code of the vault in Lima?"
+    assert log in rated[0]
+    assert rated[0].endswith("<ans>")
+    assert len(rated) == sum(bool(record.logs) for record in records.values())
+
+
+def test_what_was_written_is_there_with_its_repetition(evaluate, puppet):
+    puppet.says("the past the past the past</ans>")
+    record = evaluate(["none"])["none", "vault"]
+    assert record.response == "<ans>the past the past the past</ans>"
+    assert record.repetition == 0.5
+    assert record.log_likelihood is None

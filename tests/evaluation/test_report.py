@@ -211,6 +211,41 @@ def test_old_answers_are_told_where_they_can_be_given():
     assert "parroted" not in seen
 
 
+def test_arms_are_compared_with_a_chosen_one():
+    records = [
+        record(arm=arm, question_id=f"q{n}", exact_match=n in right)
+        for arm, right in (("none", range(0)), ("text_last", range(10)), ("kv_last", range(5, 20)))
+        for n in range(20)
+    ]
+    told = report.markdown(summarize(records))
+    table = told.partition("**All questions (seen): against text_last**")[2].partition("**")[0]
+    assert table.splitlines()[2] == "| arm | n | difference | verdict | gained % | harmed % |"
+    (row,) = (line.split(" | ") for line in table.splitlines() if "kv_last" in line)
+    assert row[1] == "20"
+    assert row[2].startswith("+25.0 [")
+    assert row[3:] == ["unclear", "50.0", "25.0 |"]
+    assert "| none |" not in table
+    other = report.markdown(summarize(records, against="kv_last"))
+    assert "| text_last | 20 | -25.0 [" in other.partition("against kv_last**")[2]
+    assert "against cheatsheet" not in report.markdown(summarize(records, against="cheatsheet"))
+
+
+def test_how_answers_read_is_told_where_it_is_known():
+    plain = report.markdown(summarize([record(), record(arm="kv_last")]))
+    assert "how they read" not in plain
+    rated = [
+        record(repetition=0.0),
+        record(arm="kv_last", repetition=0.5, log_likelihood=-1.5),
+        record(arm="kv_last", question_id="q2", repetition=0.0, log_likelihood=-0.5),
+    ]
+    told = report.markdown(summarize(rated)).partition("how they read**")[2]
+    assert "| arm | repeated % | nats a token, as text |" in told
+    assert "| none | 0.0 | - |" in told
+    assert "| kv_last | 25.0 | -1.00 |" in told
+    unrated = [one.model_copy(update={"log_likelihood": None}) for one in rated]
+    assert "| arm | repeated % |\n" in report.markdown(summarize(unrated))
+
+
 def test_markdown_of_odd_names():
     told = report.markdown(summarize([record(arm="a|<b>\nc")]))
     assert "| a\\|&lt;b&gt; c | 1 |" in told
@@ -219,7 +254,7 @@ def test_markdown_of_odd_names():
 def test_a_single_stratum_is_told_once(results):
     # Titles of answers, cost and floors.
     assert report.markdown(summarize(TWENTY_AND_ONE)).count("**") == 6
-    assert report.markdown(results).count("**") == 16
+    assert report.markdown(results).count("**") == 24  # against text_last, too
 
 
 @pytest.mark.parametrize("width", [80, 150])
@@ -228,7 +263,8 @@ def test_console(results, width):
     Console(file=file, width=width).print(report.console(results))
     told = file.getvalue()
     for arm in results.arms:
-        assert len(re.findall(rf"^ *{arm} ", told, re.MULTILINE)) == 8
+        tables = 8 if arm in ("none", "text_last") else 12
+        assert len(re.findall(rf"^ *{arm} ", told, re.MULTILINE)) == tables
     stored = results.figures["unseen"]["kv_all"].stored_bytes
     assert f"{stored / 1e6:.2f}" in told  # the last column
     assert max(map(len, told.splitlines())) <= width
