@@ -19,6 +19,7 @@ from lag_integrations.errors import EvaluationError
 if TYPE_CHECKING:
     from lag_integrations.evaluation.evaluation import Progress, Shard
     from lag_integrations.evaluation.questions import Stratum
+    from lag_integrations.evaluation.results import Results
     from lag_integrations.evaluation.settings import LogSource
 
 _ROUNDS = {False: 8, True: 3}
@@ -59,6 +60,13 @@ def eval_(
     out: Annotated[Path, typer.Option(help="Folder for the results; a run that is there goes on.")],
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder; the packaged SmolLM2 by default.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Several models instead, with commas: each in a folder of its own within --out, "
+            "and one report of all."
+        ),
     ] = None,
     arms: Annotated[
         str, typer.Option(help="Arms to run, with commas; or all.")
@@ -167,6 +175,7 @@ def eval_(
     from lag_integrations.store.embedder import load_embedder
 
     part = _shard(shard)
+    chosen_models = _models(model, models)
     if online and part.count > 1:
         raise EvaluationError("An online run goes question by question; it cannot be sharded.")
     reports.require()
@@ -195,7 +204,7 @@ def eval_(
         )
     settings = Settings(
         dataset=dataset,
-        model=model or "packaged SmolLM2-135M-Instruct",
+        model="",
         embedder=embedder,
         logs=_source(logs, online, logs_from is not None, bool(questions.logs)),
         logs_from=logs_from,
@@ -219,18 +228,22 @@ def eval_(
     finder = load_embedder(embedder, trust_remote_code=trust_remote_code)
     template = None if chat_template is None else chat_template.read_text("utf-8")
     own_code: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    engine = Engine.load(
-        model or packaged.chat_model(),
-        device=device,
-        dtype=dtype,
-        chat_template=template,
-        **own_code,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    settle(out / "run.json", settings, questions, engine.fingerprint.id)
-    evaluation = Evaluation(settings, questions, engine, finder, out, part, others, asked)
-    with _progress() as progress:
-        evaluation.run(chosen, progress)
+    for label, source in chosen_models.items():
+        engine = Engine.load(
+            source or packaged.chat_model(),
+            device=device,
+            dtype=dtype,
+            chat_template=template,
+            **own_code,
+        )
+        folder = out / label
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = settings.model_copy(update={"model": source or "packaged SmolLM2-135M-Instruct"})
+        settle(folder / "run.json", mine, questions, engine.fingerprint.id)
+        evaluation = Evaluation(mine, questions, engine, finder, folder, part, others, asked)
+        with _progress() as progress:
+            evaluation.run(chosen, progress)
+        engine.close()
     report(out, against)
 
 
@@ -238,9 +251,33 @@ def report(
     out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
     against: AgainstName = "text_last",
 ) -> None:
-    """Make the report of an evaluation anew, of all shards that are there."""
+    """Make the report of an evaluation anew, of all shards and models that are there."""
     from rich.console import Console
 
+    from lag_integrations.evaluation import report as reports
+    from lag_integrations.evaluation.settings import described, headline
+
+    folders = (
+        [out] if (out / "run.json").exists() else [p.parent for p in sorted(out.glob("*/run.json"))]
+    )
+    if len(folders) < 2:
+        folder = folders[0] if folders else out
+        results, told = _report(folder, against)
+        say(told)
+        Console().print(reports.console(results))
+        say(f"Report: {folder / 'report.html'}")
+        return
+    found = {folder.name: _report(folder, against)[0] for folder in folders}
+    told = headline({**described(folders[0] / "run.json"), "model": ", ".join(found)})
+    reports.models_html(found, told, out / "report.html")
+    (out / "report.md").write_text(f"{told}\n\n{reports.markdown(found)}", "utf-8")
+    say(told)
+    Console().print(reports.console(found))
+    say(f"Report: {out / 'report.html'}")
+
+
+def _report(out: Path, against: str) -> tuple[Results, str]:
+    """Write the report of one model; gives its figures, and what they are of."""
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.records import read
     from lag_integrations.evaluation.results import summarize
@@ -252,12 +289,23 @@ def report(
     told = headline(settings)
     reports.html(results, {"what": told, **settings}, out / "report.html")
     (out / "report.md").write_text(f"{told}\n\n{reports.markdown(results)}", "utf-8")
-    say(told)
-    Console().print(reports.console(results))
     failed = Counter(record.error for record in records if record.error)
     for error, count in failed.items():
         warn(f"{count} answers ended with {error} and count as wrong.")
-    say(f"Report: {out / 'report.html'}")
+    return results, told
+
+
+def _models(model: str | None, models: str | None) -> dict[str, str | None]:
+    """The models by the folder within the results that they have, which is none of a single one."""
+    if models is None:
+        return {"": model}
+    if model is not None:
+        raise EvaluationError("Give --model or --models, not both.")
+    names = [name.strip() for name in models.split(",")]
+    labels = [Path(name).name for name in names]
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        raise EvaluationError(f"Two models are called {twice[0]!r}; rename the folder of one.")
+    return dict(zip(labels, names, strict=True))
 
 
 def _source(logs: Logs, online: bool, has_others: bool, has_own: bool) -> LogSource:

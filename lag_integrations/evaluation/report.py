@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -17,12 +18,16 @@ from lag_integrations.evaluation.results import Results
 from lag_integrations.evaluation.tables import (
     Grid,
     floor_tables,
+    joined,
     percent,
     points,
     shown,
     tables,
     title,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def require() -> None:
@@ -39,13 +44,13 @@ def require() -> None:
         )
 
 
-def console(results: Results) -> Group:
-    """Tables for a terminal."""
+def console(results: Results | Mapping[str, Results]) -> Group:
+    """Tables for a terminal; of several models by name, joined."""
     return Group(*(_rich(grid) for grid in _grids(results)))
 
 
-def markdown(results: Results) -> str:
-    """Tables as GitHub Markdown."""
+def markdown(results: Results | Mapping[str, Results]) -> str:
+    """Tables as GitHub Markdown; of several models by name, joined."""
     return "\n".join(_markdown(grid) for grid in _grids(results))
 
 
@@ -60,18 +65,9 @@ def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
     Raises:
         EvaluationError: The extra ``evaluation`` is not installed.
     """
-    require()
-    from jinja2 import Environment, PackageLoader
-
+    environment = _environment()
     from lag_integrations.evaluation.plots import draw
 
-    environment = Environment(
-        loader=PackageLoader("lag_integrations.evaluation"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, points=points)
     page = environment.get_template("report.html").render(
         results=results,
         settings=settings,
@@ -83,7 +79,39 @@ def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
     path.write_text(page, "utf-8")
 
 
-def _grids(results: Results) -> tuple[Grid, ...]:
+def models_html(results: Mapping[str, Results], told: str, path: Path) -> None:
+    """Write the joined tables of several models as one file.
+
+    Args:
+        results: By model; a folder of that name beside the file holds the model's own report.
+        told: What was measured, in words.
+        path: The file.
+
+    Raises:
+        EvaluationError: The extra ``evaluation`` is not installed.
+    """
+    template = _environment().get_template("models.html")
+    page = template.render(models=list(results), told=told, grids=_grids(results))
+    path.write_text(page, "utf-8")
+
+
+def _environment() -> Environment:
+    require()
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("lag_integrations.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points)
+    return environment
+
+
+def _grids(results: Results | Mapping[str, Results]) -> tuple[Grid, ...]:
+    if not isinstance(results, Results):
+        return joined({model: _grids(of_model) for model, of_model in results.items()})
     answered = (grid for part in shown(results) for grid in tables(results, part))
     return (*answered, *floor_tables(results))
 

@@ -92,6 +92,28 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{_rounded(share):.1f}"
 
 
+def joined(grids: Mapping[str, Sequence[Grid]]) -> tuple[Grid, ...]:
+    """The tables of several models as one for each title, with the model before each row."""
+    titles = dict.fromkeys(grid.title for of_model in grids.values() for grid in of_model)
+    return tuple(
+        _joined(
+            title,
+            {model: grid for model, of in grids.items() for grid in of if grid.title == title},
+        )
+        for title in titles
+    )
+
+
+def _joined(title: str, grids: Mapping[str, Grid]) -> Grid:
+    columns = tuple(dict.fromkeys(name for grid in grids.values() for name in grid.header))
+    rows = []
+    for model, grid in grids.items():
+        for row in grid.rows:
+            cells = dict(zip(grid.header, row.cells, strict=True))
+            rows.append(Row((model, *(cells.get(name, "-") for name in columns)), row.best))
+    return Grid(title, ("model", *columns), tuple(rows))
+
+
 def _against(name: str, found: Sequence[Comparison]) -> list[Grid]:
     """The arms against another one than the baseline, if there are any."""
     if not found:

@@ -7,6 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from lag_integrations import packaged
 from lag_integrations.cli import app
 from lag_integrations.evaluation.records import read
 
@@ -60,6 +61,34 @@ def test_it_evaluates_and_reports(data, tmp_path):
     assert "k 3 (now 1)" in " ".join(other.output.split())
 
 
+def test_several_models_have_one_report(data, tmp_path):
+    small = packaged.chat_model()
+    twin = tmp_path / "twin"
+    twin.symlink_to(small)
+    out = tmp_path / "out"
+    command = ("eval", "--data", data, "--dataset", "jsonl", "--out", out, "--direct")
+    command = (*command, "--max-tokens", 4, "--arms", "none,kv_last", "--strata", "seen")
+    done = kvlog(*command, "--models", f"{small},{twin}")
+    assert done.exit_code == 0, done.output
+    for label in (small.name, "twin"):
+        records = list(read([out / label / "records-1-of-1.jsonl"]))
+        assert len(records) == 4
+        assert "| kv_last |" in (out / label / "report.md").read_text("utf-8")
+    told = (out / "report.md").read_text("utf-8")
+    assert f"{small.name}, twin; logs" in told.splitlines()[0]
+    answers = told.partition(": answers**")[2].partition("**")[0].strip().splitlines()
+    assert answers[0].startswith("| model | arm | n | exact match % |")
+    assert [line.split(" | ")[0:2] for line in answers[2:]] == [
+        [f"| {label}", arm] for label in (small.name, "twin") for arm in ("none", "kv_last")
+    ]
+    page = (out / "report.html").read_text("utf-8")
+    assert f'href="{small.name}/report.html"' in page
+    assert "<caption>All questions (seen): answers</caption>" in page
+    (out / "report.html").unlink()
+    assert kvlog("report", out).exit_code == 0
+    assert (out / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -71,6 +100,8 @@ def test_it_evaluates_and_reports(data, tmp_path):
         (("--dataset", "jsonl", "--online", "--logs-from", "jsonl"), "leave out --logs-from"),
         (("--dataset", "jsonl", "--online", "--batch", "2"), "leave out --batch"),
         (("--dataset", "jsonl", "--rounds", "2", "--likelihood"), "leave out --likelihood"),
+        (("--dataset", "jsonl", "--models", "a/x,b/x"), "Two models are called 'x'"),
+        (("--dataset", "jsonl", "--models", "x", "--model", "y"), "not both"),
         (("--dataset", "jsonl", "--online", "--strata", "seen"), "leave out --strata"),
         (("--dataset", "jsonl", "--strata", "seen,odd"), "There is no stratum 'odd'"),
         (("--dataset", "jsonl", "--embedder", "no/such"), "embedder 'no/such' cannot be loaded"),
