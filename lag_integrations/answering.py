@@ -177,12 +177,13 @@ class Answer(Iterator[Part]):
         return self.generation.reused_tokens + injected
 
     def report(self) -> dict[str, Any]:
-        """What was used: log ids and scores (best first), injected tokens, and times in seconds."""
+        """Return what was used: logs and scores (best first), their form, tokens, seconds."""
         generation, injection = self.generation, self.injection
         logs = [*injection.logs, *injection.read]
         return {
             "log_ids": [log.id for log in logs],
             "scores": [log.score for log in logs],
+            "form": "kv" if injection.logs else "text" if injection.read else None,
             "read_as_text": [log.id for log in injection.read],
             "injected_tokens": generation.injected_tokens,
             "reused_tokens": generation.reused_tokens,

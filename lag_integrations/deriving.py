@@ -62,7 +62,8 @@ class Deriver:
     Args:
         store: The store.
         embedder: Makes the embeddings.
-        selection: Which tokens of a trace become its segment.
+        selection: Which tokens of a trace become its segment; what the model's calibration says by
+            default.
         codec: How segments are stored.
         budget: What the namespace may grow to.
         record_uses: Records which logs were recalled; called before any are evicted.
@@ -73,7 +74,7 @@ class Deriver:
         store: LogStore,
         embedder: Embedder,
         *,
-        selection: Selection,
+        selection: Selection | None,
         codec: str,
         budget: Budget,
         record_uses: Callable[[], None],
@@ -95,7 +96,8 @@ class Deriver:
 
     def key(self, log_id: str, engine: Engine) -> SegmentKey:
         """The key of a log's segment for a model."""
-        return SegmentKey(log_id, engine.fingerprint.id, self._selection.name, self._codec)
+        selection = self._selection or engine.selection
+        return SegmentKey(log_id, engine.fingerprint.id, selection.name, self._codec)
 
     def step(
         self, engine: Engine | None, outcomes: Sequence[Outcome], *, thorough: bool = False

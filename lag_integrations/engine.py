@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import (
@@ -20,8 +20,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lag_integrations.calibration.record import (
+    DEFAULT_SELECTION,
+    SELECTIONS,
+    Calibration,
+    LogForm,
+    save,
+    saved,
+)
 from lag_integrations.encoding import Encodable, batches
 from lag_integrations.errors import (
+    CalibrationError,
     ContextWindowError,
     LAGError,
     PromptError,
@@ -34,13 +43,13 @@ from lag_integrations.generation.row import Generation, Request, Row
 from lag_integrations.generation.sampling import Sampling
 from lag_integrations.kv import pages
 from lag_integrations.kv.attention import attend_in_groups
-from lag_integrations.kv.cache import beginning
-from lag_integrations.kv.encode import encode_rows, prefill
+from lag_integrations.kv.cache import beginning, stack
+from lag_integrations.kv.encode import encode_rows, prefill, takes
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.prefixes import PrefixCache, length_of
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastTurn, Selection
+from lag_integrations.kv.selection import Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
 from lag_integrations.prompt import ChatFormat
@@ -64,9 +73,8 @@ _ROOM = 128
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
-_TEMPERATURE_OF_ONE, _TEMPERATURE_OF_SEVERAL = 0.8, 0.9
-"""Of the attention to segments, by default; measured best (docs/evaluation.md). The lower it is,
-the more a log counts, but several short logs are then mixed up."""
+_TEMPERATURE = 1.0
+"""Of the attention to segments, without a calibration: safe on every model of the ladder."""
 
 Placement = Literal["before_question", "after_system", "before_prompt"]
 """Where segments stand: in the last user turn, just before the question (the default: it measured
@@ -90,6 +98,7 @@ class Engine:
         name: Name or path of the model, for people.
         fingerprint: Identity of everything that decides whether a segment fits.
         positions: The learned position scheme; ``positions.window`` is the usable context.
+        calibration: What was measured of this model, if it was; see `calibrate`.
 
     Raises:
         UnsupportedModelError: The model's cache cannot be moved to other positions.
@@ -118,6 +127,7 @@ class Engine:
         with computing():
             self.positions = probe(model)
             self.fingerprint = fingerprint(model, tokenizer, self.format.template, self.positions)
+        self.calibration = saved(self.fingerprint.id)
 
     @classmethod
     def load(
@@ -207,6 +217,58 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def calibrate(
+        self, progress: Callable[[int, int], None] | None = None, *, again: bool = False
+    ) -> Calibration:
+        """Measure this model on a built-in set, choose its settings, and use them from now on.
+
+        The calibration is kept in the user's cache folder by fingerprint, so that it runs once;
+        `KVLogMemory.attach` keeps it in the store, too. It reads some 12,000 tokens.
+
+        Args:
+            progress: Called with how many questions are done, and of how many.
+            again: Measure even if there is a calibration.
+
+        Returns:
+            What was measured, and chosen.
+
+        Raises:
+            CalibrationError: The model cannot be measured (no chat turn, too small a window), or
+                the calibration cannot be written.
+        """
+        if self.calibration is None or again:
+            from lag_integrations.calibration.measure import calibrate  # it imports this module
+
+            found = calibrate(self, progress)
+            save(found)
+            self.use_calibration(found)
+        assert self.calibration is not None
+        return self.calibration
+
+    def use_calibration(self, calibration: Calibration) -> None:
+        """Take the settings of a calibration.
+
+        Raises:
+            CalibrationError: It is another model's.
+        """
+        if calibration.fingerprint != self.fingerprint.id:
+            raise CalibrationError(
+                f"The calibration is of model {calibration.fingerprint[:12]} ({calibration.model}),"
+                f" not of {self.fingerprint.id[:12]} ({self.name}); calibrate this one."
+            )
+        self.calibration = calibration
+
+    @property
+    def selection(self) -> Selection:
+        """Which tokens of a trace are kept for this model, unless a memory says otherwise."""
+        calibration = self.calibration
+        return DEFAULT_SELECTION if calibration is None else SELECTIONS[calibration.selection]
+
+    @property
+    def log_form(self) -> LogForm:
+        """Whether this model is given logs as KV, or as text since KV is clearly worse."""
+        return "kv" if self.calibration is None else self.calibration.form
+
     def count_tokens(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
     ) -> int:
@@ -229,7 +291,7 @@ class Engine:
 
         Args:
             trace: The trace.
-            selection: What to keep; the last turn by default.
+            selection: What to keep; `selection` by default.
 
         Raises:
             TraceError: The trace holds nothing that the selection keeps.
@@ -249,7 +311,7 @@ class Engine:
 
     def encodable(self, trace: Trace, selection: Selection | None = None) -> Encodable:
         """A trace as `encode_all` takes it; arguments and errors are those of `encode`."""
-        return Encodable.of(trace, selection or LastTurn(), self.format, self.window)
+        return Encodable.of(trace, selection or self.selection, self.format, self.window)
 
     def encode_all(self, traces: Sequence[Encodable]) -> list[Segment]:
         """Encode many traces, those of like length together; gives their segments in order.
@@ -362,8 +424,8 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`.
-            attention_temperature: Of the attention to the segments; see `kv.splice`. By default 0.8
-                for one segment and 0.9 for several, which measured best; 1 leaves it as it is.
+            attention_temperature: Of the attention to the segments; see `kv.splice`. By default
+                what the calibration says; 1, which leaves it as it is, without one.
             question: The question's words, where the last user message holds more: segments stand
                 before the line with these.
             tools: Tool schemas for the prompt.
@@ -401,8 +463,8 @@ class Engine:
                 "conversation or recall fewer logs."
             )
         if attention_temperature is None:
-            one = len(segments) == 1
-            attention_temperature = _TEMPERATURE_OF_ONE if one else _TEMPERATURE_OF_SEVERAL
+            calibration = self.calibration
+            attention_temperature = _TEMPERATURE if calibration is None else calibration.temperature
         if attention_temperature <= 0:
             raise SettingsError(
                 f"attention_temperature is {attention_temperature}; it must be above 0."
@@ -551,29 +613,84 @@ class Engine:
         Returns:
             The cache, and the logits after the last token ``[vocabulary]``.
         """
-        request, pieces = row.request, row.request.pieces
         with self._working():
-            cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM))
-            row.generation.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
-            begin, end = request.split, request.split + len(request.segments)
-            if known < end and request.segments:
-                if known < begin:
-                    prefill(self.model, torch.tensor(pieces[known:begin]), cache)
-                    # Other logs may be recalled for the next question; this stands before them.
-                    self._prefixes.put(pieces[:begin], cache)
-                started = time.perf_counter()
-                segments = request.segments[max(0, known - begin) :]
-                splice(
-                    cache,
-                    self.positions,
-                    [segment.to(self.model.device) for segment in segments],
-                    start=cache.get_seq_length(),
-                    fingerprint=self.fingerprint.id,
-                    temperature=request.attention_temperature,
+            cache, known = self._prepare(row.request, row.generation)
+            return cache, prefill(self.model, torch.tensor(row.request.pieces[known:]), cache)
+
+    def _prepare(self, request: Request, figures: Generation) -> tuple[DynamicCache, int]:
+        """Make a cache with the beginning of a prompt: what is known of it, and its segments.
+
+        Args:
+            request: The request.
+            figures: Where to note what was reused, and how long injecting took.
+
+        Returns:
+            The cache, and how many of ``request.pieces`` it holds; the last is never among them.
+        """
+        pieces = request.pieces
+        cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM))
+        figures.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
+        begin, end = request.split, request.split + len(request.segments)
+        if known < end and request.segments:
+            if known < begin:
+                prefill(self.model, torch.tensor(pieces[known:begin]), cache)
+                # Other logs may be recalled for the next question; this stands before them.
+                self._prefixes.put(pieces[:begin], cache)
+            started = time.perf_counter()
+            segments = request.segments[max(0, known - begin) :]
+            splice(
+                cache,
+                self.positions,
+                [segment.to(self.model.device) for segment in segments],
+                start=cache.get_seq_length(),
+                fingerprint=self.fingerprint.id,
+                temperature=request.attention_temperature,
+            )
+            figures.injection_time = time.perf_counter() - started
+            known = end
+        return cache, known
+
+    def log_likelihoods(
+        self, requests: Sequence[Request], answers: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """Compute how likely given answers are.
+
+        Requests with prompts of one length and with one answer are read in one pass.
+
+        Args:
+            requests: What is asked; nothing is generated for them.
+            answers: Of each request the tokens of an answer, at least one.
+
+        Returns:
+            For each, fp32 ``[2, tokens]``: the log probability of each token of the answer (nats),
+            and 1 where that token is the likeliest, else 0.
+        """
+        groups: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        caches = []
+        found: dict[int, torch.Tensor] = {}
+        with self._working():
+            for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+                cache, known = self._prepare(request, Generation())
+                caches.append(cache)
+                unread = cast("tuple[int, ...]", request.pieces[known:])
+                key = (cache.get_seq_length(), (*unread, *answer[:-1]), tuple(answer))
+                groups.setdefault(key, []).append(index)
+            for (_, unread, answer), members in groups.items():
+                cache = stack([caches[index] for index in members])
+                rows = torch.tensor([unread] * len(members), device=self.model.device)
+                keep = (
+                    {"logits_to_keep": len(answer)} if takes(self.model, "logits_to_keep") else {}
                 )
-                row.generation.injection_time = time.perf_counter() - started
-                known = end
-            return cache, prefill(self.model, torch.tensor(pieces[known:]), cache)
+                logits = self.model(
+                    input_ids=rows, past_key_values=cache, use_cache=True, **keep
+                ).logits
+                logprobs = logits[:, -len(answer) :].float().log_softmax(-1)
+                wanted = torch.tensor(answer, device=logprobs.device)
+                of_answer = logprobs[:, torch.arange(len(answer)), wanted]
+                likeliest = logprobs.argmax(-1) == wanted
+                both = torch.stack([of_answer, likeliest.float()], dim=1).cpu()
+                found.update(zip(members, both, strict=True))
+        return [found[index] for index in range(len(caches))]
 
     def _remember(self, row: Row, cache: DynamicCache, *, wait: bool = True) -> None:
         """Keep what was read for prompts that begin alike."""

@@ -63,5 +63,9 @@ class ConstraintError(LAGError, ValueError):
     """An answer cannot be held to the form that was asked for."""
 
 
+class CalibrationError(LAGError):
+    """A model cannot be calibrated, or a calibration is damaged or another model's."""
+
+
 class EvaluationError(LAGError):
     """An evaluation cannot be run or read as asked: its data, its settings, or its records."""

@@ -119,10 +119,11 @@ def _load(
     room: int,
 ) -> None:
     """Take the logs that fit into some tokens, the most relevant first."""
+    as_text = recall.as_text or engine.log_form == "text"
     for log in found:
         try:
-            segment = None if recall.as_text else memory.stored_segments([log], engine)[0]
-            encoded = segment is None and not recall.as_text and recall.missing == "encode"
+            segment = None if as_text else memory.stored_segments([log], engine)[0]
+            encoded = segment is None and not as_text and recall.missing == "encode"
             if encoded:
                 segment = memory.segments([log], engine)[0]
             length = (

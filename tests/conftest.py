@@ -14,6 +14,16 @@ from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lag_integrations import Engine, KVLogMemory, Trace, packaged
+from lag_integrations.calibration import record
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models of tests have the settings of a model that nobody has calibrated on this machine."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The ``kvlog`` command: look at a store, keep it in order, carry it elsewhere, evaluate."""
+"""The ``kvlog`` command: look at a store, keep it in order, carry it elsewhere, measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lag_integrations.cli import archives, evaluate, logs, upkeep
+from lag_integrations.cli import archives, calibrate, evaluate, logs, upkeep
 from lag_integrations.cli.output import warn
 from lag_integrations.errors import LAGError
 
@@ -56,6 +56,7 @@ for command in (
     upkeep.prune,
     upkeep.purge,
     upkeep.migrate,
+    calibrate.calibrate,
     evaluate.eval_,
     evaluate.report,
 ):

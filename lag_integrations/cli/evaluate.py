@@ -59,7 +59,7 @@ def eval_(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results; a run that is there goes on.")],
     model: Annotated[
-        str | None, typer.Option(help="Hub id or folder; the packaged SmolLM2 by default.")
+        str | None, typer.Option(help="Hub id, folder or packaged model; SmolLM2 by default.")
     ] = None,
     models: Annotated[
         str | None,
@@ -116,7 +116,7 @@ def eval_(
         float | None,
         typer.Option(
             help="Of the attention to segments; 1 is as it is.",
-            show_default="0.8 for one, 0.9 for several",
+            show_default="as calibrated, else 1",
         ),
     ] = None,
     direct: Annotated[
@@ -230,7 +230,7 @@ def eval_(
     own_code: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     for label, source in chosen_models.items():
         engine = Engine.load(
-            source or packaged.chat_model(),
+            packaged.resolve(source),
             device=device,
             dtype=dtype,
             chat_template=template,

@@ -155,7 +155,7 @@ def reencode(
     embedder: EmbedderName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the last turn of every log with a model, as far as it is not done yet.
+    """Encode every log with a model, as far as it is not done yet.
 
     Load the model as the program does that uses the memory: a segment fits one model, tokenizer,
     chat template and dtype.
@@ -164,15 +164,13 @@ def reencode(
     place.require()  # before the model is loaded, which takes long
     from lag_integrations.engine import Engine
     from lag_integrations.kv.segment import SegmentKey
-    from lag_integrations.kv.selection import LastTurn
 
-    selection = LastTurn()
-    with place.memory(embedder, codec=codec, selection=selection) as memory:
+    with place.memory(embedder, codec=codec) as memory:
         engine = Engine.load(model, dtype=dtype, device=device)
         memory.attach(engine)
         with progress_bar("Encoding") as progress:
             memory.flush(progress)
-        kind = SegmentKey("", engine.fingerprint.id, selection.name, codec)
+        kind = SegmentKey("", engine.fingerprint.id, engine.selection.name, codec)
         removed = 0
         if only:
             removed = memory.store.segments.forget_others(kind)

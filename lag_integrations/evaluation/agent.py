@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     arguments = parser.parse_args()
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    engine = Engine.load(packaged.resolve(arguments.model))
     model = LAGChatModel(engine, temperature=0, max_tokens=60)
     with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder, k=1) as memory:
         memory.attach(engine)

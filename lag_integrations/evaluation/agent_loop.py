@@ -15,7 +15,6 @@ from lag_integrations.errors import LAGError
 from lag_integrations.evaluation.arms import Arm, Asked, AsText, Given
 from lag_integrations.evaluation.as_text import read_as_text
 from lag_integrations.evaluation.documents import Documents, document_text
-from lag_integrations.evaluation.fluency import log_likelihood
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.generation.row import Generation, Request
@@ -274,7 +273,10 @@ class Agent:
         except _TOO_MUCH:
             return None
         tokens = generation.token_ids
-        return log_likelihood(self._engine, request, tokens) if tokens else None
+        if not tokens:
+            return None
+        (found,) = self._engine.log_likelihoods([request], [tokens])
+        return float(found[0].mean())
 
     def _take(self, run: Run, given: Given, generation: Generation) -> None:
         """Add what was answered to the run."""

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, help="of each kind, for a quick run; default: all")
     arguments = parser.parse_args()
     console = Console()
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    engine = Engine.load(packaged.resolve(arguments.model))
     react = react_questions(arguments.data)[: arguments.questions]
     musique = musique_questions(arguments.data)[: arguments.questions]
     questions = [*react, *musique]

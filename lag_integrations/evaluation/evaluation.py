@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine import Engine
 from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.documents import Documents
-from lag_integrations.evaluation.fluency import repetition
 from lag_integrations.evaluation.gold import gold_trace
 from lag_integrations.evaluation.questions import Dataset, Question, Stratum
 from lag_integrations.evaluation.records import Record, Records, cut_to_lines

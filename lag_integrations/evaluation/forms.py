@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--topics", type=int, default=len(_TOPICS), help="of 5; 40 answers each")
     arguments = parser.parse_args()
     model = LAGChatModel(
-        Engine.load(arguments.model or packaged.chat_model()),
+        Engine.load(packaged.resolve(arguments.model)),
         temperature=0,
         max_tokens=arguments.max_tokens,
     )

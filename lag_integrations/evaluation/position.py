@@ -81,7 +81,7 @@ def main() -> None:
     arguments = parser.parse_args()
     questions = load("musique", arguments.data, limit=arguments.questions).seen
     documents = load("musique_closed", arguments.data).documents
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    engine = Engine.load(packaged.resolve(arguments.model))
     cases = [case_of(engine, question) for question in track(questions, "Encoding the logs")]
     console = Console(width=100)
     console.print(_alone(engine, cases), _behind(engine, cases, documents))

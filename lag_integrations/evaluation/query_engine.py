@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2, help="retrieved for a question")
     arguments = parser.parse_args()
     cases, documents = load(arguments.data, arguments.questions)
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    engine = Engine.load(packaged.resolve(arguments.model))
     llm = LAGLLM(engine, temperature=0, max_tokens=24)
     calls = Calls()
     get_dispatcher().add_event_handler(calls)

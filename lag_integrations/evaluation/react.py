@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     traces = load_traces(arguments.data)
-    engine = Engine.load(arguments.model or packaged.chat_model())
+    engine = Engine.load(packaged.resolve(arguments.model))
     with (
         tempfile.TemporaryDirectory() as folder,
         KVLogMemory(folder) as memory,

@@ -70,7 +70,7 @@ class LastResponse(Selection):
 
 @dataclass(frozen=True)
 class LastTurn(Selection):
-    """The last assistant response with the header and the end of its turn; the default.
+    """The last assistant response with the header and the end of its turn.
 
     The markers tell the model where the response begins and ends when several stand side by side
     (docs/evaluation.md).
@@ -125,6 +125,44 @@ class WholeTrace(Selection):
     def keep(self, rendered: Rendered) -> list[int]:
         _responses(rendered)
         return list(range(rendered.head, len(rendered.token_ids)))
+
+
+@dataclass(frozen=True)
+class TaskAndLastTurns(Selection):
+    """The whole trace after the system message, or what of it matters most; the default.
+
+    The task is kept with the answer, so that the model can tell an old case from the new one: with
+    the last turn alone it repeats the old answer. What stood in between is kept as far as there is
+    room, since questions ask for it, too (docs/evaluation.md).
+
+    Attributes:
+        max_tokens: Tokens to keep at most. Of a longer trace, the first user turn is kept if it
+            takes a quarter of them at most, and as many of the last turns as there is room for,
+            but always the last one.
+    """
+
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; keep at least one token.")
+
+    @property
+    def name(self) -> str:
+        return f"task_and_last_turns_{self.max_tokens}"
+
+    def keep(self, rendered: Rendered) -> list[int]:
+        last = _responses(rendered)[-1]
+        if last.end - rendered.head <= self.max_tokens:
+            return list(range(rendered.head, last.end))
+        task = next((span for span in rendered.spans if span.role == "user"), None)
+        kept = range(0) if task is None else range(task.start, task.end)
+        if len(kept) > self.max_tokens // 4:
+            kept = range(0)
+        starts = [span.start for span in rendered.spans if kept.stop <= span.start <= last.start]
+        room = self.max_tokens - len(kept)
+        begin = next(start for start in starts if last.end - start <= room or start == last.start)
+        return [*kept, *range(begin, last.end)]
 
 
 @dataclass(frozen=True)

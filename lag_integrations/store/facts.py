@@ -1,4 +1,4 @@
-"""Facts about the whole store: the embedder it was built with, the models that used it."""
+"""Facts about the whole store: its embedder, the models that used it, and their calibrations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from lag_integrations.store.schema import models, settings
 
 EMBEDDER = "embedder"
 """The setting that holds the embedder: name, dimension, generation, and one known embedding."""
+
+_CALIBRATION = "calibration:"
+"""Begins the setting that holds a model's calibration; its fingerprint follows."""
 
 
 def generation_of(record: str | None) -> str:
@@ -49,6 +52,19 @@ class Facts:
     def generation(self) -> str:
         """The generation of the store's embedder; ``none`` if it has none yet."""
         return generation_of(self.setting(EMBEDDER))
+
+    def calibration(self, fingerprint: str) -> str | None:
+        """Return a model's calibration, as JSON."""
+        return self.setting(_CALIBRATION + fingerprint)
+
+    def set_calibration(self, fingerprint: str, text: str) -> None:
+        """Keep a model's calibration in place of an earlier one."""
+        with self._db.write() as connection:
+            connection.execute(
+                self._db.upsert(settings)
+                .values(key=_CALIBRATION + fingerprint, value=text)
+                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": text})
+            )
 
     def add_model(self, fingerprint: str, parts: str) -> None:
         """Remember a model's fingerprint parts, to say later in what another model differs."""

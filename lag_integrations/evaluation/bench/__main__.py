@@ -57,7 +57,7 @@ def main() -> None:
         parser.error(f"There is no {arguments.compare}; give the bench.json of an earlier run.")
     before = None if arguments.compare is None else read(arguments.compare)
     embedder = load_embedder()
-    engine = Engine.load(arguments.model or packaged.chat_model(), dtype=arguments.dtype)
+    engine = Engine.load(packaged.resolve(arguments.model), dtype=arguments.dtype)
     rounds, tokens = arguments.rounds, list(arguments.tokens)
     settings: list[Setting] = [{"log tokens": number, "k": 3} for number in tokens]
     settings += [{"log tokens": 1024, "k": k} for k in arguments.logs]

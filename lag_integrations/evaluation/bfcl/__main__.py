@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("results/bfcl"), help="a folder")
     arguments = parser.parse_args()
-    model = str(arguments.model or packaged.chat_model())
+    model = str(packaged.resolve(arguments.model))
     name = Path(model).name if Path(model).is_dir() else model
     arguments.out.mkdir(parents=True, exist_ok=True)
     records = Records(arguments.out / "records.jsonl")

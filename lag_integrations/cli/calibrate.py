@@ -1,0 +1,82 @@
+"""The command that measures a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lag_integrations.cli.opening import Place
+from lag_integrations.cli.options import AsJson, IndexUrl, LedgerUrl, SegmentsUrl
+from lag_integrations.cli.output import progress_bar, say, show_json, show_table
+
+if TYPE_CHECKING:
+    from lag_integrations.calibration.record import Calibration
+
+
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Argument(help="Hub id, folder, or a packaged model.", show_default=False),
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of a memory in which to keep it, too.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Even if there is a calibration.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device to load the model to.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "auto",
+    chat_template: Annotated[
+        Path | None, typer.Option(help="File with a Jinja template, for models without one.")
+    ] = None,
+    ledger: LedgerUrl = None,
+    segments_url: SegmentsUrl = None,
+    index: IndexUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how a model does with logs as KV, and choose its settings.
+
+    Some minutes on a CPU, once: the result is kept by the model's fingerprint, and used wherever
+    the same model is loaded in the same way.
+    """
+    place = None if store is None else Place(store, "default", ledger, segments_url, index)
+    if place is not None:
+        place.require()  # before the model is loaded, which takes long
+    from lag_integrations import packaged
+    from lag_integrations.engine import Engine
+
+    template: dict[str, Any] = {}
+    if chat_template is not None:
+        template["chat_template"] = chat_template.read_text("utf-8")
+    engine = Engine.load(packaged.resolve(model), device=device, dtype=dtype, **template)
+    with progress_bar("Calibrating") as progress:
+        found = engine.calibrate(progress, again=again)
+    if place is not None:
+        with place.memory(None) as memory:
+            memory.attach(engine)
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+    else:
+        _show(found)
+
+
+def _show(found: Calibration) -> None:
+    kinds = list(found.figures[0].likelihood)
+    rows = [
+        [
+            of.setting,
+            f"{of.value:.2f}",
+            *(f"{of.likelihood[kind]:.2f}" for kind in kinds),
+            f"{of.exact:.0%}",
+            f"{of.parroted:.0%}",
+        ]
+        for of in found.figures
+    ]
+    show_table(["setting", "value", *kinds, "greedy", "parroted"], rows)
+    low, high = found.gain_interval
+    form = "as KV" if found.form == "kv" else "as text"
+    say(
+        f"{found.model} is given logs {form}; kept: {found.selection}; attention temperature "
+        f"{found.temperature}. KV against text: {found.gain:+.2f} [{low:+.2f}, {high:+.2f}] nats a "
+        f"token. {found.seconds:.0f} s, {found.tokens:,} tokens."
+    )
