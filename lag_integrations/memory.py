@@ -225,8 +225,8 @@ class KVLogMemory(FrameworkForms):
         self._shared[model] = calibration = engine.calibration
         if calibration is not None and calibration.form == "text":
             logger.warning(
-                "%s is given logs as text: its calibration found answers with KV clearly worse, or "
-                "not sound. `kvlog calibrate` shows it; Engine.calibrate(again=True) measures anew.",
+                "%s is given logs as text: its calibration found answers with KV clearly worse, "
+                "or not sound. `kvlog calibrate` shows the figures.",
                 engine.name,
             )
 

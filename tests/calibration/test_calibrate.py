@@ -45,7 +45,8 @@ def test_what_was_measured_is_complete(measured):
     assert names == [*(setting.name for setting in SETTINGS), "text", "none"]
     for figures in measured.figures:
         assert set(figures.likelihood) == set(KINDS)
-        assert figures.value < 0 and max(figures.likelihood.values()) < 0
+        assert figures.value < 0
+        assert max(figures.likelihood.values()) < 0
     chosen = f"{measured.selection} at {measured.temperature}"
     values = {figures.setting: figures.value for figures in measured.figures}
     assert measured.gain == pytest.approx(values[chosen] - values["text"], abs=1e-6)
@@ -81,7 +82,7 @@ def test_its_settings_are_used(cache, measured):
 
 
 def test_another_models_calibration_is_refused(measured):
-    with pytest.raises(CalibrationError, match="is of model .* calibrate this one"):
+    with pytest.raises(CalibrationError, match=r"is of model .* calibrate this one"):
         tiny_engine(seed=1).use_calibration(measured)
 
 
