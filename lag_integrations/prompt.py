@@ -87,6 +87,12 @@ class Rendered:
                 return span.start
         return self.spans[-1].end if self.spans else 0
 
+    @property
+    def last_turn(self) -> int:
+        """Number of tokens before the last user turn, its header included."""
+        starts = [span.start for span in self.spans if span.role == "user"]
+        return starts[-1] if starts else self.head
+
     def question(self, words: str | None = None) -> int:
         """Number of tokens before the question.
 

@@ -26,11 +26,11 @@ class ModelSettings(BaseModel):
     """Most logs to recall; the memory's own setting by default. 0 is off."""
     min_score: float | None = None
     """Least similarity of a recalled log; the memory's own setting by default."""
-    placement: Placement = "before_question"
+    placement: Placement = "before_turn"
     """Where recalled segments stand in the prompt."""
     attention_temperature: float | None = None
     """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
-    default what the model's calibration says; 1, which changes nothing, without one."""
+    default what the model's calibration says, 0.8 without one; 1 changes nothing."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace
     now, or give its last response as text this time (the worker encodes it meanwhile)."""

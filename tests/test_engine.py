@@ -121,22 +121,28 @@ class Passes:
         self._hook.remove()
 
 
-@pytest.mark.parametrize("placement", ["before_question", "after_system", "before_prompt"])
+@pytest.mark.parametrize(
+    "placement", ["before_turn", "before_question", "after_system", "before_prompt"]
+)
 def test_segments_stand_where_placement_says(engine, placement):
     # A system message of its own: one that was read lately is not read again.
-    messages = user("Hello", ("system", f"You place segments {placement}."))
+    before = [("system", f"You place segments {placement}."), ("user", "Hi"), ("assistant", "Hi.")]
+    messages = user("Hello", *before)
     rendered = engine.format.render(messages)
     segment = engine.encode(TRACE)
     with Passes(engine) as passes:
         result = engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
     prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question()
+    turn = rendered.last_turn
+    assert head < turn < question
     expected = {
+        "before_turn": [turn, prompt - turn],
         "before_question": [question, prompt - question + 1],  # one for the line break
         "after_system": [head, prompt - head],
         "before_prompt": [prompt],
     }
     known = result.reused_tokens  # of the header, which others have read
-    assert known < 8
+    assert known <= 8
     expected[placement][0] -= known
     assert passes.tokens == expected[placement]
     assert result.prompt_tokens == sum(expected[placement]) + known
@@ -148,8 +154,8 @@ def test_segments_stand_before_the_line_of_the_question(engine):
     prompt = "Documents:\nIs it late? Yes.\n\nQuestion: Is it late?\nAnswer:"
     for words, rest in (
         ("Is it late?", "\nQuestion: Is it late?\nAnswer:"),
-        ("Is it early?", f"\n{prompt}"),
-        ("", f"\n{prompt}"),
+        ("Is it early?", f"<|im_start|>user\n{prompt}"),
+        ("", f"<|im_start|>user\n{prompt}"),
     ):
         request = engine.request(user(prompt), [segment], question=words)
         assert engine.tokenizer.decode(request.prompt_ids[request.split :]).startswith(rest)
@@ -272,11 +278,11 @@ def test_the_system_message_is_read_once_whatever_is_recalled(engine):
         gc.collect()
 
 
-def test_one_log_counts_more_than_each_of_several(engine):
+def test_the_attention_temperature_is_one_default_for_any_number_of_logs(engine):
     segment = engine.encode(TRACE)
-    for number, temperature in ((1, 0.8), (2, 0.9), (3, 0.9)):
+    for number in (1, 2, 3):
         request = engine.request(user("Which code?"), [segment] * number)
-        assert request.attention_temperature == temperature
+        assert request.attention_temperature == 0.8
     assert engine.request(user("Hi"), [segment], attention_temperature=1).attention_temperature == 1
 
 

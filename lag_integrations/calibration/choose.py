@@ -9,6 +9,9 @@ from statistics import fmean, stdev
 
 _LEAST = -5.0
 """Log likelihood, in nats a token, below which an answer is just wrong, however unlikely it is."""
+_ALIKE = 0.05
+"""Difference in mean value, in nats a token, that says nothing: on questions that were not used to
+calibrate, settings this close came out in any order."""
 _T = 2.12
 """The 97.5 % point of Student's t for the set's 17 questions."""
 _CLEARLY = -0.25
@@ -36,12 +39,17 @@ class Score:
 
 
 def best(scores: Mapping[str, Sequence[Score]]) -> str:
-    """Return the setting with the highest mean value; of equal ones, the first.
+    """Return the first setting whose mean value is about the highest.
+
+    Settings that differ by less than the set can tell apart are taken in their order, in which the
+    default is the first.
 
     Args:
         scores: By setting, the scores of the same questions in the same order.
     """
-    return max(scores, key=lambda setting: fmean(score.value for score in scores[setting]))
+    values = {setting: fmean(score.value for score in found) for setting, found in scores.items()}
+    highest = max(values.values())
+    return next(setting for setting, value in values.items() if value >= highest - _ALIKE)
 
 
 def gain(scores: Sequence[Score], others: Sequence[Score]) -> tuple[float, tuple[float, float]]:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-_TEMPERATURES = (1.0, 0.9, 0.8)
-"""In the order in which they are preferred: the first leaves attention as it is."""
+_TEMPERATURES = (0.8, 0.9, 1.0)
+"""In the order in which they are preferred where they are as good: the first is the default."""
 _WRITTEN = 16
 """Tokens of a greedy answer: enough to see one fall apart."""
 _READ = tuple(case for case in CASES if case.kind in ("repeated", "several"))

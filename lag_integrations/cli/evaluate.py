@@ -36,6 +36,7 @@ AgainstName = Annotated[
 class PlacementName(str, Enum):
     """Where segments stand."""
 
+    before_turn = "before_turn"
     before_question = "before_question"
     after_system = "after_system"
     before_prompt = "before_prompt"
@@ -104,7 +105,7 @@ def eval_(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
     placement: Annotated[
         PlacementName, typer.Option(help="Where segments stand.")
-    ] = PlacementName.before_question,
+    ] = PlacementName.before_turn,
     best_last: Annotated[
         bool,
         typer.Option(
@@ -116,7 +117,7 @@ def eval_(
         float | None,
         typer.Option(
             help="Of the attention to segments; 1 is as it is.",
-            show_default="as calibrated, else 1",
+            show_default="as calibrated, else 0.8",
         ),
     ] = None,
     direct: Annotated[

@@ -78,7 +78,7 @@ class Loop(BaseModel):
     min_score: float
     max_tokens: int
     direct: bool = False
-    placement: Placement = "before_question"
+    placement: Placement = "before_turn"
     best_last: bool = True
     attention_temperature: float | None = None
     batch: int = 1
@@ -259,7 +259,8 @@ class Agent:
             given.segments,
             placement=self._loop.placement,
             attention_temperature=self._loop.attention_temperature,
-            question=run.question.text,
+            # Without documents, the turn holds nothing but the question and how to answer it.
+            question=run.question.text if documents else None,
             answer_prefix=f"<{ANSWER}>" if self._loop.direct else "",
             stop=[f"</{ANSWER}>"],
             max_new_tokens=self._loop.max_tokens,

@@ -72,13 +72,13 @@ def test_its_settings_are_used(cache, measured):
     engine = tiny_engine()
     segment = engine.encode(VAULT)
     assert engine.selection == TaskAndLastTurns()
-    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 1.0
-    engine.use_calibration(of(measured, selection=LastTurn().name, temperature=0.8))
+    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.8
+    engine.use_calibration(of(measured, selection=LastTurn().name, temperature=0.9))
     assert engine.selection == LastTurn()
     assert len(engine.encode(VAULT)) < len(segment)
-    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.8
-    given = engine.request(VAULT.messages[:1], [segment], attention_temperature=0.9)
-    assert given.attention_temperature == 0.9
+    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.9
+    given = engine.request(VAULT.messages[:1], [segment], attention_temperature=1.0)
+    assert given.attention_temperature == 1.0
 
 
 def test_another_models_calibration_is_refused(measured):
@@ -129,7 +129,7 @@ def test_the_store_keeps_it_for_processes_without_the_cache(cache, tmp_path, mea
     with KVLogMemory(tmp_path / "m", embedder=hash_embedder) as memory:
         memory.attach(elsewhere)
         assert elsewhere.calibration == measured
-        newer = of(measured, temperature=0.9)
+        newer = of(measured, temperature=0.85)
         elsewhere.use_calibration(newer)
         memory.attach(elsewhere)
         assert memory.store.facts.calibration(measured.fingerprint) == newer.model_dump_json()

@@ -1,0 +1,78 @@
+"""What the default selection keeps of a trace."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from lag_integrations import Trace, packaged
+from lag_integrations.errors import TraceError
+from lag_integrations.kv.selection import TaskAndLastTurns
+from lag_integrations.prompt import ChatFormat
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatFormat:
+    return ChatFormat(AutoTokenizer.from_pretrained(packaged.chat_model()))
+
+
+def trace(*turns: str, system: str = "You are terse.") -> Trace:
+    roles = ["system", *["user", "assistant"] * len(turns)]
+    messages = zip(roles, (system, *turns), strict=False)
+    return Trace.from_messages([{"role": role, "content": text} for role, text in messages])
+
+
+def kept(template: ChatFormat, run: Trace, most: int) -> str:
+    rendered = template.render(run.messages, generate=False)
+    indices = TaskAndLastTurns(most).keep(rendered)
+    assert indices == sorted(set(indices))
+    return template.tokenizer.decode([rendered.token_ids[index] for index in indices])
+
+
+RUN = trace("Which code?", "I look it up.", "The code is 7741.", "It is 7741.")
+WORDS = " ".join(["word"] * 80)
+
+
+def test_a_short_trace_is_kept_whole_but_for_the_system_message(template):
+    text = kept(template, RUN, 512)
+    assert text.startswith("<|im_start|>user\nWhich code?<|im_end|>")
+    assert text.endswith("<|im_start|>assistant\nIt is 7741.<|im_end|>\n")
+    assert "I look it up." in text
+    assert "terse" not in text
+
+
+def test_of_a_long_trace_the_middle_goes(template):
+    run = trace("Which code?", WORDS, WORDS, "I read it.", "Good. Say it.", "It is 7741.")
+    text = kept(template, run, 100)
+    assert text.count("<|im_start|>") == 4
+    assert "word" not in text
+    assert text.startswith("<|im_start|>user\nWhich code?<|im_end|>\n<|im_start|>assistant\nI read")
+    assert "Say it." in text
+    assert text.endswith("It is 7741.<|im_end|>\n")
+
+
+def test_a_long_task_gives_way_to_the_last_turns(template):
+    text = kept(template, trace(WORDS, "I read it.", "Say it.", "It is 7741."), 60)
+    assert text.startswith("<|im_start|>assistant\nI read it.")
+
+
+def test_the_last_turn_is_kept_however_long_it_is(template):
+    text = kept(template, trace("Which code?", "Wait.", "Well?", WORDS), 30)
+    assert text.count("word") == 80
+    assert "Wait" not in text
+
+
+def test_what_follows_the_last_response_is_not_kept(template):
+    text = kept(template, trace("Which code?", "It is 7741.", "Thanks, that is all."), 512)
+    assert "Thanks" not in text
+
+
+def test_a_trace_without_a_response_is_refused(template):
+    with pytest.raises(TraceError, match="no assistant response"):
+        kept(template, trace("Which code?"), 512)
+
+
+def test_the_name_says_how_much_is_kept():
+    assert TaskAndLastTurns(64).name == "task_and_last_turns_64"
+    with pytest.raises(ValueError, match="at least one token"):
+        TaskAndLastTurns(0)
