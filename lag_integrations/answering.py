@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lag_integrations.engine import Engine, EngineStream, Placement
+from lag_integrations.engine import Engine, EngineStream
 from lag_integrations.generation.grammar import (
     json_answer,
     json_or_calls,
@@ -21,7 +21,7 @@ from lag_integrations.generation.grammar import (
 )
 from lag_integrations.generation.row import Generation, Request
 from lag_integrations.injection import Injection, Recall, inject
-from lag_integrations.prompt import with_system_text
+from lag_integrations.prompt import Placement, with_system_text
 from lag_integrations.reasoning import (
     CLOSE,
     ChannelReader,
@@ -89,7 +89,7 @@ class Question:
     chat: Sequence[Message]
     form: Form = field(default_factory=Form)
     recall: Recall = field(default_factory=Recall)
-    placement: Placement = "before_turn"
+    placement: Placement | None = None
     attention_temperature: float | None = None
     words: str | None = None
     max_tokens: int = 512

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from transformers import (
@@ -52,7 +52,7 @@ from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
-from lag_integrations.prompt import ChatFormat
+from lag_integrations.prompt import ChatFormat, Placement
 from lag_integrations.teams import computing, let_go_between_tokens
 from lag_integrations.trace import Message, Trace
 
@@ -76,12 +76,6 @@ _IDLE_AFTER = 0.5
 _TEMPERATURE = 0.8
 """Of the attention to segments, without a calibration: safe on every model of the ladder
 (docs/evaluation.md). The lower it is, the more a log counts, whether it fits or not."""
-
-Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
-"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
-turns; but where that turn is known to hold more than the question, such as documents, as
-``before_question``: before the question's line. ``after_system``: after the system message.
-``before_prompt``: before everything, as in the paper."""
 
 
 class Engine:
@@ -408,7 +402,7 @@ class Engine:
         messages: Sequence[Message],
         segments: Sequence[Segment] = (),
         *,
-        placement: Placement = "before_turn",
+        placement: Placement | None = None,
         attention_temperature: float | None = None,
         question: str | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -426,7 +420,8 @@ class Engine:
             messages: The conversation. If the last message is the assistant's, it is continued.
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
-            placement: Where the segments stand; see `Placement`.
+            placement: Where the segments stand; see `Placement`. By default what the calibration
+                says, ``before_turn`` without one.
             attention_temperature: Of the attention to the segments; see `kv.splice`. By default
                 what the calibration says, 0.8 without one; 1 leaves it as it is.
             question: The question's words, where the last user message holds more: segments stand
@@ -577,7 +572,7 @@ class Engine:
         self,
         messages: Sequence[Message],
         *,
-        placement: Placement = "before_turn",
+        placement: Placement | None = None,
         question: str | None = None,
         segments: int = 0,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -594,6 +589,9 @@ class Engine:
         Raises:
             PromptError: There is no such placement, or the template refuses the conversation.
         """
+        if placement is None:
+            calibration = self.calibration
+            placement = "before_turn" if calibration is None else calibration.placement
         if placement not in get_args(Placement):
             known = ", ".join(get_args(Placement))
             raise PromptError(f"There is no placement {placement!r}; use one of {known}.")

@@ -7,7 +7,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,13 @@ from lag_integrations.trace import Message, Role, in_call_order
 
 ChatMessage = dict[str, Any]
 """A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""
+
+
+Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
+"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
+turns; but where that turn is known to hold more than the question, such as documents, as
+``before_question``: before the question's line. ``after_system``: after the system message.
+``before_prompt``: before everything, as in the paper."""
 
 
 class _Turn(ChatMessage):

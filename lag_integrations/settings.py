@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lag_integrations.engine import Engine, Placement
+from lag_integrations.engine import Engine
 from lag_integrations.injection import MissingSegments
 from lag_integrations.memory import KVLogMemory
+from lag_integrations.prompt import Placement
 
 
 class ModelSettings(BaseModel):
@@ -26,8 +27,9 @@ class ModelSettings(BaseModel):
     """Most logs to recall; the memory's own setting by default. 0 is off."""
     min_score: float | None = None
     """Least similarity of a recalled log; the memory's own setting by default."""
-    placement: Placement = "before_turn"
-    """Where recalled segments stand in the prompt."""
+    placement: Placement | None = None
+    """Where recalled segments stand in the prompt; by default what the model's calibration says,
+    before the last user turn without one."""
     attention_temperature: float | None = None
     """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
     default what the model's calibration says, 0.8 without one; 1 changes nothing."""

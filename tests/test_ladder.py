@@ -103,7 +103,7 @@ def test_it_is_given_logs_as_kv(capable, monkeypatch, tmp_path):
     assert found.form == "kv"
     assert found.gain > 0.3
     assert found.repetition < 0.1
-    chosen = f"{found.selection} at {found.temperature}"
+    chosen = f"{found.selection}, {found.placement}, {found.temperature}"
     figures = {of.setting: of for of in found.figures}
     assert figures[chosen].parroted == 0
 

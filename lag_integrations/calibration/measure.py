@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.calibration.record import SELECTIONS, Calibration, Figures
+from lag_integrations.calibration.record import DEFAULT_SELECTION, Calibration, Figures
 from lag_integrations.errors import CalibrationError, ContextWindowError, PromptError, TraceError
 from lag_integrations.generation.row import Request
 from lag_integrations.injection import with_texts
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import Selection
+from lag_integrations.kv.selection import LastTurn, Selection
+from lag_integrations.prompt import Placement
 from lag_integrations.trace import Message, Trace
 
 if TYPE_CHECKING:
@@ -44,19 +45,26 @@ class Setting:
     """A way to give logs as KV."""
 
     selection: Selection
+    placement: Placement
     temperature: float
 
     @property
     def name(self) -> str:
         """Its name in the figures."""
-        return f"{self.selection.name} at {self.temperature}"
+        return f"{self.selection.name}, {self.placement}, {self.temperature}"
 
 
+_PLACES: tuple[tuple[Selection, Placement], ...] = (
+    (DEFAULT_SELECTION, "before_turn"),
+    (DEFAULT_SELECTION, "before_question"),
+    (LastTurn(), "before_turn"),
+)
 SETTINGS = tuple(
-    Setting(selection, temperature)
-    for selection in SELECTIONS.values()
+    Setting(selection, placement, temperature)
+    for selection, placement in _PLACES
     for temperature in _TEMPERATURES
 )
+"""What is compared; the default first, see `choose.best`."""
 
 
 def calibrate(engine: Engine, progress: Progress | None = None) -> Calibration:
@@ -86,6 +94,7 @@ def calibrate(engine: Engine, progress: Progress | None = None) -> Calibration:
         fingerprint=engine.fingerprint.id,
         form="text" if broken or is_clearly_worse(mean, interval) else "kv",
         selection=setting.selection.name,
+        placement=setting.placement,
         temperature=setting.temperature,
         gain=mean,
         gain_interval=interval,
@@ -180,7 +189,7 @@ class _Counter:
 
     def _with_kv(self, case: Case, setting: Setting) -> Request:
         segments = [self._segment(log, setting.selection) for log in case.logs]
-        return self._request(case.question, segments, setting.temperature)
+        return self._request(case.question, segments, setting)
 
     def _with_text(self, case: Case) -> Request:
         chat = [Message(role="user", content=case.question)]
@@ -190,12 +199,13 @@ class _Counter:
         )
 
     def _request(
-        self, question: str, segments: Sequence[Segment] = (), temperature: float = 1.0
+        self, question: str, segments: Sequence[Segment] = (), setting: Setting | None = None
     ) -> Request:
         return self._engine.request(
             [Message(role="user", content=question)],
             segments,
-            attention_temperature=temperature,
+            placement=None if setting is None else setting.placement,
+            attention_temperature=None if setting is None else setting.temperature,
             max_new_tokens=_WRITTEN,
             do_sample=False,
         )

@@ -14,6 +14,7 @@ from lag_integrations.calibration.cases import Kind
 from lag_integrations.errors import CalibrationError
 from lag_integrations.folders import cache_folder
 from lag_integrations.kv.selection import LastTurn, Selection, TaskAndLastTurns
+from lag_integrations.prompt import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Calibration(BaseModel):
         fingerprint: The model's fingerprint id.
         form: In which form recalled logs are given: text where KV is clearly worse.
         selection: Name of the selection, a key of `SELECTIONS`.
+        placement: Where segments stand.
         temperature: Attention temperature of segments.
         gain: What KV in this setting gains against text, in the mean over questions.
         gain_interval: The 95 % interval of `gain`.
@@ -78,6 +80,7 @@ class Calibration(BaseModel):
     fingerprint: str
     form: LogForm
     selection: str
+    placement: Placement
     temperature: float = Field(gt=0)
     gain: float
     gain_interval: tuple[float, float]

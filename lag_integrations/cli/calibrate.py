@@ -76,7 +76,8 @@ def _show(found: Calibration) -> None:
     low, high = found.gain_interval
     form = "as KV" if found.form == "kv" else "as text"
     say(
-        f"{found.model} is given logs {form}; kept: {found.selection}; attention temperature "
-        f"{found.temperature}. KV against text: {found.gain:+.2f} [{low:+.2f}, {high:+.2f}] nats a "
-        f"token. {found.seconds:.0f} s, {found.tokens:,} tokens."
+        f"{found.model} is given logs {form}; kept: {found.selection}; they stand "
+        f"{found.placement}; attention temperature {found.temperature}. KV against text: "
+        f"{found.gain:+.2f} [{low:+.2f}, {high:+.2f}] nats a token. {found.seconds:.0f} s, "
+        f"{found.tokens:,} tokens."
     )

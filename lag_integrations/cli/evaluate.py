@@ -104,8 +104,9 @@ def eval_(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
     placement: Annotated[
-        PlacementName, typer.Option(help="Where segments stand.")
-    ] = PlacementName.before_turn,
+        PlacementName | None,
+        typer.Option(help="Where segments stand.", show_default="as calibrated, else before_turn"),
+    ] = None,
     best_last: Annotated[
         bool,
         typer.Option(
@@ -216,7 +217,7 @@ def eval_(
         k=k,
         min_score=MIN_SCORE if min_score is None else min_score,
         max_tokens=max_tokens,
-        placement=placement.value,
+        placement=None if placement is None else placement.value,
         best_last=best_last,
         attention_temperature=attention_temperature,
         direct=direct,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from lag_integrations.engine import Engine, Placement
+from lag_integrations.engine import Engine
 from lag_integrations.errors import LAGError
 from lag_integrations.evaluation.arms import Arm, Asked, AsText, Given
 from lag_integrations.evaluation.as_text import read_as_text
@@ -19,6 +19,7 @@ from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.generation.row import Generation, Request
 from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.prompt import Placement
 from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Loop(BaseModel):
     min_score: float
     max_tokens: int
     direct: bool = False
-    placement: Placement = "before_turn"
+    placement: Placement | None = None
     best_last: bool = True
     attention_temperature: float | None = None
     batch: int = 1

@@ -19,11 +19,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lag_integrations import packaged
-from lag_integrations.engine import Engine, Placement
+from lag_integrations.engine import Engine
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.memory import KVLogMemory
+from lag_integrations.prompt import Placement
 from lag_integrations.trace import Message, Outcome
 
 _GENERATION: dict[str, Any] = {"max_new_tokens": 24, "stop": ["]"], "do_sample": False}

@@ -47,7 +47,7 @@ def test_what_was_measured_is_complete(measured):
         assert set(figures.likelihood) == set(KINDS)
         assert figures.value < 0
         assert max(figures.likelihood.values()) < 0
-    chosen = f"{measured.selection} at {measured.temperature}"
+    chosen = f"{measured.selection}, {measured.placement}, {measured.temperature}"
     values = {figures.setting: figures.value for figures in measured.figures}
     assert measured.gain == pytest.approx(values[chosen] - values["text"], abs=1e-6)
     assert measured.gain_interval[0] <= measured.gain <= measured.gain_interval[1]
