@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder lint models react paper position bench forms query-engine agent bfcl codecs growth clean
+.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth clean
 
 setup: $(STAMP)
 
@@ -67,6 +67,10 @@ models: $(STAMP)
 position: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)
 
+# Answers to read, of any model: MODEL=…
+answers: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.answers $(if $(MODEL),--model $(MODEL))
+
 # All that docs/performance.md is about, over an hour; COMPARE=bench.json says what changed since.
 bench: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.bench --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
@@ -78,7 +82,7 @@ forms: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.forms
 
 agent: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.agent
+	$(BIN)/python -m lag_integrations.evaluation.agent $(if $(MODEL),--model $(MODEL))
 
 # Tool calls on BFCL's single-turn sets; MODEL is a hub id or folder.
 bfcl: $(STAMP)
