@@ -19,6 +19,7 @@ from lag_integrations.evaluation.bench.results import changes, markdown, read, s
 from lag_integrations.evaluation.bench.tasks import Task
 from lag_integrations.evaluation.bench.turns import Figure, Spread, figures, in_turns
 from lag_integrations.evaluation.bench.weights import weights
+from lag_integrations.kv.selection import LastTurn
 from lag_integrations.trace import Message
 
 
@@ -76,7 +77,7 @@ def test_a_run_is_read_back_and_compared(tmp_path):
 def test_tasks_are_as_long_as_asked_for_and_no_two_alike(engine):
     task, other = (Task.make(engine, number, logs=3, tokens=384) for number in range(2))
     for trace in task.traces:
-        kept = engine.encodable(trace).keep
+        kept = engine.encodable(trace, LastTurn()).keep
         assert abs(len(kept) - 128) < 12
         assert abs(len(engine.encodable(trace)) - 256) < 40
     assert not {str(trace.messages) for trace in task.traces} & {

@@ -403,12 +403,13 @@ def test_answers_are_rated_as_if_the_logs_were_text(evaluate, puppet, monkeypatc
     puppet.says(knows)
     rated = []
 
-    def likelihood(engine, request, token_ids):
+    def likelihoods(requests, answers):
+        (request,), (answer,) = requests, answers
         assert not request.segments
         rated.append(puppet.tokenizer.decode(request.prompt_ids))
-        return -0.5
+        return [torch.tensor([[-0.5] * len(answer), [1.0] * len(answer)])]
 
-    monkeypatch.setattr("lag_integrations.evaluation.agent_loop.log_likelihood", likelihood)
+    monkeypatch.setattr(puppet, "log_likelihoods", likelihoods)
     records = evaluate(["none", "kv_last"], likelihood=True, batch=batch)
     assert records["none", "vault"].log_likelihood is None
     assert records["kv_last", "tea"].log_likelihood is None  # no log was near enough

@@ -9,6 +9,7 @@ from typing import Any
 
 from lag_integrations.evaluation.bench.turns import Figure, figures, in_turns
 from lag_integrations.evaluation.growth import synthetic
+from lag_integrations.kv.selection import LastTurn
 from lag_integrations.memory import KVLogMemory
 
 SUITE = "recall of three logs, ms"
@@ -19,7 +20,7 @@ def asking(embedder: Any, rounds: int, logs: int) -> Iterator[Figure]:
     """Measure in a store of so many logs; `make growth` has large ones."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        KVLogMemory(folder, embedder=embedder, min_score=-1.0) as memory,
+        KVLogMemory(folder, embedder=embedder, min_score=-1.0, selection=LastTurn()) as memory,
     ):
         memory.add_many([synthetic(number) for number in range(logs)])
         memory.flush()

@@ -20,7 +20,7 @@ from lag_integrations.evaluation.bench.turns import Figure, Setting, figures
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import WholeTrace
+from lag_integrations.kv.selection import LastTurn, WholeTrace
 from lag_integrations.kv.splice import splice
 from lag_integrations.memory import KVLogMemory
 
@@ -65,7 +65,9 @@ class _Round:
         """Seconds of each way."""
         with (
             tempfile.TemporaryDirectory() as folder,
-            KVLogMemory(folder, embedder=self._embedder, min_score=-1.0) as memory,
+            KVLogMemory(
+                folder, embedder=self._embedder, min_score=-1.0, selection=LastTurn()
+            ) as memory,
         ):
             memory.attach(self._engine)
             self._task.store(memory)

@@ -20,6 +20,7 @@ from lag_integrations.evaluation.bench.turns import Figure, figures
 from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.selection import LastTurn
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.store.blobs import Blobs
 from lag_integrations.trace import Message
@@ -99,7 +100,9 @@ def _growth(engine: Engine, embedder: Any, requests: int) -> Iterator[Figure]:
     taken: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        KVLogMemory(folder, embedder=embedder, min_score=-1.0, hot_bytes=_BUDGET) as memory,
+        KVLogMemory(
+            folder, embedder=embedder, min_score=-1.0, selection=LastTurn(), hot_bytes=_BUDGET
+        ) as memory,
     ):
         memory.attach(small)
         task.store(memory)

@@ -24,7 +24,7 @@ class Task:
         name: Of the round: no other has it.
         number: The round's.
         traces: The logs. The last turn of each has about so many tokens, and what stands before it
-            as many again.
+            as many again. Only that turn is kept here, so that all ways are of equal tokens.
     """
 
     name: str
