@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 from lag_integrations import KVLogMemory, Trace
+from lag_integrations.calibration import record
 from lag_integrations.cli import app
 from lag_integrations.cli.options import parse_duration, parse_size
 from tests.conftest import overwrite, qa
@@ -430,6 +431,28 @@ def test_what_repair_cannot_mend_is_said(kvlog, filled, tmp_path):
     kvlog("import", filled, tmp_path / "a.zip")
     assert "7741" in kvlog("show", filled, key).stdout
     kvlog("verify", filled)
+
+
+def test_calibrate(kvlog, filled, model_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "cache_folder", lambda: tmp_path / "cache")
+    found = as_json(kvlog("calibrate", model_folder, "--store", filled, "--json"))
+    assert found["form"] in ("kv", "text")
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    with sqlite3.connect(filled / "ledger.sqlite") as connection:
+        key = f"calibration:{found['fingerprint']}"
+        query = "SELECT value FROM settings WHERE key = ?"
+        (stored,) = connection.execute(query, (key,)).fetchone()
+    assert json.loads(stored) == found
+    shown = kvlog("calibrate", model_folder).stdout
+    assert "KV against text" in shown
+    assert f"{found['seconds']:.0f} s" in shown, "measured once"
+    assert as_json(kvlog("calibrate", model_folder, "--again", "--json")) != found
+
+
+def test_calibrate_says_what_is_wrong(kvlog, tmp_path, model_folder):
+    told = kvlog("calibrate", model_folder, "--store", tmp_path / "nowhere", code=1).output
+    assert "nowhere" in told
+    assert "cannot be loaded" in kvlog("calibrate", tmp_path / "no-model", code=1).output
 
 
 def test_reencode(kvlog, filled, model_folder):

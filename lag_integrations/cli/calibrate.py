@@ -52,8 +52,8 @@ def calibrate(
     with progress_bar("Calibrating") as progress:
         found = engine.calibrate(progress, again=again)
     if place is not None:
-        with place.memory(None) as memory:
-            memory.attach(engine)
+        with place.store() as opened:
+            opened.facts.set_calibration(found.fingerprint, found.model_dump_json())
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:
