@@ -73,7 +73,7 @@ _ROOM = 128
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
-_TEMPERATURE = 0.8
+_TEMPERATURE = 0.9
 """Of the attention to segments, without a calibration: safe on every model of the ladder
 (docs/evaluation.md). The lower it is, the more a log counts, whether it fits or not."""
 
@@ -421,9 +421,9 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`. By default what the calibration
-                says, ``before_turn`` without one.
+                says, ``before_question`` without one.
             attention_temperature: Of the attention to the segments; see `kv.splice`. By default
-                what the calibration says, 0.8 without one; 1 leaves it as it is.
+                what the calibration says, 0.9 without one; 1 leaves it as it is.
             question: The question's words, where the last user message holds more: segments stand
                 before the line with these.
             tools: Tool schemas for the prompt.
@@ -591,7 +591,7 @@ class Engine:
         """
         if placement is None:
             calibration = self.calibration
-            placement = "before_turn" if calibration is None else calibration.placement
+            placement = "before_question" if calibration is None else calibration.placement
         if placement not in get_args(Placement):
             known = ", ".join(get_args(Placement))
             raise PromptError(f"There is no placement {placement!r}; use one of {known}.")

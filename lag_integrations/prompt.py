@@ -23,10 +23,10 @@ ChatMessage = dict[str, Any]
 
 
 Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
-"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
-turns; but where that turn is known to hold more than the question, such as documents, as
-``before_question``: before the question's line. ``after_system``: after the system message.
-``before_prompt``: before everything, as in the paper."""
+"""Where segments stand. ``before_question`` (the default): in the last user turn, before its text,
+or before the question's line where it is known to hold more. ``before_turn``: before that turn,
+like earlier turns, but within it where it is known to hold more. ``after_system``: after the system
+message. ``before_prompt``: before everything, as in the paper."""
 
 
 class _Turn(ChatMessage):

@@ -29,10 +29,10 @@ class ModelSettings(BaseModel):
     """Least similarity of a recalled log; the memory's own setting by default."""
     placement: Placement | None = None
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
-    before the last user turn without one."""
+    before the question without one."""
     attention_temperature: float | None = None
     """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
-    default what the model's calibration says, 0.8 without one; 1 changes nothing."""
+    default what the model's calibration says, 0.9 without one; 1 changes nothing."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace
     now, or give its last response as text this time (the worker encodes it meanwhile)."""

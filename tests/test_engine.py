@@ -154,11 +154,14 @@ def test_segments_stand_before_the_line_of_the_question(engine):
     prompt = "Documents:\nIs it late? Yes.\n\nQuestion: Is it late?\nAnswer:"
     for words, rest in (
         ("Is it late?", "\nQuestion: Is it late?\nAnswer:"),
-        ("Is it early?", f"<|im_start|>user\n{prompt}"),
-        ("", f"<|im_start|>user\n{prompt}"),
+        ("Is it early?", f"\n{prompt}"),
+        ("", f"\n{prompt}"),
     ):
         request = engine.request(user(prompt), [segment], question=words)
         assert engine.tokenizer.decode(request.prompt_ids[request.split :]).startswith(rest)
+        turn = engine.request(user(prompt), [segment], question=words, placement="before_turn")
+        begins = rest if words == "Is it late?" else f"<|im_start|>user\n{prompt}"
+        assert engine.tokenizer.decode(turn.prompt_ids[turn.split :]).startswith(begins)
     plain = engine.request(user(prompt), question="Is it late?")
     assert plain.prompt_ids == engine.request(user(prompt)).prompt_ids
 
@@ -282,7 +285,7 @@ def test_the_attention_temperature_is_one_default_for_any_number_of_logs(engine)
     segment = engine.encode(TRACE)
     for number in (1, 2, 3):
         request = engine.request(user("Which code?"), [segment] * number)
-        assert request.attention_temperature == 0.8
+        assert request.attention_temperature == 0.9
     assert engine.request(user("Hi"), [segment], attention_temperature=1).attention_temperature == 1
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-_TEMPERATURES = (0.8, 0.9, 1.0)
+_TEMPERATURES = (0.9, 1.0, 0.8)
 """In the order in which they are preferred where they are as good: the first is the default."""
 _WRITTEN = 16
 """Tokens of a greedy answer: enough to see one fall apart."""
@@ -56,8 +56,8 @@ class Setting:
 
 
 _PLACES: tuple[tuple[Selection, Placement], ...] = (
-    (DEFAULT_SELECTION, "before_turn"),
     (DEFAULT_SELECTION, "before_question"),
+    (DEFAULT_SELECTION, "before_turn"),
     (LastTurn(), "before_turn"),
 )
 SETTINGS = tuple(

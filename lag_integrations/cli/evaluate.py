@@ -105,7 +105,9 @@ def eval_(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
     placement: Annotated[
         PlacementName | None,
-        typer.Option(help="Where segments stand.", show_default="as calibrated, else before_turn"),
+        typer.Option(
+            help="Where segments stand.", show_default="as calibrated, else before_question"
+        ),
     ] = None,
     best_last: Annotated[
         bool,
@@ -118,7 +120,7 @@ def eval_(
         float | None,
         typer.Option(
             help="Of the attention to segments; 1 is as it is.",
-            show_default="as calibrated, else 0.8",
+            show_default="as calibrated, else 0.9",
         ),
     ] = None,
     direct: Annotated[

@@ -260,8 +260,7 @@ class Agent:
             given.segments,
             placement=self._loop.placement,
             attention_temperature=self._loop.attention_temperature,
-            # Without documents, the turn holds nothing but the question and how to answer it.
-            question=run.question.text if documents else None,
+            question=run.question.text,
             answer_prefix=f"<{ANSWER}>" if self._loop.direct else "",
             stop=[f"</{ANSWER}>"],
             max_new_tokens=self._loop.max_tokens,

@@ -72,11 +72,11 @@ def test_its_settings_are_used(cache, measured):
     engine = tiny_engine()
     segment = engine.encode(VAULT)
     assert engine.selection == TaskAndLastTurns()
-    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.8
-    engine.use_calibration(of(measured, selection=LastTurn().name, temperature=0.9))
+    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.9
+    engine.use_calibration(of(measured, selection=LastTurn().name, temperature=0.8))
     assert engine.selection == LastTurn()
     assert len(engine.encode(VAULT)) < len(segment)
-    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.9
+    assert engine.request(VAULT.messages[:1], [segment]).attention_temperature == 0.8
     given = engine.request(VAULT.messages[:1], [segment], attention_temperature=1.0)
     assert given.attention_temperature == 1.0
 
