@@ -220,7 +220,7 @@ class Engine:
         """Measure this model on a built-in set, choose its settings, and use them from now on.
 
         The calibration is kept in the user's cache folder by fingerprint, so that it runs once;
-        `KVLogMemory.attach` keeps it in the store, too. It reads some 12,000 tokens.
+        `KVLogMemory.attach` keeps it in the store, too. It reads some 8,500 tokens.
 
         Args:
             progress: Called with how many questions are done, and of how many.

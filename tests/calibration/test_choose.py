@@ -38,6 +38,7 @@ def test_kv_is_given_up_only_where_it_is_clearly_worse():
 
 def test_the_set_holds_every_kind_and_old_answers_only_where_they_are_wrong():
     assert {case.kind for case in CASES} == set(KINDS)
+    assert len(CASES) == 17, "choose._T is Student's t for so many"
     for case in CASES:
         assert (case.wrong is not None) == (case.kind == "instance")
         last = case.logs[-1].last_response
