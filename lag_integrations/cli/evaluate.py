@@ -243,7 +243,7 @@ def eval_(
         folder = out / label
         folder.mkdir(parents=True, exist_ok=True)
         mine = settings.model_copy(update={"model": source or "packaged SmolLM2-135M-Instruct"})
-        settle(folder / "run.json", mine, questions, engine.fingerprint.id)
+        settle(folder / "run.json", mine, questions, engine.fingerprint.id, engine.calibration)
         evaluation = Evaluation(mine, questions, engine, finder, folder, part, others, asked)
         with _progress() as progress:
             evaluation.run(chosen, progress)

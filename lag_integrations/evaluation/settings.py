@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
+from lag_integrations.calibration.record import Calibration
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.agent_loop import Loop
 from lag_integrations.evaluation.questions import Dataset
@@ -48,7 +49,13 @@ class Settings(Loop):
     seed: int = 0
 
 
-def settle(path: Path, settings: Settings, dataset: Dataset, fingerprint: str) -> None:
+def settle(
+    path: Path,
+    settings: Settings,
+    dataset: Dataset,
+    fingerprint: str,
+    calibration: Calibration | None = None,
+) -> None:
     """Write down what an evaluation is, or make sure that one that goes on is the same.
 
     Raises:
@@ -62,6 +69,9 @@ def settle(path: Path, settings: Settings, dataset: Dataset, fingerprint: str) -
         "searched": len(dataset.documents),
         "data": dataset.digest,
         "fingerprint": fingerprint,
+        # It decides what `settings` leave open.
+        "calibration": calibration
+        and calibration.model_dump(include={"selection", "placement", "temperature"}),
     }
     if not path.exists():
         # Shards may begin at once: none may see half of it.
