@@ -74,8 +74,8 @@ _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
 
 _TEMPERATURE = 0.9
-"""Of the attention to segments, without a calibration: sound on the three models of the ladder that
-were measured (docs/evaluation.md). The lower it is, the more a log counts, whether it fits or not."""
+"""Of the attention to segments, without a calibration: sound on the three ladder models that
+were measured (docs/evaluation.md). The lower, the more a log counts, whether it fits or not."""
 
 
 class Engine:
