@@ -71,7 +71,7 @@ def eval_(
     ] = None,
     arms: Annotated[
         str, typer.Option(help="Arms to run, with commas; or all.")
-    ] = "none,text_last,kv_last,kv_no_context",
+    ] = "none,text_last,kv,kv_last",
     logs: Annotated[
         Logs,
         typer.Option(

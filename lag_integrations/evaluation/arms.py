@@ -68,12 +68,15 @@ class Arm(ABC):
     """A form of logs.
 
     Attributes:
-        selection: What of a trace is made a segment, where segments are used.
+        selection: What of a trace is made a segment; what the model's memory keeps by default
+            if None.
         uses_logs: Whether logs are recalled at all.
+        uses_segments: Whether segments are made of them.
     """
 
     selection: Selection | None = None
     uses_logs = True
+    uses_segments = False
 
     @abstractmethod
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
@@ -99,10 +102,12 @@ class AsSegments(Arm):
     """KV of what a selection keeps.
 
     Args:
-        selection: What is kept.
+        selection: What is kept; by default what the model's memory keeps.
     """
 
-    def __init__(self, selection: Selection) -> None:
+    uses_segments = True
+
+    def __init__(self, selection: Selection | None = None) -> None:
         self.selection = selection
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
@@ -177,7 +182,8 @@ ARMS: dict[str, Arm] = {
     "none": NoLogs(),
     "text_last": AsText(),
     "text_all": AsText(whole=True),
-    "text_tokens": TokensAsText(LastTurn()),
+    "text_tokens": TokensAsText(),
+    "kv": AsSegments(),
     "kv_last": AsSegments(LastTurn()),
     "kv_last_response": AsSegments(LastResponse()),
     "kv_last_action": AsSegments(LastAction()),
@@ -186,9 +192,11 @@ ARMS: dict[str, Arm] = {
     "kv_no_context": AsSegments(WithoutContext(LastTurn())),
     "cheatsheet": Cheatsheet(),
 }
-"""All arms of the paper, by their names there. `kv_last` keeps the response with the header and the
-end of its turn, as `KVLogMemory` does; `kv_last_response`, like the paper, its text alone.
-`text_tokens` is not the paper's: the very tokens of `kv_last`, at the same place, as text."""
+"""All arms of the paper, by their names there, and two more.
+
+`kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` gives the
+very tokens of `kv`, at the same place, as text. `kv_last` keeps the last response with the header
+and the end of its turn; `kv_last_response`, like the paper, its text alone."""
 
 
 def arm(name: str) -> Arm:

@@ -161,7 +161,7 @@ class Evaluation:
             selection=one.selection,
             outcomes=outcomes if self._settings.only_correct else (*outcomes, "failure"),
         )
-        if one.selection is not None:
+        if one.uses_segments:
             memory.attach(self._engine)  # segments are made before the clock runs
         return memory
 

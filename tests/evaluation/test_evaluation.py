@@ -324,12 +324,15 @@ def test_a_batch_that_is_too_much_for_the_memory_goes_one_by_one(evaluate, puppe
 
 def test_the_very_tokens_of_the_segments_are_read_as_text(evaluate, puppet):
     puppet.says(knows)
-    records = evaluate(["kv_last", "text_tokens"])
-    kv, text = (records[name, "vault"] for name in ("kv_last", "text_tokens"))
+    records = evaluate(["kv", "text_tokens"])
+    kv, text = (records[name, "vault"] for name in ("kv", "text_tokens"))
     assert text.logs == kv.logs == ("vault",)
     assert text.injected_tokens == 0
     injected, read = (p for p in puppet.prompts if f"Question: {SEEN[0].text}" in p)
-    kept = "<|im_start|>assistant\nThe answer is <ans>7741</ans><|im_end|>"
+    kept = (
+        f"<|im_start|>user\n{SEEN[0].text}<|im_end|>\n"
+        "<|im_start|>assistant\nThe answer is <ans>7741</ans><|im_end|>"
+    )
     assert kept not in injected
     assert kept in read
     assert read.index(kept) < read.index(f"Question: {SEEN[0].text}")
