@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from lag_integrations.calibration.record import (
-    DEFAULT_SELECTION,
+    DEFAULTS,
     SELECTIONS,
     Calibration,
     LogForm,
+    LogSettings,
     save,
     saved,
 )
@@ -72,10 +73,6 @@ _ROOM = 128
 
 _IDLE_AFTER = 0.5
 """Least seconds without a forward pass after which nothing is being generated."""
-
-_TEMPERATURE = 0.9
-"""Of the attention to segments, without a calibration: sound on the three ladder models that
-were measured (docs/evaluation.md). The lower, the more a log counts, whether it fits or not."""
 
 
 class Engine:
@@ -256,15 +253,19 @@ class Engine:
         self.calibration = calibration
 
     @property
+    def log_settings(self) -> LogSettings:
+        """How this model is given logs: what its calibration says, else the defaults."""
+        return self.calibration or DEFAULTS
+
+    @property
     def selection(self) -> Selection:
         """Which tokens of a trace are kept for this model, unless a memory says otherwise."""
-        calibration = self.calibration
-        return DEFAULT_SELECTION if calibration is None else SELECTIONS[calibration.selection]
+        return SELECTIONS[self.log_settings.selection]
 
     @property
     def log_form(self) -> LogForm:
         """Whether this model is given logs as KV, or as text since KV is clearly worse."""
-        return "kv" if self.calibration is None else self.calibration.form
+        return self.log_settings.form
 
     def count_tokens(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
@@ -461,8 +462,7 @@ class Engine:
                 "conversation or recall fewer logs."
             )
         if attention_temperature is None:
-            calibration = self.calibration
-            attention_temperature = _TEMPERATURE if calibration is None else calibration.temperature
+            attention_temperature = self.log_settings.temperature
         if attention_temperature <= 0:
             raise SettingsError(
                 f"attention_temperature is {attention_temperature}; it must be above 0."
@@ -590,8 +590,7 @@ class Engine:
             PromptError: There is no such placement, or the template refuses the conversation.
         """
         if placement is None:
-            calibration = self.calibration
-            placement = "before_question" if calibration is None else calibration.placement
+            placement = self.log_settings.placement
         if placement not in get_args(Placement):
             known = ", ".join(get_args(Placement))
             raise PromptError(f"There is no placement {placement!r}; use one of {known}.")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.calibration.record import DEFAULT_SELECTION, Calibration, Figures
+from lag_integrations.calibration.record import Calibration, Figures
 from lag_integrations.errors import CalibrationError, ContextWindowError, PromptError, TraceError
 from lag_integrations.generation.row import Request
 from lag_integrations.injection import with_texts
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastTurn, Selection
+from lag_integrations.kv.selection import LastTurn, Selection, TaskAndLastTurns
 from lag_integrations.prompt import Placement
 from lag_integrations.trace import Message, Trace
 
@@ -56,8 +56,8 @@ class Setting:
 
 
 _PLACES: tuple[tuple[Selection, Placement], ...] = (
-    (DEFAULT_SELECTION, "before_question"),
-    (DEFAULT_SELECTION, "before_turn"),
+    (TaskAndLastTurns(), "before_question"),
+    (TaskAndLastTurns(), "before_turn"),
     (LastTurn(), "before_turn"),
 )
 SETTINGS = tuple(

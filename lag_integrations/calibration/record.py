@@ -24,13 +24,38 @@ VERSION = 1
 LogForm = Literal["kv", "text"]
 """In which form recalled logs are given to a model."""
 
-DEFAULT_SELECTION: Selection = TaskAndLastTurns()
-"""What is kept for a model that was not calibrated."""
-
 SELECTIONS: dict[str, Selection] = {
-    selection.name: selection for selection in (DEFAULT_SELECTION, LastTurn())
+    selection.name: selection for selection in (TaskAndLastTurns(), LastTurn())
 }
 """The selections that are compared, by name."""
+
+
+class LogSettings(BaseModel):
+    """How recalled logs are given to a model.
+
+    Attributes:
+        form: As KV, or as text where KV is clearly worse.
+        selection: Name of what is kept of a trace, a key of `SELECTIONS`.
+        placement: Where segments stand.
+        temperature: Attention temperature of segments; the lower, the more a log counts, whether
+            it fits or not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    form: LogForm
+    selection: str
+    placement: Placement
+    temperature: float = Field(gt=0)
+
+
+DEFAULTS = LogSettings(
+    form="kv",
+    selection=TaskAndLastTurns().name,
+    placement="before_question",
+    temperature=0.9,
+)
+"""For a model that was not calibrated: what was sound on the whole ladder (docs/evaluation.md)."""
 
 
 class Figures(BaseModel):
@@ -54,15 +79,11 @@ class Figures(BaseModel):
     parroted: float
 
 
-class Calibration(BaseModel):
+class Calibration(LogSettings):
     """The settings for one model.
 
     Attributes:
         fingerprint: The model's fingerprint id.
-        form: In which form recalled logs are given: text where KV is clearly worse.
-        selection: Name of the selection, a key of `SELECTIONS`.
-        placement: Where segments stand.
-        temperature: Attention temperature of segments.
         gain: What KV in this setting gains against text, in the mean over questions.
         gain_interval: The 95 % interval of `gain`.
         repetition: Share of repeated runs of three words in greedy answers with KV.
@@ -75,13 +96,7 @@ class Calibration(BaseModel):
         version: See `VERSION`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     fingerprint: str
-    form: LogForm
-    selection: str
-    placement: Placement
-    temperature: float = Field(gt=0)
     gain: float
     gain_interval: tuple[float, float]
     repetition: float

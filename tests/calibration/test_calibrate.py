@@ -12,7 +12,7 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.calibration import record
 from lag_integrations.calibration.cases import CASES, KINDS
 from lag_integrations.calibration.measure import SETTINGS
-from lag_integrations.calibration.record import Calibration
+from lag_integrations.calibration.record import DEFAULTS, Calibration
 from lag_integrations.errors import CalibrationError
 from lag_integrations.kv.selection import LastTurn, TaskAndLastTurns
 from lag_integrations.langchain import LAGChatModel
@@ -52,6 +52,12 @@ def test_what_was_measured_is_complete(measured):
     assert measured.gain == pytest.approx(values[chosen] - values["text"], abs=1e-6)
     assert measured.gain_interval[0] <= measured.gain <= measured.gain_interval[1]
     assert measured.tokens > 1000
+
+
+def test_the_defaults_are_preferred_where_nothing_is_better(cache):
+    assert tiny_engine().log_settings is DEFAULTS
+    defaults = f"{DEFAULTS.selection}, {DEFAULTS.placement}, {DEFAULTS.temperature}"
+    assert SETTINGS[0].name == defaults
 
 
 def test_it_is_measured_once(cache, measured):
