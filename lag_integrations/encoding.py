@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,14 @@ class Encodable:
         keep: Indices of the tokens that become the segment, ascending.
         head: Tokens before the first message that is not a system message.
         info: Facts to store with the segment.
+        steps: Which of the kept tokens are the run's steps, see `Selection.steps`.
     """
 
     token_ids: list[int]
     keep: list[int]
     head: int
     info: dict[str, str]
+    steps: range
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -47,6 +50,8 @@ class Encodable:
         """
         rendered = format.render(trace.messages, generate=False)
         token_ids, keep = rendered.token_ids, selection.keep(rendered)
+        steps = selection.steps(rendered)
+        steps = range(bisect_left(keep, steps.start), bisect_left(keep, steps.stop))
         if not selection.in_context:
             token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
         head = rendered.head if selection.in_context else 0
@@ -54,6 +59,12 @@ class Encodable:
         if cut:
             head = min(head, window // 2)
             token_ids = token_ids[:head] + token_ids[head + cut :]
+            gone = range(bisect_left(keep, head), bisect_left(keep, head + cut))
+            begin, end = (
+                index - len(range(gone.start, min(index, gone.stop)))
+                for index in (steps.start, steps.stop)
+            )
+            steps = range(begin, end)
             keep = [
                 index if index < head else index - cut
                 for index in keep
@@ -67,7 +78,7 @@ class Encodable:
                 trace.id,
             )
         info = {"selection": selection.name, "cut_tokens": str(cut)}
-        return cls(token_ids, keep, head, info)
+        return cls(token_ids, keep, head, info, steps)
 
 
 def batches(unread: Sequence[int], known: int, most: int) -> Iterator[list[int]]:

@@ -40,6 +40,7 @@ def encode_rows(
     *,
     fingerprint: str,
     infos: Sequence[dict[str, str]],
+    steps: Sequence[range] | None = None,
 ) -> list[Segment]:
     """Encode tokens in the context of all tokens, and keep some (LAG paper, section 3.1).
 
@@ -55,6 +56,7 @@ def encode_rows(
             into it. A new one by default.
         fingerprint: Identity of the model.
         infos: Facts to store with each segment.
+        steps: Which of the kept tokens are steps, of each row; none by default.
 
     Returns:
         The segments, in the model's dtype, on the model's device.
@@ -96,7 +98,8 @@ def encode_rows(
                     positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
                 )
             ids = torch.tensor(list(token_ids), dtype=torch.int64)[kept.cpu()]
-            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row]))
+            its = range(0) if steps is None else steps[row]
+            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row], its))
     return segments
 
 

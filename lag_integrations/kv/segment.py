@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -39,12 +39,14 @@ class Segment:
             MLA (latent, rotary key). One large tensor a group keeps the steps few and large.
         fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
         info: Facts about its making (selection, cut tokens), as text; no trace content.
+        steps: Which of the kept tokens are the run's steps, see `Selection.steps`.
     """
 
     token_ids: torch.Tensor
     slots: tuple[Slots, ...]
     fingerprint: str
     info: dict[str, str] = field(default_factory=dict)
+    steps: range = range(0)
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])
@@ -65,7 +67,7 @@ class Segment:
             (first.to(device, non_blocking=aside), second.to(device, non_blocking=aside))
             for first, second in self.slots
         )
-        return Segment(self.token_ids, slots, self.fingerprint, self.info)
+        return replace(self, slots=slots)
 
     def pinned(self) -> Segment:
         """The same segment in memory that stays where it is, for a GPU to copy from.
@@ -74,4 +76,4 @@ class Segment:
             RuntimeError: There is no GPU, or not so much memory that may be pinned.
         """
         slots = tuple((first.pin_memory(), second.pin_memory()) for first, second in self.slots)
-        return Segment(self.token_ids, slots, self.fingerprint, self.info)
+        return replace(self, slots=slots)

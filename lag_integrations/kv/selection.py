@@ -29,6 +29,18 @@ class Selection(ABC):
             TraceError: The trace has nothing that this rule keeps.
         """
 
+    def steps(self, rendered: Rendered) -> range:
+        """Tokens that led from the task to the answer, where both are kept.
+
+        The answer is what a task that comes back asks for. With the same sharp attention to all,
+        small models give what an earlier step found (docs/evaluation.md); so steps are attended to
+        at temperature 1 (`kv.splice`).
+
+        Returns:
+            Indices in ``rendered.token_ids``; none for most rules.
+        """
+        return range(0)
+
 
 @dataclass(frozen=True)
 class LastResponses(Selection):
@@ -164,6 +176,10 @@ class TaskAndLastTurns(Selection):
         begin = next(start for start in starts if last.end - start <= room or start == last.start)
         return [*kept, *range(begin, last.end)]
 
+    def steps(self, rendered: Rendered) -> range:
+        task = next((span.end for span in rendered.spans if span.role == "user"), rendered.head)
+        return range(task, max(task, _responses(rendered)[-1].start))
+
 
 @dataclass(frozen=True)
 class WithoutContext(Selection):
@@ -183,6 +199,9 @@ class WithoutContext(Selection):
 
     def keep(self, rendered: Rendered) -> list[int]:
         return self.inner.keep(rendered)
+
+    def steps(self, rendered: Rendered) -> range:
+        return self.inner.steps(rendered)
 
 
 def _responses(rendered: Rendered) -> list[Span]:

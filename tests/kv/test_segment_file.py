@@ -38,7 +38,8 @@ def segment(tokens: int = 5, dtype: torch.dtype = torch.float32) -> Segment:
         tuple(torch.randn(shape, generator=generator).to(dtype) for shape in pair)
         for pair in shapes
     )
-    return Segment(torch.arange(tokens) + 7, (first, second), "model", {"cut_tokens": "0"})
+    ids, info = torch.arange(tokens) + 7, {"cut_tokens": "0"}
+    return Segment(ids, (first, second), "model", info, range(tokens // 3, tokens // 2))
 
 
 def sealed(data: bytes) -> bytes:
@@ -71,7 +72,7 @@ def test_round_trip(name, tokens, dtype):
     assert dump_segment(made, key) == data
     read = load_segment(data, key)
     assert torch.equal(read.token_ids, made.token_ids)
-    assert (read.fingerprint, read.info) == (made.fingerprint, made.info)
+    assert (read.fingerprint, read.info, read.steps) == (made.fingerprint, made.info, made.steps)
     for pair, stored in zip(read.slots, made.slots, strict=True):
         for slot, original in zip(pair, stored, strict=True):
             assert (slot.dtype, slot.shape) == (dtype, original.shape)
@@ -198,6 +199,18 @@ def test_forged_tensors_give_a_sound_segment_or_are_refused(data, name):
 def test_the_segment_of_another_key_is_refused(change, says):
     with pytest.raises(SegmentCorruptedError, match=says):
         load_segment(WHOLE, replace(KEY, **change))
+
+
+def test_a_file_that_does_not_say_where_its_steps_are_has_none():
+    data = rewritten(WHOLE, lambda header: header["__metadata__"].pop("steps"))
+    assert len(load_segment(data, KEY).steps) == 0
+
+
+@pytest.mark.parametrize("steps", ["2:6", "3:2", "-1:2", "2", "all"])
+def test_steps_that_are_not_within_the_segment_are_refused(steps):
+    data = rewritten(WHOLE, lambda header: header["__metadata__"].update(steps=steps))
+    with pytest.raises(SegmentCorruptedError, match="cannot be understood"):
+        load_segment(data, KEY)
 
 
 def test_the_segment_of_another_model_is_refused():

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lag_integrations.kv.cache import new_cache
-from lag_integrations.kv.encode import encode
+from lag_integrations.kv.cache import new_cache, read_layers
+from lag_integrations.kv.encode import encode, encode_rows
 from lag_integrations.kv.positions import sharpen
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.splice import splice
@@ -110,4 +110,35 @@ def test_deviations_from_the_mean_are_scaled_and_nothing_else():
     mean, sharper = keys.mean(2, keepdim=True), sharpen(keys, 0.5)
     torch.testing.assert_close(sharper.mean(2, keepdim=True), mean)
     torch.testing.assert_close(sharper - mean, 2 * (keys - mean), atol=1e-4, rtol=1e-4)
+    partly = sharpen(keys, 0.5, range(4, 9))
+    assert torch.equal(partly[:, :, 4:9], keys[:, :, 4:9])
+    assert torch.equal(partly[:, :, :4], sharper[:, :, :4])
+    assert torch.equal(partly[:, :, 9:], sharper[:, :, 9:])
     assert sharpen(keys.bfloat16(), 0.5).dtype == torch.float32
+
+
+def test_steps_are_attended_to_as_they_are():
+    model = biased("half, biases of its own", 8.0)
+    ids, positions = tokens(), probe(model)
+    kept = [(ids[:PREFIX], range(PREFIX))]
+    (segment,) = encode_rows(
+        model, positions, kept, fingerprint=FINGERPRINT, infos=[{}], steps=[range(3, 9)]
+    )
+
+    def keys(temperature: float) -> list[torch.Tensor]:
+        cache = new_cache()
+        splice(
+            cache,
+            positions,
+            [segment, segment],
+            start=5,
+            fingerprint=FINGERPRINT,
+            temperature=temperature,
+        )
+        return [layer[0][0] for layer in read_layers(cache)]
+
+    steps = torch.zeros(PREFIX, dtype=torch.bool)
+    steps[3:9] = True
+    for plain, sharper in zip(keys(1.0), keys(0.8), strict=True):
+        same = (plain == sharper).all(-1).all(0)
+        assert torch.equal(same, steps.repeat(2))

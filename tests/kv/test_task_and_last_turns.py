@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lag_integrations import Trace, packaged
+from lag_integrations.encoding import Encodable
 from lag_integrations.errors import TraceError
 from lag_integrations.kv.selection import TaskAndLastTurns
 from lag_integrations.prompt import ChatFormat
@@ -29,6 +30,12 @@ def kept(template: ChatFormat, run: Trace, most: int) -> str:
     return template.tokenizer.decode([rendered.token_ids[index] for index in indices])
 
 
+def steps(template: ChatFormat, run: Trace, most: int, window: int = 4096) -> str:
+    ready = Encodable.of(run, TaskAndLastTurns(most), template, window)
+    tokens = [ready.token_ids[ready.keep[index]] for index in ready.steps]
+    return template.tokenizer.decode(tokens)
+
+
 RUN = trace("Which code?", "I look it up.", "The code is 7741.", "It is 7741.")
 WORDS = " ".join(["word"] * 80)
 
@@ -49,6 +56,24 @@ def test_of_a_long_trace_the_middle_goes(template):
     assert text.startswith("<|im_start|>user\nWhich code?<|im_end|>\n<|im_start|>assistant\nI read")
     assert "Say it." in text
     assert text.endswith("It is 7741.<|im_end|>\n")
+
+
+def test_what_led_from_the_task_to_the_answer_are_its_steps(template):
+    assert steps(template, RUN, 512) == (
+        "<|im_start|>assistant\nI look it up.<|im_end|>\n"
+        "<|im_start|>user\nThe code is 7741.<|im_end|>\n"
+    )
+    assert steps(template, trace("Which code?", "It is 7741."), 512) == ""
+    run = trace("Which code?", WORDS, WORDS, "I read it.", "Good. Say it.", "It is 7741.")
+    assert steps(template, run, 100) == (
+        "<|im_start|>assistant\nI read it.<|im_end|>\n<|im_start|>user\nGood. Say it.<|im_end|>\n"
+    )
+    # The task is too long to be kept; then all is kept, but longer than the window.
+    run = trace(WORDS, WORDS, "Read on.", "I read it.", "Say it.", "It is 7741.")
+    asked = "<|im_start|>user\nSay it.<|im_end|>\n"
+    assert steps(template, run, 50).endswith(asked)
+    cut = steps(template, run, 512, window=60)
+    assert cut.endswith(asked)
 
 
 def test_a_long_task_gives_way_to_the_last_turns(template):
