@@ -26,14 +26,14 @@ class Encodable:
         keep: Indices of the tokens that become the segment, ascending.
         head: Tokens before the first message that is not a system message.
         info: Facts to store with the segment.
-        steps: Which of the kept tokens are the run's steps, see `Selection.steps`.
+        background: How many of the kept tokens stand before the answer, see `Selection.answer`.
     """
 
     token_ids: list[int]
     keep: list[int]
     head: int
     info: dict[str, str]
-    steps: range
+    background: int
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -50,8 +50,7 @@ class Encodable:
         """
         rendered = format.render(trace.messages, generate=False)
         token_ids, keep = rendered.token_ids, selection.keep(rendered)
-        steps = selection.steps(rendered)
-        steps = range(bisect_left(keep, steps.start), bisect_left(keep, steps.stop))
+        background = bisect_left(keep, selection.answer(rendered))
         if not selection.in_context:
             token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
         head = rendered.head if selection.in_context else 0
@@ -59,17 +58,13 @@ class Encodable:
         if cut:
             head = min(head, window // 2)
             token_ids = token_ids[:head] + token_ids[head + cut :]
-            gone = range(bisect_left(keep, head), bisect_left(keep, head + cut))
-            begin, end = (
-                index - len(range(gone.start, min(index, gone.stop)))
-                for index in (steps.start, steps.stop)
-            )
-            steps = range(begin, end)
+            answer = len(keep) - background
             keep = [
                 index if index < head else index - cut
                 for index in keep
                 if index < head or index >= head + cut
             ]
+            background = max(0, len(keep) - answer)
             logger.warning(
                 "A trace is %d tokens longer than the model's window of %d; its oldest tokens "
                 "after the system message were cut (trace %s).",
@@ -78,7 +73,7 @@ class Encodable:
                 trace.id,
             )
         info = {"selection": selection.name, "cut_tokens": str(cut)}
-        return cls(token_ids, keep, head, info, steps)
+        return cls(token_ids, keep, head, info, background)
 
 
 def batches(unread: Sequence[int], known: int, most: int) -> Iterator[list[int]]:

@@ -361,7 +361,7 @@ class Engine:
                 cache,
                 fingerprint=self.fingerprint.id,
                 infos=[trace.info for trace in traces],
-                steps=[trace.steps for trace in traces],
+                backgrounds=[trace.background for trace in traces],
             )
             # Traces of one agent begin alike; more of them is not kept, since nothing would
             # remove it when they are deleted.

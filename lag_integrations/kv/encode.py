@@ -40,7 +40,7 @@ def encode_rows(
     *,
     fingerprint: str,
     infos: Sequence[dict[str, str]],
-    steps: Sequence[range] | None = None,
+    backgrounds: Sequence[int] | None = None,
 ) -> list[Segment]:
     """Encode tokens in the context of all tokens, and keep some (LAG paper, section 3.1).
 
@@ -56,7 +56,8 @@ def encode_rows(
             into it. A new one by default.
         fingerprint: Identity of the model.
         infos: Facts to store with each segment.
-        steps: Which of the kept tokens are steps, of each row; none by default.
+        backgrounds: Of each row, how many of the kept tokens stand before the answer
+            (`Segment.background`); none by default.
 
     Returns:
         The segments, in the model's dtype, on the model's device.
@@ -98,8 +99,8 @@ def encode_rows(
                     positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
                 )
             ids = torch.tensor(list(token_ids), dtype=torch.int64)[kept.cpu()]
-            its = range(0) if steps is None else steps[row]
-            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row], its))
+            background = 0 if backgrounds is None else backgrounds[row]
+            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row], background))
     return segments
 
 

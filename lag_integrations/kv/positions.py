@@ -70,7 +70,7 @@ class Positions:
         *,
         out: Slots,
         temperature: float = 1.0,
-        plain: Sequence[range] = (),
+        backgrounds: Sequence[int] = (),
     ) -> None:
         """Rotate position-free slots of a group to given positions.
 
@@ -82,20 +82,20 @@ class Positions:
             out: Where to write them, a pair of tensors for the tokens of all parts.
             temperature: Of the attention to each part, see `sharpen`; without effect where the
                 first slot is none (MLA).
-            plain: Of each part, the tokens that are left at temperature 1; none by default.
+            backgrounds: Of each part, how many tokens stand before the answer; none by default.
         """
         for index, kernel in enumerate(group.kernels):
             sharper = index == 0 and group.has_keys and temperature != 1
             if kernel is not None:
                 cos, sin = _stacked_angles(group, index, kernel, positions)
             begin = 0
-            for part, as_it_is in zip(parts, plain or [range(0)] * len(parts), strict=True):
+            for part, background in zip(parts, backgrounds or [0] * len(parts), strict=True):
                 end = begin + part[index].shape[2]
                 into = out[index][:, :, begin:end]
                 for rows in _blocks(part[index]):
                     slot = part[index][rows]
                     if sharper:
-                        slot = sharpen(slot, temperature, as_it_is)
+                        slot = sharpen(slot, temperature, background)
                     if kernel is None:
                         into[rows].copy_(slot)
                     else:
@@ -133,7 +133,7 @@ class Positions:
         return free
 
 
-def sharpen(keys: torch.Tensor, temperature: float, plain: range = range(0)) -> torch.Tensor:
+def sharpen(keys: torch.Tensor, temperature: float, background: int = 0) -> torch.Tensor:
     """Scale what tells a segment's keys apart, but not what they have in common.
 
     A query's logits for the keys spread from their mean by a factor ``1 / temperature`` (attention
@@ -145,16 +145,18 @@ def sharpen(keys: torch.Tensor, temperature: float, plain: range = range(0)) -> 
     Args:
         keys: Position-free keys of one segment, ``[layers, heads, tokens, dim]``, any float dtype.
         temperature: Below 1 for sharper attention.
-        plain: Tokens whose keys are left as they are.
+        background: Tokens, from the first, that stand before the answer. They get the inverse, so
+            that an answer is found where a task comes back, and not what an earlier step said
+            (docs/evaluation.md).
 
     Returns:
         New keys, fp32.
     """
     whole = keys.float()
-    sharper = torch.lerp(whole.mean(dim=2, keepdim=True), whole, 1 / temperature)
-    here = slice(plain.start, plain.stop)
-    sharper[:, :, here] = whole[:, :, here]
-    return sharper
+    mean = whole.mean(dim=2, keepdim=True)
+    flatter = torch.lerp(mean, whole[:, :, :background], temperature)
+    sharper = torch.lerp(mean, whole[:, :, background:], 1 / temperature)
+    return torch.cat((flatter, sharper), dim=2) if background else sharper
 
 
 def _blocks(slot: torch.Tensor) -> Iterator[slice]:

@@ -39,14 +39,14 @@ class Segment:
             MLA (latent, rotary key). One large tensor a group keeps the steps few and large.
         fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
         info: Facts about its making (selection, cut tokens), as text; no trace content.
-        steps: Which of the kept tokens are the run's steps, see `Selection.steps`.
+        background: How many tokens, from the first, stand before the answer (`Selection.answer`).
     """
 
     token_ids: torch.Tensor
     slots: tuple[Slots, ...]
     fingerprint: str
     info: dict[str, str] = field(default_factory=dict)
-    steps: range = range(0)
+    background: int = 0
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])

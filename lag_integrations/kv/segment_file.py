@@ -18,8 +18,8 @@ place of these digits. The other metadata, in this order and all of them strings
 - ``dtype``: the model's dtype (``float32``, ``bfloat16``, ``float16``), which decoding gives back;
 - ``groups``: the number of layer groups;
 - ``info``: facts about the making of the segment, as a JSON object of strings;
-- ``steps``: where in the segment the run's steps are, as ``begin:end`` (`Segment.steps`); files of
-  before 2026-11-28 do not have it, which is the same as none.
+- ``background``: how many of the tokens stand before the answer (`Segment.background`); the first
+  files of version 2 do not have it, which is the same as ``0``.
 
 The tensors are ``token_ids`` (int64, ``[tokens]``) and, for each layer group g from 0, what the
 codec stores of its pair, as ``slots.g.0…`` and ``slots.g.1…`` (see `lag_integrations.kv.codecs`).
@@ -97,7 +97,7 @@ def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
         "dtype": dtypes.pop(),
         "groups": str(len(segment.slots)),
         "info": json.dumps(segment.info, sort_keys=True),
-        "steps": f"{segment.steps.start}:{segment.steps.stop}",
+        "background": str(segment.background),
     }
     # The library writes metadata in random order; the checksum is to have a fixed place.
     header, payload = _split(save(tensors))
@@ -215,8 +215,8 @@ def _decode(tensors: dict[str, torch.Tensor], metadata: dict[str, str], used: Co
             if slot.dtype != dtype or slot.dim() != 4 or slot.shape[2:3] != token_ids.shape:
                 raise ValueError(f"group {group} does not fit its tokens")
         slots.append(pair)
-    begin, end = (int(place) for place in metadata.get("steps", "0:0").split(":"))
-    if not 0 <= begin <= end <= len(token_ids):
-        raise ValueError(f"steps from {begin} to {end} are not within {len(token_ids)} tokens")
+    background = int(metadata.get("background", "0"))
+    if not 0 <= background <= len(token_ids):
+        raise ValueError(f"{background} of {len(token_ids)} tokens are said to be background")
     info = json.loads(metadata["info"])
-    return Segment(token_ids, tuple(slots), metadata["fingerprint"], info, range(begin, end))
+    return Segment(token_ids, tuple(slots), metadata["fingerprint"], info, background)

@@ -29,17 +29,16 @@ class Selection(ABC):
             TraceError: The trace has nothing that this rule keeps.
         """
 
-    def steps(self, rendered: Rendered) -> range:
-        """Tokens that led from the task to the answer, where both are kept.
+    def answer(self, rendered: Rendered) -> int:
+        """Index of the first kept token that belongs to the answer.
 
-        The answer is what a task that comes back asks for. With the same sharp attention to all,
-        small models give what an earlier step found (docs/evaluation.md); so steps are attended to
-        at temperature 1 (`kv.splice`).
+        What is kept before it led to the answer. The attention temperature makes attention to the
+        answer sharper, to the rest flatter (`kv.positions.sharpen`).
 
         Returns:
-            Indices in ``rendered.token_ids``; none for most rules.
+            An index in ``rendered.token_ids``; 0 for most rules: all is answer.
         """
-        return range(0)
+        return 0
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,8 @@ class TaskAndLastTurns(Selection):
         begin = next(start for start in starts if last.end - start <= room or start == last.start)
         return [*kept, *range(begin, last.end)]
 
-    def steps(self, rendered: Rendered) -> range:
-        task = next((span.end for span in rendered.spans if span.role == "user"), rendered.head)
-        return range(task, max(task, _responses(rendered)[-1].start))
+    def answer(self, rendered: Rendered) -> int:
+        return _responses(rendered)[-1].start
 
 
 @dataclass(frozen=True)
@@ -200,8 +198,8 @@ class WithoutContext(Selection):
     def keep(self, rendered: Rendered) -> list[int]:
         return self.inner.keep(rendered)
 
-    def steps(self, rendered: Rendered) -> range:
-        return self.inner.steps(rendered)
+    def answer(self, rendered: Rendered) -> int:
+        return self.inner.answer(rendered)
 
 
 def _responses(rendered: Rendered) -> list[Span]:

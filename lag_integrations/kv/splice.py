@@ -31,9 +31,9 @@ def splice(
         segments: In the order in which the model shall see them; they are copied, never changed.
         start: Position of the first segment token.
         fingerprint: Identity of the model; every segment must have it.
-        temperature: Of the attention to each segment, but for its steps: below 1, it is drawn to
-            what fits best in it (`positions.sharpen`). 1 leaves the keys as they are, bit for bit.
-            Without effect on MLA, whose latents are keys and values at once.
+        temperature: Of the attention to each segment: below 1, it is drawn to what fits best in its
+            answer (`positions.sharpen`). 1 leaves the keys as they are, bit for bit. Without effect
+            on MLA, whose latents are keys and values at once.
 
     Returns:
         The position after the last segment token.
@@ -68,6 +68,6 @@ def splice(
                 where,
                 out=room,
                 temperature=temperature,
-                plain=[segment.steps for segment in segments],
+                backgrounds=[segment.background for segment in segments],
             )
     return end

@@ -39,7 +39,7 @@ def segment(tokens: int = 5, dtype: torch.dtype = torch.float32) -> Segment:
         for pair in shapes
     )
     ids, info = torch.arange(tokens) + 7, {"cut_tokens": "0"}
-    return Segment(ids, (first, second), "model", info, range(tokens // 3, tokens // 2))
+    return Segment(ids, (first, second), "model", info, tokens // 2)
 
 
 def sealed(data: bytes) -> bytes:
@@ -72,7 +72,11 @@ def test_round_trip(name, tokens, dtype):
     assert dump_segment(made, key) == data
     read = load_segment(data, key)
     assert torch.equal(read.token_ids, made.token_ids)
-    assert (read.fingerprint, read.info, read.steps) == (made.fingerprint, made.info, made.steps)
+    assert (read.fingerprint, read.info, read.background) == (
+        made.fingerprint,
+        made.info,
+        made.background,
+    )
     for pair, stored in zip(read.slots, made.slots, strict=True):
         for slot, original in zip(pair, stored, strict=True):
             assert (slot.dtype, slot.shape) == (dtype, original.shape)
@@ -201,14 +205,14 @@ def test_the_segment_of_another_key_is_refused(change, says):
         load_segment(WHOLE, replace(KEY, **change))
 
 
-def test_a_file_that_does_not_say_where_its_steps_are_has_none():
-    data = rewritten(WHOLE, lambda header: header["__metadata__"].pop("steps"))
-    assert len(load_segment(data, KEY).steps) == 0
+def test_a_file_that_does_not_say_where_the_answer_begins_is_all_answer():
+    data = rewritten(WHOLE, lambda header: header["__metadata__"].pop("background"))
+    assert load_segment(data, KEY).background == 0
 
 
-@pytest.mark.parametrize("steps", ["2:6", "3:2", "-1:2", "2", "all"])
-def test_steps_that_are_not_within_the_segment_are_refused(steps):
-    data = rewritten(WHOLE, lambda header: header["__metadata__"].update(steps=steps))
+@pytest.mark.parametrize("background", ["6", "-1", "all"])
+def test_a_background_that_is_not_within_the_segment_is_refused(background):
+    data = rewritten(WHOLE, lambda header: header["__metadata__"].update(background=background))
     with pytest.raises(SegmentCorruptedError, match="cannot be understood"):
         load_segment(data, KEY)
 

@@ -110,22 +110,26 @@ def test_deviations_from_the_mean_are_scaled_and_nothing_else():
     mean, sharper = keys.mean(2, keepdim=True), sharpen(keys, 0.5)
     torch.testing.assert_close(sharper.mean(2, keepdim=True), mean)
     torch.testing.assert_close(sharper - mean, 2 * (keys - mean), atol=1e-4, rtol=1e-4)
-    partly = sharpen(keys, 0.5, range(4, 9))
-    assert torch.equal(partly[:, :, 4:9], keys[:, :, 4:9])
-    assert torch.equal(partly[:, :, :4], sharper[:, :, :4])
+    partly = sharpen(keys, 0.5, background=9)
     assert torch.equal(partly[:, :, 9:], sharper[:, :, 9:])
+    flatter = sharpen(keys, 2.0)
+    assert torch.equal(partly[:, :, :9], flatter[:, :, :9])
     assert sharpen(keys.bfloat16(), 0.5).dtype == torch.float32
 
 
-def test_steps_are_attended_to_as_they_are():
+def test_what_led_to_the_answer_gets_the_inverse():
     model = biased("half, biases of its own", 8.0)
     ids, positions = tokens(), probe(model)
-    kept = [(ids[:PREFIX], range(PREFIX))]
-    (segment,) = encode_rows(
-        model, positions, kept, fingerprint=FINGERPRINT, infos=[{}], steps=[range(3, 9)]
-    )
 
-    def keys(temperature: float) -> list[torch.Tensor]:
+    def keys(temperature: float, background: int) -> list[torch.Tensor]:
+        (segment,) = encode_rows(
+            model,
+            positions,
+            [(ids[:PREFIX], range(PREFIX))],
+            fingerprint=FINGERPRINT,
+            infos=[{}],
+            backgrounds=[background],
+        )
         cache = new_cache()
         splice(
             cache,
@@ -137,8 +141,9 @@ def test_steps_are_attended_to_as_they_are():
         )
         return [layer[0][0] for layer in read_layers(cache)]
 
-    steps = torch.zeros(PREFIX, dtype=torch.bool)
-    steps[3:9] = True
-    for plain, sharper in zip(keys(1.0), keys(0.8), strict=True):
-        same = (plain == sharper).all(-1).all(0)
-        assert torch.equal(same, steps.repeat(2))
+    before = torch.arange(2 * PREFIX) % PREFIX < 9
+    of = zip(keys(0.8, 9), keys(0.8, 0), keys(1 / 0.8, 0), keys(1.0, 9), keys(1.0, 0), strict=True)
+    for both, sharper, flatter, *plain in of:
+        assert torch.equal(both[:, ~before], sharper[:, ~before])
+        torch.testing.assert_close(both[:, before], flatter[:, before])
+        assert torch.equal(*plain)

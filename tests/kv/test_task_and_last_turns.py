@@ -30,9 +30,9 @@ def kept(template: ChatFormat, run: Trace, most: int) -> str:
     return template.tokenizer.decode([rendered.token_ids[index] for index in indices])
 
 
-def steps(template: ChatFormat, run: Trace, most: int, window: int = 4096) -> str:
+def answer(template: ChatFormat, run: Trace, most: int, window: int = 4096) -> str:
     ready = Encodable.of(run, TaskAndLastTurns(most), template, window)
-    tokens = [ready.token_ids[ready.keep[index]] for index in ready.steps]
+    tokens = [ready.token_ids[index] for index in ready.keep[ready.background :]]
     return template.tokenizer.decode(tokens)
 
 
@@ -58,22 +58,19 @@ def test_of_a_long_trace_the_middle_goes(template):
     assert text.endswith("It is 7741.<|im_end|>\n")
 
 
-def test_what_led_from_the_task_to_the_answer_are_its_steps(template):
-    assert steps(template, RUN, 512) == (
-        "<|im_start|>assistant\nI look it up.<|im_end|>\n"
-        "<|im_start|>user\nThe code is 7741.<|im_end|>\n"
-    )
-    assert steps(template, trace("Which code?", "It is 7741."), 512) == ""
+@pytest.mark.parametrize("window", [4096, 60])
+@pytest.mark.parametrize("most", [30, 100, 512])
+def test_it_says_where_the_answer_begins(template, most, window):
     run = trace("Which code?", WORDS, WORDS, "I read it.", "Good. Say it.", "It is 7741.")
-    assert steps(template, run, 100) == (
-        "<|im_start|>assistant\nI read it.<|im_end|>\n<|im_start|>user\nGood. Say it.<|im_end|>\n"
-    )
-    # The task is too long to be kept; then all is kept, but longer than the window.
-    run = trace(WORDS, WORDS, "Read on.", "I read it.", "Say it.", "It is 7741.")
-    asked = "<|im_start|>user\nSay it.<|im_end|>\n"
-    assert steps(template, run, 50).endswith(asked)
-    cut = steps(template, run, 512, window=60)
-    assert cut.endswith(asked)
+    said = "<|im_start|>assistant\nIt is 7741.<|im_end|>\n"
+    assert answer(template, run, most, window) == said
+    assert answer(template, run, 8, window) == said
+
+
+def test_a_window_that_only_a_part_of_the_answer_fits(template):
+    text = answer(template, trace("Which code?", WORDS), 512, window=60)
+    assert text.startswith(" word")
+    assert text.endswith("word<|im_end|>\n")
 
 
 def test_a_long_task_gives_way_to_the_last_turns(template):
