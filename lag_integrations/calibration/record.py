@@ -18,8 +18,9 @@ from lag_integrations.prompt import Placement
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the built-in set and of the rule that chooses; calibrations of another one are not used."""
+VERSION = 2
+"""Of the built-in set, of the rule that chooses, and of what a temperature does; calibrations of
+another one are not used."""
 
 LogForm = Literal["kv", "text"]
 """In which form recalled logs are given to a model."""
