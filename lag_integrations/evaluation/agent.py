@@ -13,10 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
-import torch
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
@@ -28,6 +26,7 @@ from rich.table import Table
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.trace import Trace
@@ -146,10 +145,7 @@ def main() -> None:
             *(f"{figure / len(TASKS):.1f}" for figure in figures),
             f"{arm.seconds / len(TASKS):.2f}",
         )
-    table.caption = (
-        f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · "
-        f"{engine.name}"
-    )
+    table.caption = f"{stamp()} · {engine.name}"
     Console().print(table)
 
 

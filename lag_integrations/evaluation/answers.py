@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
-from datetime import date
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from lag_integrations import packaged
 from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.trace import Trace
@@ -119,10 +118,7 @@ def main() -> None:
         for answers in found.values()
     ]
     table.add_row("", *shares)
-    table.caption = (
-        f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · "
-        f"{engine.name}"
-    )
+    table.caption = f"{stamp()} · {engine.name}"
     Console(width=180).print(table)
 
 

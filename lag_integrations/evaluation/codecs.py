@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from rich.table import Table
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
 from lag_integrations.evaluation.datasets.react import load_traces
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
@@ -197,8 +196,7 @@ def _table(
         f"{str(segments[0].slots[0][0].dtype).removeprefix('torch.')} · ms: encoding and decoding "
         "a log, without disk · logits: mean difference from native, in standard deviations · "
         "%: contains the gold answer / exact match\n"
-        f"{date.today()} · {platform.machine()}, {engine.model.device.type}, "
-        f"{torch.get_num_threads()} threads · torch {torch.__version__}"
+        f"{stamp()}"
     )
     return table
 

@@ -11,17 +11,16 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from datetime import date
 from typing import Any
 
 import jsonschema
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.langchain import LAGChatModel
 
 Schema = dict[str, Any]
@@ -105,8 +104,8 @@ def main() -> None:
         print(f"{way}: {valid} of {total} valid, {early} ended early", flush=True)
         table.add_row(way, str(total), f"{100 * valid / total:.1f} %", str(early), f"{taken:.2f}")
     table.caption = (
-        f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · at most "
-        f"{arguments.max_tokens} tokens; ended early: tokens ran out, so the shortest end followed"
+        f"{stamp()} · at most {arguments.max_tokens} tokens; ended early: tokens ran out, so the "
+        "shortest end followed"
     )
     Console().print(table)
 

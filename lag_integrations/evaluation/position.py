@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from lag_integrations.evaluation.agent_loop import Run, prompt
 from lag_integrations.evaluation.datasets import load
 from lag_integrations.evaluation.documents import document_text
 from lag_integrations.evaluation.gold import gold_trace
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import prefill
@@ -85,7 +85,7 @@ def main() -> None:
     cases = [case_of(engine, question) for question in track(questions, "Encoding the logs")]
     console = Console(width=100)
     console.print(_alone(engine, cases), _behind(engine, cases, documents))
-    console.print(f"{date.today()} · {engine.name} · torch {torch.__version__}")
+    console.print(f"{stamp()} · {engine.name}")
 
 
 def case_of(engine: Engine, question: Question) -> Case:

@@ -17,12 +17,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import chromadb
-import torch
 from llama_index.core import Document, PromptTemplate, StorageContext, VectorStoreIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
@@ -35,6 +33,7 @@ from rich.table import Column, Table
 
 from lag_integrations import packaged
 from lag_integrations.engine import Engine
+from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.scoring import exact_match, f1
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from lag_integrations.memory import KVLogMemory
@@ -231,10 +230,7 @@ def _show(arms: dict[str, Arm], count: int, documents: int, engine: Engine) -> N
             f"{arm.injected / count:.1f}",
             f"{arm.seconds / count:.2f}",
         )
-    table.caption = (
-        f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · "
-        f"{engine.name}"
-    )
+    table.caption = f"{stamp()} · {engine.name}"
     Console(width=120).print(table)
 
 

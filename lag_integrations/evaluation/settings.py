@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ import transformers
 from lag_integrations.calibration.record import Calibration
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.agent_loop import Loop
+from lag_integrations.evaluation.machine import machine
 from lag_integrations.evaluation.questions import Dataset
 
 LogSource = Literal["gold", "self", "dataset", "other"]
@@ -126,9 +126,8 @@ def headline(described: Mapping[str, Any]) -> str:
 
 
 def _machine() -> dict[str, Any]:
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "machine": f"{where}, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "begun": date.today().isoformat(),

@@ -20,7 +20,7 @@ from lag_integrations.evaluation.bench.memory_use import memory_use
 from lag_integrations.evaluation.bench.plot import draw
 from lag_integrations.evaluation.bench.results import (
     changes,
-    machine,
+    conditions,
     markdown,
     read,
     save,
@@ -72,7 +72,7 @@ def main() -> None:
         "import": lambda: importing(engine, embedder, 3, 64),
         "memory": lambda: memory_use(engine, embedder, rounds, 1_000),
     }
-    about = machine(Path(engine.name).name, str(engine.model.dtype).removeprefix("torch."))
+    about = conditions(Path(engine.name).name, str(engine.model.dtype).removeprefix("torch."))
     figures: list[Figure] = []
     for name in arguments.suites:
         with console.status(name):

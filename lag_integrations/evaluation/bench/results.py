@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from itertools import groupby
@@ -16,14 +15,14 @@ import transformers
 from rich.table import Table
 
 from lag_integrations.evaluation.bench.turns import Figure
+from lag_integrations.evaluation.machine import machine
 
 
-def machine(engine_name: str, dtype: str) -> dict[str, str]:
+def conditions(engine_name: str, dtype: str) -> dict[str, str]:
     """What was measured on."""
-    on = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "date": str(date.today()),
-        "machine": f"{on}, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "model": f"{engine_name}, {dtype}",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
         f"chromadb {chromadb.__version__}",

@@ -8,10 +8,8 @@ share a folder, and stand in its report together.
 from __future__ import annotations
 
 import argparse
-from datetime import date
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -21,6 +19,7 @@ from lag_integrations.engine import Engine
 from lag_integrations.evaluation.bfcl.answers import Records, answer_all
 from lag_integrations.evaluation.bfcl.cases import CATEGORIES, read_cases
 from lag_integrations.evaluation.bfcl.scores import HEADER, markdown, rows
+from lag_integrations.evaluation.machine import stamp
 
 
 def main() -> None:
@@ -53,10 +52,7 @@ def main() -> None:
                     records.add(record)
                 progress.advance(bar, len(some))
     found = rows(cases, records)
-    caption = (
-        f"{date.today()} · {torch.get_num_threads()} threads · torch {torch.__version__} · "
-        f"{name} · temperature 0, at most {arguments.max_tokens} tokens"
-    )
+    caption = f"{stamp()} · {name} · temperature 0, at most {arguments.max_tokens} tokens"
     (arguments.out / "report.md").write_text(markdown(found, caption), encoding="utf-8")
     table = Table(*HEADER, title="Tool calls: BFCL, single turn", caption=caption)
     for row in found:
