@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ class Encodable:
         keep: Indices of the tokens that become the segment, ascending.
         head: Tokens before the first message that is not a system message.
         info: Facts to store with the segment.
-        background: How many of the kept tokens stand before the answer, see `Selection.answer`.
+        background: How many of the kept tokens stand before the last response, see `Segment`.
     """
 
     token_ids: list[int]
@@ -50,7 +49,8 @@ class Encodable:
         """
         rendered = format.render(trace.messages, generate=False)
         token_ids, keep = rendered.token_ids, selection.keep(rendered)
-        background = bisect_left(keep, selection.answer(rendered))
+        last = rendered.responses[-1].start if rendered.responses else 0
+        background = sum(index < last for index in keep)
         if not selection.in_context:
             token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
         head = rendered.head if selection.in_context else 0
@@ -58,13 +58,13 @@ class Encodable:
         if cut:
             head = min(head, window // 2)
             token_ids = token_ids[:head] + token_ids[head + cut :]
-            answer = len(keep) - background
+            gone = range(head, head + cut)
+            background -= sum(index in gone for index in keep[:background])
             keep = [
                 index if index < head else index - cut
                 for index in keep
                 if index < head or index >= head + cut
             ]
-            background = max(0, len(keep) - answer)
             logger.warning(
                 "A trace is %d tokens longer than the model's window of %d; its oldest tokens "
                 "after the system message were cut (trace %s).",

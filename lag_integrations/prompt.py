@@ -95,6 +95,15 @@ class Rendered:
         return self.spans[-1].end if self.spans else 0
 
     @property
+    def responses(self) -> list[Span]:
+        """The assistant's turns that say something."""
+        return [
+            span
+            for span in self.spans
+            if span.role == "assistant" and span.content_end > span.content_start
+        ]
+
+    @property
     def last_turn(self) -> int:
         """Number of tokens before the last user turn, its header included."""
         starts = [span.start for span in self.spans if span.role == "user"]

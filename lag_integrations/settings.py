@@ -31,7 +31,8 @@ class ModelSettings(BaseModel):
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
     before the question without one."""
     attention_temperature: float | None = None
-    """How the model attends to recalled segments: below 1 it is drawn to what fits best in them. By
+    """How the model attends to recalled segments: below 1 it is drawn to what fits best in their
+    last responses, and less to what led to these, which below 0.9 can hardly be asked for. By
     default what the model's calibration says, 0.9 without one; 1 changes nothing."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace

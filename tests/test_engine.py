@@ -343,8 +343,12 @@ def test_many_traces_are_encoded_together_as_alone(engine, forgetful):
     short = [answered(user(f"Letter {number}?", system), "Box " * number) for number in range(1, 6)]
     long = answered(user("All letters?", system), "They are all here. " * 80)
     traces = [long, *short, qa("And who are you?", "I sort letters.")]
+    encodables = [engine.encodable(trace) for trace in traces]
     with Passes(engine) as passes:
-        together = engine.encode_all([engine.encodable(trace) for trace in traces])
+        together = engine.encode_all(encodables)
+    backgrounds = [encodable.background for encodable in encodables]
+    assert [segment.background for segment in together] == backgrounds
+    assert len(set(backgrounds)) > 1
     assert len(passes.tokens) < len(traces)
     assert sum(passes.tokens) < sum(engine.count_tokens(trace.messages) for trace in traces)
     for trace, segment in zip(traces, together, strict=True):

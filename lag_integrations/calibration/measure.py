@@ -38,7 +38,8 @@ _MOST_REPEATED = 0.2
 _LEAST_LIKELY = -4.0
 """What makes greedy answers broken: repeated runs of three words, or a log likelihood (nats a
 token, under the same model reading the logs as text) that no answer of its own would have. Sound
-answers had -0.5 (0.5B) to -2.4 (135M), which may say what the last responses do not."""
+answers had -0.3 (0.5B) to -2.4 (135M, with other defaults); they may say what the last responses do
+not."""
 
 
 @dataclass(frozen=True)

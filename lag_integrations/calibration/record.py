@@ -38,8 +38,8 @@ class LogSettings(BaseModel):
         form: As KV, or as text where KV is clearly worse.
         selection: Name of what is kept of a trace, a key of `SELECTIONS`.
         placement: Where segments stand.
-        temperature: Attention temperature of segments; the lower, the more a log counts, whether
-            it fits or not.
+        temperature: Attention temperature of segments; the lower, the more a log's last response
+            counts, and the less what led to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,10 @@ DEFAULTS = LogSettings(
     placement="before_question",
     temperature=0.9,
 )
-"""For a model that was not calibrated: what was sound on the whole ladder (docs/evaluation.md)."""
+"""For a model that was not calibrated: the best compromise on the ladder (docs/evaluation.md).
+
+Calibrations of three of its four models choose the same; the smallest, 135M, would rather have 1.0.
+"""
 
 
 class Figures(BaseModel):

@@ -119,7 +119,7 @@ def eval_(
     attention_temperature: Annotated[
         float | None,
         typer.Option(
-            help="Of the attention to segments; 1 is as it is.",
+            help="Of the attention to segments; 1 leaves it as it is.",
             show_default="as calibrated, else 0.9",
         ),
     ] = None,
@@ -243,7 +243,7 @@ def eval_(
         folder = out / label
         folder.mkdir(parents=True, exist_ok=True)
         mine = settings.model_copy(update={"model": source or "packaged SmolLM2-135M-Instruct"})
-        settle(folder / "run.json", mine, questions, engine.fingerprint.id, engine.calibration)
+        settle(folder / "run.json", mine, questions, engine.fingerprint.id, engine.log_settings)
         evaluation = Evaluation(mine, questions, engine, finder, folder, part, others, asked)
         with _progress() as progress:
             evaluation.run(chosen, progress)

@@ -192,11 +192,12 @@ ARMS: dict[str, Arm] = {
     "kv_no_context": AsSegments(WithoutContext(LastTurn())),
     "cheatsheet": Cheatsheet(),
 }
-"""All arms of the paper, by their names there, and two more.
+"""All arms of the paper, and three more.
 
 `kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` gives the
-very tokens of `kv`, at the same place, as text. `kv_last` keeps the last response with the header
-and the end of its turn; `kv_last_response`, like the paper, its text alone."""
+very tokens of `kv`, at the same place, as text; `kv_last` keeps the last response with the header
+and the end of its turn. What the paper calls `kv_last`, the text of the last response alone, is
+`kv_last_response`."""
 
 
 def arm(name: str) -> Arm:

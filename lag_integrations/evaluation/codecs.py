@@ -110,7 +110,7 @@ def main() -> None:
         bar = progress.add_task("Encoding the logs", total=len(questions))
         segments = []
         for question in questions:
-            segments.append(engine.encode(question.log))
+            segments.append(engine.encode(question.log, LastTurn()))
             progress.advance(bar)
         arms = {}
         for name in _CODECS:

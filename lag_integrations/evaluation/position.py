@@ -32,6 +32,7 @@ from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import prefill
 from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.selection import LastTurn
 from lag_integrations.kv.splice import splice
 from lag_integrations.trace import Message
 
@@ -91,7 +92,7 @@ def main() -> None:
 def case_of(engine: Engine, question: Question) -> Case:
     """Encode a question's gold log, and render the question."""
     chat = [Message(role="user", content=prompt(Run(question), (), direct=True))]
-    segment = engine.encode(gold_trace(question))
+    segment = engine.encode(gold_trace(question), LastTurn())
     request = engine.request(chat, [segment], question=question.text, answer_prefix="<ans>")
     ids = request.prompt_ids
     return Case(

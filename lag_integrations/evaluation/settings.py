@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from lag_integrations.calibration.record import Calibration
+from lag_integrations.calibration.record import DEFAULTS, VERSION, LogSettings
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.agent_loop import Loop
 from lag_integrations.evaluation.machine import machine
@@ -54,7 +54,7 @@ def settle(
     settings: Settings,
     dataset: Dataset,
     fingerprint: str,
-    calibration: Calibration | None = None,
+    given: LogSettings = DEFAULTS,
 ) -> None:
     """Write down what an evaluation is, or make sure that one that goes on is the same.
 
@@ -69,9 +69,9 @@ def settle(
         "searched": len(dataset.documents),
         "data": dataset.digest,
         "fingerprint": fingerprint,
-        # It decides what `settings` leave open.
-        "calibration": calibration
-        and calibration.model_dump(include={"selection", "placement", "temperature"}),
+        # What `settings` leave open; a calibration may be made meanwhile, or defaults change.
+        "given": given.model_dump(include={"selection", "placement", "temperature"})
+        | {"version": VERSION},
     }
     if not path.exists():
         # Shards may begin at once: none may see half of it.

@@ -26,10 +26,18 @@ def encode(
     *,
     fingerprint: str,
     info: dict[str, str] | None = None,
+    background: int = 0,
 ) -> Segment:
     """Encode one trace; arguments and errors are those of `encode_rows`."""
-    rows, infos = [(token_ids, keep)], [info or {}]
-    return encode_rows(model, positions, rows, fingerprint=fingerprint, infos=infos)[0]
+    (segment,) = encode_rows(
+        model,
+        positions,
+        [(token_ids, keep)],
+        fingerprint=fingerprint,
+        infos=[info or {}],
+        backgrounds=[background],
+    )
+    return segment
 
 
 def encode_rows(
@@ -40,7 +48,7 @@ def encode_rows(
     *,
     fingerprint: str,
     infos: Sequence[dict[str, str]],
-    backgrounds: Sequence[int] | None = None,
+    backgrounds: Sequence[int],
 ) -> list[Segment]:
     """Encode tokens in the context of all tokens, and keep some (LAG paper, section 3.1).
 
@@ -56,8 +64,7 @@ def encode_rows(
             into it. A new one by default.
         fingerprint: Identity of the model.
         infos: Facts to store with each segment.
-        backgrounds: Of each row, how many of the kept tokens stand before the answer
-            (`Segment.background`); none by default.
+        backgrounds: Of each row, how many of the kept tokens stand before the last response.
 
     Returns:
         The segments, in the model's dtype, on the model's device.
@@ -99,8 +106,7 @@ def encode_rows(
                     positions.strip(group, (first, second), kept, out_dtype=layers[0][0].dtype)
                 )
             ids = torch.tensor(list(token_ids), dtype=torch.int64)[kept.cpu()]
-            background = 0 if backgrounds is None else backgrounds[row]
-            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row], background))
+            segments.append(Segment(ids, tuple(slots), fingerprint, infos[row], backgrounds[row]))
     return segments
 
 

@@ -82,7 +82,8 @@ class Positions:
             out: Where to write them, a pair of tensors for the tokens of all parts.
             temperature: Of the attention to each part, see `sharpen`; without effect where the
                 first slot is none (MLA).
-            backgrounds: Of each part, how many tokens stand before the answer; none by default.
+            backgrounds: Of each part, how many tokens stand before the last response; none by
+                default.
         """
         for index, kernel in enumerate(group.kernels):
             sharper = index == 0 and group.has_keys and temperature != 1
@@ -136,8 +137,10 @@ class Positions:
 def sharpen(keys: torch.Tensor, temperature: float, background: int = 0) -> torch.Tensor:
     """Scale what tells a segment's keys apart, but not what they have in common.
 
-    A query's logits for the keys spread from their mean by a factor ``1 / temperature`` (attention
-    temperature of APE, arXiv 2502.05431). Dividing the whole keys, as APE does, also scales the
+    A query's logits for the keys of the last response spread from their mean by a factor ``1 /
+    temperature`` (attention temperature of APE, arXiv 2502.05431), those of what led to it by the
+    inverse. So a task that comes back finds the response, and not what an earlier step said
+    (docs/evaluation.md). Dividing the whole keys, as APE does, also scales the
     part that all keys share. Within one sequence that part cancels in the softmax, but here other
     tokens stand beside the segment: models with large key biases (Qwen2: a norm of 874 beside
     deviations of 14) then attend to nothing but the segment, or not to it at all.
@@ -145,18 +148,15 @@ def sharpen(keys: torch.Tensor, temperature: float, background: int = 0) -> torc
     Args:
         keys: Position-free keys of one segment, ``[layers, heads, tokens, dim]``, any float dtype.
         temperature: Below 1 for sharper attention.
-        background: Tokens, from the first, that stand before the answer. They get the inverse, so
-            that an answer is found where a task comes back, and not what an earlier step said
-            (docs/evaluation.md).
+        background: How many tokens, from the first, led to the last response.
 
     Returns:
         New keys, fp32.
     """
     whole = keys.float()
-    mean = whole.mean(dim=2, keepdim=True)
-    flatter = torch.lerp(mean, whole[:, :, :background], temperature)
-    sharper = torch.lerp(mean, whole[:, :, background:], 1 / temperature)
-    return torch.cat((flatter, sharper), dim=2) if background else sharper
+    weights = torch.full((whole.shape[2], 1), 1 / temperature, device=whole.device)
+    weights[:background] = temperature
+    return torch.lerp(whole.mean(dim=2, keepdim=True), whole, weights)
 
 
 def _blocks(slot: torch.Tensor) -> Iterator[slice]:

@@ -39,7 +39,9 @@ class Segment:
             MLA (latent, rotary key). One large tensor a group keeps the steps few and large.
         fingerprint: Identity of the model that encoded it (`Fingerprint.id`).
         info: Facts about its making (selection, cut tokens), as text; no trace content.
-        background: How many tokens, from the first, stand before the answer (`Selection.answer`).
+        background: How many tokens, from the first, stand before the last response: what led to
+            it. The attention temperature makes attention to them flatter, not sharper
+            (`positions.sharpen`).
     """
 
     token_ids: torch.Tensor
@@ -47,6 +49,10 @@ class Segment:
     fingerprint: str
     info: dict[str, str] = field(default_factory=dict)
     background: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.background <= len(self):
+            raise ValueError(f"{self.background} of {len(self)} tokens cannot be background.")
 
     def __len__(self) -> int:
         return int(self.token_ids.shape[0])

@@ -13,13 +13,12 @@ The header begins ``{"__metadata__":{"checksum":"``, so that the checksum's 32 d
 bytes 37 … 68. It is the xxh3_128, in lower-case hexadecimal, of the whole file with ``0`` in the
 place of these digits. The other metadata, in this order and all of them strings:
 
-- ``format`` is ``lag-segment``, ``version`` is ``2``;
+- ``format`` is ``lag-segment``, ``version`` is ``3``;
 - ``log_id``, ``fingerprint``, ``selection``, ``codec``: the `SegmentKey`;
 - ``dtype``: the model's dtype (``float32``, ``bfloat16``, ``float16``), which decoding gives back;
 - ``groups``: the number of layer groups;
 - ``info``: facts about the making of the segment, as a JSON object of strings;
-- ``background``: how many of the tokens stand before the answer (`Segment.background`); the first
-  files of version 2 do not have it, which is the same as ``0``.
+- ``background``: how many of the tokens stand before the last response (`Segment.background`).
 
 The tensors are ``token_ids`` (int64, ``[tokens]``) and, for each layer group g from 0, what the
 codec stores of its pair, as ``slots.g.0…`` and ``slots.g.1…`` (see `lag_integrations.kv.codecs`).
@@ -50,7 +49,7 @@ from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 
 FORMAT = "lag-segment"
-VERSION = "2"
+VERSION = "3"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {
@@ -215,8 +214,5 @@ def _decode(tensors: dict[str, torch.Tensor], metadata: dict[str, str], used: Co
             if slot.dtype != dtype or slot.dim() != 4 or slot.shape[2:3] != token_ids.shape:
                 raise ValueError(f"group {group} does not fit its tokens")
         slots.append(pair)
-    background = int(metadata.get("background", "0"))
-    if not 0 <= background <= len(token_ids):
-        raise ValueError(f"{background} of {len(token_ids)} tokens are said to be background")
-    info = json.loads(metadata["info"])
+    info, background = json.loads(metadata["info"]), int(metadata["background"])
     return Segment(token_ids, tuple(slots), metadata["fingerprint"], info, background)

@@ -29,17 +29,6 @@ class Selection(ABC):
             TraceError: The trace has nothing that this rule keeps.
         """
 
-    def answer(self, rendered: Rendered) -> int:
-        """Index of the first kept token that belongs to the answer.
-
-        What is kept before it led to the answer. The attention temperature makes attention to the
-        answer sharper, to the rest flatter (`kv.positions.sharpen`).
-
-        Returns:
-            An index in ``rendered.token_ids``; 0 for most rules: all is answer.
-        """
-        return 0
-
 
 @dataclass(frozen=True)
 class LastResponses(Selection):
@@ -175,9 +164,6 @@ class TaskAndLastTurns(Selection):
         begin = next(start for start in starts if last.end - start <= room or start == last.start)
         return [*kept, *range(begin, last.end)]
 
-    def answer(self, rendered: Rendered) -> int:
-        return _responses(rendered)[-1].start
-
 
 @dataclass(frozen=True)
 class WithoutContext(Selection):
@@ -198,16 +184,9 @@ class WithoutContext(Selection):
     def keep(self, rendered: Rendered) -> list[int]:
         return self.inner.keep(rendered)
 
-    def answer(self, rendered: Rendered) -> int:
-        return self.inner.answer(rendered)
-
 
 def _responses(rendered: Rendered) -> list[Span]:
-    spans = [
-        span
-        for span in rendered.spans
-        if span.role == "assistant" and span.content_end > span.content_start
-    ]
+    spans = rendered.responses
     if not spans:
         raise TraceError(
             "The trace has no assistant response, so there is no computation to keep; "

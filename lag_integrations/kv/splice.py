@@ -32,8 +32,8 @@ def splice(
         start: Position of the first segment token.
         fingerprint: Identity of the model; every segment must have it.
         temperature: Of the attention to each segment: below 1, it is drawn to what fits best in its
-            answer (`positions.sharpen`). 1 leaves the keys as they are, bit for bit. Without effect
-            on MLA, whose latents are keys and values at once.
+            last response (`positions.sharpen`). 1 leaves the keys as they are, bit for bit. Without
+            effect on MLA, whose latents are keys and values at once.
 
     Returns:
         The position after the last segment token.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lag_integrations.calibration.record import Calibration
+from lag_integrations.calibration.record import DEFAULTS
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.evaluation import Evaluation, Shard
 from lag_integrations.evaluation.questions import Dataset, Question
@@ -176,10 +176,8 @@ def test_a_folder_holds_one_evaluation(tmp_path):
         settle(path, settings(k=3), DATASET, "abc")
     with pytest.raises(EvaluationError, match="fingerprint"):
         settle(path, settings(), DATASET, "other")
-    calibrated = Calibration.model_construct(
-        selection="last_turn", placement="before_turn", temperature=0.8
-    )
-    with pytest.raises(EvaluationError, match="calibration"):
+    calibrated = DEFAULTS.model_copy(update={"temperature": 0.8})
+    with pytest.raises(EvaluationError, match=r"given .*0\.9.*\(now .*0\.8"):
         settle(path, settings(), DATASET, "abc", calibrated)
     corrected = replace(SEEN[0], answers=("7742",))
     with pytest.raises(EvaluationError, match="data"):

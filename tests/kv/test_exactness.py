@@ -159,6 +159,7 @@ def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case)
             begun,
             fingerprint=FINGERPRINT,
             infos=[{}],
+            backgrounds=[0],
         )
     assert passes == 1, "the last token, whose logits a prompt would need"
     again = encode(case.model, case.positions, ids[:PREFIX], range(4, 20), fingerprint=FINGERPRINT)
@@ -183,8 +184,15 @@ def test_encoding_together_is_encoding_alone(
     if alike:
         feed(case.model, cache, begins, 0)
     together = encode_rows(
-        case.model, case.positions, rows, cache, fingerprint=FINGERPRINT, infos=[{}] * 3
+        case.model,
+        case.positions,
+        rows,
+        cache,
+        fingerprint=FINGERPRINT,
+        infos=[{}] * 3,
+        backgrounds=[0, 1, 2],
     )
+    assert [segment.background for segment in together] == [0, 1, 2]
     for (ids, keep), segment in zip(rows, together, strict=True):
         alone = encode(case.model, case.positions, ids, keep, fingerprint=FINGERPRINT)
         assert torch.equal(segment.token_ids, alone.token_ids)

@@ -106,7 +106,9 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
 
     def rotated() -> Slots:
         out = torch.empty_like(part[0]), torch.empty_like(part[1])
-        Positions((group,), 10).apply(group, [part], torch.arange(tokens), out=out, temperature=0.5)
+        Positions((group,), 10).apply(
+            group, [part], torch.arange(tokens), out=out, temperature=0.5, backgrounds=[2]
+        )
         return out
 
     whole = rotated()

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lag_integrations.kv.cache import new_cache, read_layers
-from lag_integrations.kv.encode import encode, encode_rows
+from lag_integrations.kv.encode import encode
 from lag_integrations.kv.positions import sharpen
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.splice import splice
@@ -68,10 +68,17 @@ def biased(kind: str, size: float) -> PreTrainedModel:
     return model
 
 
-def attention(model: PreTrainedModel, temperature: float) -> torch.Tensor:
+def attention(model: PreTrainedModel, temperature: float, background: int) -> torch.Tensor:
     """What share of later tokens' attention a segment gets, ``[layers, heads, tokens]``."""
     ids, positions = tokens(), probe(model)
-    segment = encode(model, positions, ids[:PREFIX], range(PREFIX), fingerprint=FINGERPRINT)
+    segment = encode(
+        model,
+        positions,
+        ids[:PREFIX],
+        range(PREFIX),
+        fingerprint=FINGERPRINT,
+        background=background,
+    )
     cache = new_cache()
     feed(model, cache, tokens(BEFORE, seed=4), 0)
     end = splice(
@@ -94,18 +101,22 @@ def attention(model: PreTrainedModel, temperature: float) -> torch.Tensor:
     return torch.stack([one[0, :, :, BEFORE:end].sum(-1) for one in given])
 
 
+@pytest.mark.parametrize("background", [0, PREFIX // 2])
 @pytest.mark.parametrize("temperature", FARTHEST)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_segment_gets_about_the_attention_that_it_gets_at_temperature_1(kind, temperature):
+def test_a_segment_gets_about_the_attention_that_it_gets_at_temperature_1(
+    kind, temperature, background
+):
     model = biased(kind, 8.0)
     farthest = FARTHEST[temperature] * (NORMALISED if kind == "two bases" else 1)
-    plain, sharper = attention(model, 1.0), attention(model, temperature)
+    plain = attention(model, 1.0, background)
+    sharper = attention(model, temperature, background)
     assert 0.1 < plain.mean() < 0.95
     assert not torch.equal(sharper, plain)
     assert (sharper - plain).abs().mean() < farthest
 
 
-def test_deviations_from_the_mean_are_scaled_and_nothing_else():
+def test_deviations_from_the_mean_are_scaled():
     keys = torch.randn(2, 3, 20, 8) + 100 * torch.randn(2, 3, 1, 8)
     mean, sharper = keys.mean(2, keepdim=True), sharpen(keys, 0.5)
     torch.testing.assert_close(sharper.mean(2, keepdim=True), mean)
@@ -122,14 +133,14 @@ def test_what_led_to_the_answer_gets_the_inverse():
     ids, positions = tokens(), probe(model)
 
     def keys(temperature: float, background: int) -> list[torch.Tensor]:
-        (segment,) = encode_rows(
+        segment = encode(
             model,
             positions,
-            [(ids[:PREFIX], range(PREFIX))],
+            ids[:PREFIX],
+            range(PREFIX),
             fingerprint=FINGERPRINT,
-            infos=[{}],
-            backgrounds=[background],
-        )
+            background=background,
+        ).to(torch.device("cpu"))
         cache = new_cache()
         splice(
             cache,

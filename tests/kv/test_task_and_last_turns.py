@@ -8,7 +8,15 @@ from transformers import AutoTokenizer
 from lag_integrations import Trace, packaged
 from lag_integrations.encoding import Encodable
 from lag_integrations.errors import TraceError
-from lag_integrations.kv.selection import TaskAndLastTurns
+from lag_integrations.kv.selection import (
+    LastAction,
+    LastResponse,
+    LastResponses,
+    LastTurn,
+    TaskAndLastTurns,
+    WholeTrace,
+    WithoutContext,
+)
 from lag_integrations.prompt import ChatFormat
 
 
@@ -68,9 +76,28 @@ def test_it_says_where_the_answer_begins(template, most, window):
 
 
 def test_a_window_that_only_a_part_of_the_answer_fits(template):
-    text = answer(template, trace("Which code?", WORDS), 512, window=60)
+    run = trace("Which code?", WORDS)
+    text = answer(template, run, 512, window=60)
     assert text.startswith(" word")
     assert text.endswith("word<|im_end|>\n")
+    ready = Encodable.of(run, TaskAndLastTurns(512), template, 60)
+    assert (ready.background, len(ready.token_ids)) == (0, 60)
+
+
+@pytest.mark.parametrize("rule", [WholeTrace(), LastResponses(2), WithoutContext(WholeTrace())])
+@pytest.mark.parametrize("window", [4096, 60])
+def test_whatever_is_kept_the_last_response_begins_behind_its_background(template, rule, window):
+    run = trace("Which code?", WORDS, WORDS, "I read it.", "Good. Say it.", "It is 7741.")
+    ready = Encodable.of(run, rule, template, window)
+    assert 0 < ready.background < len(ready.keep)
+    tokens = [ready.token_ids[index] for index in ready.keep[ready.background :]]
+    header = "" if rule == LastResponses(2) else "<|im_start|>assistant\n"
+    assert template.tokenizer.decode(tokens).startswith(header + "It is 7741.")
+
+
+@pytest.mark.parametrize("rule", [LastTurn(), LastResponse(), LastAction()])
+def test_the_last_response_alone_has_no_background(template, rule):
+    assert Encodable.of(RUN, rule, template, 4096).background == 0
 
 
 def test_a_long_task_gives_way_to_the_last_turns(template):

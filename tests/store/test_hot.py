@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import torch
 
@@ -90,7 +91,7 @@ def test_the_budget_is_the_memorys(tmp_path, tiny):
 
 def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
     def elsewhere(segment: Segment) -> Segment:
-        return Segment(segment.token_ids, segment.slots, segment.fingerprint, {"staged": "yes"})
+        return replace(segment, info={"staged": "yes"})
 
     monkeypatch.setattr(type(tiny), "staged", lambda _, segment: elsewhere(segment))
     with open_memory(tmp_path / "m") as memory:

@@ -31,11 +31,13 @@ def test_a_log_outlives_its_memory(open_store, tiny):
         assert (info.id, info.state, info.segments) == (key, "indexed", 1)
         assert info.trace.messages == numbered(1).messages
         before = memory.segments(memory.recall("code of vault 1 ?"), tiny)[0]
+        assert before.background > 0
     with open_store() as memory:
         found = memory.recall("code of vault 1 ?")
         assert ids(found) == [key]
         after = memory.stored_segments(found, tiny)[0]
         assert torch.equal(before.slots[0][0], after.slots[0][0])
+        assert after.background == before.background
         assert memory.verify() == []
 
 
