@@ -286,7 +286,7 @@ def test_the_file_is_plain_safetensors(name, tmp_path: Path):
         names = set(file.keys())
         tensors = {key: file.get_tensor(key) for key in names}
     assert metadata["codec"] == name
-    assert (metadata["format"], metadata["version"]) == ("lag-segment", "2")
+    assert (metadata["format"], metadata["version"]) == ("lag-segment", "3")
     assert metadata["checksum"].encode() == DATA[name][37:69]
     assert torch.equal(tensors["token_ids"], segment().token_ids)
     assert {"slots.0.0", "slots.0.1", "slots.1.0", "slots.1.1"} <= names

@@ -166,7 +166,9 @@ def test_an_answer_is_continued(engine):
     assert "Paris" in answer.content
 
 
-def test_a_log_that_cannot_be_used_does_not_cost_the_answer(model, memory, monkeypatch, caplog):
+def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
+    model, memory, no_worker, monkeypatch, caplog
+):
     memory.add(VAULT)
     memory.flush()
     _ = model.engine
