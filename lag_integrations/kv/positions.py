@@ -140,10 +140,12 @@ def sharpen(keys: torch.Tensor, temperature: float, background: int = 0) -> torc
     A query's logits for the keys of the last response spread from their mean by a factor ``1 /
     temperature`` (attention temperature of APE, arXiv 2502.05431), those of what led to it by the
     inverse. So a task that comes back finds the response, and not what an earlier step said
-    (docs/evaluation.md). Dividing the whole keys, as APE does, also scales the
-    part that all keys share. Within one sequence that part cancels in the softmax, but here other
-    tokens stand beside the segment: models with large key biases (Qwen2: a norm of 874 beside
-    deviations of 14) then attend to nothing but the segment, or not to it at all.
+    (docs/evaluation.md).
+
+    Dividing the whole keys, as APE does, also scales the part that all keys share. Within one
+    sequence that part cancels in the softmax, but here other tokens stand beside the segment:
+    models with large key biases (Qwen2: a norm of 874 beside deviations of 14) then attend to
+    nothing but the segment, or not to it at all.
 
     Args:
         keys: Position-free keys of one segment, ``[layers, heads, tokens, dim]``, any float dtype.

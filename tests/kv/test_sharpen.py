@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from lag_integrations.kv.cache import new_cache, read_layers
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.positions import sharpen
+from lag_integrations.kv.positions import Positions, sharpen
 from lag_integrations.kv.probe import probe
+from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.splice import splice
 from tests.kv.families import FINGERPRINT, PREFIX, build, feed, rope, tokens, two_ropes
 
@@ -68,17 +69,15 @@ def biased(kind: str, size: float) -> PreTrainedModel:
     return model
 
 
+def encoded(model: PreTrainedModel, positions: Positions, background: int) -> Segment:
+    ids, keep = tokens()[:PREFIX], range(PREFIX)
+    return encode(model, positions, ids, keep, fingerprint=FINGERPRINT, background=background)
+
+
 def attention(model: PreTrainedModel, temperature: float, background: int) -> torch.Tensor:
     """What share of later tokens' attention a segment gets, ``[layers, heads, tokens]``."""
     ids, positions = tokens(), probe(model)
-    segment = encode(
-        model,
-        positions,
-        ids[:PREFIX],
-        range(PREFIX),
-        fingerprint=FINGERPRINT,
-        background=background,
-    )
+    segment = encoded(model, positions, background)
     cache = new_cache()
     feed(model, cache, tokens(BEFORE, seed=4), 0)
     end = splice(
@@ -130,17 +129,10 @@ def test_deviations_from_the_mean_are_scaled():
 
 def test_what_led_to_the_answer_gets_the_inverse():
     model = biased("half, biases of its own", 8.0)
-    ids, positions = tokens(), probe(model)
+    positions = probe(model)
 
     def keys(temperature: float, background: int) -> list[torch.Tensor]:
-        segment = encode(
-            model,
-            positions,
-            ids[:PREFIX],
-            range(PREFIX),
-            fingerprint=FINGERPRINT,
-            background=background,
-        ).to(torch.device("cpu"))
+        segment = encoded(model, positions, background).to(torch.device("cpu"))
         cache = new_cache()
         splice(
             cache,
