@@ -53,7 +53,7 @@ from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
-from lag_integrations.prompt import ChatFormat, Placement
+from lag_integrations.prompt import LOGS_BEGIN, LOGS_END, ChatFormat, Placement
 from lag_integrations.teams import computing, let_go_between_tokens
 from lag_integrations.trace import Message, Trace
 
@@ -605,9 +605,9 @@ class Engine:
         if placement == "before_turn" and split == rendered.question():
             return token_ids, rendered.last_turn
         if segments:
-            # The question begins on a line of its own, as it would after text.
-            newline = self.tokens_of("\n")
-            token_ids = [*token_ids[:split], *newline, *token_ids[split:]]
+            begin, end = self.tokens_of(LOGS_BEGIN), self.tokens_of(LOGS_END)
+            token_ids = [*token_ids[:split], *begin, *end, *token_ids[split:]]
+            split += len(begin)
         return token_ids, split
 
     def _read(self, row: Row) -> tuple[DynamicCache, torch.Tensor]:

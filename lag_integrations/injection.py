@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lag_integrations.errors import LAGError
-from lag_integrations.prompt import line_of
+from lag_integrations.prompt import LOGS_BEGIN, LOGS_END, line_of
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.trace import Message
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SPARE = 16
-"""Tokens that a prompt may grow by when segments stand in it, or when its answer is begun."""
+_SPARE = 32
+"""Tokens that a prompt may grow by when logs stand in it, or when its answer is begun."""
 
 MissingSegments = Literal["encode", "text"]
 
@@ -150,7 +150,7 @@ def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> 
     if not texts or not places:
         return chat
     question = chat[places[-1]]
-    before = "\n".join(texts) + "\n"
+    before = LOGS_BEGIN + "\n".join(texts) + LOGS_END
     content: Any = [{"type": "text", "text": before}, *question.content]
     if isinstance(question.content, str):
         place = line_of(words, question.content)

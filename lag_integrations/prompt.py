@@ -28,6 +28,11 @@ or before the question's line where it is known to hold more. ``before_turn``: b
 like earlier turns, but within it where it is known to hold more. ``after_system``: after the system
 message. ``before_prompt``: before everything, as in the paper."""
 
+LOGS_BEGIN = "Earlier cases, solved before:\n"
+LOGS_END = "\nNow a new case. Where its particulars differ, its answer differs:\n"
+"""What stands before and after logs within a user's turn, be they segments or text: with it, a new
+case of a logged kind is answered with the log's old answer half as often (docs/evaluation.md)."""
+
 
 class _Turn(ChatMessage):
     """A message for a template, with the role that it had before it was made to fit one."""

@@ -99,15 +99,17 @@ _MAIL = _run(
     "What is the mail address of Anna Berg at Norwind?",
     "Addresses at Norwind are first name, dot, last name. It is anna.berg@norwind.example.",
 )
-_QUERY = _run(
-    "Write the SQL query for the names of our customers in Oslo.",
-    "The table is called customers. The query is: SELECT name FROM customers WHERE city = 'Oslo';",
+_REVENUE = _run(
+    "A shop sold 5 lamps at 200 euros each. What is its revenue?",
+    "I will look the formula up.",
+    "Formula: revenue = number sold x price.",
+    "Use revenue = number sold x price. The answer is 1,000 euros.",
 )
 _RATIO = _run(
-    "A firm has current assets of 900 and current liabilities of 300. Write its current ratio.",
+    "A firm has current assets of 900 and current liabilities of 300. What is its current ratio?",
     "I will look the formula up.",
-    "Current ratio = current assets / current liabilities.",
-    "The current ratio is current assets / current liabilities = 900 / 300.",
+    "Formula: current ratio = current assets / current liabilities.",
+    "Use current ratio = current assets / current liabilities. The answer is 3.",
 )
 
 CASES = (
@@ -193,19 +195,20 @@ CASES = (
     ),
     Case(
         "instance",
-        (_QUERY,),
-        "Write the SQL query for the names of our customers in Bergen.",
-        "The query is: SELECT name FROM customers WHERE city =",
-        " 'Bergen';",
-        " 'Oslo';",
+        (_BILLING, _FERRY, _REVENUE),
+        "A shop sold 3 chairs at 400 euros each. What is its revenue?",
+        "The answer is",
+        " 1,200 euros.",
+        " 1,000 euros.",
     ),
     Case(
         "instance",
         (_RATIO,),
-        "A firm has current assets of 640 and current liabilities of 160. Write its current ratio.",
-        "The current ratio is current assets / current liabilities =",
-        " 640 / 160",
-        " 900 / 300",
+        "A firm has current assets of 640 and current liabilities of 160. What is its current "
+        "ratio?",
+        "The answer is",
+        " 4.",
+        " 3.",
     ),
     Case(
         "foreign",
@@ -230,4 +233,5 @@ CASES = (
         " Good morning",
     ),
 )
-"""The set. Each answer can be given by a model of 0.5B parameters that reads the run as text."""
+"""The set. But for the last two instances, each answer can be given by a model of 0.5B parameters
+that reads the run as text."""

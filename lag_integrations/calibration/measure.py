@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.calibration.record import Calibration, Figures
+from lag_integrations.calibration.record import (
+    SELECTIONS,
+    Calibration,
+    Figures,
+    LogSettings,
+)
 from lag_integrations.errors import CalibrationError, ContextWindowError, PromptError, TraceError
 from lag_integrations.generation.row import Request
 from lag_integrations.injection import with_texts
@@ -42,27 +46,13 @@ answers had -0.3 (0.5B) to -2.4 (135M, with other defaults); they may say what t
 not."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A way to give logs as KV."""
-
-    selection: Selection
-    placement: Placement
-    temperature: float
-
-    @property
-    def name(self) -> str:
-        """Its name in the figures."""
-        return f"{self.selection.name}, {self.placement}, {self.temperature}"
-
-
 _PLACES: tuple[tuple[Selection, Placement], ...] = (
     (TaskAndLastTurns(), "before_question"),
     (TaskAndLastTurns(), "before_turn"),
     (LastTurn(), "before_turn"),
 )
 SETTINGS = tuple(
-    Setting(selection, placement, temperature)
+    LogSettings(form="kv", selection=selection.name, placement=placement, temperature=temperature)
     for selection, placement in _PLACES
     for temperature in _TEMPERATURES
 )
@@ -95,7 +85,7 @@ def calibrate(engine: Engine, progress: Progress | None = None) -> Calibration:
     return Calibration(
         fingerprint=engine.fingerprint.id,
         form="text" if broken or is_clearly_worse(mean, interval) else "kv",
-        selection=setting.selection.name,
+        selection=setting.selection,
         placement=setting.placement,
         temperature=setting.temperature,
         gain=mean,
@@ -135,7 +125,9 @@ class _Counter:
             progress(len(CASES), len(CASES))
         return found
 
-    def choose_fluent(self, scores: Mapping[str, Sequence[Score]]) -> tuple[Setting, float, float]:
+    def choose_fluent(
+        self, scores: Mapping[str, Sequence[Score]]
+    ) -> tuple[LogSettings, float, float]:
         """Return the best setting whose greedy answers are sound, else the best of all.
 
         With it, its share of repeated words, and its likelihood with the logs as text.
@@ -151,7 +143,7 @@ class _Counter:
             logger.info("%s: greedy answers are not sound with %s.", self._engine.name, setting)
         return tried[0]
 
-    def _fluency(self, setting: Setting) -> tuple[float, float]:
+    def _fluency(self, setting: LogSettings) -> tuple[float, float]:
         requests = [self._with_kv(case, setting) for case in _READ]
         written = self._engine.generate_batch(requests)
         self.tokens += sum(len(one.token_ids) for one in written)
@@ -189,8 +181,8 @@ class _Counter:
             for name, one in zip(requests, found, strict=True)
         }
 
-    def _with_kv(self, case: Case, setting: Setting) -> Request:
-        segments = [self._segment(log, setting.selection) for log in case.logs]
+    def _with_kv(self, case: Case, setting: LogSettings) -> Request:
+        segments = [self._segment(log, SELECTIONS[setting.selection]) for log in case.logs]
         return self._request(case.question, segments, setting)
 
     def _with_text(self, case: Case) -> Request:
@@ -201,7 +193,7 @@ class _Counter:
         )
 
     def _request(
-        self, question: str, segments: Sequence[Segment] = (), setting: Setting | None = None
+        self, question: str, segments: Sequence[Segment] = (), setting: LogSettings | None = None
     ) -> Request:
         return self._engine.request(
             [Message(role="user", content=question)],

@@ -18,7 +18,7 @@ from lag_integrations.prompt import Placement
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the built-in set, of the rule that chooses, and of what a temperature does; calibrations of
 another one are not used."""
 
@@ -48,6 +48,11 @@ class LogSettings(BaseModel):
     selection: str
     placement: Placement
     temperature: float = Field(gt=0)
+
+    @property
+    def name(self) -> str:
+        """The settings of KV, as figures name them."""
+        return f"{self.selection}, {self.placement}, {self.temperature}"
 
 
 DEFAULTS = LogSettings(

@@ -47,17 +47,15 @@ def test_what_was_measured_is_complete(measured):
         assert set(figures.likelihood) == set(KINDS)
         assert figures.value < 0
         assert max(figures.likelihood.values()) < 0
-    chosen = f"{measured.selection}, {measured.placement}, {measured.temperature}"
     values = {figures.setting: figures.value for figures in measured.figures}
-    assert measured.gain == pytest.approx(values[chosen] - values["text"], abs=1e-6)
+    assert measured.gain == pytest.approx(values[measured.name] - values["text"], abs=1e-6)
     assert measured.gain_interval[0] <= measured.gain <= measured.gain_interval[1]
     assert measured.tokens > 1000
 
 
 def test_the_defaults_are_preferred_where_nothing_is_better(cache):
     assert tiny_engine().log_settings is DEFAULTS
-    defaults = f"{DEFAULTS.selection}, {DEFAULTS.placement}, {DEFAULTS.temperature}"
-    assert SETTINGS[0].name == defaults
+    assert SETTINGS[0] == DEFAULTS
 
 
 def test_it_is_measured_once(cache, measured):

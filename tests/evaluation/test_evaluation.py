@@ -13,6 +13,7 @@ from lag_integrations.evaluation.evaluation import Evaluation, Shard
 from lag_integrations.evaluation.questions import Dataset, Question
 from lag_integrations.evaluation.records import read
 from lag_integrations.evaluation.settings import Settings, settle
+from lag_integrations.prompt import LOGS_END
 from lag_integrations.trace import Trace
 from tests.conftest import qa
 
@@ -112,7 +113,7 @@ def test_own_logs_are_what_the_standard_agent_did(evaluate, puppet):
     evaluate(["none"], logs="self", shard=(2, 2))
     records = evaluate(["text_last"], logs="self")
     assert records["text_last", "vault"].logs == ("vault",)
-    assert "<ans>7741</ans>\nQuestion: What is the code" in "".join(puppet.prompts)
+    assert f"<ans>7741</ans>{LOGS_END}Question: What is the code" in "".join(puppet.prompts)
 
 
 @pytest.mark.parametrize("only_correct", [True, False])
@@ -164,7 +165,7 @@ def test_logs_that_a_dataset_brings_are_stored_as_they_are(evaluate, puppet):
     puppet.says(knows)
     own = Dataset("small", SEEN, logs=(log,))
     records = evaluate(["text_last"], dataset=own, logs="dataset")
-    assert "The code is 7741.\nQuestion: What is the code" in "".join(puppet.prompts)
+    assert f"The code is 7741.{LOGS_END}Question: What is the code" in "".join(puppet.prompts)
     assert len(records["text_last", "vault"].logs) == 1
 
 
@@ -392,7 +393,7 @@ def test_a_number_is_worked_out_and_right_within_a_hundredth(evaluate, puppet):
     assert (worked.answer, worked.exact_match) == ("3.01", False)
     assert (parroted.answer, parroted.exact_match, parroted.parroted) == ("2.0", False, True)
     assert all("Answer the question with a number" in prompt for prompt in puppet.prompts)
-    assert "Two: 2\nQuestion: What is 90" in puppet.prompts[1]
+    assert f"Two: 2{LOGS_END}Question: What is 90" in puppet.prompts[1]
 
 
 def test_only_some_strata_are_asked(puppet, embedder, tmp_path):
@@ -421,7 +422,7 @@ def test_answers_are_rated_as_if_the_logs_were_text(evaluate, puppet, monkeypatc
     assert records["none", "vault"].log_likelihood is None
     assert records["kv_last", "tea"].log_likelihood is None  # no log was near enough
     assert records["kv_last", "vault"].log_likelihood == -0.5
-    log = "The answer is <ans>7741</ans>\nQuestion: What is the code of the vault in Lima?"
+    log = f"The answer is <ans>7741</ans>{LOGS_END}Question: What is the code of the vault in Lima?"
     assert log in rated[0]
     assert rated[0].endswith("<ans>")
     assert len(rated) == sum(bool(record.logs) for record in records.values())

@@ -32,6 +32,7 @@ from lag_integrations.errors import StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from lag_integrations.llama_index.tag import tagged
+from lag_integrations.prompt import LOGS_BEGIN, LOGS_END
 from tests.conftest import qa, random_model
 from tests.llama_index.choosers import Asks, Selects
 
@@ -311,10 +312,10 @@ def test_logs_stand_next_to_the_question_not_before_the_documents(
     decode = llm.engine.tokenizer.decode
     if as_text:
         text = decode(prompt)
-        assert f"\n{VAULT.last_response}\nQuery: {QUESTION}" in text
+        assert f"{LOGS_BEGIN}{VAULT.last_response}{LOGS_END}Query: {QUESTION}" in text
     else:
         assert TEXTS[0] in decode(prompt[:split])
-        assert decode(prompt[split:]).startswith(f"\nQuery: {QUESTION}")
+        assert decode(prompt[split:]).startswith(f"{LOGS_END}Query: {QUESTION}")
 
 
 def test_logs_as_text(index, llm, memory, lima):
@@ -325,7 +326,8 @@ def test_logs_as_text(index, llm, memory, lima):
     assert lag["injected_tokens"] == 0
     bare = LAGQueryEngine(plain, memory, k=0).query(QUESTION).metadata["lag"]
     more = lag["usage"]["prompt_tokens"] - bare["usage"]["prompt_tokens"]
-    assert 0 <= more - llm.engine.count_text(VAULT.last_response) < 4
+    given = f"{LOGS_BEGIN}{VAULT.last_response}{LOGS_END}"
+    assert 0 <= more - llm.engine.count_text(given) < 4
 
 
 def test_an_llm_that_is_not_ours(index, memory, lima):
