@@ -29,9 +29,9 @@ like earlier turns, but within it where it is known to hold more. ``after_system
 message. ``before_prompt``: before everything, as in the paper."""
 
 LOGS_BEGIN = "Earlier cases, solved before:\n"
-LOGS_END = "\nNow a new case. Where its particulars differ, its answer differs:\n"
+LOGS_END = "\nNow a new case, with particulars of its own:\n"
 """What stands before and after logs within a user's turn, be they segments or text: with it, a new
-case of a logged kind is answered with the log's old answer half as often (docs/evaluation.md)."""
+case of a logged kind is answered with the log's old answer less often (docs/evaluation.md)."""
 
 
 class _Turn(ChatMessage):
