@@ -423,7 +423,7 @@ class Engine:
             segments: What the model shall remember, in the order it shall see it; the last stands
                 nearest to the question.
             placement: Where the segments stand; see `Placement`. By default what the calibration
-                says, ``before_question`` without one.
+                says, ``before_turn`` without one.
             attention_temperature: Of the attention to the segments; see `kv.splice`. By default
                 what the calibration says, 0.9 without one; 1 leaves it as it is.
             question: The question's words, where the last user message holds more: segments stand

@@ -23,11 +23,10 @@ ChatMessage = dict[str, Any]
 
 
 Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
-"""Where segments stand. ``before_question`` (the default): in the last user turn, before its text,
-or before the question's line where it is known to hold more. ``before_turn``: before that turn,
-like earlier turns, but within it where it is known to hold more. ``after_system``: after the system
-message. ``before_prompt``: before everything, as in the paper."""
-
+"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
+turns, but within it, before the question's line, where it is known to hold more than the question.
+``before_question``: always within it, before its text or that line. ``after_system``: after the
+system message. ``before_prompt``: before everything, as in the paper."""
 LOGS_BEGIN = "Earlier cases, solved before:\n"
 LOGS_END = "\nNow a new case, with particulars of its own:\n"
 """What stands before and after logs within a user's turn, be they segments or text: with it, a new

@@ -47,8 +47,8 @@ not."""
 
 
 _PLACES: tuple[tuple[Selection, Placement], ...] = (
-    (TaskAndLastTurns(), "before_question"),
     (TaskAndLastTurns(), "before_turn"),
+    (TaskAndLastTurns(), "before_question"),
     (LastTurn(), "before_turn"),
 )
 SETTINGS = tuple(

@@ -58,7 +58,7 @@ class LogSettings(BaseModel):
 DEFAULTS = LogSettings(
     form="kv",
     selection=TaskAndLastTurns().name,
-    placement="before_question",
+    placement="before_turn",
     temperature=0.9,
 )
 """For a model that was not calibrated: the best compromise on the ladder (docs/evaluation.md).

@@ -105,9 +105,7 @@ def eval_(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
     placement: Annotated[
         PlacementName | None,
-        typer.Option(
-            help="Where segments stand.", show_default="as calibrated, else before_question"
-        ),
+        typer.Option(help="Where segments stand.", show_default="as calibrated, else before_turn"),
     ] = None,
     best_last: Annotated[
         bool,

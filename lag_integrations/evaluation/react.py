@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with react/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument(
-        "--placement", default="before_question", choices=get_args(Placement), help="of the logs"
+        "--placement", default="before_turn", choices=get_args(Placement), help="of the logs"
     )
     arguments = parser.parse_args()
     console = Console()
