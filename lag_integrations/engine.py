@@ -53,7 +53,7 @@ from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import Selection
 from lag_integrations.kv.splice import splice
 from lag_integrations.loading import LOADING
-from lag_integrations.prompt import LOGS_BEGIN, LOGS_END, ChatFormat, Placement
+from lag_integrations.prompt import ChatFormat, Placement, around_logs
 from lag_integrations.teams import computing, let_go_between_tokens
 from lag_integrations.trace import Message, Trace
 
@@ -602,10 +602,11 @@ class Engine:
         if placement == "after_system":
             return token_ids, rendered.head
         split = rendered.question(question)
-        if placement == "before_turn" and split == rendered.question():
+        text_before = split > rendered.question()
+        if placement == "before_turn" and not text_before:
             return token_ids, rendered.last_turn
         if segments:
-            begin, end = self.tokens_of(LOGS_BEGIN), self.tokens_of(LOGS_END)
+            begin, end = map(self.tokens_of, around_logs(text_before))
             token_ids = [*token_ids[:split], *begin, *end, *token_ids[split:]]
             split += len(begin)
         return token_ids, split

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lag_integrations.errors import LAGError
-from lag_integrations.prompt import LOGS_BEGIN, LOGS_END, line_of
+from lag_integrations.prompt import around_logs, line_of
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.trace import Message
 
@@ -150,10 +150,13 @@ def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> 
     if not texts or not places:
         return chat
     question = chat[places[-1]]
-    before = LOGS_BEGIN + "\n".join(texts) + LOGS_END
-    content: Any = [{"type": "text", "text": before}, *question.content]
+    logs = "\n".join(texts)
+    content: Any
     if isinstance(question.content, str):
         place = line_of(words, question.content)
-        content = question.content[:place] + before + question.content[place:]
+        begin, end = around_logs(place > 0)
+        content = question.content[:place] + begin + logs + end + question.content[place:]
+    else:
+        content = [{"type": "text", "text": f"{logs}\n"}, *question.content]
     changed = question.model_copy(update={"content": content})
     return [*chat[: places[-1]], changed, *chat[places[-1] + 1 :]]

@@ -27,10 +27,6 @@ Placement = Literal["before_turn", "before_question", "after_system", "before_pr
 turns, but within it, before the question's line, where it is known to hold more than the question.
 ``before_question``: always within it, before its text or that line. ``after_system``: after the
 system message. ``before_prompt``: before everything, as in the paper."""
-LOGS_BEGIN = "Earlier cases, solved before:\n"
-LOGS_END = "\nNow a new case, with particulars of its own:\n"
-"""What stands before and after logs within a user's turn, be they segments or text: with it, a new
-case of a logged kind is answered with the log's old answer less often (docs/evaluation.md)."""
 
 
 class _Turn(ChatMessage):
@@ -127,6 +123,20 @@ class Rendered:
         begin, end = users[-1].characters
         place = line_of(words, self.text[begin:end])
         return self.tokens(begin + place, end).start if place else users[-1].content_start
+
+
+def around_logs(text_before: bool) -> tuple[str, str]:
+    """Return what stands before and after logs within a user's turn, be they segments or text.
+
+    Behind instructions or documents, a model takes logs for a part of these, and answers a new case
+    with the log's old answer: there it is told where logs begin and end (docs/evaluation.md).
+
+    Args:
+        text_before: Whether the turn says something before them.
+    """
+    if not text_before:
+        return "", "\n"
+    return "Earlier cases, solved before:\n", "\nNow a new case, with particulars of its own:\n"
 
 
 def line_of(words: str | None, text: str) -> int:

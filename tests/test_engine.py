@@ -26,7 +26,7 @@ from lag_integrations.kv.encode import encode
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import WholeTrace
 from lag_integrations.kv.splice import splice
-from lag_integrations.prompt import LOGS_BEGIN, LOGS_END
+from lag_integrations.prompt import around_logs
 from lag_integrations.trace import Message
 from tests.conftest import qa
 from tests.kv.families import feed, full_logits, greedy
@@ -136,10 +136,9 @@ def test_segments_stand_where_placement_says(engine, placement):
     prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question()
     turn = rendered.last_turn
     assert head < turn < question
-    begin, end = (len(engine.tokens_of(text)) for text in (LOGS_BEGIN, LOGS_END))
     expected = {
         "before_turn": [turn, prompt - turn],
-        "before_question": [question + begin, end + prompt - question],
+        "before_question": [question, prompt - question + 1],  # one for the line break
         "after_system": [head, prompt - head],
         "before_prompt": [prompt],
     }
@@ -154,13 +153,16 @@ def test_segments_stand_where_placement_says(engine, placement):
 def test_segments_stand_before_the_line_of_the_question(engine):
     segment = engine.encode(TRACE)
     prompt = "Documents:\nIs it late? Yes.\n\nQuestion: Is it late?\nAnswer:"
-    for words, rest in (
-        ("Is it late?", f"{LOGS_END}Question: Is it late?\nAnswer:"),
-        ("Is it early?", f"{LOGS_END}{prompt}"),
-        ("", f"{LOGS_END}{prompt}"),
+    begin, end = around_logs(text_before=True)
+    for words, first, rest in (
+        ("Is it late?", begin, f"{end}Question: Is it late?\nAnswer:"),
+        ("Is it early?", "<|im_start|>user\n", f"\n{prompt}"),
+        ("", "<|im_start|>user\n", f"\n{prompt}"),
     ):
-        request = engine.request(user(prompt), [segment], question=words)
-        assert engine.tokenizer.decode(request.prompt_ids[: request.split]).endswith(LOGS_BEGIN)
+        request = engine.request(
+            user(prompt), [segment], question=words, placement="before_question"
+        )
+        assert engine.tokenizer.decode(request.prompt_ids[: request.split]).endswith(first)
         assert engine.tokenizer.decode(request.prompt_ids[request.split :]).startswith(rest)
         turn = engine.request(user(prompt), [segment], question=words, placement="before_turn")
         begins = rest if words == "Is it late?" else f"<|im_start|>user\n{prompt}"

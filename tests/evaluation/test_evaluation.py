@@ -13,7 +13,7 @@ from lag_integrations.evaluation.evaluation import Evaluation, Shard
 from lag_integrations.evaluation.questions import Dataset, Question
 from lag_integrations.evaluation.records import read
 from lag_integrations.evaluation.settings import Settings, settle
-from lag_integrations.prompt import LOGS_END
+from lag_integrations.prompt import around_logs
 from lag_integrations.trace import Trace
 from tests.conftest import qa
 
@@ -32,6 +32,7 @@ UNSEEN = (
     question("tea", "Which tea does the queen of Tonga drink?", "mint", "tonga"),
 )
 DATASET = Dataset("small", SEEN, UNSEEN)
+_, LOGS_END = around_logs(text_before=True)
 
 
 def settings(**changes):

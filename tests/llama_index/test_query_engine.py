@@ -32,7 +32,7 @@ from lag_integrations.errors import StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from lag_integrations.llama_index.tag import tagged
-from lag_integrations.prompt import LOGS_BEGIN, LOGS_END
+from lag_integrations.prompt import around_logs
 from tests.conftest import qa, random_model
 from tests.llama_index.choosers import Asks, Selects
 
@@ -42,6 +42,7 @@ AROUND = ["plain", "router", "sub-question"]
 QUESTION = "What is the code of the vault in Lima?"
 VAULT = qa("Which code does the vault in Lima have?", "The code of the vault in Lima is 7741.")
 TEXTS = ["Lima is a city.", "A vault needs a code."]
+LOGS_BEGIN, LOGS_END = around_logs(text_before=True)
 
 
 @pytest.fixture(scope="module")
