@@ -29,7 +29,7 @@ class ModelSettings(BaseModel):
     """Least similarity of a recalled log; the memory's own setting by default."""
     placement: Placement | None = None
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
-    `before_turn` without one."""
+    ``before_turn`` without one."""
     attention_temperature: float | None = None
     """How the model attends to recalled segments: below 1 it is drawn to what fits best in their
     last responses, and less to what led to these, which below 0.9 can hardly be asked for. By

@@ -62,8 +62,6 @@ DEFAULTS = LogSettings(
     temperature=0.9,
 )
 """For a model that was not calibrated: the best compromise on the ladder (docs/evaluation.md).
-
-Calibrations of three of its four models choose the same; the smallest, 135M, would rather have 1.0.
 """
 
 
