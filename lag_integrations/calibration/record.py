@@ -61,8 +61,7 @@ DEFAULTS = LogSettings(
     placement="before_turn",
     temperature=0.9,
 )
-"""For a model that was not calibrated: the best compromise on the ladder (docs/evaluation.md).
-"""
+"""For a model that was not calibrated: the best compromise on the ladder (docs/evaluation.md)."""
 
 
 class Figures(BaseModel):
