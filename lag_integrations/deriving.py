@@ -30,6 +30,7 @@ from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.segments import encode_task
 from lag_integrations.store.store import MERGE_AT, LogStore
 from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.search_keys import search_keys
 
 if TYPE_CHECKING:
     from lag_integrations.engine import Engine
@@ -240,35 +241,41 @@ class Deriver:
     def _embed(self, waiting: Sequence[tuple[str, Trace]]) -> None:
         """Embed logs; one by one if it does not work for all, so that a bad one is found."""
         try:
-            self._record(waiting, self._embedder.embed([log.search_text for _, log in waiting]))
+            self._embed_together(waiting)
             return
         except EmbedderMismatchError:
             raise
         except Exception:
             self._embedder.embed([_PROBE_TEXT])  # if this fails, too, it is not the logs
-        for log_id, trace in waiting:
+        for log in waiting:
             try:
-                self._record([(log_id, trace)], self._embedder.embed([trace.search_text]))
+                self._embed_together([log])
             except EmbedderMismatchError:
                 raise
             except Exception as error:
-                logger.debug("Log %s cannot be embedded.", log_id, exc_info=True)
+                logger.debug("Log %s cannot be embedded.", log[0], exc_info=True)
                 # The name only: others' messages may repeat the text.
                 reason = str(error) if isinstance(error, LAGError) else type(error).__name__
-                self._store.failures.add(log_id, EMBED, reason)
+                self._store.failures.add(log[0], EMBED, reason)
 
-    def _record(self, logs: Sequence[tuple[str, Trace]], vectors: Vectors) -> None:
-        if vectors.shape != (len(logs), self._dimension):
+    def _embed_together(self, logs: Sequence[tuple[str, Trace]]) -> None:
+        """Embed the search keys of logs and record them; a log has all of its keys or none."""
+        keys = [(log_id, search_keys(trace)) for log_id, trace in logs]
+        entries = [(log_id, number) for log_id, found in keys for number in range(len(found))]
+        texts = [key.text for _, found in keys for key in found]
+        vectors = self._embedder.embed(texts)
+        if vectors.shape != (len(texts), self._dimension):
             raise StoreError(
                 f"The embedder {self._embedder.name!r} gave vectors of shape {vectors.shape} for "
-                f"{len(logs)} texts; {self._dimension} dimensions are expected."
+                f"{len(texts)} texts; {self._dimension} dimensions are expected."
             )
-        good: list[bool] = (np.linalg.norm(vectors, axis=1) > 0.5).tolist()  # not zero, not NaN
-        ids = [log_id for (log_id, _), fine in zip(logs, good, strict=True) if fine]
-        self._store.embeddings.add(ids, vectors[good], self._generation)
-        for (log_id, _), fine in zip(logs, good, strict=True):
-            if not fine:
-                self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
+        good = np.linalg.norm(vectors, axis=1) > 0.5  # not zero, not NaN
+        bad = {log_id for (log_id, _), fine in zip(entries, good, strict=True) if not fine}
+        kept = np.array([log_id not in bad for log_id, _ in entries], dtype=bool)
+        fine = [entry for entry in entries if entry[0] not in bad]
+        self._store.embeddings.add(fine, vectors[kept], self._generation)
+        for log_id in sorted(bad):
+            self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
 
     def _encode_some(self, engine: Engine, outcomes: Sequence[Outcome], thorough: bool) -> bool:
         """Encode some logs that nobody else is encoding."""

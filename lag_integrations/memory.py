@@ -35,8 +35,9 @@ from lag_integrations.store.diversity import most_diverse
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.store.filters import Where
 from lag_integrations.store.locks import wait_a_little
-from lag_integrations.store.store import LogStore
+from lag_integrations.store.store import Found, LogStore
 from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.search_keys import SearchKey, search_keys
 from lag_integrations.worker import Worker
 
 if TYPE_CHECKING:
@@ -67,13 +68,15 @@ class RecalledLog:
     Attributes:
         id: Its log id.
         log: Its trace.
-        score: Cosine similarity of the query and the log's question and last response; None if
-            it was asked for by its id.
+        score: Cosine similarity of the query and the nearest of the log's search keys; None if it
+            was asked for by its id.
+        key: That search key.
     """
 
     id: str
     log: Trace
     score: float | None
+    key: SearchKey | None = None
 
 
 class KVLogMemory(FrameworkForms):
@@ -303,17 +306,16 @@ class KVLogMemory(FrameworkForms):
             where=where,
         )
         if diversity:
-            near = most_diverse(
-                near,
-                *self.store.embeddings.vectors(ids=[i for i, _ in near]),
-                k=k,
-                diversity=diversity,
-            )
+            entries, vectors = self.store.embeddings.vectors(ids=[found.id for found in near])
+            tasks = {
+                log_id: vector
+                for (log_id, key), vector in zip(entries, vectors, strict=True)
+                if key == 0
+            }
+            near = most_diverse(near, tasks, k=k, diversity=diversity)
         # By id from the ledger, which checks the namespace again and knows what was deleted.
-        traces = self.store.ledger.get([key for key, _ in near])
-        found = [
-            RecalledLog(key, traces[key], round(score, 6)) for key, score in near if key in traces
-        ]
+        traces = self.store.ledger.get([found.id for found in near])
+        found = [_recalled(one, traces[one.id]) for one in near if one.id in traces]
         if count:
             self._count_uses([log.id for log in found])
         return found
@@ -669,6 +671,10 @@ class KVLogMemory(FrameworkForms):
             with self._uses_lock:
                 self._uses.update(uses)
             raise
+
+
+def _recalled(found: Found, trace: Trace) -> RecalledLog:
+    return RecalledLog(found.id, trace, round(found.score, 6), search_keys(trace)[found.key])
 
 
 def _hex(run_id: str | UUID) -> str:

@@ -208,11 +208,6 @@ class Trace(_Frozen):
             )
 
     @property
-    def search_text(self) -> str:
-        """What is embedded for recall: the question and the last response (LAG paper)."""
-        return f"{self.task}\n{self.last_response}".strip()
-
-    @property
     def content_hash(self) -> str:
         """SHA-256 over task and messages (ids and times left out): equal runs, equal hash.
 

@@ -41,7 +41,11 @@ Kvlog = Callable[..., Result]
 @pytest.fixture(scope="session")
 def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A sentence-transformers model of words, cheap to load."""
-    texts = (text for trace in (VAULT, FERRY, FAILED) for text in trace.search_text.split())
+    texts = (
+        text
+        for trace in (VAULT, FERRY, FAILED)
+        for text in f"{trace.task}\n{trace.last_response}".split()
+    )
     words = ["[UNK]", *dict.fromkeys(texts)]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -175,7 +179,7 @@ def test_stats(kvlog, filled):
     assert found["trace_bytes"] > 300
     assert (found["segments"], found["segment_bytes"], found["removals"]) == ([], 0, 0)
     assert found["failures"] == {}
-    assert found["schema"] == "0002"
+    assert found["schema"] == "0003"
     assert found["dimension"] == 15
     text = kvlog("stats", filled).stdout
     assert re.search(r"logs +3 ", text)
@@ -514,7 +518,7 @@ def test_purge_heeds_the_answer(kvlog, filled, answer, left):
 def test_migrate(kvlog, filled, store):
     assert "nothing to do" in kvlog("migrate", filled).stdout
     found = as_json(kvlog("migrate", filled, "--json"))
-    assert found == {"from": None, "to": "0002", "backups": []}
+    assert found == {"from": None, "to": "0003", "backups": []}
 
 
 def test_migrate_from_the_first_schema(kvlog, store):
@@ -544,7 +548,7 @@ def test_migrate_from_the_first_schema(kvlog, store):
         )
     ledger.close()
     found = as_json(kvlog("migrate", store, "--json"))
-    assert (found["from"], found["to"]) == ("0001", "0002")
+    assert (found["from"], found["to"]) == ("0001", "0003")
     assert Path(found["backups"][0]).is_file()
     log = as_json(kvlog("ls", store, "--json"))[0]
     assert (log["task"], log["times_seen"]) == (VAULT.task, 2)

@@ -76,7 +76,6 @@ def test_from_chat_dicts_and_openai_tool_calls():
     )
     assert trace.task == "Weather in Oslo?"
     assert trace.last_response == "It rains."
-    assert trace.search_text == "Weather in Oslo?\nIt rains."
 
 
 def test_from_langchain_messages():

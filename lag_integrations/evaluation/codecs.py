@@ -64,7 +64,7 @@ def react_questions(data: Path) -> list[Question]:
     """The ReAct questions that were solved, each with the nearest of all the logs."""
     traces = load_traces(data)
     embedder = Embedder(packaged.embedder())
-    stored = embedder.embed([trace.search_text for trace, _ in traces])
+    stored = embedder.embed([trace.task for trace, _ in traces])
     solved = [(trace.task, gold) for trace, gold in traces if trace.outcome == "success"]
     nearest = (embedder.embed([task for task, _ in solved]) @ stored.T).argmax(1)
     return [

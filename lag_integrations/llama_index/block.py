@@ -126,7 +126,8 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             if any(_says(log, turn.task, response) for log in logs):
                 return True
         outcomes = get_args(Outcome)
-        near = memory.recall(turn.search_text, k=5, min_score=-1, outcomes=outcomes, count=False)
+        query = f"{turn.task}\n{turn.last_response}"  # a log's second key
+        near = memory.recall(query, k=5, min_score=-1, outcomes=outcomes, count=False)
         return any(_says(log.log, turn.task, response) for log in near)
 
 

@@ -147,11 +147,11 @@ class Audit:
         with store.locks.hold(f"merge-{store.namespace}"):  # neither side changes meanwhile
             try:
                 identity = store.index.identity()
-                held = store.index.ids()
+                held = store.index.entries()
                 merged, vectors = store.embeddings.vectors(inside=identity)
                 missing, extra = set(merged) - held, held - set(merged)
                 if missing or extra:
-                    detail = f"{len(missing)} logs are missing in it, {len(extra)} are unknown"
+                    detail = f"{len(missing)} entries are missing in it, {len(extra)} are unknown"
                     yield Problem("index_differs", "index", detail)
                     return
                 probes = np.linspace(0, len(merged) - 1, min(_PROBES, len(merged)), dtype=int)

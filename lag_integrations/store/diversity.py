@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
+from lag_integrations.store.store import Found
 
 
 def most_diverse(
-    candidates: Sequence[tuple[str, float]],
-    ids: Sequence[str],
-    vectors: Vectors,
+    candidates: Sequence[Found],
+    vectors: Mapping[str, Vectors],
     *,
     k: int,
     diversity: float,
-) -> list[tuple[str, float]]:
+) -> list[Found]:
     """Choose k candidates that are near to the query and far from each other.
 
     Carbonell and Goldstein (1998), with ``lambda = 1 - diversity``.
 
     Args:
-        candidates: Ids and cosine similarities to the query, best first.
-        ids: Ids of the vectors.
-        vectors: fp32 ``[candidates, dimension]``, of norm 1.
+        candidates: Logs that were found, best first.
+        vectors: An embedding of each, fp32 ``[dimension]``, of norm 1; logs without are left out.
         k: Most to choose.
         diversity: From 0 to 1.
 
@@ -34,16 +31,14 @@ def most_diverse(
     """
     if not 0 <= diversity <= 1:
         raise StoreError(f"diversity is {diversity}; give a number from 0 to 1.")
-    rows = {key: row for row, key in enumerate(ids)}
-    left = [(key, score) for key, score in candidates if key in rows]
-    chosen: list[tuple[str, float]] = []
-    alike = np.full(len(ids), -1.0, dtype=np.float32)  # to the nearest that was chosen
+    left = [found for found in candidates if found.id in vectors]
+    chosen: list[Found] = []
+    alike = dict.fromkeys(vectors, -1.0)  # similarity to the nearest that was chosen
     while left and len(chosen) < k:
         weight = diversity if chosen else 0.0
-        best = max(
-            left, key=lambda item: (1 - weight) * item[1] - weight * float(alike[rows[item[0]]])
-        )
+        best = max(left, key=lambda found: (1 - weight) * found.score - weight * alike[found.id])
         left.remove(best)
         chosen.append(best)
-        alike = np.maximum(alike, vectors @ vectors[rows[best[0]]])
-    return sorted(chosen, key=lambda item: -item[1])
+        for found in left:
+            alike[found.id] = max(alike[found.id], float(vectors[found.id] @ vectors[best.id]))
+    return sorted(chosen, key=lambda found: -found.score)

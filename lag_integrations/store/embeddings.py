@@ -1,11 +1,20 @@
-"""The embeddings of one namespace's logs, and which of them the index holds."""
+"""The embeddings of one namespace's logs, a row for each search key, and what the index holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, func, insert, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.store.database import Database
@@ -18,6 +27,9 @@ from lag_integrations.trace import Trace
 
 EMBED = "embed"
 """The task under which a failure to embed is recorded."""
+
+Entry = tuple[str, int]
+"""A search key: the id of its log, and its number among the log's."""
 
 
 class EmbeddingTable:
@@ -61,20 +73,22 @@ class EmbeddingTable:
         waiting = self._mine & logs.c.embedded.is_(False) & logs.c.id.not_in(failed(EMBED))
         return self._ledger.count(waiting, limit=limit)
 
-    def add(self, ids: Sequence[str], vectors: Vectors, generation: str) -> None:
-        """Record embeddings, fp32 ``[logs, dimension]``; logs deleted meanwhile are left out.
+    def add(self, entries: Sequence[Entry], vectors: Vectors, generation: str) -> None:
+        """Record all embeddings of some logs, fp32 ``[entries, dimension]``.
+
+        Logs that were deleted meanwhile are left out.
 
         Raises:
             EmbedderMismatchError: The store has been given another embedder since.
         """
-        by_id = dict(zip(ids, vectors, strict=True))
+        ids = list({log_id for log_id, _ in entries})
         with self._db.write() as connection:
             known = connection.execute(select(settings.c.value).where(settings.c.key == EMBEDDER))
             if generation_of(known.scalar_one_or_none()) != generation:
                 raise EmbedderMismatchError(
                     "The store was given another embedder by another process; open it again."
                 )
-            alive = [
+            alive = {
                 row.id
                 for row in connection.execute(
                     select(logs.c.id)
@@ -82,15 +96,17 @@ class EmbeddingTable:
                     .order_by(logs.c.id)  # in one order: no deadlocks (PostgreSQL)
                     .with_for_update()
                 )
-            ]
+            }
             rows = [
                 {
-                    "log_id": key,
+                    "log_id": log_id,
+                    "key": key,
                     "namespace": self._namespace,
                     "indexed_in": None,
-                    "vector": np.asarray(by_id[key], dtype="<f4").tobytes(),
+                    "vector": np.asarray(vector, dtype="<f4").tobytes(),
                 }
-                for key in alive
+                for (log_id, key), vector in zip(entries, vectors, strict=True)
+                if log_id in alive
             ]
             if rows:
                 connection.execute(delete(embeddings).where(embeddings.c.log_id.in_(alive)))
@@ -105,21 +121,21 @@ class EmbeddingTable:
         inside: str | None = None,
         ids: Sequence[str] | None = None,
         limit: int | None = None,
-    ) -> tuple[list[str], Vectors]:
-        """Ids and embeddings, fp32 ``[logs, dimension]``.
+    ) -> tuple[list[Entry], Vectors]:
+        """Return entries and their embeddings, fp32 ``[entries, dimension]``.
 
         Args:
             allowed: A condition on the logs.
             outside: Only those that this index does not hold (see `Index.identity`).
             inside: Only those that this index holds.
-            ids: Only these.
-            limit: Most to give.
+            ids: Only those of these logs.
+            limit: Most to return.
 
         Raises:
             StoreError: They are not all of one dimension.
         """
-        statement = select(embeddings.c.log_id, embeddings.c.vector).where(
-            self._held(outside, inside, by_id=allowed is not None)
+        statement = select(embeddings.c.log_id, embeddings.c.key, embeddings.c.vector).where(
+            self._held(outside, inside, by_id=allowed is not None or ids is not None)
         )
         if ids is not None:
             statement = statement.where(embeddings.c.log_id.in_(ids))
@@ -134,7 +150,7 @@ class EmbeddingTable:
                 "The store has embeddings of several sizes; `kvlog reindex` embeds all traces anew."
             )
         data = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
-        return [row.log_id for row in rows], data.reshape(len(rows), -1)
+        return [(row.log_id, row.key) for row in rows], data.reshape(len(rows), -1)
 
     def count(
         self,
@@ -143,7 +159,7 @@ class EmbeddingTable:
         inside: str | None = None,
         limit: int | None = None,
     ) -> int:
-        """Number of embeddings (that an index does not hold, or holds), up to a limit."""
+        """Number of entries (that an index does not hold, or holds), up to a limit."""
         statement = select(embeddings.c.log_id).where(self._held(outside, inside)).limit(limit)
         with self._db.read() as connection:
             return int(
@@ -152,12 +168,11 @@ class EmbeddingTable:
                 ).scalar_one()
             )
 
-    def mark_indexed(self, ids: Sequence[str], identity: str) -> None:
-        """Record that an index holds these logs."""
+    def mark_indexed(self, entries: Sequence[Entry], identity: str) -> None:
+        """Record that an index holds these entries."""
+        these = tuple_(embeddings.c.log_id, embeddings.c.key).in_(entries)
         with self._db.write() as connection:
-            connection.execute(
-                update(embeddings).where(embeddings.c.log_id.in_(ids)).values(indexed_in=identity)
-            )
+            connection.execute(update(embeddings).where(these).values(indexed_in=identity))
 
     def adopt(self, record: str) -> None:
         """Make an embedder the store's, and have every log of all namespaces embedded again."""

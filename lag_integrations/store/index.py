@@ -1,4 +1,4 @@
-"""The Chroma index: ids and embeddings of logs, one collection a namespace. Derived."""
+"""The Chroma index: the embeddings of logs' search keys, one collection a namespace. Derived."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
+from lag_integrations.store.embeddings import Entry
+from lag_integrations.traces.search_keys import MAX_KEYS
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -35,7 +37,7 @@ class ChromaAccess(Protocol):
 
 
 class Index:
-    """Finds the logs nearest to a vector by cosine similarity, in one namespace.
+    """Finds the search keys nearest to a vector by cosine similarity, in one namespace.
 
     It holds no text and no metadata: what may be recalled is the ledger's to say.
 
@@ -60,36 +62,43 @@ class Index:
         with self._collection(write=False) as collection:
             return str(collection.id)
 
-    def add(self, ids: Sequence[str], vectors: Vectors) -> str:
-        """Add or replace embeddings, fp32 ``[logs, dimension]``; gives the `identity`."""
+    def add(self, entries: Sequence[Entry], vectors: Vectors) -> str:
+        """Add or replace embeddings, fp32 ``[entries, dimension]``; return the `identity`."""
+        ids = [_name(entry) for entry in entries]
         with self._collection(write=True) as collection:
             for start in range(0, len(ids), _BATCH):
                 part = slice(start, start + _BATCH)
-                collection.upsert(ids=list(ids[part]), embeddings=list(vectors[part]))
+                collection.upsert(ids=ids[part], embeddings=list(vectors[part]))
             self._settle(collection, vectors[-1])
             return str(collection.id)
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """Remove entries; ids that it does not hold are fine."""
+    def remove(self, log_ids: Sequence[str]) -> None:
+        """Remove all entries of some logs; logs of which it holds none are fine."""
+        ids = [_name((log_id, key)) for log_id in log_ids for key in range(MAX_KEYS)]
         with self._collection(write=True) as collection:
             for start in range(0, len(ids), _BATCH):
-                collection.delete(ids=list(ids[start : start + _BATCH]))
+                collection.delete(ids=ids[start : start + _BATCH])
             first = collection.get(limit=1, include=["embeddings"])["embeddings"]
             if first is not None and len(first):
                 self._settle(collection, first[0])
 
-    def search(self, vector: Vectors, n: int) -> tuple[str, list[tuple[str, float]]]:
-        """The n nearest entries: `identity`, then ids and cosine similarities, best first."""
+    def search(self, vector: Vectors, n: int) -> tuple[str, list[tuple[Entry, float]]]:
+        """Return the `identity` and the n nearest entries with their cosine similarities.
+
+        The best entry comes first.
+        """
         with self._collection(write=False) as collection:
             found = collection.query(query_embeddings=[vector], n_results=n, include=["distances"])
             distances = (found["distances"] or [[]])[0]
             pairs = zip(found["ids"][0], distances, strict=True)
-            return str(collection.id), [(key, 1.0 - float(distance)) for key, distance in pairs]
+            return str(collection.id), [
+                (_entry(name), 1.0 - float(distance)) for name, distance in pairs
+            ]
 
-    def ids(self) -> set[str]:
+    def entries(self) -> set[Entry]:
         """Everything it holds."""
         with self._collection(write=False) as collection:
-            return set(collection.get(include=[])["ids"])
+            return {_entry(name) for name in collection.get(include=[])["ids"]}
 
     def drop(self) -> None:
         """Remove the namespace's collections, of every generation."""
@@ -98,6 +107,11 @@ class Index:
     def drop_all(self) -> None:
         """Remove the collections of all namespaces of the store."""
         self._drop(lambda name: True)
+
+    def drop_older(self) -> None:
+        """Remove the collections of earlier generations, of all namespaces of the store."""
+        newest = f"{self._prefix}{self._generation()[:8]}-"
+        self._drop(lambda name: not name.startswith(newest))
 
     def _drop(self, which: Callable[[str], bool]) -> None:
         with self._explained(), self._access.session(write=True) as client:
@@ -145,3 +159,13 @@ class Index:
                 f"The Chroma index failed ({type(error).__name__}: {str(error)[:300]}). It is "
                 "derived: `kvlog reindex` makes it again."
             ) from error
+
+
+def _name(entry: Entry) -> str:
+    log_id, key = entry
+    return f"{log_id}-{key}"
+
+
+def _entry(name: str) -> Entry:
+    log_id, _, key = name.partition("-")
+    return log_id, int(key)

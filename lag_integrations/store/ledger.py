@@ -320,13 +320,15 @@ class Ledger:
         size = select(func.coalesce(func.sum(segments.c.bytes), 0)).where(
             segments.c.log_id == logs.c.id
         )
-        index = select(embeddings.c.indexed_in).where(embeddings.c.log_id == logs.c.id)
+        waiting = select(func.count()).where(
+            embeddings.c.log_id == logs.c.id, embeddings.c.indexed_in.is_(None)
+        )
         statement = (
             select(
                 logs,
                 number.scalar_subquery().label("segments"),
                 size.scalar_subquery().label("segment_bytes"),
-                index.scalar_subquery().label("indexed_in"),
+                waiting.scalar_subquery().label("waiting"),
             )
             .where(self._mine)
             .order_by(logs.c.captured_at.desc(), logs.c.id)
@@ -354,7 +356,7 @@ class Ledger:
             times_recalled=row.times_recalled,
             times_helped=row.times_helped,
             times_harmed=row.times_harmed,
-            state="indexed" if row.indexed_in else "embedded" if row.embedded else "captured",
+            state="captured" if not row.embedded else "embedded" if row.waiting else "indexed",
             segments=row.segments,
             bytes=row.bytes + int(row.segment_bytes),
         )

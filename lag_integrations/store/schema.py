@@ -52,10 +52,12 @@ tags = Table(
     Index("ix_tags_number", "key", "number", "log_id"),
 )
 
+# One row for each key of a log: see `search_keys`.
 embeddings = Table(
     "embeddings",
     metadata,
     Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Integer, primary_key=True, autoincrement=False),  # its number among the log's
     Column("namespace", String(64), nullable=False),
     Column("indexed_in", String(64)),  # identity of the Chroma collection that holds it
     Column("vector", LargeBinary, nullable=False),  # fp32, little endian, of norm 1

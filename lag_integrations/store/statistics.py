@@ -110,11 +110,15 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
             .group_by(logs.c.outcome)
             .order_by(logs.c.outcome)
         ).all()
+        waiting = (
+            select(embeddings.c.log_id)
+            .where(embeddings.c.log_id == logs.c.id, embeddings.c.indexed_in.is_(None))
+            .exists()
+        )
         by_state = connection.execute(
-            select(logs.c.embedded, embeddings.c.indexed_in, number)
-            .outerjoin(embeddings, embeddings.c.log_id == logs.c.id)
+            select(logs.c.embedded, waiting.label("waiting"), number)
             .where(mine)
-            .group_by(logs.c.embedded, embeddings.c.indexed_in)
+            .group_by(logs.c.embedded, waiting)
         ).all()
         by_kind = connection.execute(
             select(
@@ -132,7 +136,7 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
             .group_by(models.c.parts, *kind)
             .order_by(*kind)
         ).all()
-        waiting = connection.execute(
+        to_remove = connection.execute(
             select(number).select_from(removals).where(removals.c.namespace == namespace)
         ).scalar_one()
         by_task = connection.execute(
@@ -143,8 +147,9 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
             .order_by(failures.c.task)
         ).all()
     states = {"captured": 0, "embedded": 0, "indexed": 0}
-    for embedded, index, count in by_state:
-        states["indexed" if index else "embedded" if embedded else "captured"] += count
+    for embedded, has_waiting, count in by_state:
+        state = "captured" if not embedded else "embedded" if has_waiting else "indexed"
+        states[state] += count
     kinds = [
         SegmentStatistics(
             model=json.loads(parts).get("model") if parts else None,
@@ -166,6 +171,6 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
         trace_bytes=sum(int(size) for _, _, size in by_outcome),
         segment_bytes=sum(one.bytes for one in kinds),
         segments=kinds,
-        removals=waiting,
+        removals=to_remove,
         failures={row[0]: row[1] for row in by_task},
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from lag_integrations.store.budget import Evictor
 from lag_integrations.store.chroma import Server, SharedFolder
 from lag_integrations.store.database import Database
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.embeddings import EmbeddingTable
+from lag_integrations.store.embeddings import EmbeddingTable, Entry
 from lag_integrations.store.facts import Facts
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.filters import Where
@@ -50,8 +51,25 @@ MERGE_AT = 256
 exactly, so nothing waits to be found; other processes open Chroma again after each merge."""
 _MERGE_STEP = 512
 _QUARANTINE = "quarantine"
+_KEYS, _KEYS_FILTERED = 8, 64
+"""Search keys that the index is asked for, for each log that is wanted: a log has several."""
 _SCAN = 4_000
 """Fitting logs up to which a filtered search compares them all, when the index gave too few."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A log that a search found.
+
+    Attributes:
+        id: Its id.
+        score: Cosine similarity of the query and the nearest of its search keys.
+        key: The number of that key.
+    """
+
+    id: str
+    score: float
+    key: int
 
 
 Staged = Callable[[Segment], Segment]
@@ -141,8 +159,10 @@ class LogStore:
         floor: float,
         outcomes: Sequence[Outcome],
         where: Where | None = None,
-    ) -> list[tuple[str, float]]:
-        """The k nearest logs that may be recalled: ids and cosine similarities, best first.
+    ) -> list[Found]:
+        """Return the k nearest logs that may be recalled, best first.
+
+        A log is as near as the nearest of its search keys.
 
         Raises:
             StoreError: The filter is malformed, or the store fails.
@@ -160,8 +180,7 @@ class LogStore:
                     near = {**found, **near}
             if self._identity == identity or not self._identity:
                 break  # else it was made again by another process meanwhile
-        best = sorted(near.items(), key=lambda item: (-item[1], item[0]))
-        return [(key, score) for key, score in best[:k] if score >= floor]
+        return [found for found in _by_log(near)[:k] if found.score >= floor]
 
     def _search_index(
         self,
@@ -171,9 +190,9 @@ class LogStore:
         allowed: ColumnElement[bool],
         *,
         filtered: bool,
-    ) -> dict[str, float] | None:
+    ) -> dict[Entry, float] | None:
         """The nearest of the index that are allowed; None if it cannot tell."""
-        wanted = (32 if filtered else 4) * k + 16
+        wanted = (_KEYS_FILTERED if filtered else _KEYS) * k + 16
         while True:
             try:
                 before = self._identity
@@ -185,10 +204,11 @@ class LogStore:
             except StoreError as error:
                 self._note_failure(error)
                 return None
-            good = [(key, score) for key, score in found if score >= floor]
-            kept = self.ledger.keep_if([key for key, _ in good], allowed)
+            good = [(entry, score) for entry, score in found if score >= floor]
+            ids = list({log_id for (log_id, _), _ in good})
+            kept = self.ledger.keep_if(ids, allowed)
             if len(kept) >= k or len(good) < len(found) or len(found) < wanted:
-                return {key: score for key, score in good if key in kept}
+                return {entry: score for entry, score in good if entry[0] in kept}
             if self.ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
                 return None
             wanted *= 8
@@ -233,16 +253,18 @@ class LogStore:
 
     def _probe_index(self) -> None:
         """See whether an index that failed finds again what it holds."""
-        ids, vectors = self.embeddings.vectors(inside=self._identity, limit=1)
-        if ids and not self.index.search(vectors[0], 1)[1]:
+        entries, vectors = self.embeddings.vectors(inside=self._identity, limit=1)
+        if entries and not self.index.search(vectors[0], 1)[1]:
             raise StoreError("The Chroma index finds nothing, although it should.")
 
     def _merge_some(self, at_least: int) -> bool:
-        ids, vectors = self.embeddings.vectors(outside=self._identity, limit=_MERGE_STEP)
-        if ids and len(ids) >= at_least:
-            self.embeddings.mark_indexed(ids, self.index.add(ids, vectors))
+        entries, vectors = self.embeddings.vectors(outside=self._identity, limit=_MERGE_STEP)
+        if entries and len(entries) >= at_least:
+            if not self.embeddings.count(inside=self._identity, limit=1):
+                self.index.drop_older()
+            self.embeddings.mark_indexed(entries, self.index.add(entries, vectors))
         self._index_failed = False
-        return bool(ids)
+        return bool(entries)
 
     def rebuild_index(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the index again from the embeddings in the ledger."""
@@ -391,8 +413,8 @@ class LogStore:
         return Server(lambda: index, write_lock, owned=False)
 
 
-def _scores(ids: Sequence[str], vectors: Vectors, vector: Vectors) -> dict[str, float]:
-    if not len(ids):
+def _scores(entries: Sequence[Entry], vectors: Vectors, vector: Vectors) -> dict[Entry, float]:
+    if not len(entries):
         return {}
     if vectors.shape[1] != len(vector):
         raise EmbedderMismatchError(
@@ -400,4 +422,14 @@ def _scores(ids: Sequence[str], vectors: Vectors, vector: Vectors) -> dict[str, 
             "Open the store with the embedder that it was built with, or `kvlog reindex` it."
         )
     scores: Any = np.asarray(vectors) @ vector
-    return dict(zip(ids, scores.tolist(), strict=True))
+    return dict(zip(entries, scores.tolist(), strict=True))
+
+
+def _by_log(near: Mapping[Entry, float]) -> list[Found]:
+    """Logs by their best keys, best first."""
+    best: dict[str, Found] = {}
+    for (log_id, key), score in near.items():
+        known = best.get(log_id)
+        if known is None or (score, -key) > (known.score, -known.key):
+            best[log_id] = Found(log_id, score, key)
+    return sorted(best.values(), key=lambda found: (-found.score, found.id))

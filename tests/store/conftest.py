@@ -15,6 +15,11 @@ from tests.store.model import hash_embedder, tiny_engine
 Open = Callable[..., KVLogMemory]
 
 
+def logs_in_index(memory: KVLogMemory) -> set[str]:
+    """The logs that Chroma holds entries of."""
+    return {log_id for log_id, _ in memory.store.index.entries()}
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Engine:
     return tiny_engine()

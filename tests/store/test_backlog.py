@@ -48,7 +48,7 @@ def test_what_was_left_over_is_done_after_reopening(tmp_path):
         memory.add_many(numbered(number) for number in range(3))
     with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
         deadline = time.monotonic() + 30
-        while memory.store.embeddings.count() < 3 and time.monotonic() < deadline:
+        while memory.store.embeddings.count() < 6 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert {log.log.task for log in memory.recall("vault", k=9)} == {
             numbered(number).task for number in range(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.store.conftest import logs_in_index
 from tests.store.processes import adder, context, open_memory, reader, start
 
 PROCESSES, THREADS, OWN, SHARED = 4, 4, 120, 20
@@ -45,6 +46,6 @@ def test_many_adders_and_readers(tmp_path: Path) -> None:
         assert len(shared) == THREADS * SHARED
         assert {log.times_seen for log in shared} == {PROCESSES}
         assert {log.times_seen for log in logs if log not in shared} == {1}
-        assert memory.store.index.ids() == {log.id for log in logs}
+        assert logs_in_index(memory) == {log.id for log in logs}
         assert memory.verify() == []
     print(f"\n{len(logs)} logs, {recalls} recalls meanwhile")

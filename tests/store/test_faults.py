@@ -16,6 +16,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import EncodingError, LAGError, StoreError
 from lag_integrations.store.audit import Audit
 from tests.conftest import overwrite, qa
+from tests.store.conftest import logs_in_index
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered, open_memory
 
@@ -118,17 +119,17 @@ def test_a_damaged_index_is_made_again(tmp_path, tiny, damage):
         memory.flush()
         right(memory, ids, tiny)
         assert memory.verify() == []
-        assert memory.store.index.ids() == set(ids)
+        assert logs_in_index(memory) == set(ids)
 
 
 def test_an_index_that_lost_or_invented_logs_is_repaired(tmp_path, tiny):
     ids = filled(tmp_path / "m")
     with open_memory(tmp_path / "m") as memory:
         memory.store.index.remove(ids[:2])
-        memory.store.index.add(["f" * 32], hash_embedder(["stranger"]))
+        memory.store.index.add([("f" * 32, 0)], hash_embedder(["stranger"]))
         (problem,) = memory.verify()
         assert problem.kind == "index_differs"
-        assert "2 logs are missing in it, 1 are unknown" in problem.detail
+        assert "4 entries are missing in it, 1 are unknown" in problem.detail
         memory.repair()
         assert memory.verify() == []
         right(memory, ids, tiny)
@@ -257,7 +258,7 @@ def test_an_index_that_fails_to_answer_is_not_thrown_away(tmp_path, tiny, monkey
         assert caplog.text.count("too many open files") == 1
         monkeypatch.setattr(memory.store.index, "search", works)
         right(memory, ids, tiny)
-        assert memory.store.index.ids() == set(ids)
+        assert logs_in_index(memory) == set(ids)
         assert memory.verify() == []
 
 

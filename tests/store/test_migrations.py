@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -15,6 +16,7 @@ from sqlalchemy import create_engine, text
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store import migrations
+from lag_integrations.store.chroma import SharedFolder
 from lag_integrations.store.database import Database
 from lag_integrations.store.ledger import log_id
 from lag_integrations.store.schema import metadata
@@ -94,6 +96,46 @@ def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
     with open_memory(tmp_path / "m") as memory:  # once is enough
         assert len(memory.recall("Which is number 1 ?")) == 3
     assert len(list((tmp_path / "m").glob("backup-*"))) == 1
+
+
+def test_a_store_of_one_embedding_a_log_is_embedded_again(tmp_path):
+    """The second schema had one embedding a log: now all keys are embedded, in the background."""
+    traces = first_store(tmp_path / "m")
+    engine = create_engine(f"sqlite:///{tmp_path / 'm' / 'ledger.sqlite'}")
+    with engine.begin() as connection:
+        config = migrations.alembic_config(connection)
+        command.stamp(config, "0001")
+        command.upgrade(config, "0002")
+        for key, vector in zip(traces, hash_embedder(list(traces)), strict=True):
+            connection.execute(
+                text("INSERT INTO embeddings VALUES (:key, 'default', 'old', :vector)"),
+                {"key": key, "vector": (vector / 7).astype("<f4").tobytes()},
+            )
+        connection.execute(text("UPDATE logs SET embedded = 1, times_helped = 4"))
+        connection.execute(text("INSERT INTO settings VALUES ('store_id', 'abcdefabcdef')"))
+    engine.dispose()
+    folder = SharedFolder.at(tmp_path / "m" / "index", tmp_path / "m" / "locks" / "index.lock")
+    with folder.session(write=True) as client:
+        client.create_collection("lag-abcdefabcdef-first-0123").add(
+            ids=list(traces), embeddings=list(hash_embedder(list(traces)))
+        )
+    folder.close()
+    with open_memory(tmp_path / "m") as memory:
+        memory.flush()
+        assert memory.verify() == []
+        logs = {log.id: log for log in memory.store.ledger.info()}
+        assert {key: log.trace for key, log in logs.items()} == traces
+        assert {(log.state, log.times_helped) for log in logs.values()} == {("indexed", 4)}
+        assert memory.store.embeddings.count() == 6
+        found = memory.recall("Which is number 1 ?")
+        assert len(found) == 3
+        assert found[0].key.kind == "task"
+        with folder.at(tmp_path / "m" / "index", tmp_path / "m" / "locks" / "index.lock").session(
+            write=False
+        ) as client:
+            (collection,) = client.list_collections()
+            assert not collection.name.startswith("lag-abcdefabcdef-first")
+    assert len(list((tmp_path / "m").glob("backup-0002-*.sqlite"))) == 1
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path):

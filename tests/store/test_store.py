@@ -13,7 +13,10 @@ import torch
 from lag_integrations.errors import EmbedderMismatchError, LogNotFoundError, StoreError
 from lag_integrations.kv.codecs import CODECS
 from lag_integrations.store.budget import Budget
+from lag_integrations.trace import Trace
+from lag_integrations.traces.search_keys import SearchKey
 from tests.conftest import qa
+from tests.store.conftest import logs_in_index
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered
 
@@ -45,12 +48,59 @@ def test_what_is_not_merged_is_found_too(open_store):
     with open_store() as memory:
         first = [memory.add(numbered(number)) for number in range(5)]
         memory.flush()
-        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 5
+        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 10
         late = memory.add(numbered(7))
-        while memory.store.embeddings.count() == 5:
+        while memory.store.embeddings.count() == 10:
             time.sleep(0.01)  # the worker embeds it; so few are not merged yet
         assert ids(memory.recall("What is the code of vault 7 ?", k=1)) == [late]
         assert set(ids(memory.recall("What is the code of vault 7 ?", k=9))) == {late, *first}
+
+
+LONG = "First install the tools . " + " ".join(f"Then do step {n} with care ." for n in range(40))
+
+
+def test_a_long_answer_does_not_hide_its_task(open_store):
+    """The task is a key of its own: in one embedding with the answer, it would be drowned."""
+    task = "How do I set up the environment ?"
+    with open_store(min_score=0.5) as memory:
+        key = memory.add(qa(task, LONG))
+        memory.add_many(numbered(number) for number in range(4))
+        memory.flush()
+        (found,) = memory.recall(task)
+        assert found.id == key
+        assert found.score == pytest.approx(1.0, abs=1e-4)
+        assert found.key == SearchKey("task", task)
+
+
+def test_a_log_is_found_by_what_was_done(open_store):
+    calls = [{"name": "search", "args": {"customer": "Lind"}, "id": "1"}]
+    trace = Trace.from_messages(
+        [
+            {"role": "user", "content": "Where is my parcel ?"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "in Kiel", "tool_call_id": "1"},
+            {"role": "assistant", "content": "It is in Kiel ."},
+        ]
+    )
+    with open_store(min_score=0.5) as memory:
+        key = memory.add(trace)
+        memory.flush()
+        (found,) = memory.recall('search {"customer": "Lind"}')
+        assert (found.id, found.key.kind) == (key, "step")
+        assert ids(memory.recall("Where is my parcel ?")) == [key]  # once, whatever matches
+
+
+def test_logs_of_many_keys_take_no_places(open_store):
+    """The nearest keys are all of one log: more of them are looked at."""
+    steps = [{"role": "assistant", "content": f"open vault code {n}"} for n in range(40)]
+    busy = Trace.from_messages([{"role": "user", "content": "vault code"}, *steps])
+    with open_store() as memory:
+        memory.add(busy)
+        others = memory.add_many(numbered(number) for number in range(3))
+        memory.flush()
+        assert len(memory.recall("open vault code", k=4)) == 4
+        memory.delete(others)
+        assert logs_in_index(memory) == {memory.recall("open vault code")[0].id}
 
 
 def test_the_same_run_is_one_log(open_store):
@@ -128,7 +178,7 @@ def test_a_rare_log_is_found_among_many(open_store):
         memory.add_many(numbered(number) for number in range(300))
         rare = memory.add(qa("Quite another thing .", "Yes .", metadata={"rare": True}))
         memory.flush()
-        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 301
+        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 602
         found = memory.recall("What is the code of vault 3 ?", k=2, where={"rare": True})
         assert ids(found) == [rare]
 
@@ -177,7 +227,7 @@ def test_deletion_is_complete(open_store, tiny):
         assert memory.delete([gone, "unknown"]) == 1
         assert memory.delete(gone) == 0
         assert ids(memory.recall("vault")) == [kept]
-        assert memory.store.index.ids() == {kept}
+        assert logs_in_index(memory) == {kept}
         assert len(list(memory.store.blobs.names(""))) == len(memory.store.hot) == 1
         with pytest.raises(LogNotFoundError):
             memory.segments(found)
@@ -185,7 +235,7 @@ def test_deletion_is_complete(open_store, tiny):
         assert memory.add(numbered(2)) == gone  # it may come back, as a new log
         memory.flush()
         assert set(ids(memory.recall("vault"))) == {kept, gone}
-        assert memory.store.index.ids() == {kept, gone}
+        assert logs_in_index(memory) == {kept, gone}
 
 
 def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_path):
@@ -202,7 +252,7 @@ def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_p
         assert (
             mine.store.ledger.count() == mine.store.embeddings.count() == len(mine.store.hot) == 0
         )
-        assert mine.store.index.ids() == set()
+        assert logs_in_index(mine) == set()
         assert len(theirs.recall("vault")) == 1
         assert len(list(theirs.store.blobs.names(""))) == 1
         assert mine.verify() == theirs.verify() == []
@@ -238,7 +288,7 @@ def test_the_number_of_logs_is_kept(open_store, tiny):
             memory.add(numbered(number))
         memory.flush()
         assert memory.store.ledger.count() == 20
-        assert memory.store.index.ids() == set(memory.store.ledger.ids())
+        assert logs_in_index(memory) == set(memory.store.ledger.ids())
         assert len(list(memory.store.blobs.names(""))) == 20
         kept = {log.trace.task for log in memory.store.ledger.info()}
         assert numbered(0).task in kept, "what helped is kept"

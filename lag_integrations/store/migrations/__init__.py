@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from lag_integrations.store.database import Database
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
-_KNOWN = ("0001", "0002")
+_KNOWN = ("0001", "0002", "0003")
 _VERSION_TABLE = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"  # as Alembic makes it

@@ -1,0 +1,1 @@
+"""What agent runs said and did, and what of it is searched."""

@@ -1,0 +1,70 @@
+"""The texts by which a trace is found: what was asked, how it was answered, what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lag_integrations.trace import Message, ToolCall, Trace
+
+MAX_KEYS = 16
+"""Most keys of a trace. A log's entries in the index are numbered below this."""
+_MAX_CHARACTERS = 4_000
+"""Of a key: more than any usual embedder reads."""
+
+KeyKind = Literal["task", "response", "step"]
+
+
+@dataclass(frozen=True)
+class SearchKey:
+    """A text by which a trace is found.
+
+    Attributes:
+        kind: ``task`` (what was asked), ``response`` (the task with the last response: LAG paper),
+            or ``step`` (what the agent said and called on its way).
+        text: The text that is embedded.
+    """
+
+    kind: KeyKind
+    text: str
+
+
+def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
+    """Return the keys of a trace: the task, the task with its response, then the steps.
+
+    A long response drowns the task in one embedding, and a request in other words may be near to
+    the response alone, so both are keys. Equal texts are one key. There is always at least one.
+    """
+    keys: dict[str, SearchKey] = {}
+    for key in _all_keys(trace):
+        if key.text:
+            keys.setdefault(key.text, key)
+        if len(keys) == MAX_KEYS:
+            break
+    return tuple(keys.values()) or (SearchKey("task", trace.task),)
+
+
+def _all_keys(trace: Trace) -> Iterator[SearchKey]:
+    yield _key("task", trace.task)
+    response = trace.last_response
+    yield _key("response", f"{trace.task}\n{response}")
+    said = [message for message in trace.messages if message.role == "assistant"]
+    for message in said:
+        if message.text != response or message.tool_calls:
+            yield _key("step", _step(message))
+
+
+def _key(kind: KeyKind, text: str) -> SearchKey:
+    return SearchKey(kind, text[:_MAX_CHARACTERS].strip())
+
+
+def _step(message: Message) -> str:
+    """What an agent was about to do: its words, and its calls with their arguments."""
+    calls = (f"{call.name} {_arguments(call)}" for call in message.tool_calls)
+    return "\n".join([message.text.strip(), *calls]).strip()
+
+
+def _arguments(call: ToolCall) -> str:
+    return call.args if isinstance(call.args, str) else json.dumps(call.args, ensure_ascii=False)
