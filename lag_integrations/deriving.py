@@ -247,34 +247,37 @@ class Deriver:
             raise
         except Exception:
             self._embedder.embed([_PROBE_TEXT])  # if this fails, too, it is not the logs
-        for log in waiting:
+        for log_id, trace in waiting:
             try:
-                self._embed_together([log])
+                self._embed_together([(log_id, trace)])
             except EmbedderMismatchError:
                 raise
             except Exception as error:
-                logger.debug("Log %s cannot be embedded.", log[0], exc_info=True)
+                logger.debug("Log %s cannot be embedded.", log_id, exc_info=True)
                 # The name only: others' messages may repeat the text.
                 reason = str(error) if isinstance(error, LAGError) else type(error).__name__
-                self._store.failures.add(log[0], EMBED, reason)
+                self._store.failures.add(log_id, EMBED, reason)
 
     def _embed_together(self, logs: Sequence[tuple[str, Trace]]) -> None:
-        """Embed the search keys of logs and record them; a log has all of its keys or none."""
-        keys = [(log_id, search_keys(trace)) for log_id, trace in logs]
-        entries = [(log_id, number) for log_id, found in keys for number in range(len(found))]
-        texts = [key.text for _, found in keys for key in found]
-        vectors = self._embedder.embed(texts)
-        if vectors.shape != (len(texts), self._dimension):
+        """Embed the search keys of logs and record them.
+
+        A key without a usable embedding is left out; a log fails if none of its keys has one.
+        """
+        keys = {
+            (log_id, number): key.text
+            for log_id, trace in logs
+            for number, key in enumerate(search_keys(trace))
+        }
+        vectors = self._embedder.embed(list(keys.values()))
+        if vectors.shape != (len(keys), self._dimension):
             raise StoreError(
                 f"The embedder {self._embedder.name!r} gave vectors of shape {vectors.shape} for "
-                f"{len(texts)} texts; {self._dimension} dimensions are expected."
+                f"{len(keys)} texts; {self._dimension} dimensions are expected."
             )
-        good = np.linalg.norm(vectors, axis=1) > 0.5  # not zero, not NaN
-        bad = {log_id for (log_id, _), fine in zip(entries, good, strict=True) if not fine}
-        kept = np.array([log_id not in bad for log_id, _ in entries], dtype=bool)
-        fine = [entry for entry in entries if entry[0] not in bad]
-        self._store.embeddings.add(fine, vectors[kept], self._generation)
-        for log_id in sorted(bad):
+        good: list[bool] = (np.linalg.norm(vectors, axis=1) > 0.5).tolist()  # not zero, not NaN
+        entries = [entry for entry, fine in zip(keys, good, strict=True) if fine]
+        self._store.embeddings.add(entries, vectors[good], self._generation)
+        for log_id in {log_id for log_id, _ in logs} - {log_id for log_id, _ in entries}:
             self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
 
     def _encode_some(self, engine: Engine, outcomes: Sequence[Outcome], thorough: bool) -> bool:

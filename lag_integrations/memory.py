@@ -307,11 +307,9 @@ class KVLogMemory(FrameworkForms):
         )
         if diversity:
             entries, vectors = self.store.embeddings.vectors(ids=[found.id for found in near])
-            tasks = {
-                log_id: vector
-                for (log_id, key), vector in zip(entries, vectors, strict=True)
-                if key == 0
-            }
+            # Of each log the first key, which is its task.
+            first = dict(zip(entries, vectors, strict=True))
+            tasks = {log_id: first[log_id, key] for log_id, key in sorted(first, reverse=True)}
             near = most_diverse(near, tasks, k=k, diversity=diversity)
         # By id from the ledger, which checks the namespace again and knows what was deleted.
         traces = self.store.ledger.get([found.id for found in near])

@@ -26,6 +26,7 @@ from lag_integrations import KVLogMemory, Trace
 from lag_integrations.calibration import record
 from lag_integrations.cli import app
 from lag_integrations.cli.options import parse_duration, parse_size
+from lag_integrations.traces.search_keys import response_text
 from tests.conftest import overwrite, qa
 from tests.store.model import tiny_engine
 
@@ -41,11 +42,7 @@ Kvlog = Callable[..., Result]
 @pytest.fixture(scope="session")
 def embedder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A sentence-transformers model of words, cheap to load."""
-    texts = (
-        text
-        for trace in (VAULT, FERRY, FAILED)
-        for text in f"{trace.task}\n{trace.last_response}".split()
-    )
+    texts = (text for trace in (VAULT, FERRY, FAILED) for text in response_text(trace).split())
     words = ["[UNK]", *dict.fromkeys(texts)]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -130,7 +130,7 @@ def reindex(
     with Place(store, namespace, ledger, segments_url, index).memory(embedder) as memory:
         with progress_bar("Embedding") as progress:
             memory.reindex(progress)
-        number = memory.store.ledger.count() - memory.store.embeddings.count_missing()
+        number = memory.store.embeddings.count_logs()
     if as_json:
         show_json({"embedded": number})
     else:

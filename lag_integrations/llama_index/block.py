@@ -21,6 +21,7 @@ from lag_integrations.memory import KVLogMemory
 from lag_integrations.recalling import SafeRecall
 from lag_integrations.store.filters import condition
 from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.search_keys import response_text
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             if any(_says(log, turn.task, response) for log in logs):
                 return True
         outcomes = get_args(Outcome)
-        query = f"{turn.task}\n{turn.last_response}"  # a log's second key
-        near = memory.recall(query, k=5, min_score=-1, outcomes=outcomes, count=False)
+        near = memory.recall(response_text(turn), k=5, min_score=-1, outcomes=outcomes, count=False)
         return any(_says(log.log, turn.task, response) for log in near)
 
 

@@ -73,6 +73,10 @@ class EmbeddingTable:
         waiting = self._mine & logs.c.embedded.is_(False) & logs.c.id.not_in(failed(EMBED))
         return self._ledger.count(waiting, limit=limit)
 
+    def count_logs(self) -> int:
+        """Number of logs that are embedded."""
+        return self._ledger.count(self._mine & logs.c.embedded)
+
     def add(self, entries: Sequence[Entry], vectors: Vectors, generation: str) -> None:
         """Record all embeddings of some logs, fp32 ``[entries, dimension]``.
 

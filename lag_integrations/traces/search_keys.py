@@ -46,13 +46,17 @@ def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
     return tuple(keys.values()) or (SearchKey("task", trace.task),)
 
 
+def response_text(trace: Trace) -> str:
+    """Return the task with the last response, by which a run like this one is found."""
+    return f"{trace.task}\n{trace.last_response}"
+
+
 def _all_keys(trace: Trace) -> Iterator[SearchKey]:
     yield _key("task", trace.task)
-    response = trace.last_response
-    yield _key("response", f"{trace.task}\n{response}")
-    said = [message for message in trace.messages if message.role == "assistant"]
-    for message in said:
-        if message.text != response or message.tool_calls:
+    yield _key("response", response_text(trace))
+    for message in trace.messages:
+        is_response = message.text == trace.last_response and not message.tool_calls
+        if message.role == "assistant" and not is_response:
             yield _key("step", _step(message))
 
 

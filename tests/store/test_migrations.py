@@ -194,6 +194,34 @@ def test_an_older_server_is_only_migrated_when_there_is_a_backup(tmp_path, datab
         Database(database_url, tmp_path)
 
 
+def test_a_server_is_migrated_with_its_logs(tmp_path, database_url):
+    engine = create_engine(database_url)
+    trace = qa("Which is number 1 ?", "That one .")
+    row = {"id": log_id("default", trace), "hash": trace.content_hash, "trace": trace.to_json()}
+    with engine.begin() as connection:
+        command.upgrade(migrations.alembic_config(connection), "0002")
+        connection.execute(
+            text(
+                "INSERT INTO logs VALUES (:id, 'default', :hash, 'success', 1, 1, 1, 0, 0, 0, "
+                "true, 10, :trace)"
+            ),
+            row,
+        )
+        connection.execute(
+            text("INSERT INTO embeddings VALUES (:id, 'default', NULL, :vector)"),
+            {"id": row["id"], "vector": b"1234" * 48},
+        )
+    engine.dispose()
+    database = Database(database_url, tmp_path, backed_up=True)
+    assert database.migrated_from == "0002"
+    database.close()
+    with open_memory(tmp_path, ledger=database_url) as memory:
+        memory.flush()
+        assert memory.recall("Which is number 1 ?")[0].log == trace
+        assert memory.store.embeddings.count() == 2
+        assert memory.verify() == []
+
+
 def test_revisions_and_tables_agree(tmp_path):
     """What migrations make is what the code declares, and the newest is what it expects."""
     first_store(tmp_path / "m")

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from lag_integrations.errors import EmbedderMismatchError, LogNotFoundError, StoreError
+from lag_integrations.errors import (
+    EmbedderMismatchError,
+    EncodingError,
+    LogNotFoundError,
+    StoreError,
+)
 from lag_integrations.kv.codecs import CODECS
 from lag_integrations.store.budget import Budget
 from lag_integrations.trace import Trace
@@ -90,17 +95,53 @@ def test_a_log_is_found_by_what_was_done(open_store):
         assert ids(memory.recall("Where is my parcel ?")) == [key]  # once, whatever matches
 
 
+def busy(name, steps):
+    """A run with so many steps, which are all about opening a vault."""
+    said = [
+        {"role": "assistant", "content": f"open vault code {name} {number}"}
+        for number in range(steps)
+    ]
+    answer = {"role": "assistant", "content": "open"}
+    return Trace.from_messages([{"role": "user", "content": f"vault {name}"}, *said, answer])
+
+
 def test_logs_of_many_keys_take_no_places(open_store):
-    """The nearest keys are all of one log: more of them are looked at."""
-    steps = [{"role": "assistant", "content": f"open vault code {n}"} for n in range(40)]
-    busy = Trace.from_messages([{"role": "user", "content": "vault code"}, *steps])
+    """The keys that the index gives first are all of five logs: it has to look further."""
     with open_store() as memory:
-        memory.add(busy)
+        keys = memory.add_many(busy(name, 40) for name in "abcde")
         others = memory.add_many(numbered(number) for number in range(3))
         memory.flush()
-        assert len(memory.recall("open vault code", k=4)) == 4
-        memory.delete(others)
-        assert logs_in_index(memory) == {memory.recall("open vault code")[0].id}
+        found = memory.recall("open vault code", k=6)
+        assert {log.id for log in found[:5]} == set(keys)
+        assert found[5].id in others
+        memory.delete(keys)
+        assert logs_in_index(memory) == set(others)
+
+
+def test_a_log_may_be_merged_in_parts(open_store):
+    """A step of merging ends in the middle of a log's keys; none of them is forgotten."""
+    with open_store() as memory:
+        memory.add_many(busy(name, 12) for name in range(40))  # 14 keys each, 512 a step
+        memory.flush()
+        assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 560
+        assert memory.verify() == []
+        assert {log.state for log in memory.store.ledger.info()} == {"indexed"}
+
+
+def test_a_key_that_cannot_be_embedded_costs_no_log(open_store):
+    def picky(texts):
+        vectors = hash_embedder(texts)
+        vectors[["vault a" in text for text in texts]] = 0.0
+        return vectors
+
+    with open_store(embedder=picky, diversity=0.3) as memory:
+        key = memory.add(busy("a", 3))  # its task and its response are not embedded
+        memory.flush()
+        (found,) = memory.recall("open vault code")
+        assert (found.id, found.key.kind) == (key, "step")
+        memory.add(qa("vault a", "vault a"))
+        with pytest.raises(EncodingError, match="zero or not finite"):
+            memory.flush()
 
 
 def test_the_same_run_is_one_log(open_store):
