@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth clean
+.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed clean
 
 setup: $(STAMP)
 
@@ -96,6 +96,35 @@ codecs: $(STAMP)
 
 growth: $(STAMP)
 	$(BIN)/python -m lag_integrations.evaluation.growth
+
+# How long callers wait while 16 threads add, recall and delete; LEDGER is an empty database's URL.
+latency: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.latency $(if $(LEDGER),--ledger $(LEDGER))
+
+# What checks of stored segments cost a first token; MODEL=…
+checks: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.checks $(if $(MODEL),--model $(MODEL))
+
+# Where a deleted secret is still found; LEDGER and FILES: a PostgreSQL server's URL and folder
+forensics: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.forensics $(if $(MODEL),--model $(MODEL)) \
+	  $(if $(LEDGER),--ledger $(LEDGER)) $(if $(FILES),--files $(FILES))
+
+# The figures of docs/recall.md, without a model; DATA has musique, 2wiki, react and formula.
+recall: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
+	$(BIN)/python -m lag_integrations.evaluation.recall --data $(DATA) --out $(OUT)
+
+# Answers with recalled runs, to facts that later ones replace (DATA has facts), and from documents
+# that change; MODEL=…
+answers-of-runs: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.recall.answers --out $(OUT)/recall $(if $(MODEL),--model $(MODEL))
+
+facts: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.facts --data $(DATA) --out $(OUT)/facts $(if $(MODEL),--model $(MODEL))
+
+changed: $(STAMP)
+	$(BIN)/python -m lag_integrations.evaluation.changed --out $(OUT)/changed $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf $(VENV)

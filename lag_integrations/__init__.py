@@ -8,14 +8,27 @@ from lag_integrations.trace import Message, ToolCall, Trace
 
 if TYPE_CHECKING:
     from lag_integrations.engine import Engine
-    from lag_integrations.memory import KVLogMemory, RecalledLog
+    from lag_integrations.memory import KVLogMemory
+    from lag_integrations.screening import Quarantine, Refuse
+    from lag_integrations.search import RecalledLog
 
-__all__ = ["Engine", "KVLogMemory", "Message", "RecalledLog", "ToolCall", "Trace"]
+__all__ = [
+    "Engine",
+    "KVLogMemory",
+    "Message",
+    "Quarantine",
+    "RecalledLog",
+    "Refuse",
+    "ToolCall",
+    "Trace",
+]
 
 _LAZY = {
     "Engine": "lag_integrations.engine",
     "KVLogMemory": "lag_integrations.memory",
+    "Quarantine": "lag_integrations.screening",
     "RecalledLog": "lag_integrations.memory",
+    "Refuse": "lag_integrations.screening",
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from lag_integrations.engine import Engine, EngineStream
+from lag_integrations.errors import PromptError
 from lag_integrations.generation.grammar import (
     json_answer,
     json_or_calls,
@@ -47,6 +48,7 @@ from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
+    from lag_integrations.search import RecalledLog
 
 ANY_JSON: Schema = {"type": "object"}
 """Some JSON object."""
@@ -84,6 +86,8 @@ class Question:
         stop: Texts that end the answer.
         top_logprobs: See `Engine.request`, as for ``timeout``.
         sampling: Fields of `Sampling`.
+        cache_salt: Whose prompt it is, within the memory; see `Engine.request`.
+        share_system: Whether system message and tools may be reused for everybody.
     """
 
     chat: Sequence[Message]
@@ -97,6 +101,8 @@ class Question:
     top_logprobs: int | None = None
     timeout: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    cache_salt: str = ""
+    share_system: bool = False
 
 
 Part = Thought | Text | CallEnded | CallFailed
@@ -110,6 +116,7 @@ class Answer(Iterator[Part]):
         engine: The model.
         memory: Where logs are recalled from.
         question: The question.
+        owner: Without a memory, the one that captures the run: what is read is reused for it alone.
 
     Attributes:
         injection: What was recalled.
@@ -117,10 +124,19 @@ class Answer(Iterator[Part]):
         abandoned: Nobody waits for it any more.
 
     Raises:
+        PromptError: There is no message to answer.
         LAGError: As `Engine.request`, `injection.inject` and `tools.choice.select` say.
     """
 
-    def __init__(self, engine: Engine, memory: KVLogMemory | None, question: Question) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        memory: KVLogMemory | None,
+        question: Question,
+        owner: KVLogMemory | None = None,
+    ) -> None:
+        if not question.chat:
+            raise PromptError("There is no message to answer; give at least one.")
         shape = _Shape(engine, question)
         self.injection: Injection = inject(
             engine,
@@ -144,6 +160,8 @@ class Answer(Iterator[Part]):
             grammar=shape.grammar,
             top_logprobs=question.top_logprobs,
             timeout=question.timeout,
+            cache_salt=_salt(engine, memory or owner, question.cache_salt),
+            share_system=question.share_system,
             **question.sampling,
         )
         self.generation = Generation()
@@ -177,12 +195,17 @@ class Answer(Iterator[Part]):
         return self.generation.reused_tokens + injected
 
     def report(self) -> dict[str, Any]:
-        """Return what was used: logs and scores (best first), their form, tokens, seconds."""
+        """Return what was used: logs and scores (best first), their form, tokens, seconds.
+
+        Where nothing was recalled, the most relevant log below the floor is the nearest miss.
+        """
         generation, injection = self.generation, self.injection
         logs = [*injection.logs, *injection.read]
         return {
             "log_ids": [log.id for log in logs],
             "scores": [log.score for log in logs],
+            "relevance": [log.relevance for log in logs],
+            "nearest_miss": _miss(injection.nearest_miss),
             "form": "kv" if injection.logs else "text" if injection.read else None,
             "read_as_text": [log.id for log in injection.read],
             "injected_tokens": generation.injected_tokens,
@@ -221,7 +244,8 @@ class Answer(Iterator[Part]):
         yield from parts(reasoning.finish())
         if reader is not None:
             yield from _whole(reader.feed(shape.after))
-            yield from _whole(reader.finish())
+            cut_off = self.generation.finish_reason == "length"
+            yield from _whole(reader.finish(cut_off=cut_off))
 
 
 async def stepwise(answer: Answer) -> AsyncIterator[Part]:
@@ -229,6 +253,15 @@ async def stepwise(answer: Answer) -> AsyncIterator[Part]:
     done = object()
     while (part := await asyncio.to_thread(next, answer, done)) is not done:
         yield cast(Part, part)
+
+
+def _salt(engine: Engine, memory: KVLogMemory | None, salt: str) -> str:
+    """Return under which salt a prompt is read: that of the memory, and within it the caller's.
+
+    Without a memory it begins with a colon, so that no caller's can be a memory's.
+    """
+    own = "" if memory is None else memory.cache_salt(engine)
+    return f"{own}:{salt}" if salt else own
 
 
 class _Shape:
@@ -289,6 +322,12 @@ class _Shape:
         if self._format is None:
             return None
         return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)
+
+
+def _miss(log: RecalledLog | None) -> dict[str, Any] | None:
+    if log is None:
+        return None
+    return {"log_id": log.id, "score": log.score, "relevance": log.relevance}
 
 
 def _whole(events: Sequence[Event]) -> Iterator[Part]:

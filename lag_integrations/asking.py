@@ -7,21 +7,13 @@ from typing import Any
 
 from lag_integrations.answering import Form, Question
 from lag_integrations.injection import Recall
-from lag_integrations.settings import ModelSettings
+from lag_integrations.provenance import NOBODY
+from lag_integrations.querying import query_of
+from lag_integrations.settings import SAMPLING, ModelSettings
+from lag_integrations.sources import Source
 from lag_integrations.tools.schema import Schema
 from lag_integrations.trace import Message
 
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-)
 # Said by agents and other integrations to models behind an API; there is nothing to do for them.
 _MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")
 
@@ -31,8 +23,11 @@ def ask(
     chat: Sequence[Message],
     given: Mapping[str, Any],
     *,
+    messages: Sequence[Any],
     tools: Sequence[dict[str, Any]] = (),
     schema: Schema | None = None,
+    shown: Sequence[Source] = (),
+    said: Sequence[str] | None = None,
 ) -> Question:
     """A question; what a call does not set is as the model says.
 
@@ -40,10 +35,14 @@ def ask(
         settings: The model.
         chat: The conversation.
         given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
-            ``logs_as_text`` and ``question`` (its words), and OpenAI's names of ``max_tokens``.
-            What is left over is for sampling, which refuses what it does not know.
+            ``logs_as_text``, ``question`` (its words), ``owner`` (see `Recall`), and OpenAI's names
+            of ``max_tokens``. What is left over is for sampling, which refuses what it does not
+            know.
+        messages: The conversation, as the framework has it.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
+        shown: Documents that the conversation holds, if logs are to be as new as these.
+        said: What the user said, if not all that stands in their name.
     """
     rest = {name: value for name, value in given.items() if name not in _MEANINGLESS}
 
@@ -63,7 +62,12 @@ def ask(
         recall=Recall(
             k=setting("k"),
             min_score=setting("min_score"),
+            query=query_of(setting("query"), messages),
+            said=said,
+            where=setting("where"),
+            owner=rest.pop("owner", NOBODY),
             log_ids=rest.pop("kv_log_ids", None),
+            shown=shown,
             missing=setting("missing_segments"),
             as_text=rest.pop("logs_as_text", False),
             best_last=setting("best_last"),
@@ -75,5 +79,7 @@ def ask(
         stop=[stop] if isinstance(stop, str) else stop,
         top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,
         timeout=setting("timeout"),
+        cache_salt=setting("cache_salt"),
+        share_system=setting("share_system"),
         sampling={**sampling, **rest},
     )

@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,6 +18,7 @@ import numpy as np
 
 from lag_integrations.encoding import Encodable
 from lag_integrations.errors import (
+    BusyError,
     EmbedderMismatchError,
     LAGError,
     LogNotFoundError,
@@ -25,10 +28,15 @@ from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.selection import Selection
 from lag_integrations.store.budget import Budget
 from lag_integrations.store.embedder import Embedder, Vectors
-from lag_integrations.store.embeddings import EMBED
+from lag_integrations.store.embeddings import EMBED, Entry
 from lag_integrations.store.facts import EMBEDDER, generation_of
+from lag_integrations.store.found import Query
+from lag_integrations.store.locks import patiently
+from lag_integrations.store.relevance.measure import relevance_of
+from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.segments import encode_task
-from lag_integrations.store.store import MERGE_AT, LogStore
+from lag_integrations.store.store import LogStore
+from lag_integrations.store.vector_search import MERGE_AT
 from lag_integrations.trace import Outcome, Trace
 from lag_integrations.traces.search_keys import search_keys
 
@@ -49,8 +57,15 @@ _ENFORCE_EVERY = 64
 _ENFORCE_SECONDS = 10.0
 _OVERSHOOT = 0.004
 """Steps, seconds, or part of the byte budget written, after which it is looked at again."""
+_SWEEP_SECONDS = 3_600.0
+"""Seconds between two looks for files that a crash left behind."""
 _PATIENCE = 5.0
 """Most seconds that encoding in the background waits for answers in progress."""
+_TWICE_AFTER, _ALL_TWICE_AFTER = 10.0, 60.0
+"""Seconds after which one log, or all, are embedded or encoded although others seem to be at it:
+they may be stopped. Work that is done twice is done right."""
+_INDEX_BUSY = 30.0
+"""Seconds for which the worker leaves an index alone that was in use for long."""
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
@@ -88,11 +103,15 @@ class Deriver:
         self._record_uses = record_uses
         self._generation = ""  # of the embedder, once it was compared with the store's
         self._dimension = 0
+        self._relevance = Relevance(0.0, 1.0, 0.0)  # until the embedder is known
         self._todo: deque[str] = deque()
         self._todo_for: SegmentKey | None = None
         self._done_until = 0.0  # logs captured before have their segments
         self._steps = self._written = 0
-        self._enforced_at = float("-inf")
+        self._enforced_at = self._swept_at = float("-inf")
+        self._index_from = 0.0
+        self._others_since: float | None = None  # others encode all that is left
+        self._not_waited_for: dict[str, float] = {}  # locks waited for in vain, and until when
         self._lock = threading.RLock()
 
     def key(self, log_id: str, engine: Engine) -> SegmentKey:
@@ -111,13 +130,14 @@ class Deriver:
             thorough: Look for old logs without a segment, too, not only for new ones.
 
         Raises:
+            BusyError: Others held something for long, and there is nothing else to do.
             LAGError: Something does not work. The rest was done all the same.
         """
         stages: list[Callable[[], bool]] = [
             self._enforce_if_due,
-            self._store.sweep,
+            partial(self._on_index, self._store.sweep, thorough),
             partial(self._embed_some, wait=thorough),
-            partial(self._store.merge, MERGE_AT),
+            partial(self._on_index, partial(self._store.vectors.merge, MERGE_AT), thorough),
         ]
         if engine is not None:
             stages.append(partial(self._encode_some, engine, outcomes, thorough))
@@ -133,6 +153,25 @@ class Deriver:
             raise failure
         return False
 
+    def _on_index(self, stage: Callable[[], bool], thorough: bool) -> bool:
+        """Do a stage that needs the index; not soon again if that was in use for long."""
+        if not thorough and time.monotonic() < self._index_from:
+            return False
+        try:
+            return stage()
+        except BusyError:
+            self._index_from = time.monotonic() + _INDEX_BUSY
+            raise
+
+    def embed_some(self) -> bool:
+        """Embed some logs; False if others are at all that are left, or none is.
+
+        Raises:
+            StoreError: The store or the embedder fails, or the embedder is not the store's.
+        """
+        with self._lock:
+            return self._embed_some(wait=True)
+
     def look_again(self) -> None:
         """An old log may have lost its segment."""
         self._done_until = 0.0
@@ -141,12 +180,25 @@ class Deriver:
         """What is to do now and then: keep the budget, let go of what others deleted.
 
         Args:
-            thorough: Keep the budget now, not only if it was not looked at lately.
+            thorough: Keep the budget now, not only if it was not looked at lately; and wait for
+                others who use the index.
+
+        Raises:
+            BusyError: Others held something for long.
+            StoreError: The store fails.
         """
         with self._lock:
             if thorough or time.monotonic() - self._enforced_at > _ENFORCE_SECONDS:
                 self._enforce()
-            self._store.retry_removals()
+            if thorough:
+                self._store.retry_removals()
+            else:
+                self._store.unstick()
+                while self._on_index(self._store.sweep, thorough):
+                    pass
+            if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
+                self._store.remove_orphans()
+                self._swept_at = time.monotonic()
             self._store.hot.keep_only(self._store.segments.live_files)
 
     def _enforce(self) -> None:
@@ -180,7 +232,11 @@ class Deriver:
         Raises:
             LAGError: The trace cannot be encoded by this model, or not be stored.
         """
-        return self._save(log_id, engine.encode(trace, self._selection), engine)
+        (segment,) = engine.encode_all([self._as_read(trace, engine)])
+        return self._save(log_id, segment, engine)
+
+    def _as_read(self, trace: Trace, engine: Engine) -> Encodable:
+        return engine.encodable(trace, self._selection, cache_salt=self._store.cache_salt)
 
     def _save(self, log_id: str, segment: Segment, engine: Engine) -> Segment:
         try:
@@ -195,36 +251,70 @@ class Deriver:
 
     def segment(self, log_id: str, trace: Trace, engine: Engine) -> Segment:
         """The segment of a log: encoded now, or by whoever is at it already."""
-        with self._store.locks.hold(_slot(log_id)):
+        with self._held_or_not(_slot(log_id)):
             key = self.key(log_id, engine)
             files = self._store.segments.files(key, [log_id])
             if log_id not in files:
                 raise LogNotFoundError(f"There is no log {log_id} in {self._store.namespace} now.")
-            file = files[log_id]
-            stored = None if file is None else self._store.load(key, file, engine.staged)
-            return stored or self.encode(log_id, trace, engine)
+            return self.load(log_id, trace, files[log_id], engine) or self.encode(
+                log_id, trace, engine
+            )
 
-    def embed_query(self, query: str) -> Vectors:
-        """Embed a query, fp32 ``[dimension]``.
+    def load(self, log_id: str, trace: Trace, file: str | None, engine: Engine) -> Segment | None:
+        """The stored segment of a log, if there is one, and it is what its trace says.
+
+        Raises:
+            LAGError: The trace cannot be read by this model.
+        """
+        if file is None:
+            return None
+
+        def checked(segment: Segment) -> Segment:
+            engine.check(segment, self._as_read(trace, engine))
+            return engine.staged(segment)
+
+        return self._store.load(self.key(log_id, engine), file, checked)
+
+    @contextmanager
+    def _held_or_not(self, name: str) -> Iterator[None]:
+        """Hold a lock, or go on without it after a while."""
+        again = time.monotonic() >= self._not_waited_for.get(name, 0.0)
+        with ExitStack() as stack:
+            try:
+                timeout = _TWICE_AFTER if again else 0.0
+                stack.enter_context(self._store.locks.hold(name, timeout=timeout))
+            except BusyError:
+                if again:
+                    self._not_waited_for[name] = time.monotonic() + _ALL_TWICE_AFTER
+            yield
+
+    def query(self, text: str) -> Query:
+        """Embed a text that logs are searched by.
 
         Raises:
             EmbedderMismatchError: The store was built with another embedder.
         """
         self._check_embedder()
-        vector = self._embedder.embed_query(query)
+        vector = self._embedder.embed_query(text)
         if vector.shape != (self._dimension,):
             raise StoreError(
                 f"The embedder {self._embedder.name!r} gave a vector of shape {vector.shape} for "
                 f"the query; {self._dimension} dimensions are expected."
             )
-        return vector
+        return Query(text, vector)
+
+    @property
+    def relevance(self) -> Relevance:
+        """What similarities mean with this store's embedder."""
+        self._check_embedder()
+        return self._relevance
 
     def adopt_embedder(self) -> None:
         """Take this embedder for the store's from now on: every namespace is embedded again."""
         with self._lock:
             self._embedder.forget_queries()
             self._store.embeddings.adopt(json.dumps(self._describe_embedder()))
-            self._store.index.drop_all()
+            patiently(self._store.index.drop_all)
             self._generation = ""
             self._check_embedder()
 
@@ -232,8 +322,14 @@ class Deriver:
         if not self._store.embeddings.count_missing(limit=1):
             return False
         self._check_embedder()
-        with self._store.locks.hold(f"embed-{self._store.namespace}", wait=wait) as held:
-            waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE) if held else []
+        name = f"embed-{self._store.namespace}"
+        lock: AbstractContextManager[set[str] | None] = (
+            self._held_or_not(name) if wait else self._store.locks.hold_free([name])
+        )
+        with lock as held:
+            if held is not None and not held:
+                return False  # another process is at it
+            waiting = self._store.embeddings.missing(limit=_EMBED_AT_ONCE)
             if waiting:
                 self._embed(waiting)
         return bool(waiting)
@@ -276,6 +372,7 @@ class Deriver:
             )
         good: list[bool] = (np.linalg.norm(vectors, axis=1) > 0.5).tolist()  # not zero, not NaN
         entries = [entry for entry, fine in zip(keys, good, strict=True) if fine]
+        self._store.lexical.add(_whole(keys))
         self._store.embeddings.add(entries, vectors[good], self._generation)
         for log_id in {log_id for log_id, _ in logs} - {log_id for log_id, _ in entries}:
             self._store.failures.add(log_id, EMBED, "The embedding is zero or not finite.")
@@ -298,7 +395,10 @@ class Deriver:
         ahead = [self._todo.popleft() for _ in range(min(_ENCODE_AT_ONCE, len(self._todo)))]
         chosen: dict[str, Encodable] = {}
         done, tokens = False, 0
-        with self._store.locks.hold_free({_slot(log_id) for log_id in ahead}) as held:
+        slots = {_slot(log_id) for log_id in ahead}
+        with self._store.locks.hold_free(slots) as held:
+            if thorough and self._others_are_stuck(slots, held):
+                held = slots
             while ahead and tokens < max(_TOKENS_AT_ONCE, engine.batch_tokens):
                 log_id = ahead.pop(0)
                 if _slot(log_id) not in held:
@@ -321,13 +421,22 @@ class Deriver:
                 self._todo.extendleft(reversed([*chosen, *ahead]))
         return done
 
+    def _others_are_stuck(self, slots: set[str], held: set[str]) -> bool:
+        """Whether others have been at all that is left for so long that they may be stopped."""
+        if held or not slots:
+            self._others_since = None
+            return False
+        if self._others_since is None:
+            self._others_since = time.monotonic()
+        return time.monotonic() - self._others_since > _ALL_TWICE_AFTER
+
     def _encodable(self, log_id: str, engine: Engine) -> Encodable | None:
         """A log's trace as the model is to read it; None if that does not work."""
         trace = self._store.ledger.get([log_id]).get(log_id)
         try:
             if trace is None:
                 raise StoreError("The stored trace is damaged.")
-            return engine.encodable(trace, self._selection)
+            return self._as_read(trace, engine)
         except Exception as error:  # one bad log must not hold up the others
             self._note_failure(log_id, engine, error)
             return None
@@ -392,7 +501,25 @@ class Deriver:
                 "memory.reindex() (`kvlog reindex`) to embed every trace with this one."
             )
         self._dimension = len(ours)
+        self._relevance = self._measured(generation_of(json.dumps(recorded)), ours)
         self._generation = generation_of(json.dumps(recorded))
+
+    def _measured(self, generation: str, probe: Vectors) -> Relevance:
+        """What the store's record says of its embedder, which is measured once a store."""
+        key = f"relevance:{generation}"
+        found = self._store.facts.setting(key)
+        if found is None:
+            relevance = relevance_of(self._embedder, probe)
+            found = self._store.facts.first_setting(key, json.dumps(astuple(relevance)))
+        return Relevance(*json.loads(found))
+
+
+def _whole(keys: Mapping[Entry, str]) -> dict[str, str]:
+    """All that logs are searched by, a text each."""
+    texts: dict[str, list[str]] = {}
+    for (log_id, _), text in keys.items():
+        texts.setdefault(log_id, []).append(text)
+    return {log_id: "\n".join(found) for log_id, found in texts.items()}
 
 
 def _slot(log_id: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lag_integrations.kv.selection import Selection
-from lag_integrations.prompt import ChatFormat
+from lag_integrations.prompt import ChatFormat, Rendered
 from lag_integrations.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Encodable:
         head: Tokens before the first message that is not a system message.
         info: Facts to store with the segment.
         background: How many of the kept tokens stand before the last response, see `Segment`.
+        cache_salt: Whose trace it is, see `generation.row.Request`.
     """
 
     token_ids: list[int]
@@ -33,6 +34,7 @@ class Encodable:
     head: int
     info: dict[str, str]
     background: int
+    cache_salt: str = ""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -47,13 +49,13 @@ class Encodable:
             TraceError: The trace holds nothing that the selection keeps.
             PromptError: The chat template refuses the trace.
         """
-        rendered = format.render(trace.messages, generate=False)
+        rendered, system = _rendered(trace, format)
         token_ids, keep = rendered.token_ids, selection.keep(rendered)
         last = rendered.responses[-1].start if rendered.responses else 0
         background = sum(index < last for index in keep)
         if not selection.in_context:
             token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
-        head = rendered.head if selection.in_context else 0
+        head = system if selection.in_context else 0
         cut = max(0, len(token_ids) - window)
         if cut:
             head = min(head, window // 2)
@@ -74,6 +76,19 @@ class Encodable:
             )
         info = {"selection": selection.name, "cut_tokens": str(cut)}
         return cls(token_ids, keep, head, info, background)
+
+
+def _rendered(trace: Trace, format: ChatFormat) -> tuple[Rendered, int]:
+    """A trace behind its earlier turns, which count as no messages; and where these begin."""
+    if not trace.earlier:
+        rendered = format.render(trace.messages, generate=False)
+        return rendered, rendered.head
+    system = [message for message in trace.messages if message.role == "system"]
+    others = [message for message in trace.messages if message.role != "system"]
+    before = [*system, *trace.earlier]
+    rendered = format.render([*before, *others], generate=False)
+    spans = format.render(before, generate=False).spans
+    return rendered.after(len(spans)), rendered.head
 
 
 def batches(unread: Sequence[int], known: int, most: int) -> Iterator[list[int]]:

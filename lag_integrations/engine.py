@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -45,9 +46,10 @@ from lag_integrations.generation.sampling import Sampling
 from lag_integrations.kv import pages
 from lag_integrations.kv.attention import attend_in_groups
 from lag_integrations.kv.cache import beginning, stack
+from lag_integrations.kv.checks import check_segment
 from lag_integrations.kv.encode import encode_rows, prefill, takes
 from lag_integrations.kv.fingerprint import fingerprint
-from lag_integrations.kv.prefixes import PrefixCache, length_of
+from lag_integrations.kv.prefixes import PUBLIC, PrefixCache, length_of
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import Selection
@@ -307,9 +309,27 @@ class Engine:
             logger.debug("A segment is not pinned (%s).", error)
             return segment
 
-    def encodable(self, trace: Trace, selection: Selection | None = None) -> Encodable:
-        """A trace as `encode_all` takes it; arguments and errors are those of `encode`."""
-        return Encodable.of(trace, selection or self.selection, self.format, self.window)
+    def encodable(
+        self, trace: Trace, selection: Selection | None = None, *, cache_salt: str = ""
+    ) -> Encodable:
+        """A trace as `encode_all` takes it; arguments and errors are those of `encode`.
+
+        Args:
+            trace: The trace.
+            selection: What to keep; `selection` by default.
+            cache_salt: Whose trace it is; see `request`.
+        """
+        found = Encodable.of(trace, selection or self.selection, self.format, self.window)
+        return replace(found, cache_salt=cache_salt)
+
+    def check(self, segment: Segment, trace: Encodable) -> None:
+        """Refuse a stored segment that this model would not make of a trace.
+
+        Raises:
+            SegmentCorruptedError: It is another model's or another trace's.
+        """
+        token_ids = [trace.token_ids[index] for index in trace.keep]
+        check_segment(segment, self.positions, token_ids, trace.background)
 
     def encode_all(self, traces: Sequence[Encodable]) -> list[Segment]:
         """Encode many traces, those of like length together; gives their segments in order.
@@ -327,11 +347,15 @@ class Engine:
     def together(self, traces: Sequence[Encodable]) -> list[list[int]]:
         """Which of the traces, by their indices, are encoded in one pass each."""
         with self._lock:
-            known = [self._prefixes.known(trace.token_ids) for trace in traces]
+            known = [
+                (trace.cache_salt, self._prefixes.known(trace.token_ids, salt=trace.cache_salt))
+                for trace in traces
+            ]
         found = []
         # Those of which the same is known: of a run that was just generated, nearly all.
-        for same in dict.fromkeys(known):
-            members = [index for index, its in enumerate(known) if its == same]
+        for salted in dict.fromkeys(known):
+            members = [index for index, its in enumerate(known) if its == salted]
+            _, same = salted
             unread = [len(traces[index]) - same[0] for index in members]
             for batch in batches(unread, same[0], self.batch_tokens):
                 found.append([members[place] for place in batch])
@@ -340,7 +364,8 @@ class Engine:
     def unread(self, trace: Encodable) -> int:
         """Tokens of a trace that would have to be read to encode it now."""
         with self._lock:
-            return len(trace) - self._prefixes.known(trace.token_ids)[0]
+            known, _ = self._prefixes.known(trace.token_ids, salt=trace.cache_salt)
+            return len(trace) - known
 
     @property
     def batch_tokens(self) -> int:
@@ -349,9 +374,10 @@ class Engine:
 
     def _encode_batch(self, traces: Sequence[Encodable]) -> list[Segment]:
         first, head = traces[0].token_ids, min(trace.head for trace in traces)
+        salt = traces[0].cache_salt
         alike = len(first) - 1 if len(traces) == 1 else _alike([one.token_ids for one in traces])
         with self._lock, torch.no_grad():
-            cache, known = self._prefixes.begin(first[: alike + 1])
+            cache, known = self._prefixes.begin(first[: alike + 1], salt=salt)
             if len(traces) > 1 and alike - known >= _WORTH_A_PASS:
                 prefill(self.model, torch.tensor(first[known:alike]), cache)
             segments = encode_rows(
@@ -366,7 +392,7 @@ class Engine:
             # Traces of one agent begin alike; more of them is not kept, since nothing would
             # remove it when they are deleted.
             if known < head <= cache.get_seq_length():
-                self._prefixes.put(first[:head], beginning(cache, head))
+                self._prefixes.put(first[:head], beginning(cache, head), salt=salt)
             return segments
 
     def generate(
@@ -414,6 +440,8 @@ class Engine:
         grammar: str | None = None,
         top_logprobs: int | None = None,
         timeout: float | None = None,
+        cache_salt: str = "",
+        share_system: bool = False,
         **sampling: Any,
     ) -> Request:
         """A request to generate.
@@ -436,6 +464,10 @@ class Engine:
                 short; see `generation.constraint`.
             top_logprobs: Record each token's log probability, and that many alternatives.
             timeout: Most seconds from now until a stream gives up with `TimeoutError`.
+            cache_salt: Whose prompt it is. What was read lately is reused for prompts with the same
+                salt only, so that nobody can tell what others had read.
+            share_system: Whether the system message and the tools may be reused for everybody: they
+                hold nothing that is one user's.
             **sampling: Fields of `Sampling`; the model's own generation config by default.
 
         Raises:
@@ -452,6 +484,9 @@ class Engine:
             segments=len(segments),
             tools=tools,
         )
+        public = 0
+        if share_system and (not segments or split > 0):
+            public = min(self.format.render(messages, tools=tools).head, split)
         if answer_prefix:
             prompt_ids = prompt_ids + self.tokens_of(answer_prefix)
         injected = sum(len(segment) for segment in segments)
@@ -487,7 +522,13 @@ class Engine:
             hidden=self.format.hidden_tokens | self.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,
             attention_temperature=attention_temperature,
+            cache_salt=cache_salt,
+            public=public,
         )
+
+    def forget(self, cache_salt: str) -> None:
+        """Let go of what was read lately under a salt."""
+        self._prefixes.forget(cache_salt)
 
     def generate_batch(
         self, requests: Sequence[Request], wanted: Callable[[int], bool] = lambda _: True
@@ -632,14 +673,15 @@ class Engine:
             The cache, and how many of ``request.pieces`` it holds; the last is never among them.
         """
         pieces = request.pieces
-        cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM))
+        salt = request.cache_salt
+        cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM), salt=salt)
         figures.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
         begin, end = request.split, request.split + len(request.segments)
         if known < end and request.segments:
             if known < begin:
                 prefill(self.model, torch.tensor(pieces[known:begin]), cache)
                 # Other logs may be recalled for the next question; this stands before them.
-                self._prefixes.put(pieces[:begin], cache)
+                self._prefixes.put(pieces[:begin], cache, salt=salt)
             started = time.perf_counter()
             segments = request.segments[max(0, known - begin) :]
             splice(
@@ -704,7 +746,11 @@ class Engine:
         try:
             # An error within a forward pass leaves a cache that holds more than was read.
             if self._model is not None and cache.get_seq_length() == length_of(row.read):
-                self._prefixes.put(row.read, cache)
+                salt, public = row.request.cache_salt, row.request.public
+                self._prefixes.put(row.read, cache, salt=salt)
+                if public and not self._prefixes.holds(row.read[:public]):
+                    shared = beginning(cache, public)
+                    self._prefixes.put(row.read[:public], shared, salt=PUBLIC)
         finally:
             self._lock.release()
 

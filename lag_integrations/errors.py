@@ -11,6 +11,10 @@ class TraceError(LAGError, ValueError):
     """A trace is empty, malformed, or does not hold what a selection needs."""
 
 
+class TraceRefusedError(TraceError):
+    """A memory's ``screen=`` or ``redact=`` does not let a trace be stored."""
+
+
 class UnsupportedModelError(LAGError):
     """The model's cache cannot be reused position-free (or the model cannot be loaded at all)."""
 
@@ -43,6 +47,14 @@ class StoreError(LAGError):
     """The log store cannot be opened or used as asked."""
 
 
+class BusyError(StoreError):
+    """Others held what a step needs for longer than it waits; the step changed nothing."""
+
+
+class ForkedError(StoreError):
+    """The index cannot be used in a process forked from one that had used it."""
+
+
 class LogNotFoundError(StoreError):
     """A log does not exist in this namespace (any more)."""
 
@@ -56,7 +68,7 @@ class EncodingError(LAGError):
 
 
 class SettingsError(LAGError, ValueError):
-    """A setting for generating is unknown or out of its range."""
+    """A setting is unknown, of the wrong kind, or out of its range."""
 
 
 class ConstraintError(LAGError, ValueError):

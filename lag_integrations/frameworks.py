@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from lag_integrations.llama_index.capture import Capture
     from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
     from lag_integrations.memory import KVLogMemory
+    from lag_integrations.run_metadata import Metadata
+
+
+_OF_LLAMA_INDEX = {
+    "aput",
+    "put",
+    "aget",
+    "set",
+    "aset",
+    "aput_messages",
+    "get_all",
+    "name",
+    "priority",
+}
+"""What LlamaIndex asks of a memory, or of a block of one."""
 
 
 class FrameworkForms:
@@ -28,20 +43,40 @@ class FrameworkForms:
     def _memory(self) -> KVLogMemory:
         return cast("KVLogMemory", self)
 
-    def callback_handler(self, judge: Judge | None = None) -> CaptureHandler:
+    if not TYPE_CHECKING:  # for type checkers, what is not there shall stay an error
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _OF_LLAMA_INDEX:
+                message += (
+                    "; what LlamaIndex's agents and chat engines take for a memory is "
+                    "LAGMemory(memory), and as a block of one KVLogMemoryBlock(memory)"
+                )
+            raise AttributeError(message)
+
+    def callback_handler(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> CaptureHandler:
         """A LangChain callback handler that captures whole runs into this memory.
 
         Pass it as ``config={"callbacks": [memory.callback_handler()]}``.
 
         Args:
             judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
         """
         from lag_integrations.langchain.callbacks import CaptureHandler
 
-        return CaptureHandler(self._memory, judge)
+        return CaptureHandler(self._memory, judge, metadata=metadata)
 
     @contextmanager
-    def capture(self, judge: Judge | None = None) -> Iterator[CaptureHandler | Capture]:
+    def capture(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> Iterator[CaptureHandler | Capture]:
         """Capture every run that begins in a ``with`` block, in coroutines, too.
 
         Runs of LangChain and of LlamaIndex, whichever is installed: of agents, chains, workflows,
@@ -54,17 +89,26 @@ class FrameworkForms:
 
         Args:
             judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
         """
         with ExitStack() as blocks:
             captures: list[CaptureHandler | Capture] = []
             if _is_installed("langchain_core"):
                 from lag_integrations.langchain.callbacks import capture as of_langchain
 
-                captures.append(blocks.enter_context(of_langchain(self._memory, judge)))
+                captures.append(
+                    blocks.enter_context(of_langchain(self._memory, judge, metadata=metadata))
+                )
             if _is_installed("llama_index.core"):
                 from lag_integrations.llama_index.capture import capture as of_llama_index
 
-                captures.append(blocks.enter_context(of_llama_index(self._memory, judge)))
+                captures.append(
+                    blocks.enter_context(of_llama_index(self._memory, judge, metadata=metadata))
+                )
             if not captures:
                 raise ImportError(
                     "There is nothing to capture: install 'lag_integrations[langchain]' or "
@@ -72,17 +116,24 @@ class FrameworkForms:
                 )
             yield captures[0]
 
-    def instrument(self, judge: Judge | None = None) -> Capture:
+    def instrument(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> Capture:
         """Capture every LlamaIndex run of this process that begins from now on, until ``stop()``.
 
         Where a `capture` block is entered, that one captures.
 
         Args:
             judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
         """
         from lag_integrations.llama_index.capture import instrument
 
-        return instrument(self._memory, judge)
+        return instrument(self._memory, judge, metadata=metadata)
 
     def as_retriever(self, **settings: Any) -> LogRetriever:
         """A LangChain retriever that gives logs as documents.

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lag_integrations.errors import LAGError
 from lag_integrations.prompt import around_logs, line_of
-from lag_integrations.recalling import SafeRecall
+from lag_integrations.provenance import NOBODY, Owner
+from lag_integrations.recalling import AnyWhere, SafeRecall
+from lag_integrations.search import SearchResult
+from lag_integrations.sources import Source
 from lag_integrations.trace import Message
+from lag_integrations.traces.queries import last_two
 
 if TYPE_CHECKING:
     from lag_integrations.engine import Engine
     from lag_integrations.kv.segment import Segment
-    from lag_integrations.memory import KVLogMemory, RecalledLog
+    from lag_integrations.memory import KVLogMemory
+    from lag_integrations.search import RecalledLog
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,13 @@ class Recall:
     Attributes:
         k: Most logs; the memory's own setting by default, 0 for none.
         min_score: Least similarity; the memory's own setting by default.
+        query: What logs are searched by; by default the user's last message, or where that recalls
+            nothing, the last two.
+        said: What the user said, in order, if not all that stands in their name.
+        where: Only logs with such metadata; a function was asked before.
+        owner: Whose run asks.
         log_ids: Exactly these logs instead.
+        shown: Documents that the prompt holds: no logs of which one was changed since.
         missing: What to do with a log that has no valid segment for this model: encode its trace
             now, or give its last response as text this time (the worker encodes it meanwhile).
         as_text: Give every log's last response as text, to compare.
@@ -42,7 +53,12 @@ class Recall:
 
     k: int | None = None
     min_score: float | None = None
+    query: str | None = None
+    said: Sequence[str] | None = None
+    where: AnyWhere | None = None
+    owner: Owner = NOBODY
     log_ids: Sequence[str] | None = None
+    shown: Sequence[Source] = ()
     missing: MissingSegments = "encode"
     as_text: bool = False
     best_last: bool = True
@@ -57,6 +73,7 @@ class Injection:
         segments: The segments, in the order in which the model shall see them.
         logs: The logs of the segments, best first.
         read: The logs that are read as text, best first.
+        nearest_miss: Where nothing was recalled, the most relevant log below the floor.
         encoded_tokens: Tokens of segments that had to be encoded first.
         timings: Seconds of ``recall`` and ``load``.
     """
@@ -65,6 +82,7 @@ class Injection:
     segments: list[Segment] = field(default_factory=list)
     logs: list[RecalledLog] = field(default_factory=list)
     read: list[RecalledLog] = field(default_factory=list)
+    nearest_miss: RecalledLog | None = None
     encoded_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -79,7 +97,9 @@ def inject(
     max_tokens: int,
     tools: Sequence[dict[str, Any]] = (),
 ) -> Injection:
-    """Recall for the last user message, and load what fits the window.
+    """Recall for what the user said last, and load what fits the window.
+
+    Logs of which task and response stand in the conversation are not recalled by it.
 
     A memory that cannot be used does not cost the answer: a warning is logged, and the model
     answers without.
@@ -89,7 +109,8 @@ def inject(
     """
     started = time.perf_counter()
     injection = Injection(chat)
-    found = [] if memory is None else _recall(memory, chat, recall)
+    result = SearchResult() if memory is None else _recall(memory, chat, recall)
+    found, injection.nearest_miss = result.logs, result.nearest_miss
     recalled = time.perf_counter()
     if memory is not None and found:
         # A quarter of the window is kept for the answer at most: it may well be shorter.
@@ -103,11 +124,17 @@ def inject(
     return injection
 
 
-def _recall(memory: KVLogMemory, chat: Sequence[Message], recall: Recall) -> list[RecalledLog]:
-    safe = SafeRecall(memory, recall.k, recall.min_score)
+def _recall(memory: KVLogMemory, chat: Sequence[Message], recall: Recall) -> SearchResult:
+    safe = SafeRecall(memory, recall.k, recall.min_score, recall.where, recall.owner)
     if recall.log_ids is not None:
-        return safe.by_id(recall.log_ids)
-    return safe(next((message.text for message in reversed(chat) if message.role == "user"), ""))
+        return SearchResult(safe.by_id(recall.log_ids, shown=recall.shown))
+    if recall.query is not None:
+        return safe.search(recall.query, prompt=chat, shown=recall.shown)
+    said = recall.said
+    if said is None:
+        said = [message.text for message in chat if message.role == "user"]
+    text, before = last_two(said)
+    return safe.search(text, before=before, prompt=chat, shown=recall.shown)
 
 
 def _load(

@@ -91,18 +91,24 @@ def judges_of(memory: KVLogMemory) -> Judges:
         return _judges.setdefault(memory, Judges())
 
 
-def add_judged(memory: KVLogMemory, judge: Judge | None, trace: Trace) -> None:
+def add_judged(memory: KVLogMemory, judge: Judge | None, trace: Trace) -> str:
     """Record a trace; what a judge may make of it is unknown until he does.
+
+    A run that failed, or did not come to its end, is not put to him.
+
+    Returns:
+        The log's id.
 
     Raises:
         TraceError: Nothing was said in it.
         StoreError: It could not be recorded.
     """
-    if judge is None or trace.outcome == "failure":
-        memory.add(trace)
-        return
+    if judge is None or trace.outcome in ("failure", "incomplete"):
+        return memory.add_own([trace], judged=False)[0]
     unknown = trace.model_copy(update={"outcome": "unknown"})
-    judges_of(memory).put(memory, judge, unknown, memory.add(unknown))
+    (log_id,) = memory.add_own([unknown], judged=False)
+    judges_of(memory).put(memory, judge, unknown, log_id)
+    return log_id
 
 
 def _judge(memory: KVLogMemory, judge: Judge, trace: Trace, log_id: str) -> None:
@@ -133,4 +139,4 @@ def _outcome(said: object) -> Outcome:
     for outcome in get_args(Outcome):
         if said == outcome:
             return outcome  # type: ignore[no-any-return]
-    raise TypeError("a judge gives True, False, None, 'success', 'failure' or 'unknown'")
+    raise TypeError("a judge gives True, False, None, or an outcome")

@@ -9,11 +9,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, overload
 from uuid import UUID, uuid4
+from weakref import WeakSet
 
 from lag_integrations.calibration.record import Calibration
 from lag_integrations.deriving import Deriver
@@ -28,16 +29,25 @@ from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
 from lag_integrations.kv.selection import Selection
 from lag_integrations.opened import forget, remember
+from lag_integrations.provenance import UNTRUSTED_TOOLS, Owner, UnjudgedDocuments
+from lag_integrations.quarantine import LogQuarantine
+from lag_integrations.screening import Gate, Redactor, Screen
+from lag_integrations.search import Candidate, RecalledLog, SearchResult
+from lag_integrations.searching import Searcher
+from lag_integrations.sources import SOURCES
 from lag_integrations.store.archive import Archived, export_archive, import_archive
 from lag_integrations.store.audit import Audit, Problem
+from lag_integrations.store.backup import Copied, back_up
 from lag_integrations.store.budget import Budget
-from lag_integrations.store.diversity import most_diverse
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.store.filters import Where
-from lag_integrations.store.locks import wait_a_little
-from lag_integrations.store.store import Found, LogStore
+from lag_integrations.store.found import Floor
+from lag_integrations.store.ledger import chunks
+from lag_integrations.store.locks import patiently, wait_a_little
+from lag_integrations.store.receipts import Receipt
+from lag_integrations.store.reranker import Reranker
+from lag_integrations.store.store import LogStore
 from lag_integrations.trace import Outcome, Trace
-from lag_integrations.traces.search_keys import SearchKey, search_keys
 from lag_integrations.worker import Worker
 
 if TYPE_CHECKING:
@@ -49,34 +59,16 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-MIN_SCORE = 0.5
-"""Least cosine similarity of a recalled log, by default; it fits all-MiniLM-L6-v2."""
+MIN_RELEVANCE = 0.5
+"""Least probability that a recalled log fits, by default."""
 _COUNT_EVERY = 5.0
 """Seconds between two records of how often logs were recalled."""
 _TELL_EVERY = 0.2
 """Seconds between two reports of progress."""
 _NAMED = 5
 """Failures that an error names; memory.store.failures has all."""
-_FETCH = 5
-"""Candidates a log, from which diverse ones are chosen."""
-
-
-@dataclass(frozen=True)
-class RecalledLog:
-    """A log that fits a query.
-
-    Attributes:
-        id: Its log id.
-        log: Its trace.
-        score: Cosine similarity of the query and the nearest of the log's search keys; None if it
-            was asked for by its id.
-        key: That search key.
-    """
-
-    id: str
-    log: Trace
-    score: float | None
-    key: SearchKey | None = None
+_NAMES = 100
+"""Sources that one question to the ledger names."""
 
 
 class KVLogMemory(FrameworkForms):
@@ -91,10 +83,16 @@ class KVLogMemory(FrameworkForms):
         path: Folder of the store; made if it does not exist.
         namespace: Tenant whose logs are seen; letters, digits, ``.``, ``_``, ``-``.
         embedder: See `Embedder`; the packaged all-MiniLM-L6-v2 by default, else the hub's.
+        reranker: See `Reranker`: a cross-encoder that orders the logs that reach the floor; none by
+            default. One that does not work is a warning.
         k: Most logs to recall.
-        min_score: Least cosine similarity of a recalled log, from -1 to 1. Below it, nothing is
-            recalled rather than something unrelated. Right values differ between embedders.
-        outcomes: Logs with these outcomes are recalled; failures are kept, but not recalled.
+        min_relevance: Least probability that a recalled log fits, from 0 to 1, as measured for the
+            embedder (docs/recall.md). Below it, nothing is recalled rather than something
+            unrelated.
+        min_score: Least cosine similarity of a recalled log instead, from -1 to 1. Right values
+            differ between embedders.
+        outcomes: Logs with these outcomes are recalled; failures, and runs that were cancelled or
+            cut off, are kept, but not recalled.
         diversity: From 0 (the nearest logs) to 1 (logs that differ): maximal marginal relevance
             with ``lambda = 1 - diversity``. Keeps near-duplicates from taking every place.
         selection: Which tokens of a trace become its segment; by default what the model's
@@ -107,6 +105,17 @@ class KVLogMemory(FrameworkForms):
         ttl: Age (a ``timedelta``, or seconds) at which logs are deleted, from their last capture.
         hot_bytes: Most bytes of segments to keep in memory.
         max_pending: Logs that may wait for the worker before `add` waits too (a second at most).
+        screen: Asked for every trace before it is recorded, wherever it comes from: returns None to
+            accept it, ``Quarantine("reason")`` to keep it without recalling it (see `quarantine`),
+            ``Refuse("reason")`` not to store it. Where it fails, the trace is quarantined.
+        redact: Called with every trace before that; returns it as it may be stored, metadata and
+            all, or None to drop it. Where it fails, the trace is not stored.
+        untrusted_tools: Names of tools that read what others wrote, as web pages and mail, or
+            patterns of them (`fnmatch`, whatever the case): their results are documents. By default
+            a guess by common names (`provenance.UNTRUSTED_TOOLS`).
+        unjudged_documents: Who is given logs of runs that read documents and that nobody judged:
+            with ``own``, runs of the same user (metadata ``user_id``, or ``user``), or without
+            users, of the same thread; with ``any``, all.
         ledger: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder by default.
         segments: Folder or fsspec URL for the segments; in the folder by default.
         index: URL of a Chroma server, or a Chroma client; embedded in the folder by default.
@@ -114,6 +123,7 @@ class KVLogMemory(FrameworkForms):
     Attributes:
         id: Names this object among those of the process.
         store: The log store of the namespace, for maintenance.
+        quarantine: The logs that `screen` put aside.
 
     Raises:
         StoreError: A name or number is not valid, or the store cannot be opened.
@@ -125,8 +135,10 @@ class KVLogMemory(FrameworkForms):
         *,
         namespace: str = "default",
         embedder: Any = None,
+        reranker: Any = None,
         k: int = 3,
-        min_score: float = MIN_SCORE,
+        min_relevance: float = MIN_RELEVANCE,
+        min_score: float | None = None,
         outcomes: Sequence[Outcome] = ("success", "unknown"),
         diversity: float = 0.0,
         selection: Selection | None = None,
@@ -136,15 +148,21 @@ class KVLogMemory(FrameworkForms):
         ttl: timedelta | float | None = None,
         hot_bytes: int = 512 * 2**20,
         max_pending: int = 1_000,
+        screen: Screen | None = None,
+        redact: Redactor | None = None,
+        untrusted_tools: Sequence[str] = UNTRUSTED_TOOLS,
+        unjudged_documents: UnjudgedDocuments = "own",
         ledger: str | None = None,
         segments: str | None = None,
         index: str | ClientAPI | None = None,
     ) -> None:
         self.id = uuid4().hex
         self.k = k
+        self.min_relevance = min_relevance
         self.min_score = min_score
         self.outcomes = tuple(outcomes)
         self.diversity = diversity
+        self.unjudged_documents = _checked(unjudged_documents)
         codec_of(codec)  # an unknown one is refused now, not by the worker
         seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
         budget = Budget(max_bytes, max_logs, seconds)
@@ -157,6 +175,7 @@ class KVLogMemory(FrameworkForms):
             index=index,
             ttl=seconds,
             hot_bytes=hot_bytes,
+            gate=Gate(screen, redact, tuple(untrusted_tools)),
         )
         self._process = os.getpid()
         self.path = self.store.path
@@ -169,15 +188,24 @@ class KVLogMemory(FrameworkForms):
             budget=budget,
             record_uses=self._record_uses,
         )
+        self._searcher = Searcher(
+            self.store, self._deriver, None if reranker is None else Reranker(reranker)
+        )
         self._engine: Engine | None = None
+        self._engines: WeakSet[Engine] = WeakSet()  # whose prefix caches may hold something of ours
         self._shared: dict[str, Calibration | None] = {}  # by model, as last seen
         self._reported: dict[tuple[str, str], str] = {}
+        self._last_deletion = self.store.facts.last_deletion(namespace)
         self._uses: Counter[str] = Counter()
         self._uses_lock = threading.Lock()
         self._counted_at = time.monotonic()
         self._closing = threading.Lock()
         self._closed = False
         self._worker = Worker(self._step, self._settle, self._pending, max_pending)
+        self.quarantine = LogQuarantine(self.store.ledger, self._worker.notify)
+        if self.store.read_only:
+            logger.info("%s can only be read: nothing is captured, recalls are not counted.", path)
+            self._worker.stop()
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
         remember(self)
@@ -194,6 +222,7 @@ class KVLogMemory(FrameworkForms):
     def attach(self, engine: Engine) -> None:
         """Let a model encode this memory's logs from now on; `LAGChatModel` does this itself."""
         self._share_calibration(engine)
+        self._engines.add(engine)
         if self._engine is not None and self._engine.fingerprint.id == engine.fingerprint.id:
             self._engine = engine
             return
@@ -237,13 +266,16 @@ class KVLogMemory(FrameworkForms):
         """Record a trace; it is on disk when this returns, and recalled once the worker is done.
 
         Args:
-            trace: A run in which the assistant said something.
+            trace: A run in which the assistant said something. One that failed before is kept,
+                too, but never recalled.
 
         Returns:
             The log's id. A trace with the same content gets the id that it got before.
 
         Raises:
-            TraceError: The trace has no assistant response, so there is nothing to reuse.
+            TraceError: The trace has no assistant response, so there is nothing to reuse, and is
+                no failure; it has metadata that only this package sets; or ``screen=`` or
+                ``redact=`` does not let it be stored (`TraceRefusedError`).
             StoreError: It could not be recorded (a full disk).
         """
         return self.add_many([trace])[0]
@@ -255,14 +287,35 @@ class KVLogMemory(FrameworkForms):
             Their log ids.
 
         Raises:
-            TraceError: A trace has no assistant response; none of them is recorded.
+            TraceError: One of the traces cannot be added, see `add`; none of them is recorded.
             StoreError: They could not be recorded.
         """
+        return self._record(traces)
+
+    def add_own(self, traces: Iterable[Trace], *, judged: bool = True) -> list[str]:
+        """Record traces that this package made, for captures and stores.
+
+        Args:
+            traces: The traces; they may have metadata that nobody else may set.
+            judged: Whether somebody says their outcomes, rather than a capture by their ends.
+
+        Returns:
+            Their log ids.
+
+        Raises:
+            TraceError: As for `add`.
+            StoreError: They could not be recorded.
+        """
+        return self._record(traces, ours=True, judged=judged)
+
+    def _record(
+        self, traces: Iterable[Trace], *, ours: bool = False, judged: bool = True
+    ) -> list[str]:
         self._check_open()
         traces = list(traces)
         for trace in traces:
             trace.require_response()
-        ids = self.store.ledger.add(traces)
+        ids = self.store.ledger.add(traces, ours=ours, judged=judged)
         self._worker.notify(added=len(traces))
         return ids
 
@@ -270,53 +323,160 @@ class KVLogMemory(FrameworkForms):
         self,
         query: str,
         *,
+        before: str | None = None,
         k: int | None = None,
+        min_relevance: float | None = None,
         min_score: float | None = None,
         where: Where | None = None,
         outcomes: Sequence[Outcome] | None = None,
         diversity: float | None = None,
+        newest_only: bool = False,
+        skip: Callable[[Trace], bool] | None = None,
         count: bool = True,
+        user: str | None = None,
+        thread: str | None = None,
+        unjudged_documents: UnjudgedDocuments | None = None,
     ) -> list[RecalledLog]:
-        """The logs that fit a query, best first.
+        """Return the logs that fit a query, the most relevant first.
 
         Args:
             query: The new task.
+            before: What the user said before it. Where the task alone recalls nothing, it is
+                searched for behind that, since "And how much does it cost?" says too little; what
+                fits the message before better than both is left out.
             k: Most logs to return; the memory's own by default, as for all that follow.
-            min_score: Least similarity.
+            min_relevance: Least probability that a log fits.
+            min_score: Least cosine similarity instead.
             where: Only logs with such metadata, in Chroma's filter language (see
                 `store.filters.condition`): ``{"project": "x", "year": {"$gte": 2025}}``.
             outcomes: Only logs with these outcomes.
             diversity: How much the logs shall differ from each other.
+            newest_only: Of logs of one task only the newest; and newer ones first where tasks are
+                alike. So models and agents are given them.
+            skip: Says whether a log is left out; the next one takes its place.
             count: Whether this counts as a use of the logs, which keeps them longer.
+            user: Whose run asks: unjudged runs that read documents are its users' only. What the
+                filter says of ``user_id`` and ``thread_id`` goes before.
+            thread: The thread of that run.
+            unjudged_documents: Who is given such logs.
 
         Raises:
             StoreError: The filter is malformed, or the store fails.
         """
+        return self.search(
+            query,
+            before=before,
+            k=k,
+            min_relevance=min_relevance,
+            min_score=min_score,
+            where=where,
+            outcomes=outcomes,
+            diversity=diversity,
+            newest_only=newest_only,
+            skip=skip,
+            count=count,
+            user=user,
+            thread=thread,
+            unjudged_documents=unjudged_documents,
+        ).logs
+
+    def search(
+        self,
+        query: str,
+        *,
+        before: str | None = None,
+        k: int | None = None,
+        min_relevance: float | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        diversity: float | None = None,
+        newest_only: bool = False,
+        skip: Callable[[Trace], bool] | None = None,
+        count: bool = True,
+        user: str | None = None,
+        thread: str | None = None,
+        unjudged_documents: UnjudgedDocuments | None = None,
+    ) -> SearchResult:
+        """As `recall`, with the nearest miss where nothing is recalled."""
         self._check_open()
         k = self.k if k is None else k
-        floor = self.min_score if min_score is None else min_score
-        diversity = self.diversity if diversity is None else diversity
         if k < 1 or not query.strip():
-            return []
-        near = self.store.search(
-            self._deriver.embed_query(query),
-            k=k * _FETCH if diversity else k,
-            floor=floor,
+            return SearchResult()
+        found = self._searcher.search(
+            query,
+            before=before,
+            k=k,
+            floor=self._floor(min_relevance, min_score),
             outcomes=self.outcomes if outcomes is None else outcomes,
             where=where,
+            diversity=self.diversity if diversity is None else diversity,
+            newest_only=newest_only,
+            skip=skip,
+            owner=self._owner(user, thread, unjudged_documents),
         )
-        if diversity:
-            entries, vectors = self.store.embeddings.vectors(ids=[found.id for found in near])
-            # Of each log the first key, which is its task.
-            first = dict(zip(entries, vectors, strict=True))
-            tasks = {log_id: first[log_id, key] for log_id, key in sorted(first, reverse=True)}
-            near = most_diverse(near, tasks, k=k, diversity=diversity)
-        # By id from the ledger, which checks the namespace again and knows what was deleted.
-        traces = self.store.ledger.get([found.id for found in near])
-        found = [_recalled(one, traces[one.id]) for one in near if one.id in traces]
-        if count:
-            self._count_uses([log.id for log in found])
+        if count and found.logs:
+            self._count_uses([log.id for log in found.logs])
         return found
+
+    def explain(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        min_relevance: float | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        limit: int = 10,
+        user: str | None = None,
+        thread: str | None = None,
+    ) -> list[Candidate]:
+        """Return the logs nearest to a query, and why each is or is not recalled.
+
+        Args:
+            query: As for `recall`, as for all that follow but `limit`.
+            k: Most logs.
+            min_relevance: Least probability.
+            min_score: Least similarity.
+            where: The filter.
+            outcomes: The outcomes.
+            limit: Most logs to return.
+            user: Whose run asks.
+            thread: Its thread.
+
+        Raises:
+            StoreError: As for `recall`.
+        """
+        self._check_open()
+        if not query.strip():
+            return []
+        return self._searcher.explain(
+            query,
+            k=self.k if k is None else k,
+            floor=self._floor(min_relevance, min_score),
+            outcomes=self.outcomes if outcomes is None else outcomes,
+            where=where,
+            limit=limit,
+            owner=self._owner(user, thread),
+        )
+
+    def _owner(
+        self,
+        user: str | None,
+        thread: str | None,
+        unjudged_documents: UnjudgedDocuments | None = None,
+    ) -> Owner | None:
+        """Who asks; None for one who is given all."""
+        if (unjudged_documents or self.unjudged_documents) == "any":
+            return None
+        return Owner(user, thread)
+
+    def _floor(self, min_relevance: float | None, min_score: float | None) -> Floor:
+        """A call's floor; the memory's, if it says nothing."""
+        if min_relevance is None and min_score is None:
+            return Floor(self.min_relevance, self.min_score)
+        return Floor(self.min_relevance if min_relevance is None else min_relevance, min_score)
 
     def get(self, log_ids: str | Iterable[str]) -> list[RecalledLog]:
         """Logs by their ids, in the order asked for; those that do not exist are left out.
@@ -361,7 +521,7 @@ class KVLogMemory(FrameworkForms):
         engine = self._engine_for(engine)
         found = self._stored_segments(logs, engine)
         for log, segment in zip(logs, found, strict=True):
-            if segment is None:  # an evicted one is wanted again
+            if segment is None and not self.store.read_only:  # an evicted one is wanted again
                 self.store.segments.forget(self._deriver.key(log.id, engine), None)
         if None in found:
             self._deriver.look_again()
@@ -369,14 +529,13 @@ class KVLogMemory(FrameworkForms):
         return found
 
     def _stored_segments(self, logs: Sequence[RecalledLog], engine: Engine) -> list[Segment | None]:
+        self._heed_deletions()
         files = self.store.segments.files(self._deriver.key("", engine), [log.id for log in logs])
         found: list[Segment | None] = []
         for log in logs:
             if log.id not in files:
                 raise LogNotFoundError(f"There is no log {log.id} in {self.namespace} (any more).")
-            file = files[log.id]
-            key = self._deriver.key(log.id, engine)
-            found.append(None if file is None else self.store.load(key, file, engine.staged))
+            found.append(self._deriver.load(log.id, log.log, files[log.id], engine))
         return found
 
     @overload
@@ -404,7 +563,7 @@ class KVLogMemory(FrameworkForms):
             ids: With `helped`, ids of logs (``response_metadata["lag"]["log_ids"]``,
                 `RecalledLog.id`). With `outcome`, the id of a root run, of a trace, or of its log.
             helped: Whether the logs helped; else they harmed.
-            outcome: ``success``, ``failure`` or ``unknown``.
+            outcome: ``success``, ``failure``, ``incomplete`` or ``unknown``.
 
         Raises:
             LogNotFoundError: There are no such logs (the others are counted), or no such run.
@@ -442,11 +601,16 @@ class KVLogMemory(FrameworkForms):
     def judge(self, log_id: str, outcome: Outcome) -> None:
         """Record what a judge says of a log; it gives way to what `feedback` said.
 
+        Args:
+            log_id: Its id, or that of its trace.
+            outcome: ``success``, ``failure``, ``incomplete`` or ``unknown``.
+
         Raises:
             LogNotFoundError: There is no such log.
         """
         self._check_open()
-        if not self.store.verdicts.set(log_id, outcome):
+        verdicts = self.store.verdicts
+        if not verdicts.set(verdicts.log_of_run(log_id) or log_id, outcome):
             raise LogNotFoundError(f"There is no log {log_id} in {self.namespace} (any more).")
         self._worker.notify()
 
@@ -457,22 +621,113 @@ class KVLogMemory(FrameworkForms):
                 f"There is no log {', '.join(sorted(unknown))} in {self.namespace} (any more)."
             )
 
-    def delete(self, log_ids: str | Iterable[str]) -> int:
-        """Delete logs: traces, segments, index entries, work, and what is in memory.
+    def sources_changed(self, ids: str | Iterable[str]) -> int:
+        """Say that documents were changed or are gone: logs that used them are recalled no more.
+
+        Until a log is confirmed: by ``feedback(run_id, outcome="success")``, or by a run that says
+        the same again. Logs of later runs are not concerned.
+
+        Args:
+            ids: Ids or names of documents, or ids of pieces of them, as in a log's
+                ``metadata["sources"]``.
 
         Returns:
-            How many of them there were.
+            How many logs there are of them.
         """
         self._check_open()
-        self._embedding.forget_queries()
-        ids = [log_ids] if isinstance(log_ids, str) else list(log_ids)
-        return len(self.store.delete(ids))
+        names = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+        return self.store.ledger.mark_outdated(
+            {SOURCES: {"$in": some}} for some in chunks(names, size=_NAMES)
+        )
 
-    def purge(self) -> int:
-        """Delete everything of this namespace; gives the number of logs."""
+    @overload
+    def delete(self, log_ids: str | Iterable[str], *, wait: bool = False) -> Receipt: ...
+
+    @overload
+    def delete(self, *, where: Where, wait: bool = False) -> Receipt: ...
+
+    def delete(
+        self,
+        log_ids: str | Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        wait: bool = False,
+    ) -> Receipt:
+        """Delete logs: traces, segments, index entries, work, and what is in memory.
+
+        When this returns, nobody recalls them any more, and the ledger has nothing of them. Their
+        files and index entries are removed by the worker, several logs' at once; by the next who
+        opens the store, if this one is closed before.
+
+        Args:
+            log_ids: Their ids.
+            where: Instead, all logs with such metadata, whatever their outcome (see `recall`):
+                ``{"sources": "doc-7"}`` for those of runs that were shown a document.
+            wait: Return when files and index entries are gone, too, as `flush` does.
+
+        Returns:
+            Which of them there were, and what may remain of them for how long.
+
+        Raises:
+            StoreError: Neither or both are given, or the filter is malformed; nothing is deleted.
+                Or, with `wait`: they are deleted, but something of theirs cannot be removed yet.
+        """
         self._check_open()
-        self._embedding.forget_queries()
+        if where is not None and log_ids is None:
+            ids = list(self.store.ledger.ids(where))
+        elif log_ids is not None and where is None:
+            ids = [log_ids] if isinstance(log_ids, str) else list(log_ids)
+        else:
+            raise StoreError("Say which logs are to be deleted: either their ids, or where=….")
+        self._forget_what_was_read()
+        deleted = self.store.delete(ids)
+        if wait:
+            self.store.finish_removals()
+        elif deleted:
+            self._worker.notify()
+        return self.store.receipt(deleted, swept=wait)
+
+    def purge(self) -> Receipt:
+        """Delete everything of this namespace, with all files, and write anew what held it.
+
+        The embedded index and a PostgreSQL ledger's tables are written anew, for which others wait.
+
+        Returns:
+            Which logs there were, and what may remain of them for how long.
+
+        Raises:
+            StoreError: The logs are deleted, but something of theirs cannot be removed yet.
+        """
+        self._check_open()
+        self._forget_what_was_read()
         return self.store.purge()
+
+    def cache_salt(self, engine: Engine) -> str:
+        """Return under which salt a model reads this namespace's prompts and traces.
+
+        Args:
+            engine: The model; what it has read is forgotten when logs are deleted.
+        """
+        self._engines.add(engine)
+        self._heed_deletions()
+        return self.store.cache_salt
+
+    def _heed_deletions(self) -> None:
+        """Let go of what is held in memory of logs, if another process has deleted some."""
+        try:
+            last = self.store.facts.last_deletion(self.namespace)
+            if last == self._last_deletion:
+                return
+            self.store.let_go()
+            self._last_deletion = last
+        except StoreError as error:
+            logger.warning("What others deleted cannot be seen now. %s", error)
+        self._forget_what_was_read()
+
+    def _forget_what_was_read(self) -> None:
+        self._embedding.forget_queries()
+        for engine in list(self._engines):
+            engine.forget(self.store.cache_salt)
 
     def prune(self) -> None:
         """Evict now what the budget demands; the worker does so by itself."""
@@ -485,6 +740,7 @@ class KVLogMemory(FrameworkForms):
         *,
         segments: bool = False,
         overwrite: bool = False,
+        key: bytes | None = None,
         progress: Progress | None = None,
     ) -> Archived:
         """Write this namespace to one portable file; see `store.archive`.
@@ -493,27 +749,77 @@ class KVLogMemory(FrameworkForms):
             path: The file to write.
             segments: Put the segments in, too; without, they are made again from the traces.
             overwrite: Replace the file if it exists.
+            key: Secret to sign it with, at least 32 bytes, which the store that imports it has to
+                be given, too; this store's own by default.
             progress: Called with the number of steps done, and of all.
 
         Raises:
-            StoreError: The file exists already or cannot be written.
+            StoreError: The key is too short, or the file exists already or cannot be written.
         """
         self._check_open()
         self._record_uses()
         return export_archive(
-            self.store, path, segments=segments, overwrite=overwrite, progress=progress
+            self.store, path, segments=segments, overwrite=overwrite, key=key, progress=progress
         )
 
-    def import_from(self, path: str | Path, progress: Progress | None = None) -> Archived:
+    def import_from(
+        self,
+        path: str | Path,
+        progress: Progress | None = None,
+        *,
+        key: bytes | None = None,
+        segments: bool = True,
+    ) -> Archived:
         """Add what `export_to` wrote, whatever namespace it comes from; doing it again is fine.
 
+        Anybody may have written an archive that neither this store nor the owner of the key signed:
+        its segments are left out and made again, and so are some counters; see `store.archive`.
+
+        Args:
+            path: The archive.
+            progress: Called with the number of steps done, and of all.
+            key: Secret that the archive must be signed with.
+            segments: Take the segments, if the archive is trusted; else they are made again.
+
         Raises:
-            StoreError: The file is not a whole archive, or of a newer version.
+            StoreError: The file is not a whole archive, of a newer version, or not signed with the
+                key that was given; nothing was added.
         """
         self._check_open()
-        archived = import_archive(self.store, path, progress)
+        archived = import_archive(self.store, path, progress, key=key, segments=segments)
         self._worker.notify()
         return archived
+
+    def change_key(self) -> None:
+        """Take a new secret for the segment files of all namespaces, as when it may be known.
+
+        Nothing signed with the old one is trusted any more: segments are made again, and archives
+        that this store wrote count as anybody's.
+        """
+        self._check_open()
+        self.store.change_key()
+        self._deriver.look_again()
+        self._worker.notify()
+
+    def backup_to(
+        self, path: str | Path, *, segments: bool = True, progress: Progress | None = None
+    ) -> Copied:
+        """Copy the whole store, all namespaces, to a new folder, while others may write.
+
+        Everything that was added before is in it. `store.backup.restore` makes a store of it.
+
+        Args:
+            path: The new folder.
+            segments: Copy the segments, too; without, they are made again from the traces.
+            progress: Called with the number of segments done, and of all.
+
+        Raises:
+            StoreError: The folder exists already or cannot be written, or the ledger is on a
+                server.
+        """
+        self._check_open()
+        self._record_uses()
+        return back_up(self.store, path, segments=segments, progress=progress)
 
     def verify(self, progress: Progress | None = None) -> list[Problem]:
         """What does not agree with the ledger; an empty list if all is well."""
@@ -541,11 +847,14 @@ class KVLogMemory(FrameworkForms):
         """
         self._check_open()
         self._deriver.adopt_embedder()
-        self.store.rebuild_index()
+        self.store.vectors.rebuild()
         self.flush(progress)
 
     def flush(self, progress: Progress | None = None) -> None:
-        """Wait until everything added so far is embedded, indexed and, with a model, encoded.
+        """Wait until all that is to do is done.
+
+        Everything added so far is embedded, indexed and, with a model, encoded; of what was
+        deleted, files and index entries are gone.
 
         Args:
             progress: Called with the number of steps done and the number of steps in all.
@@ -554,6 +863,7 @@ class KVLogMemory(FrameworkForms):
             EncodingError: Some logs could not be derived; their traces are safe in the ledger, and
                 the next `flush` tries them again. A log that fails again for the same reason is
                 not reported twice.
+            BusyError: Others have held something for a minute.
             StoreError: The store fails, or the embedder is not the store's.
         """
         self._check_open()
@@ -562,7 +872,7 @@ class KVLogMemory(FrameworkForms):
         told = 0.0
         while left:
             self._check_open()
-            if self._step(thorough=True):
+            if patiently(partial(self._step, thorough=True)):
                 if progress is not None and time.monotonic() - told > _TELL_EVERY:
                     progress(max(0, total - self._pending()), total)
                     told = time.monotonic()
@@ -572,9 +882,10 @@ class KVLogMemory(FrameworkForms):
                     wait_a_little()  # another process is at it
         if progress is not None:
             progress(total, total)
-        while self.store.merge():
+        self.store.retry_removals()  # first: what was added again since is then merged again
+        while patiently(self.store.vectors.merge):
             pass
-        self._settle(thorough=True)
+        patiently(partial(self._settle, thorough=True))
         failures = {
             task: reason
             for task, reason in self.store.failures.all().items()
@@ -596,8 +907,8 @@ class KVLogMemory(FrameworkForms):
             StoreError: The store or the embedder fails, or the embedder is not the store's.
         """
         self._check_open()
-        while self._deriver.pending(None, ()):
-            if not self._deriver.step(None, (), thorough=True):
+        while self.store.embeddings.count_missing(limit=1):
+            if not self._deriver.embed_some():
                 wait_a_little()  # another process is at it
             self._check_open()
 
@@ -610,6 +921,7 @@ class KVLogMemory(FrameworkForms):
         forget(self)
         atexit.unregister(self.close)
         self._worker.stop()
+        self._forget_what_was_read()
         try:
             self._record_uses()
         except StoreError as error:
@@ -651,6 +963,8 @@ class KVLogMemory(FrameworkForms):
 
     def _count_uses(self, ids: Sequence[str]) -> None:
         """Counted in memory, recorded by the worker: recall does not wait for the disk."""
+        if self.store.read_only:
+            return
         with self._uses_lock:
             self._uses.update(ids)
             due = bool(self._uses) and time.monotonic() - self._counted_at > _COUNT_EVERY
@@ -671,8 +985,12 @@ class KVLogMemory(FrameworkForms):
             raise
 
 
-def _recalled(found: Found, trace: Trace) -> RecalledLog:
-    return RecalledLog(found.id, trace, round(found.score, 6), search_keys(trace)[found.key])
+def _checked(unjudged_documents: UnjudgedDocuments) -> UnjudgedDocuments:
+    if unjudged_documents not in get_args(UnjudgedDocuments):
+        raise StoreError(
+            f"unjudged_documents is {str(unjudged_documents)[:80]!r}; it must be 'own' or 'any'."
+        )
+    return unjudged_documents
 
 
 def _hex(run_id: str | UUID) -> str:

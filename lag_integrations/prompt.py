@@ -6,12 +6,13 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from lag_integrations.control_tokens import ControlTokens, Cut
 from lag_integrations.errors import PromptError
 from lag_integrations.generation.grammar import Marks
 from lag_integrations.reasoning import CLOSE, OPEN
@@ -85,6 +86,10 @@ class Rendered:
             # start, so the first of them is meant).
             first = bisect_left(self.starts, self.starts[max(0, first - 1)])
         return range(first, max(first, bisect_left(self.starts, end)) if end > begin else first)
+
+    def after(self, spans: int) -> Rendered:
+        """Return the same tokens, of which only those after the first spans are messages."""
+        return replace(self, spans=self.spans[spans:])
 
     @property
     def head(self) -> int:
@@ -185,6 +190,7 @@ class ChatFormat:
         self._template_kwargs = dict(template_kwargs or {})
         self._header, self._tail = self._learn_turns()
         self.tools = learn_tool_format(self._try)
+        self._control = ControlTokens(tokenizer, self.template, own=(OPEN, CLOSE))
         special = _special_tokens(tokenizer)
         shown = self.tools.special_tokens(special) | ({OPEN, CLOSE} & special.keys())
         self.hidden_tokens = frozenset(
@@ -226,6 +232,11 @@ class ChatFormat:
         if not messages:
             raise PromptError("There are no messages to render; give at least a user message.")
         messages = in_call_order(messages)
+        # What looks like a control token must not become one.
+        mark = self._control.mark_for(messages, tools)
+        if mark is not None:
+            messages = [self._control.marked(message, mark) for message in messages]
+            tools = tools and self._control.marked_tools(tools, mark)
         if tools and not self.tools.shows_tools:
             messages = with_system_text(messages, self.tools.instructions(tools))
             tools = None
@@ -238,10 +249,13 @@ class ChatFormat:
                 text = self._apply(chat, generate, tools)
             except _REFUSALS as error:
                 raise PromptError(f"The chat template refuses the conversation: {error}") from error
+        cut = Cut(text, ())
+        if mark is not None:
+            cut = self._control.cut(text, mark)
+            text, chat = cut.text, [_without(turn, mark) for turn in chat]
+            tools = tools and [_without(tool, mark) for tool in tools]
         places = self._locate(chat, text, generate, tools)
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        token_ids = list(encoding["input_ids"])
-        starts = [start for start, _ in encoding["offset_mapping"]]
+        token_ids, starts = self._control.tokens(cut)
         rendered = Rendered(text, token_ids, starts, ())
         spans = tuple(
             Span(
@@ -436,6 +450,22 @@ class ChatFormat:
         # First turn of a kind whose header is unknown: all of it belongs to this turn, unless
         # another text (a system prompt merged into the user's turn) stands between.
         return begin - len(glue) if role == "system" and before is None else begin
+
+
+def _without(value: Any, mark: str) -> Any:
+    """A turn or tool without the marks of `control_tokens`."""
+    if isinstance(value, str):
+        return value.replace(mark, "")
+    if isinstance(value, dict):
+        found = {_without(key, mark): _without(one, mark) for key, one in value.items()}
+        if isinstance(value, _Turn):
+            turn = _Turn(found)
+            turn.origin = value.origin
+            return turn
+        return found
+    if isinstance(value, list | tuple):
+        return [_without(one, mark) for one in value]
+    return value
 
 
 def _short(call_id: str | None) -> str:

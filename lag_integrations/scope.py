@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lag_integrations.sources import Source
+
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
 
@@ -34,14 +36,18 @@ class Given:
         log_ids: The logs, best first.
         question: What they were recalled for; prompts may hold more than that.
         as_text: Whether they are read as text instead of KV.
+        shown: The documents that the calls are shown, so far as they are known.
         reports: What each call says of itself (tokens, logs, times); calls add to it.
+        within: What is said of the tasks within this one for which others recalled.
     """
 
     memory: KVLogMemory
     log_ids: Sequence[str]
     question: str
     as_text: bool = False
+    shown: list[Source] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    within: list[dict[str, Any]] = field(default_factory=list)
 
 
 current_given: ContextVar[Given | None] = ContextVar("lag_given", default=None)

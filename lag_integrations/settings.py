@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from transformers import GenerationConfig
+from typing_extensions import Self
 
 from lag_integrations.engine import Engine
+from lag_integrations.generation.sampling import Sampling
 from lag_integrations.injection import MissingSegments
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.prompt import Placement
+from lag_integrations.querying import QueryOf
+from lag_integrations.recalling import check_where
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+)
+"""Names of the settings for sampling."""
 
 
 class ModelSettings(BaseModel):
@@ -23,10 +41,19 @@ class ModelSettings(BaseModel):
     """Name or path of the model."""
     memory: KVLogMemory | None = Field(default=None, exclude=True, repr=False)
     """Where logs are recalled from; without one, an ordinary LLM."""
-    k: int | None = None
+    k: int | None = Field(default=None, ge=0)
     """Most logs to recall; the memory's own setting by default. 0 is off."""
     min_score: float | None = None
     """Least similarity of a recalled log; the memory's own setting by default."""
+    query: QueryOf | None = Field(default=None, exclude=True, repr=False)
+    """What logs are searched by: a text, or a function of the messages that returns one. By default
+    the user's last message, or where that recalls nothing, the last two."""
+    where: dict[str, Any] | Callable[[Any], Any] | None = Field(
+        default=None, exclude=True, repr=False
+    )
+    """Only logs with such metadata are recalled; or a function that returns such a filter, of the
+    call's config in LangChain, of its ``instrument_tags`` in LlamaIndex. If the function fails or
+    returns no filter, nothing is recalled."""
     placement: Placement | None = None
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
     ``before_turn`` without one."""
@@ -68,6 +95,13 @@ class ModelSettings(BaseModel):
     """Alternatives to give with each token's log probability."""
     timeout: float | None = None
     """Most seconds of generating; then `TimeoutError` is raised. Not for batches."""
+    cache_salt: str = Field(default="", exclude=True, repr=False)
+    """Whose prompts these are, where users share a model. What was read lately is reused under the
+    same salt only, so that nobody can tell by the time, or by the tokens reused, what others asked.
+    Each memory's namespace has a salt of its own already; this one divides it further."""
+    share_system: bool = False
+    """Whether the system message and the tools may be reused across namespaces and salts, since
+    they hold nothing that is one user's."""
     device: str | None = None
     """Where the model goes; the GPU if there is one, by default."""
     dtype: str = "auto"
@@ -78,6 +112,18 @@ class ModelSettings(BaseModel):
     """Further variables for the template: ``{"enable_thinking": False}``."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     """Further arguments of ``from_pretrained``; they may hold a token, so nobody is shown them."""
+
+    @field_validator("where")
+    @classmethod
+    def _check_where(cls, where: Any) -> Any:
+        check_where(where)
+        return where
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        """Refuse now what every call would refuse."""
+        Sampling.of(GenerationConfig(), {name: getattr(self, name) for name in SAMPLING})
+        return self
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lag_integrations.memory import RecalledLog
+from lag_integrations.search import RecalledLog
 from lag_integrations.trace import Message, Trace
 
 MAX_CHARS = 6_000

@@ -24,7 +24,7 @@ from pydantic import (
 from lag_integrations.errors import TraceError
 
 Role = Literal["system", "user", "assistant", "tool"]
-Outcome = Literal["success", "failure", "unknown"]
+Outcome = Literal["success", "failure", "incomplete", "unknown"]
 
 # What chat APIs and frameworks call the four roles.
 _ROLES: dict[str, Role] = {
@@ -37,6 +37,8 @@ _ROLES: dict[str, Role] = {
     "AIMessageChunk": "assistant",
     "tool": "tool",
     "function": "tool",
+    "chatbot": "assistant",
+    "model": "assistant",
 }
 
 
@@ -45,13 +47,26 @@ PLACE = "lag_place"
 traces with equal content in two places are two."""
 
 
+SCOPE = "lag_scope"
+"""Metadata key of the names of those metadata that say whose run it was, and of what kind: traces
+with equal content that differ in them are two."""
+
+
+_NESTED = 100
+"""Levels of nested JSON in a trace; beyond some 200, parsers refuse to read what was written."""
+_ABOVE = 10
+"""Levels that a trace has above the arguments of a call, at most."""
+_BITS = 13_000
+"""Of an integer in a trace, some 3,900 digits; Python reads no more than 4,300."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     @model_validator(mode="before")
     @classmethod
-    def _is_unicode(cls, fields: Any) -> Any:
-        return _without_surrogates(fields)
+    def _can_be_written_and_read(cls, fields: Any) -> Any:
+        return _storable(fields)
 
 
 class ToolCall(_Frozen):
@@ -114,7 +129,10 @@ class Trace(_Frozen):
     Attributes:
         messages: The steps in order; at least one of them says or does something.
         task: What was asked; with the last response it is what recall searches.
-        outcome: Whether the run solved its task, as far as anyone knows.
+        earlier: What user and assistant said before the run, where it is a turn of a conversation:
+            the task may refer to it. It is read before the messages, but is no part of the segment.
+        outcome: Whether the run solved its task, as far as anyone knows; ``incomplete`` if it was
+            stopped on its way: cancelled, or cut off for length.
         id: Unique id of this run (not of its content, see `content_hash`).
         started_at: When the run began, with time zone.
         ended_at: When it ended, if it did.
@@ -125,6 +143,7 @@ class Trace(_Frozen):
 
     messages: tuple[Message, ...]
     task: str
+    earlier: tuple[Message, ...] = ()
     outcome: Outcome = "unknown"
     id: str = Field(default_factory=lambda: uuid4().hex)
     started_at: AwareDatetime = Field(default_factory=lambda: datetime.now(timezone.utc))
@@ -155,9 +174,10 @@ class Trace(_Frozen):
 
         Args:
             messages: Dicts of the usual chat form (``role``, ``content``, optional ``tool_calls``,
-                ``tool_call_id``, ``name``), LangChain messages, or `Message` objects, in order.
+                ``tool_call_id``, ``name``), messages of LangChain or LlamaIndex, or `Message`
+                objects, in order.
             task: What was asked; the first user message by default.
-            outcome: ``success``, ``failure`` or ``unknown``.
+            outcome: ``success``, ``failure``, ``incomplete`` or ``unknown``.
             **fields: Any other attribute of `Trace`.
 
         Raises:
@@ -195,13 +215,19 @@ class Trace(_Frozen):
                 return message.text
         return ""
 
+    @property
+    def has_response(self) -> bool:
+        """Whether the assistant said or did anything."""
+        return any(step.role == "assistant" and not step.is_empty for step in self.messages)
+
     def require_response(self) -> None:
-        """Refuse a trace that holds nothing to reuse.
+        """Refuse a trace that holds nothing to reuse, but for a record of a task that failed.
 
         Raises:
             TraceError: The assistant neither said nor did anything in it.
         """
-        if not any(step.role == "assistant" and not step.is_empty for step in self.messages):
+        is_record = self.outcome == "failure" and self.task.strip()
+        if not self.has_response and not is_record:
             raise TraceError(
                 "The trace has no assistant response, so there is no computation to reuse; add "
                 "traces of runs in which the model answered."
@@ -209,27 +235,48 @@ class Trace(_Frozen):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over task and messages (ids and times left out): equal runs, equal hash.
+        """SHA-256 over what was said, without ids and times: equal runs, equal hash.
 
-        Over the place in the metadata, too, if there is one.
+        Over the place in the metadata, too, if there is one, and over those in its scope.
         """
+        content = self._content
+        scope = self.metadata.get(SCOPE)
+        if isinstance(scope, list):
+            content["scope"] = {str(name): self.metadata.get(str(name)) for name in scope}
+        return _sha256(content)
+
+    @property
+    def unscoped_hash(self) -> str:
+        """As `content_hash`, but whosever run it was."""
+        return _sha256(self._content)
+
+    @property
+    def _content(self) -> dict[str, Any]:
         content: dict[str, Any] = {
             "task": self.task,
-            "messages": [
-                {
-                    "role": message.role,
-                    "content": message.content,
-                    "tool_calls": [(call.name, call.args) for call in message.tool_calls],
-                    "name": message.name,
-                    "status": message.status,
-                }
-                for message in self.messages
-            ],
+            "messages": [_content(message) for message in self.messages],
         }
+        if self.earlier:
+            content["earlier"] = [_content(message) for message in self.earlier]
         if PLACE in self.metadata:
             content["place"] = self.metadata[PLACE]
-        canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return content
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _content(message: Message) -> dict[str, Any]:
+    """What of a message makes runs equal."""
+    return {
+        "role": message.role,
+        "content": message.content,
+        "tool_calls": [(call.name, call.args) for call in message.tool_calls],
+        "name": message.name,
+        "status": message.status,
+    }
 
 
 def in_call_order(messages: Sequence[Message]) -> list[Message]:
@@ -259,7 +306,7 @@ def in_call_order(messages: Sequence[Message]) -> list[Message]:
 
 
 def as_message(source: Any) -> Message:
-    """A message from a dict of the usual chat form, a LangChain message, or a `Message`.
+    """A message from a dict of the usual chat form, one of LangChain or LlamaIndex, or a `Message`.
 
     Raises:
         TraceError: It has no known role, or its content is malformed.
@@ -275,6 +322,8 @@ def as_message(source: Any) -> Message:
 def _as_message(source: Any) -> Message:
     if isinstance(source, Message):
         return source
+    if hasattr(source, "additional_kwargs") and hasattr(source, "blocks"):
+        source = _of_llama_index(source)
     if isinstance(source, Mapping):
         get = source.get
         role = source.get("role", source.get("type"))
@@ -308,6 +357,23 @@ def _as_message(source: Any) -> Message:
     )
 
 
+def _of_llama_index(source: Any) -> dict[str, Any]:
+    """A LlamaIndex message as a dict, by shape."""
+    extra = source.additional_kwargs
+    calls = [
+        {"name": block.tool_name, "args": block.tool_kwargs, "id": block.tool_call_id}
+        for block in source.blocks
+        if block.block_type == "tool_call"
+    ]
+    return {
+        "role": source.role.value,
+        "content": source.content,
+        "tool_calls": calls or extra.get("tool_calls"),
+        "tool_call_id": extra.get("tool_call_id"),
+        "name": extra.get("name"),
+    }
+
+
 def _tool_call(call: Any) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
@@ -318,27 +384,55 @@ def _tool_call(call: Any) -> ToolCall:
         name, args = function.get("name"), function.get("arguments", {})
     else:
         name, args = call.get("name"), call.get("args", {})
-    if isinstance(args, str):
-        try:
-            parsed = json.loads(args)
-            args = parsed if isinstance(parsed, dict) else args
-        except json.JSONDecodeError:
-            pass
+    args = _arguments(args)
     return ToolCall.model_validate({"name": name, "args": args, "id": call.get("id")})
 
 
-def _without_surrogates(value: Any) -> Any:
-    """Halves of a UTF-16 pair, which models and JSON can hold, but no file or database can."""
+def _arguments(args: Any) -> Any:
+    """Arguments by name; as text where they are no JSON object, or beyond what can be kept."""
+    try:
+        if isinstance(args, str):
+            parsed = json.loads(args)
+            return _storable(parsed, _ABOVE) if isinstance(parsed, dict) else args
+        return _storable(args, _ABOVE)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return args if isinstance(args, str) else json.dumps(args)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _storable(value: Any, depth: int = 0) -> Any:
+    """A value as it can be written and read again.
+
+    Halves of a UTF-16 pair, which models and JSON can hold, but no file or database can, are
+    replaced.
+
+    Raises:
+        ValueError: It is nested too deep, or holds an integer of too many digits.
+    """
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    elif isinstance(value, Mapping):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    elif isinstance(value, list | tuple):
-        return type(value)(_without_surrogates(item) for item in value)
+        return _without_surrogates(value)
+    if depth > _NESTED:
+        raise ValueError(f"it is nested more than {_NESTED} levels deep")
+    if isinstance(value, Mapping):
+        return {
+            _storable(key, depth + 1): _storable(item, depth + 1) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(_storable(item, depth + 1) for item in value)
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        raise ValueError("an integer has too many digits")
     return value
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _reasons(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lag_integrations.errors import TraceError
+from lag_integrations.provenance import refuse_reserved
 from lag_integrations.trace import Trace
 
 _SHORT_FORM = {"messages", "task", "outcome", "metadata"}
@@ -99,6 +100,7 @@ def _trace(value: Any, place: str) -> Trace:
         else:
             trace = Trace.from_json(json.dumps(value))
         trace.require_response()
+        refuse_reserved(trace)
         trace.to_json()  # some text cannot be written: halves of surrogate pairs
     except TraceError as error:
         raise TraceError(f"{place}: {error}") from None

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from lag_integrations.errors import LAGError
+from lag_integrations.errors import BusyError, LAGError
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,9 @@ class Worker:
                 if not self._stopped:
                     self._settle()
                 pause = _TICK
+            except BusyError as error:
+                logger.info("Some work is left for later: %s", error)
+                pause = _RETRY
             except LAGError as error:
                 logger.warning("Logs could not be embedded or encoded for now: %s", error)
                 pause = _RETRY

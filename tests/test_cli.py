@@ -22,7 +22,7 @@ from sentence_transformers.models import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
-from lag_integrations import KVLogMemory, Trace
+from lag_integrations import KVLogMemory, Quarantine, Trace
 from lag_integrations.calibration import record
 from lag_integrations.cli import app
 from lag_integrations.cli.options import parse_duration, parse_size
@@ -34,6 +34,7 @@ VAULT = qa("code of the vault", "7741", outcome="success", metadata={"city": "Li
 FERRY = qa("what does the ferry carry", "bees")
 FAILED = qa("who paints the tower", "nobody", outcome="failure")
 COMMANDS = ["stats", "ls", "show", "search", "add", "feedback", "delete", "export", "import"]
+COMMANDS += ["backup", "restore"]
 COMMANDS += ["verify", "repair", "reindex", "reencode", "prune", "purge", "migrate"]
 
 Kvlog = Callable[..., Result]
@@ -176,11 +177,12 @@ def test_stats(kvlog, filled):
     assert found["trace_bytes"] > 300
     assert (found["segments"], found["segment_bytes"], found["removals"]) == ([], 0, 0)
     assert found["failures"] == {}
-    assert found["schema"] == "0003"
+    assert found["schema"] == "0006"
     assert found["dimension"] == 15
     text = kvlog("stats", filled).stdout
     assert re.search(r"logs +3 ", text)
     assert "1 success" in text
+    assert re.search(r"to embed +0 of 3", text)
 
 
 def test_stats_of_all_namespaces(kvlog, filled, tmp_path):
@@ -258,6 +260,24 @@ def test_search(kvlog, filled):
     assert len(as_json(kvlog("search", filled, "ferry", *where, "--json"))) == 1
     logs = as_json(kvlog("ls", filled, "--json"))
     assert [log["times_recalled"] for log in logs] == [0, 0, 0]  # looking is not using
+
+
+def test_search_says_what_was_nearest_and_why_not(kvlog, filled):
+    result = kvlog("search", filled, "What is for dinner tonight?")
+    assert "Nothing is recalled. Nearest is" in result.stderr
+    assert "--explain" in result.stderr
+    (hit, *others) = as_json(kvlog("search", filled, VAULT.task, "--explain", "--json"))
+    assert hit["task"] == VAULT.task
+    assert hit["recalled"]
+    assert hit["key"]["kind"] == "task"
+    assert hit["words"] > 0
+    why = {one["task"]: " ".join(one["why"]) for one in others}
+    assert "below the floor: a relevance of 0.5" in why[FERRY.task]
+    assert "its outcome is not asked for" in why[FAILED.task]
+    low = ("--explain", "--min-score", -1, "-k", 1, "--where", '{"city": "Lima"}')
+    shown = kvlog("search", filled, "ferry", *low).stdout
+    assert "the filter leaves it out" in shown
+    assert "below the floor" not in shown
 
 
 def test_search_says_what_is_not_embedded_yet(kvlog, store):
@@ -373,24 +393,106 @@ def test_delete(kvlog, filled):
     assert "Nothing is wrong" in kvlog("verify", filled).stdout
 
 
+def test_delete_by_metadata(kvlog, filled, tmp_path):
+    source = {"id": "n1", "documents": ["ports.txt"], "hash": "x"}
+    told = {"messages": [{"role": "assistant", "content": "Oslo."}]}
+    file = tmp_path / "told.json"
+    file.write_text(json.dumps({**told, "metadata": {"sources": [source]}}))
+    known = ids(kvlog, filled)
+    kvlog("add", filled, file)
+    kvlog("delete", filled, code=2)
+    kvlog("delete", filled, known[VAULT.task], "--where", '{"sources": "ports.txt"}', code=2)
+    assert "Deleted 1 logs" in kvlog("delete", filled, "--where", '{"sources": "ports.txt"}').stdout
+    assert ids(kvlog, filled) == known
+
+
+def test_quarantine(kvlog, tmp_path, embedder_folder):
+    store = tmp_path / "m"
+    word = Quarantine("smells")
+    with KVLogMemory(store, embedder=embedder_folder, screen=lambda trace: word) as memory:
+        key = memory.add(VAULT)
+    (log,) = as_json(kvlog("quarantine", "ls", store, "--json"))
+    assert (log["id"], log["reason"], log["source"]) == (key, "smells", "assistant")
+    assert "smells" in kvlog("quarantine", "ls", store).stdout
+    shown = kvlog("quarantine", "show", store, key[:8]).stdout
+    assert "reason    smells" in shown
+    assert "7741" in shown
+    assert as_json(kvlog("search", store, VAULT.task, "--flush", "--json")) == []
+    assert "Released 1 logs" in kvlog("quarantine", "release", store, key[:8]).stdout
+    for command in ("show", "release"):
+        assert "in quarantine" in kvlog("quarantine", command, store, key, code=1).stderr
+    assert as_json(kvlog("quarantine", "ls", store, "--json")) == []
+    assert len(as_json(kvlog("search", store, VAULT.task, "--flush", "--json"))) == 1
+
+
+def test_added_traces_have_no_metadata_of_the_memorys_own(kvlog, tmp_path):
+    file = tmp_path / "a.jsonl"
+    marked = FERRY.model_copy(update={"metadata": {"verdict": {"outcome": "success"}}})
+    file.write_text(f"{VAULT.to_json()}\n{marked.to_json()}\n")
+    assert (
+        "line 2: A trace has the metadata verdict"
+        in kvlog("add", tmp_path / "m", file, code=1).stderr
+    )
+
+
 def test_export_and_import(kvlog, filled, tmp_path, model_folder):
     kvlog("reencode", filled, "--model", model_folder)
     kvlog("feedback", filled, ids(kvlog, filled)[VAULT.task], "--helped")
-    file, target = tmp_path / "a.zip", tmp_path / "target"
+    file, target, key = tmp_path / "a.zip", tmp_path / "target", tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
     written = as_json(kvlog("export", filled, file, "--with-segments", "--json"))
-    assert written == {"logs": 3, "new": 0, "segments": 2, "skipped": 0}
+    assert written == {"logs": 3, "new": 0, "segments": 2, "skipped": 0, "trusted": True}
     assert "exists already" in kvlog("export", filled, file, code=1).stderr
     assert "Wrote 3 logs, and 0 segments" in kvlog("export", filled, file, "--overwrite").stdout
-    kvlog("export", filled, file, "--overwrite", "--with-segments")
-    read = as_json(kvlog("import", target, file, "-n", "team", "--flush", "--json"))
-    assert read == {"logs": 3, "new": 3, "segments": 2, "skipped": 0}
-    assert "0 of them new" in kvlog("import", target, file, "-n", "team").stdout
+    kvlog("export", filled, file, "--overwrite", "--with-segments", "--key", key)
+    team = ("import", target, file, "-n", "team", "--key", key)
+    assert as_json(kvlog(*team, "--no-segments", "--json"))["segments"] == 0
+    read = as_json(kvlog(*team, "--flush", "--json"))
+    assert read == {"logs": 3, "new": 0, "segments": 2, "skipped": 0, "trusted": True}
+    assert "0 of them new" in kvlog(*team).stdout
     logs = as_json(kvlog("ls", target, "-n", "team", "--json"))
     assert [log["task"] for log in logs] == [VAULT.task, FERRY.task, FAILED.task]
     assert (logs[0]["times_helped"], logs[0]["times_seen"], logs[0]["segments"]) == (1, 1, 1)
     assert len(as_json(kvlog("search", target, VAULT.task, "-n", "team", "--json"))) == 1
     again = as_json(kvlog("reencode", target, "-n", "team", "--model", model_folder, "--json"))
     assert again["stored"] == 2
+
+
+def test_an_archive_of_another_store_is_taken_with_care(kvlog, filled, tmp_path, model_folder):
+    kvlog("reencode", filled, "--model", model_folder)
+    kvlog("feedback", filled, ids(kvlog, filled)[VAULT.task], "--helped")
+    file, target = tmp_path / "a.zip", tmp_path / "target"
+    key, other, short = (tmp_path / name for name in ("key", "other", "short"))
+    key.write_bytes(b"k" * 32)
+    other.write_bytes(b"o" * 32)
+    short.write_bytes(b"k" * 31)
+    assert "at least 32" in kvlog("export", filled, file, "--key", short, code=1).stderr
+    kvlog("export", filled, file, "--with-segments", "--key", key)
+    assert "not signed with the key" in kvlog("import", target, file, "--key", other, code=1).stderr
+    assert not target.exists()
+    result = kvlog("import", target, file)
+    assert "signed neither by this store nor" in result.stderr
+    assert "3 of them new, and 0 segments" in result.stdout
+    logs = as_json(kvlog("ls", target, "--json"))
+    assert {log["times_helped"] for log in logs} == {0}
+
+
+def test_backup_and_restore(kvlog, filled, tmp_path, model_folder):
+    kvlog("reencode", filled, "--model", model_folder)
+    result = kvlog("backup", filled, tmp_path / "a")
+    assert result.stdout.endswith("3 logs, 2 segments.\n")
+    kvlog("backup", filled, tmp_path / "a", code=1)
+    assert (
+        "2 segments are not in it"
+        in kvlog("backup", filled, tmp_path / "b", "--no-segments").stdout
+    )
+    restored = as_json(kvlog("restore", tmp_path / "a", tmp_path / "store2", "--json"))
+    assert restored == {"logs": 3, "segments": 2, "missing": 0}
+    assert ids(kvlog, tmp_path / "store2") == ids(kvlog, filled)
+    assert len(as_json(kvlog("search", tmp_path / "store2", VAULT.task, "--json"))) == 1
+    kvlog("verify", tmp_path / "store2")
+    assert "not empty" in kvlog("restore", tmp_path / "a", filled, code=1).stderr
+    assert "no backup" in kvlog("restore", tmp_path / "x", tmp_path / "y", code=1).stderr
 
 
 def test_import_refuses_what_is_no_archive_and_makes_no_store(kvlog, store, tmp_path):
@@ -491,7 +593,7 @@ def test_purge_asks(kvlog, filled, tmp_path):
     assert "--yes" in kvlog("purge", filled, code=2).stderr
     kvlog("purge", filled, stdin="y\n", code=2)  # stdin is no terminal
     assert len(ids(kvlog, filled)) == 3
-    assert as_json(kvlog("purge", filled, "--yes", "--json")) == {"deleted": 3}
+    assert as_json(kvlog("purge", filled, "--yes", "--json"))["deleted"] == 3
     assert ids(kvlog, filled) == {}
     assert len(ids(kvlog, filled, "-n", "other")) == 3
 
@@ -508,14 +610,14 @@ def test_purge_heeds_the_answer(kvlog, filled, answer, left):
     os.close(ours)
     os.close(theirs)
     assert process.returncode == (1 if left else 0)
-    assert output.strip() == "" if left else json.loads(output) == {"deleted": 3}
+    assert output.strip() == "" if left else json.loads(output)["deleted"] == 3
     assert len(ids(kvlog, filled)) == left
 
 
 def test_migrate(kvlog, filled, store):
     assert "nothing to do" in kvlog("migrate", filled).stdout
     found = as_json(kvlog("migrate", filled, "--json"))
-    assert found == {"from": None, "to": "0003", "backups": []}
+    assert found == {"from": None, "to": "0006", "backups": []}
 
 
 def test_migrate_from_the_first_schema(kvlog, store):
@@ -545,7 +647,7 @@ def test_migrate_from_the_first_schema(kvlog, store):
         )
     ledger.close()
     found = as_json(kvlog("migrate", store, "--json"))
-    assert (found["from"], found["to"]) == ("0001", "0003")
+    assert (found["from"], found["to"]) == ("0001", "0006")
     assert Path(found["backups"][0]).is_file()
     log = as_json(kvlog("ls", store, "--json"))[0]
     assert (log["task"], log["times_seen"]) == (VAULT.task, 2)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentence_transformers
 import torch
+from sentence_transformers import SentenceTransformer
 
-from lag_integrations import KVLogMemory, Trace
+from lag_integrations import KVLogMemory, Trace, packaged
 from lag_integrations.deriving import _slot
 from lag_integrations.errors import (
     EmbedderMismatchError,
@@ -20,6 +24,7 @@ from lag_integrations.errors import (
     TraceError,
 )
 from lag_integrations.kv.selection import LastAction
+from lag_integrations.store import embedder as embedders
 from tests.conftest import overwrite, qa
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7741.")
@@ -275,6 +280,36 @@ def test_an_embedder_that_fails_loses_nothing(tmp_path, embedder):
         broken = False
         memory.flush()
         assert memory.recall("vault code Lima")
+
+
+def test_memories_share_an_embedder_that_is_loaded_once(tmp_path, monkeypatch):
+    folder = tmp_path / "embedder"
+    folder.symlink_to(packaged.embedder())
+    loaded = []
+
+    class Counted(SentenceTransformer):
+        def __init__(self, *args, **kwargs):
+            loaded.append(args)
+            time.sleep(0.2)  # the others come meanwhile
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Counted)
+    monkeypatch.setattr(embedders, "_models", {})
+    sources = [folder, str(folder), packaged.embedder(), None]
+    with ExitStack() as stack:
+        memories = [
+            stack.enter_context(KVLogMemory(tmp_path / str(number), embedder=source))
+            for number, source in enumerate(sources)
+        ]
+        for memory in memories:
+            memory.add(VAULT)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda memory: memory.embed_pending(), memories))
+        found = [memory.recall("Which code opens the vault in Lima?") for memory in memories]
+    with KVLogMemory(tmp_path / "later", embedder=folder) as memory:
+        assert memory.recall("anything") == []
+    assert [len(logs) for logs in found] == [1] * 4
+    assert len(loaded) == 1
 
 
 def test_a_query_that_was_asked_lately_is_not_embedded_again(tmp_path, embedder):

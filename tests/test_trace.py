@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 
 from lag_integrations import Message, ToolCall, Trace
 from lag_integrations.errors import TraceError
@@ -36,7 +37,7 @@ messages = st.builds(
 @given(
     steps=st.lists(messages, min_size=1, max_size=4),
     task=texts,
-    outcome=st.sampled_from(["success", "failure", "unknown"]),
+    outcome=st.sampled_from(["success", "failure", "incomplete", "unknown"]),
     metadata=st.dictionaries(texts, json_values, max_size=3),
 )
 def test_json_round_trip_is_lossless(steps, task, outcome, metadata):
@@ -92,6 +93,25 @@ def test_from_langchain_messages():
     assert trace.messages[1].content[1] == {"type": "image", "url": "x"}
     assert trace.messages[2].tool_calls[0].name == "search"
     assert trace.messages[3].status == "error"
+
+
+def test_from_llama_index_messages():
+    calls = ToolCallBlock(tool_name="search", tool_kwargs={"q": "x"}, tool_call_id="1")
+    trace = Trace.from_messages(
+        [
+            ChatMessage(role="system", content="Be brief."),
+            ChatMessage(role="user", content="Look"),
+            ChatMessage(role="assistant", blocks=[TextBlock(text="I look."), calls]),
+            ChatMessage(role="tool", content="found", additional_kwargs={"tool_call_id": "1"}),
+            ChatMessage(role="chatbot", content="Done"),
+        ]
+    )
+    roles = ["system", "user", "assistant", "tool", "assistant"]
+    assert [step.role for step in trace.messages] == roles
+    assert (trace.task, trace.last_response) == ("Look", "Done")
+    assert trace.messages[2].text == "I look."
+    assert trace.messages[2].tool_calls == (ToolCall(name="search", args={"q": "x"}, id="1"),)
+    assert trace.messages[3].tool_call_id == "1"
 
 
 @pytest.mark.parametrize(
@@ -225,3 +245,38 @@ def test_a_stored_trace_is_read_as_it_was_written():
     assert [step.text for step in again.messages] == list("01234")
     assert again.content_hash == stored.content_hash
     assert again.content_hash != Trace.from_messages(steps).content_hash
+
+
+CHAT = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "Done."}]
+
+
+def nested(levels: int) -> dict:
+    value: dict = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [101, 250, 900, 5_000])
+def test_metadata_beyond_what_can_be_read_back_is_refused(levels):
+    with pytest.raises(TraceError, match="nested more than 100 levels"):
+        Trace.from_messages(CHAT, metadata={"x": nested(levels)})
+    with pytest.raises(TraceError, match="too many digits"):
+        Trace.from_messages(CHAT, metadata={"x": [10**5_000]})
+
+
+@pytest.mark.parametrize("levels", [60, 85, 120, 900, 100_000])
+@pytest.mark.parametrize("as_text", [True, False], ids=["text", "object"])
+def test_a_call_of_any_depth_is_kept_and_can_be_read_back(levels, as_text):
+    args = '{"a":' * levels + "1" + "}" * levels if as_text else nested(min(levels, 5_000))
+    call = {"name": "look", "args": args, "id": "1"}
+    if as_text:
+        call = {"id": "1", "function": {"name": "look", "arguments": args}}
+    steps = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "Done."},
+    ]
+    trace = Trace.from_messages(steps)
+    assert Trace.from_json(trace.to_json()) == trace
+    assert isinstance(trace.messages[1].tool_calls[0].args, dict if levels < 90 else str)

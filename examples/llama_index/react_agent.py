@@ -1,7 +1,8 @@
 """What a ReAct agent found out on a model behind an API, a small local one remembers.
 
 You learn how ``LAGMemory`` goes where an agent's memory goes: it captures the whole run with its
-tool calls, and gives a later run of any agent the KV of what fits. The local model has 135M
+tool calls, and gives a later run of any agent the KV of what fits. A judge says which runs solved
+their task: without one, a memory would repeat what was only guessed. The local model has 135M
 parameters: by itself it neither keeps ReAct's form nor calls a tool. Its prompt is short for the
 same reason.
 
@@ -19,7 +20,7 @@ from llama_index.core.llms.mock import MockFunctionCallingLLM
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from lag_integrations import KVLogMemory, packaged
+from lag_integrations import KVLogMemory, Trace, packaged
 from lag_integrations.llama_index import LAGLLM, LAGMemory
 
 PRICES = {"brass lamp": 37, "wool blanket": 58, "oak table": 412}
@@ -43,10 +44,12 @@ def find_price(item: str) -> str:
 
 
 def api_model(messages: list[ChatMessage], **kwargs: Any) -> ChatMessage:
-    """Stands for a large model behind an API: it looks the price up, then answers."""
+    """Stands for a large model behind an API: it looks most prices up before it answers."""
     asked, last = next(m.content for m in messages if m.role == "user"), messages[-1].content
     item = next(item for item in PRICES if item in asked)
-    if "Observation" not in last:
+    if item == "oak table":
+        text = "Thought: I can guess that.\nAnswer: It costs 99 crowns."
+    elif "Observation" not in last:
         text = f'Thought: I need the price.\nAction: find_price\nAction Input: {{"item": "{item}"}}'
     else:
         text = (
@@ -54,6 +57,12 @@ def api_model(messages: list[ChatMessage], **kwargs: Any) -> ChatMessage:
             f"Answer: A {item} costs {PRICES[item]} crowns."
         )
     return ChatMessage(role="assistant", content=text)
+
+
+def judge(trace: Trace) -> bool:
+    """Whether a run was a success. A model may judge, too: ``LLMJudge(llm)``."""
+    price = next(price for item, price in PRICES.items() if item in trace.task)
+    return str(price) in trace.last_response
 
 
 def tell(question: str, output: AgentOutput) -> None:
@@ -66,15 +75,20 @@ def tell(question: str, output: AgentOutput) -> None:
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder, k=1) as memory:
         formatter = ReActChatFormatter(system_header=HEADER)
-        console.rule("1. Runs on the API model, captured")
+        console.rule("1. Runs on the API model, captured and judged")
         api = MockFunctionCallingLLM(response_generator=api_model, is_chat_model=True)
-        for item in PRICES:
-            question = f"How much does a {item} cost?"
-            agent = ReActAgent(tools=[find_price], llm=api, formatter=formatter)
-            tell(question, await agent.run(question, memory=LAGMemory(memory)))
+        with memory.capture(judge=judge) as capture:  # judges in the background
+            for item in PRICES:
+                question = f"How much does a {item} cost?"
+                agent = ReActAgent(tools=[find_price], llm=api, formatter=formatter)
+                tell(question, await agent.run(question, memory=LAGMemory(memory)))
+            capture.wait_for_judge()
         memory.flush()
-        log = memory.recall(question)[0].log
-        console.print(f"Logs: {memory.store.ledger.count()}; one has {len(log.messages)} messages")
+        for log in memory.store.ledger.info():
+            steps = len(log.trace.messages)
+            console.print(f"{log.trace.outcome}, {steps} messages: {log.trace.task}")
+        recalled = [log.log.task for log in memory.recall(question, k=3)]
+        console.print(f"The guess is not recalled: {question not in recalled}")
 
         console.rule("2. The local model, without and with memory")
         llm = LAGLLM(packaged.chat_model(), temperature=0, max_tokens=40)

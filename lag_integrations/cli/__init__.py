@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from lag_integrations.cli import archives, calibrate, evaluate, logs, upkeep
+from lag_integrations.cli import archives, calibrate, evaluate, logs, quarantine, upkeep
 from lag_integrations.cli.output import warn
 from lag_integrations.errors import LAGError
 
@@ -49,6 +49,8 @@ for command in (
     logs.delete,
     archives.export,
     archives.import_,
+    archives.backup,
+    archives.restore,
     upkeep.verify,
     upkeep.repair,
     upkeep.reindex,
@@ -61,3 +63,4 @@ for command in (
     evaluate.report,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(quarantine.app, name="quarantine")

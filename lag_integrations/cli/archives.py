@@ -1,4 +1,4 @@
-"""Commands that carry a namespace from one store to another."""
+"""Commands that carry a namespace, or a whole store, elsewhere."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ from lag_integrations.cli.output import progress_bar, say, show_json, warn
 
 if TYPE_CHECKING:
     from lag_integrations.store.archive import Archived
+    from lag_integrations.store.backup import Copied
+
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="File with the secret key of the signature, which both stores are given; the store's "
+        "own key by default. `(umask 077; openssl rand -out FILE 32)` makes one.",
+    ),
+]
 
 
 def export(
@@ -34,19 +47,25 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
+    key: KeyFile = None,
     namespace: Namespace = "default",
     ledger: LedgerUrl = None,
     segments_url: SegmentsUrl = None,
     index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a namespace to one portable file."""
+    """Write a namespace to one portable file, signed."""
     with Place(store, namespace, ledger, segments_url, index).store() as opened:
         from lag_integrations.store.archive import export_archive
 
         with progress_bar("Exporting") as progress:
             archived = export_archive(
-                opened, file, segments=with_segments, overwrite=overwrite, progress=progress
+                opened,
+                file,
+                segments=with_segments,
+                overwrite=overwrite,
+                key=_secret(key),
+                progress=progress,
             )
     _show_archived(archived, as_json, f"Wrote {archived.logs:,} logs")
 
@@ -55,6 +74,10 @@ def import_(
     store: StorePath,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What export wrote.")],
     flush: FlushAfter = False,
+    no_segments: Annotated[
+        bool, typer.Option("--no-segments", help="Leave segments out; they are made again.")
+    ] = False,
+    key: KeyFile = None,
     namespace: Namespace = "default",
     ledger: LedgerUrl = None,
     segments_url: SegmentsUrl = None,
@@ -62,20 +85,77 @@ def import_(
     embedder: EmbedderName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add an archive's logs to a namespace; importing again changes nothing."""
+    """Add an archive's logs to a namespace; importing again changes nothing.
+
+    Anybody may have written an archive that is signed neither by this store nor with the key: its
+    segments, verdicts and some counters are left out.
+    """
     place = Place(store, namespace, ledger, segments_url, index)
     from lag_integrations.store.archive import check_archive, import_archive
 
-    check_archive(file)  # before a store is made for it
+    secret = _secret(key)
+    check_archive(file, secret)  # before a store is made for it
     with place.store(create=True) as opened, progress_bar("Importing") as progress:
-        archived = import_archive(opened, file, progress)
+        archived = import_archive(opened, file, progress, key=secret, segments=not no_segments)
     if flush:
         with place.memory(embedder) as memory, progress_bar("Embedding") as progress:
             memory.flush(progress)
     _show_archived(archived, as_json, f"Read {archived.logs:,} logs, {archived.new:,} of them new")
 
 
+def backup(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The new folder to write.")],
+    no_segments: Annotated[
+        bool, typer.Option("--no-segments", help="Leave segments out; they can be made again.")
+    ] = False,
+    ledger: LedgerUrl = None,
+    segments_url: SegmentsUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a whole store, all namespaces, while others may use it."""
+    with Place(store, ledger=ledger, segments=segments_url).store() as opened:
+        from lag_integrations.store.backup import back_up
+
+        with progress_bar("Copying") as progress:
+            copied = back_up(opened, target, segments=not no_segments, progress=progress)
+    _show_copied(copied, as_json, f"Copied to {target}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What backup wrote.")],
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder of the store, new or empty.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make a store of a backup, if that is whole."""
+    from lag_integrations.store import backup
+
+    with progress_bar("Copying") as progress:
+        copied = backup.restore(source, store, progress)
+    _show_copied(copied, as_json, f"Restored to {store}")
+
+
+def _show_copied(copied: Copied, as_json: bool, text: str) -> None:
+    if as_json:
+        show_json(asdict(copied))
+    else:
+        say(f"{text}: {copied.logs:,} logs, {copied.segments:,} segments.")
+        if copied.missing:
+            say(f"{copied.missing:,} segments are not in it, and are made again.")
+
+
+def _secret(key: Path | None) -> bytes | None:
+    return None if key is None else key.read_bytes()
+
+
 def _show_archived(archived: Archived, as_json: bool, text: str) -> None:
+    if not archived.trusted:
+        warn(
+            "The archive is signed neither by this store nor with a key that was given: segments, "
+            "verdicts and some counters in it were left out."
+        )
     if archived.skipped:
         warn(f"{archived.skipped:,} damaged logs or segments were left out.")
     if as_json:

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from lag_integrations.cli.options import EmbedderName
+from lag_integrations.cli.opening import Place
+from lag_integrations.cli.options import (
+    AsJson,
+    EmbedderName,
+    IndexUrl,
+    LedgerUrl,
+    Namespace,
+    SegmentsUrl,
+)
 from lag_integrations.cli.output import say, warn
+from lag_integrations.cli.recall import evaluate_recall
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -50,15 +59,44 @@ class Logs(str, Enum):
 
 
 def eval_(
-    data: Annotated[Path, typer.Option(help="Folder with a folder for each dataset.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a folder for each dataset.")
+    ] = None,
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="musique, musique_closed, musique_dropped, musique_twins, formula, 2wiki, "
             "mmlupro, gpqa, react; or jsonl, for a folder with your own questions.jsonl."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the results; a run that is there goes on.")],
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; a run that is there goes on.")
+    ] = None,
+    recall: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE",
+            help="Say what this store recalls for --questions instead, without a model.",
+        ),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            help='JSONL for --recall: {"query": ..., "log": "<id>" or null if nothing fits}, and '
+            'as wanted "before" (what the user said before) and "kind" (a row of the table).',
+        ),
+    ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="With --recall: report about one query in so many apart, by its text."
+        ),
+    ] = None,
+    min_relevance: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="With --recall: least probability that a log fits."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Hub id, folder or packaged model; SmolLM2 by default.")
     ] = None,
@@ -97,10 +135,12 @@ def eval_(
         typer.Option(min=1, help="Most rounds a question; 3 for multiple choice, else 8."),
     ] = None,
     documents: Annotated[int, typer.Option(min=0, help="Documents retrieved a round.")] = 2,
-    k: Annotated[int, typer.Option("--k", min=0, help="Logs recalled a round.")] = 3,
+    k: Annotated[int, typer.Option("--k", min=0, help="Most logs recalled a round.")] = 3,
     min_score: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, help="Least similarity of a log; 0.5 by default."),
+        typer.Option(
+            min=-1, max=1, help="Least similarity of a log, instead of the memory's relevance."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
     placement: Annotated[
@@ -164,8 +204,42 @@ def eval_(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let model and embedder run their own code.")
     ] = False,
+    namespace: Namespace = "default",
+    ledger: LedgerUrl = None,
+    segments_url: SegmentsUrl = None,
+    index: IndexUrl = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate logs as the LAG paper does, on any data and model; writes a report."""
+    """Evaluate logs as the LAG paper does, on any data and model; writes a report.
+
+    With --recall, search a store for queries instead, and say how often the logs that fit were
+    found, and how often others.
+    """
+    if recall is not None:
+        if queries is None or data or dataset or out:
+            raise typer.BadParameter(
+                "--recall needs --questions, and no --data, --dataset or --out."
+            )
+        evaluate_recall(
+            Place(recall, namespace, ledger, segments_url, index),
+            queries,
+            k=k,
+            min_relevance=min_relevance,
+            min_score=min_score,
+            held_out=held_out,
+            embedder=embedder,
+            as_json=as_json,
+        )
+        return
+    if queries or held_out or as_json or min_relevance is not None:
+        raise typer.BadParameter(
+            "--questions, --held-out, --min-relevance and --json go with --recall STORE."
+        )
+    if data is None or dataset is None or out is None:
+        raise typer.BadParameter(
+            "an evaluation needs --data, --dataset and --out; or give --recall STORE and "
+            "--questions, to see what a store recalls."
+        )
     from lag_integrations import packaged
     from lag_integrations.engine import Engine
     from lag_integrations.evaluation import report as reports
@@ -173,7 +247,6 @@ def eval_(
     from lag_integrations.evaluation.datasets import load
     from lag_integrations.evaluation.evaluation import Evaluation
     from lag_integrations.evaluation.settings import Settings, settle
-    from lag_integrations.memory import MIN_SCORE
     from lag_integrations.store.embedder import load_embedder
 
     part = _shard(shard)
@@ -215,7 +288,7 @@ def eval_(
         rounds=most_rounds,
         documents=documents,
         k=k,
-        min_score=MIN_SCORE if min_score is None else min_score,
+        min_score=min_score,
         max_tokens=max_tokens,
         placement=None if placement is None else placement.value,
         best_last=best_last,

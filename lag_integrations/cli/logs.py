@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +36,7 @@ from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
+    from lag_integrations.search import Candidate, RecalledLog
     from lag_integrations.store.ledger import LogInfo
     from lag_integrations.trace import Trace
 
@@ -57,7 +58,7 @@ def ls(
         outcomes = [one.value for one in outcome] if outcome else None
         found = opened.info(outcomes=outcomes, where=where, limit=limit)  # type: ignore[arg-type]
         if as_json:
-            show_json([_as_dict(info) for info in found])
+            show_json([as_dict(info) for info in found])
             return
         rows = [
             (
@@ -91,9 +92,9 @@ def show(
                 "export of it."
             )
         if as_json:
-            show_json(_as_dict(found[0]) | {"trace": found[0].trace.model_dump(mode="json")})
+            show_json(as_dict(found[0]) | {"trace": found[0].trace.model_dump(mode="json")})
         else:
-            for line in _readable(found[0]):
+            for line in readable(found[0]):
                 say(line)
 
 
@@ -101,12 +102,20 @@ def search(
     store: StorePath,
     query: Annotated[str, typer.Argument(metavar="QUERY", help="The task to find logs for.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Most logs to find.")] = 3,
-    min_score: Annotated[float, typer.Option(help="Least cosine similarity.")] = 0.5,
+    min_relevance: Annotated[
+        float, typer.Option(min=0, max=1, help="Least probability that a log fits.")
+    ] = 0.5,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Least cosine similarity instead.")
+    ] = None,
     where: WhereFilter = None,
     outcome: Outcomes = None,
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="0: the nearest logs; 1: logs that differ.")
     ] = 0.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show all that is near, and why it is not recalled.")
+    ] = False,
     flush: FlushAfter = False,
     namespace: Namespace = "default",
     ledger: LedgerUrl = None,
@@ -122,22 +131,70 @@ def search(
             _flush(memory)
         elif waiting := memory.store.embeddings.count_missing():
             warn(f"{waiting} logs are not embedded yet, and not found; --flush embeds them first.")
-        found = memory.recall(
-            query,
-            k=k,
-            min_score=min_score,
-            where=where,
-            outcomes=[one.value for one in outcome] if outcome else None,  # type: ignore[misc]
-            diversity=diversity,
-            count=False,
-        )
-        if as_json:
-            show_json([{"id": one.id, "score": one.score, **_of_trace(one.log)} for one in found])
+        outcomes = [one.value for one in outcome] if outcome else None
+        asked: dict[str, Any] = {
+            "k": k,
+            "min_relevance": min_relevance,
+            "min_score": min_score,
+            "where": where,
+            "outcomes": outcomes,
+        }
+        if explain:
+            _show_candidates(memory.explain(query, **asked), as_json)
             return
-        rows = [
-            (one.id[:_SHORT_ID], f"{one.score:.3f}", one.log.outcome, one.log.task) for one in found
-        ]
-        show_table(["id", "score", "outcome", "task"], rows)
+        found = memory.search(query, diversity=diversity, count=False, **asked)
+        if as_json:
+            show_json([_as_found(one) for one in found.logs])
+        else:
+            show_table([*_FOUND, "outcome", "task"], [_row(one) for one in found.logs])
+        if not found.logs:
+            warn(_nothing_found(found.nearest_miss))
+
+
+_FOUND = ("id", "relevance", "score", "by")
+
+
+def _row(log: RecalledLog) -> tuple[object, ...]:
+    kind = "" if log.key is None else log.key.kind
+    numbers = f"{log.relevance or 0:.2f}", f"{log.score or 0:.3f}"
+    return log.id[:_SHORT_ID], *numbers, kind, log.log.outcome, log.log.task
+
+
+def _show_candidates(candidates: Sequence[Candidate], as_json: bool) -> None:
+    if as_json:
+        show_json(
+            [
+                _as_found(one.log)
+                | {"words": round(one.words, 3), "recalled": one.is_recalled, "why": one.missed}
+                for one in candidates
+            ]
+        )
+        return
+    rows = []
+    for one in candidates:
+        id, relevance, score, kind, _, task = _row(one.log)
+        why = "recalled" if one.is_recalled else "; ".join(one.missed)
+        rows.append((id, relevance, score, kind, f"{one.words:.2f}", task, why))
+    show_table([*_FOUND, "words", "task", "why"], rows)
+
+
+def _nothing_found(nearest: RecalledLog | None) -> str:
+    if nearest is None:
+        return "There are no such logs."
+    return (
+        f"Nothing is recalled. Nearest is {nearest.id[:_SHORT_ID]}, with a relevance of "
+        f"{nearest.relevance:.2f} and a similarity of {nearest.score:.3f}; --explain says more."
+    )
+
+
+def _as_found(log: RecalledLog) -> dict[str, Any]:
+    return {
+        "id": log.id,
+        "relevance": log.relevance,
+        "score": log.score,
+        "key": None if log.key is None else vars(log.key),
+        **_of_trace(log.log),
+    }
 
 
 def add(
@@ -211,22 +268,33 @@ def feedback(
 def delete(
     store: StorePath,
     logs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="ID...", help="Ids of logs, or at least 4 of their first digits."),
-    ],
+    ] = None,
+    where: WhereFilter = None,
     namespace: Namespace = "default",
     ledger: LedgerUrl = None,
     segments_url: SegmentsUrl = None,
     index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete logs, with their segments and index entries; none if one is not found."""
+    """Delete logs, with their segments and index entries; none if one is not found.
+
+    Give ids, or --where: '{"sources": "doc-7"}' for all that were shown a document.
+    """
+    if bool(logs) == (where is not None):
+        raise typer.BadParameter("give either ids of logs, or --where.")
     with Place(store, namespace, ledger, segments_url, index).store() as opened:
-        gone = sorted(opened.delete([full_id(opened.ledger, log) for log in logs]))
+        found = opened.ledger.ids(where) if where else ()
+        gone = opened.delete([*found, *(full_id(opened.ledger, log) for log in logs or ())])
+        opened.finish_removals()
+        receipt = opened.receipt(gone, swept=True)
     if as_json:
-        show_json({"deleted": gone})
+        show_json({"deleted": receipt.ids, "remains": [vars(one) for one in receipt.remains]})
     else:
-        say(f"Deleted {len(gone):,} logs.")
+        say(f"Deleted {receipt.logs:,} logs.")
+        for remainder in receipt.remains if gone else ():
+            say(f"There may still be {remainder}.")
 
 
 def _flush(memory: KVLogMemory) -> None:
@@ -238,12 +306,14 @@ def _of_trace(trace: Trace) -> dict[str, Any]:
     return {"outcome": trace.outcome, "task": trace.task, "metadata": trace.metadata}
 
 
-def _as_dict(info: LogInfo) -> dict[str, Any]:
+def as_dict(info: LogInfo) -> dict[str, Any]:
+    """Return what the ledger says of a log, but for what it holds."""
     fields = {name: value for name, value in vars(info).items() if name != "trace"}
     return fields | _of_trace(info.trace)
 
 
-def _readable(info: LogInfo) -> Iterator[str]:
+def readable(info: LogInfo) -> Iterator[str]:
+    """Return a log as lines for people."""
     trace = info.trace
     yield f"log       {info.id}"
     yield f"captured  {human_time(info.captured_at)}, {info.times_seen} times"
@@ -253,18 +323,23 @@ def _readable(info: LogInfo) -> Iterator[str]:
         f"harmed {info.times_harmed} times"
     )
     yield f"outcome   {trace.outcome}"
+    if info.source is not None:
+        yield f"source    {info.source}, the least trusted that it follows"
     yield f"task      {trace.task}"
     for name, value in trace.metadata.items():
         yield f"metadata  {name} = {value}"
     if trace.helped_by:
         yield f"recalled into it: {', '.join(trace.helped_by)}"
+    for message in trace.earlier:
+        yield ""
+        yield from _message(message, "before the run")
     for message in trace.messages:
         yield ""
         yield from _message(message)
 
 
-def _message(message: Message) -> Iterator[str]:
-    notes = [message.name, "failed" if message.status == "error" else None]
+def _message(message: Message, note: str | None = None) -> Iterator[str]:
+    notes = [note, message.name, "failed" if message.status == "error" else None]
     yield " ".join(["---", message.role, *(f"({note})" for note in notes if note), "---"])
     if message.text:
         yield message.text

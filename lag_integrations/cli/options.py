@@ -24,6 +24,7 @@ class OutcomeName(str, Enum):
 
     success = "success"
     failure = "failure"
+    incomplete = "incomplete"
     unknown = "unknown"
 
 

@@ -240,11 +240,13 @@ def purge(
             f"Delete everything in namespace {namespace!r} of {store}?", abort=True, err=True
         )
     with place.store() as opened:
-        number = opened.purge()
+        receipt = opened.purge()
     if as_json:
-        show_json({"deleted": number})
+        show_json({"deleted": receipt.logs, "remains": [vars(one) for one in receipt.remains]})
     else:
-        say(f"Deleted {number:,} logs.")
+        say(f"Deleted {receipt.logs:,} logs.")
+        for remainder in receipt.remains:
+            say(f"There may still be {remainder}.")
 
 
 def migrate(
@@ -284,7 +286,7 @@ def _show_statistics(one: Statistics) -> None:
     say(f"states      {listed(one.states)}")
     stored = sum(kind.stored for kind in one.segments)
     say(f"segments    {stored:,} ({human_size(one.segment_bytes)})")
-    say(f"to embed    {one.states['captured']:,}")
+    say(f"to embed    {one.states['captured']:,} of {one.logs:,}")
     say(f"to remove   {one.removals:,}")
     say(f"failures    {sum(one.failures.values()):,}")
     for task, number in one.failures.items():

@@ -90,16 +90,19 @@ def _find(asked: str, known: dict[str, Any], told: str) -> str:
 
 
 class LookUpFirst(AgentMiddleware[Any, Any, Any]):
-    """The first step of a run must be a tool call."""
+    """The first step of a run must be a tool call, and the second an answer.
+
+    Some models call the same tool again and again if they are left free.
+    """
 
     def wrap_model_call(
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any]:
-        """Force a call if nothing was looked up yet."""
+        """Force a call if nothing was looked up yet, else forbid it."""
         asked = isinstance(request.messages[-1], HumanMessage)
-        return handler(request.override(tool_choice="any") if asked else request)
+        return handler(request.override(tool_choice="any" if asked else "none"))
 
 
 @dataclass

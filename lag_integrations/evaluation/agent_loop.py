@@ -18,8 +18,9 @@ from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.generation.row import Generation, Request
-from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.memory import KVLogMemory
 from lag_integrations.prompt import Placement
+from lag_integrations.search import RecalledLog
 from lag_integrations.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Loop(BaseModel):
         rounds: Most rounds (paper: 8 for multi-hop questions, 3 for reasoning).
         documents: Documents retrieved a round (paper: 2).
         k: Logs recalled a round (paper: 3).
-        min_score: Least similarity of a log.
+        min_score: Least similarity of a log; None: the memory's own floor.
         max_tokens: Most tokens a round (paper: 1,024).
         placement: Where segments stand.
         best_last: Whether the most relevant log stands last.
@@ -76,7 +77,7 @@ class Loop(BaseModel):
     rounds: int
     documents: int
     k: int
-    min_score: float
+    min_score: float | None
     max_tokens: int
     direct: bool = False
     placement: Placement | None = None
@@ -209,6 +210,7 @@ class Agent:
                 query,
                 k=self._loop.k + len(recalled),
                 min_score=self._loop.min_score,
+                newest_only=True,
                 count=False,
             )
             run.logs += [log for log in logs if log.id not in recalled][: self._loop.k]

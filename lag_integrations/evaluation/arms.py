@@ -20,7 +20,8 @@ from lag_integrations.kv.selection import (
     WholeTrace,
     WithoutContext,
 )
-from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.search import RecalledLog
 from lag_integrations.trace import Message, Trace
 
 

@@ -32,6 +32,7 @@ from lag_integrations.kv.selection import LastTurn
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.trace import Message, Trace
 
+_SECRET = b"of no store"
 _CODECS = ("native", "bf16", "fp16", "fp8", "int8", "int4", "native+zstd", "int8+zstd", "int4+zstd")
 _MUSIQUE = 100
 
@@ -131,10 +132,11 @@ def _measure(
     for question, segment in zip(questions, segments, strict=True):
         key = SegmentKey(question.log.id, segment.fingerprint, LastTurn().name, name)
         if not arm.sizes:
-            load_segment(dump_segment(segment, key), key)  # the first time is slower
+            # The first time is slower.
+            load_segment(dump_segment(segment, key, _SECRET), key, _SECRET)
         begun = time.perf_counter()
-        file = dump_segment(segment, key)
-        stored = load_segment(file, key)
+        file = dump_segment(segment, key, _SECRET)
+        stored = load_segment(file, key, _SECRET)
         arm.seconds.append(time.perf_counter() - begun)
         arm.sizes.append(len(file))
         text, logits = _answer(engine, question.text, stored)

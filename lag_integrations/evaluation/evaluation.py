@@ -21,7 +21,8 @@ from lag_integrations.evaluation.records import Record, Records, cut_to_lines
 from lag_integrations.evaluation.scoring import same, scores
 from lag_integrations.evaluation.settings import Settings
 from lag_integrations.evaluation.tags import untagged
-from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.search import RecalledLog
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.trace import Outcome, Trace
 

@@ -68,6 +68,13 @@ class Calls(BaseEventHandler):
         """Its name for LlamaIndex."""
         return "Calls"
 
+    @classmethod
+    def added(cls) -> Calls:
+        """Make one that sees all calls from now on."""
+        calls = cls()
+        get_dispatcher().add_event_handler(calls)
+        return calls
+
     def handle(self, event: Any, **kwargs: Any) -> None:
         """Take an event."""
         if isinstance(event, LLMChatEndEvent) and event.response is not None:
@@ -121,8 +128,7 @@ def main() -> None:
     cases, documents = load(arguments.data, arguments.questions)
     engine = Engine.load(packaged.resolve(arguments.model))
     llm = LAGLLM(engine, temperature=0, max_tokens=24)
-    calls = Calls()
-    get_dispatcher().add_event_handler(calls)
+    calls = Calls.added()
     arms: dict[str, Arm] = {}
 
     with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -88,6 +89,50 @@ class Records:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(record.model_dump_json() + "\n")
         self._known.add((record.arm, record.question_id))
+
+
+_Row = TypeVar("_Row", bound=BaseModel)
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class RecordFile(Generic[_Key, _Row]):
+    """Rows of one kind in a JSONL file, each under a key, and more to come.
+
+    Args:
+        path: The file; a line that a killed run left half-written is cut off.
+        kind: The class of the rows.
+        key_of: Tells the key of a row.
+
+    Raises:
+        EvaluationError: The file holds something else.
+    """
+
+    def __init__(self, path: Path, kind: type[_Row], key_of: Callable[[_Row], _Key]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_to_lines(path)
+        lines = path.read_text("utf-8").split("\n") if path.exists() else []
+        try:
+            known = [kind.model_validate_json(line) for line in lines if line]
+        except ValidationError as error:
+            raise EvaluationError(
+                f"{path.name} holds what is no record of this evaluation; was it edited, or "
+                f"written by another version? Remove it and run again. ({error})"
+            ) from error
+        self._path = path
+        self._key_of = key_of
+        self._known = {key_of(row): row for row in known}
+
+    def __iter__(self) -> Iterator[_Row]:
+        return iter(self._known.values())
+
+    def __contains__(self, key: _Key) -> bool:
+        return key in self._known
+
+    def add(self, row: _Row) -> None:
+        """Append a row."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(row.model_dump_json() + "\n")
+        self._known[self._key_of(row)] = row
 
 
 def cut_to_lines(path: Path) -> None:

@@ -46,12 +46,12 @@ def require() -> None:
 
 def console(results: Results | Mapping[str, Results]) -> Group:
     """Tables for a terminal; of several models by name, joined."""
-    return Group(*(_rich(grid) for grid in _grids(results)))
+    return Group(*(as_table(grid) for grid in _grids(results)))
 
 
 def markdown(results: Results | Mapping[str, Results]) -> str:
     """Tables as GitHub Markdown; of several models by name, joined."""
-    return "\n".join(_markdown(grid) for grid in _grids(results))
+    return "\n".join(as_markdown(grid) for grid in _grids(results))
 
 
 def html(results: Results, settings: Mapping[str, object], path: Path) -> None:
@@ -116,8 +116,9 @@ def _grids(results: Results | Mapping[str, Results]) -> tuple[Grid, ...]:
     return (*answered, *floor_tables(results))
 
 
-def _rich(grid: Grid) -> Table:
-    table = Table(
+def as_table(grid: Grid) -> Table:
+    """One table for a terminal."""
+    found = Table(
         title=f"\n{grid.title}",
         title_justify="left",
         box=SIMPLE_HEAD,
@@ -126,15 +127,16 @@ def _rich(grid: Grid) -> Table:
         collapse_padding=True,
     )
     arm, *figures = grid.header
-    table.add_column(arm, no_wrap=True)
+    found.add_column(arm, no_wrap=True)
     for name in figures:
-        table.add_column(name, justify="right", overflow="fold")
+        found.add_column(name, justify="right", overflow="fold")
     for row in grid.rows:
-        table.add_row(*map(Text, row.cells), style="bold" if row.best else None)
-    return table
+        found.add_row(*map(Text, row.cells), style="bold" if row.best else None)
+    return found
 
 
-def _markdown(grid: Grid) -> str:
+def as_markdown(grid: Grid) -> str:
+    """One table as GitHub Markdown."""
     lines = [
         f"**{grid.title}**",
         "",

@@ -128,13 +128,13 @@ class Results:
 
 
 def summarize(
-    records: Iterable[Record], *, min_score: float = -1.0, against: str = "text_last"
+    records: Iterable[Record], *, min_score: float | None = -1.0, against: str = "text_last"
 ) -> Results:
     """The figures of some records. Of two records of one arm and question, the last one counts.
 
     Args:
         records: The records.
-        min_score: The floor with which they were made.
+        min_score: The floor with which they were made; None if it was no similarity.
         against: An arm to compare the others with, next to the baseline.
 
     Raises:
@@ -165,6 +165,7 @@ def summarize(
         arm: of_arm
         for arm, asked in arms.items()
         if any(record.logs for record in asked.values())
+        and min_score is not None
         and (of_arm := floors(asked, baseline, min_score))
     }
     return Results(tuple(arms), parts, figures, compared, leads, _curve(arms), by_floor)

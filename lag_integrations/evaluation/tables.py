@@ -92,6 +92,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{_rounded(share):.1f}"
 
 
+def with_ends(share: Interval) -> str:
+    """A share with the ends of its interval, in percent."""
+    return f"{percent(share.mean)} {_ends(share)}"
+
+
 def joined(grids: Mapping[str, Sequence[Grid]]) -> tuple[Grid, ...]:
     """The tables of several models as one for each title, with the model before each row."""
     titles = dict.fromkeys(grid.title for of_model in grids.values() for grid in of_model)
@@ -150,10 +155,6 @@ def _ends(found: Interval) -> str:
     return f"[{_rounded(found.low):.1f}, {_rounded(found.high):.1f}]"
 
 
-def _scored(found: Interval) -> str:
-    return f"{percent(found.mean)} {_ends(found)}"
-
-
 def _compared(words: Callable[[Comparison], str]) -> Callable[[Figures], str]:
     return lambda of: words(of.against_baseline) if of.against_baseline else "-"
 
@@ -173,13 +174,13 @@ _Columns = Mapping[str, Callable[[Figures], str]]
 _ANSWERS: _Columns = {
     "arm": lambda of: of.arm,
     "n": lambda of: f"{of.questions:,}",
-    "exact match %": lambda of: _scored(of.exact_match),
+    "exact match %": lambda of: with_ends(of.exact_match),
     f"against {BASELINE}": _compared(lambda found: points(found.difference)),
     "verdict": _compared(lambda found: found.verdict),
     "gained %": _compared(lambda found: percent(found.gained)),
     "harmed %": _compared(lambda found: percent(found.harmed)),
-    "F1 %": lambda of: _scored(of.f1),
-    "parroted %": lambda of: _scored(of.parroted) if of.parroted else "-",
+    "F1 %": lambda of: with_ends(of.f1),
+    "parroted %": lambda of: with_ends(of.parroted) if of.parroted else "-",
     "no log %": lambda of: percent(of.abstained),
 }
 

@@ -36,6 +36,8 @@ class Request:
         deadline: `time.monotonic` after which a stream gives up.
         top_logprobs: Alternatives to record with each token's log probability; None records none.
         hidden: Tokens that are not text.
+        cache_salt: Whose prompt it is: what was read is reused under the same salt only.
+        public: Tokens at the beginning of the prompt that may be reused under any salt.
     """
 
     prompt_ids: Sequence[int]
@@ -49,6 +51,8 @@ class Request:
     hidden: frozenset[int] = frozenset()
     deadline: float | None = None
     attention_temperature: float = 1.0
+    cache_salt: str = ""
+    public: int = 0
 
     @property
     def injected(self) -> int:

@@ -44,11 +44,13 @@ class Positions:
     Attributes:
         groups: Every cache layer, grouped for batched rotation.
         window: Positions 0 … window - 1 are usable: there the scheme was verified to be relative.
+        dtype: Of the keys and values that the model writes.
     """
 
-    def __init__(self, groups: tuple[LayerGroup, ...], window: int) -> None:
+    def __init__(self, groups: tuple[LayerGroup, ...], window: int, dtype: torch.dtype) -> None:
         self.groups = groups
         self.window = window
+        self.dtype = dtype
 
     def describe(self) -> list[str]:
         """One line a group, for fingerprints and error messages."""

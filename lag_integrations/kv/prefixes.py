@@ -47,8 +47,13 @@ def length_of(pieces: Sequence[Piece]) -> int:
     return sum(piece.length if isinstance(piece, Injected) else 1 for piece in pieces)
 
 
+PUBLIC: None = None
+"""The salt of what everybody may reuse."""
+
+
 @dataclass(frozen=True)
 class _Entry:
+    salt: str | None
     pieces: tuple[Piece, ...]
     layers: list[Slots]
     nbytes: int
@@ -57,6 +62,10 @@ class _Entry:
 
 class PrefixCache:
     """Keys and values of what was read lately, by what was read; the oldest go first.
+
+    What was read under one salt is only found under the same one: else whoever shares a model could
+    tell by the time, or by the tokens reused, what others had read. What is public is found under
+    each.
 
     Nothing is copied in. An entry goes with the first of its segments: when a log is deleted,
     the hot tier lets go of its segment, and nothing of it stays here.
@@ -80,7 +89,9 @@ class PrefixCache:
         """Bytes held."""
         return sum(entry.nbytes for entry in list(self._entries.values()))
 
-    def begin(self, pieces: Sequence[Piece], more: int = 0) -> tuple[DynamicCache, int]:
+    def begin(
+        self, pieces: Sequence[Piece], more: int = 0, *, salt: str = ""
+    ) -> tuple[DynamicCache, int]:
         """A cache with the longest beginning of a prompt that is known, but not all of it.
 
         The last piece is always left to read: the logits after it are wanted.
@@ -88,11 +99,12 @@ class PrefixCache:
         Args:
             pieces: The prompt.
             more: Tokens for which the cache shall have room after it.
+            salt: Whose prompt it is.
 
         Returns:
             The cache, and how many of the pieces it holds.
         """
-        known, number, entry = self._longest(pieces)
+        known, number, entry = self._longest(pieces, salt)
         room = length_of(pieces) + more
         spliced = any(isinstance(piece, Injected) for piece in pieces[known:])
         layers: Sequence[Slots] = ()
@@ -101,31 +113,36 @@ class PrefixCache:
             layers = first_tokens(entry.layers, length_of(pieces[:known]))
         return new_cache(layers, room, spliced=spliced), known
 
-    def known(self, pieces: Sequence[Piece]) -> tuple[int, int]:
+    def known(self, pieces: Sequence[Piece], *, salt: str = "") -> tuple[int, int]:
         """How many of the pieces `begin` would find, and the number of the entry it would use."""
-        return self._longest(pieces)[:2]
+        return self._longest(pieces, salt)[:2]
 
-    def _longest(self, pieces: Sequence[Piece]) -> tuple[int, int, _Entry | None]:
+    def _longest(self, pieces: Sequence[Piece], salt: str) -> tuple[int, int, _Entry | None]:
         """The longest beginning that is known, and the entry that has it."""
         known, number, best = 0, 0, None
         for other, entry in reversed(list(self._entries.items())):
+            if entry.salt not in (salt, PUBLIC):
+                continue
             common = _common(entry.pieces, pieces[:-1])
             if common > known:
                 known, number, best = common, other, entry
         return known, number, best
 
-    def put(self, pieces: Sequence[Piece], cache: DynamicCache) -> None:
+    def put(self, pieces: Sequence[Piece], cache: DynamicCache, *, salt: str | None = "") -> None:
         """Remember what a cache holds.
 
         Args:
             pieces: What was read into it: all of it.
             cache: The cache; its tensors are kept.
+            salt: Whose it is; `PUBLIC` for what everybody may reuse.
         """
         pieces, layers = tuple(pieces), read_layers(cache)
         size = nbytes(layers)
         if not pieces or size > self.max_bytes:
             return
         for other, entry in list(self._entries.items()):
+            if entry.salt != salt:
+                continue
             common = _common(entry.pieces, pieces)
             if common == len(pieces):
                 self._touch(other)  # known, and more
@@ -141,7 +158,7 @@ class PrefixCache:
             for piece in pieces
             if isinstance(piece, Injected) and (segment := piece.segment()) is not None
         ]
-        entries[number] = _Entry(pieces, layers, size, watched)
+        entries[number] = _Entry(salt, pieces, layers, size, watched)
         while self.nbytes > self.max_bytes or len(entries) > _MOST:
             with suppress(KeyError):
                 entries.popitem(last=False)
@@ -149,6 +166,22 @@ class PrefixCache:
     def _touch(self, number: int) -> None:
         with suppress(KeyError):  # it went with its segment meanwhile, on another thread
             self._entries.move_to_end(number)
+
+    def holds(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether all of a beginning is known, and public."""
+        return any(
+            entry.salt is PUBLIC and _common(entry.pieces, pieces) == len(pieces)
+            for entry in list(self._entries.values())
+        )
+
+    def forget(self, salt: str) -> None:
+        """Let go of all that was read under a salt, or one that begins with it and a colon.
+
+        May be called from any thread.
+        """
+        for number, entry in list(self._entries.items()):
+            if entry.salt == salt or (entry.salt or "").startswith(f"{salt}:"):
+                self._entries.pop(number, None)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -77,7 +77,7 @@ def probe(model: PreTrainedModel) -> Positions:
                     f"no known rotary embedding explains (relative residual {fitted:.2g}). "
                     "Models with learned absolute positions cannot reuse KV at other positions."
                 )
-    positions = Positions(_group(near, rotations), 0)
+    positions = Positions(_group(near, rotations), 0, near[0][0].dtype)
     positions.window = _usable_window(model, positions, tokens, near, name)
     return positions
 

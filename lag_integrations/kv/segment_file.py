@@ -9,11 +9,12 @@ A file is a plain safetensors file; any reader of that format opens it. Byte by 
                       little-endian.
 ====================  ==========================================================================
 
-The header begins ``{"__metadata__":{"checksum":"``, so that the checksum's 32 digits are always the
-bytes 37 … 68. It is the xxh3_128, in lower-case hexadecimal, of the whole file with ``0`` in the
-place of these digits. The other metadata, in this order and all of them strings:
+The header begins ``{"__metadata__":{"checksum":"``, so that the checksum's 64 digits are always the
+bytes 37 … 100. It is the HMAC-SHA256, in lower-case hexadecimal, of the whole file with ``0`` in
+the place of these digits, under the secret of the store that wrote it. The other metadata, in this
+order and all of them strings:
 
-- ``format`` is ``lag-segment``, ``version`` is ``3``;
+- ``format`` is ``lag-segment``, ``version`` is ``4``;
 - ``log_id``, ``fingerprint``, ``selection``, ``codec``: the `SegmentKey`;
 - ``dtype``: the model's dtype (``float32``, ``bfloat16``, ``float16``), which decoding gives back;
 - ``groups``: the number of layer groups;
@@ -24,18 +25,19 @@ The tensors are ``token_ids`` (int64, ``[tokens]``) and, for each layer group g 
 codec stores of its pair, as ``slots.g.0…`` and ``slots.g.1…`` (see `lag_integrations.kv.codecs`).
 The text of the trace is not in the file, though its token ids are.
 
-The checksum finds damage. It is no signature: who can write a file can make a valid one.
+The checksum finds damage, and files that somebody else wrote: who does not know the secret cannot
+make a valid one.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 from dataclasses import asdict
 from math import prod
 from typing import Any
 
 import torch
-import xxhash
 from safetensors.torch import save
 
 from lag_integrations.errors import (
@@ -49,7 +51,7 @@ from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 
 FORMAT = "lag-segment"
-VERSION = "3"
+VERSION = "4"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {
@@ -62,14 +64,19 @@ _STORED = {
     "I64": torch.int64,
 }
 """What codecs write, by the names of safetensors."""
-_NO_DIGITS = b"0" * 32
-_DIGITS = slice(37, 69)
+_NO_DIGITS = b"0" * 64
+_DIGITS = slice(37, 101)
 
 
-def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
+def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
     """A segment as the content of a file.
 
     Equal segments give equal bytes.
+
+    Args:
+        segment: The segment.
+        key: What it is the segment of.
+        secret: The store's, which `load_segment` is given again.
 
     Raises:
         FingerprintMismatchError: The key is for another model than the one that made the segment.
@@ -103,31 +110,32 @@ def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
     text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    digits = _checksum(head, payload)
+    digits = _checksum(secret, head, payload)
     return b"".join((head[: _DIGITS.start], digits, head[_DIGITS.stop :], payload))
 
 
-def load_segment(data: Data, key: SegmentKey) -> Segment:
+def load_segment(data: Data, key: SegmentKey, secret: bytes) -> Segment:
     """The segment in the content of a file, on the CPU.
 
     Args:
         data: The content. Where it can be written to, the segment's tensors are views of it: it
             must not be changed any more.
         key: What it must be the segment of.
+        secret: That of the store which must have written it.
 
     Raises:
-        SegmentCorruptedError: It is damaged, not a segment, or that of another log, selection or
-            codec.
+        SegmentCorruptedError: It is damaged, not a segment, written by somebody else, or that of
+            another log, selection or codec.
         FingerprintMismatchError: Another model wrote it.
         StoreError: The key has no codec of this installation; says nothing about the data.
     """
     used = codec(key.codec)
     # Nothing is interpreted, not even the length of the header, before the checksum is right.
     view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
-    if view[_DIGITS] != _checksum(view):
+    if not hmac.compare_digest(view[_DIGITS], _checksum(secret, view)):
         raise SegmentCorruptedError(
-            f"The segment of log {key.log_id} is damaged, or not of version {VERSION}: its "
-            "checksum is wrong. Encode its trace again."
+            f"The segment of log {key.log_id} is damaged, not of version {VERSION}, or was not "
+            "written by this store: its checksum is wrong. Encode its trace again."
         )
     try:
         header, payload = _split(view)
@@ -142,6 +150,18 @@ def load_segment(data: Data, key: SegmentKey) -> Segment:
             f"The segment of log {key.log_id} is whole, but cannot be understood "
             f"({type(error).__name__}: {error}). Encode its trace again."
         ) from error
+
+
+def resealed(data: Data, secret: bytes) -> bytes:
+    """Return a file as a store with another secret would have written it.
+
+    Args:
+        data: The file, which `load_segment` has read.
+        secret: The other secret.
+    """
+    view = memoryview(data)
+    digits = _checksum(secret, view)
+    return b"".join((view[: _DIGITS.start], digits, view[_DIGITS.stop :]))
 
 
 def _split(data: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
@@ -165,10 +185,10 @@ def _tensor(
     return torch.frombuffer(payload, dtype=kind, count=number, offset=begin).view(shape)
 
 
-def _checksum(head: bytes | memoryview, payload: bytes | memoryview = b"") -> bytes:
+def _checksum(secret: bytes, head: bytes | memoryview, payload: bytes | memoryview = b"") -> bytes:
     """The digits that a file, given in one or two pieces, must have."""
     view = memoryview(head)
-    digest = xxhash.xxh3_128()
+    digest = hmac.new(secret, digestmod="sha256")
     for piece in (view[: _DIGITS.start], _NO_DIGITS, view[_DIGITS.stop :], payload):
         digest.update(piece)
     return digest.hexdigest().encode()

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,14 +20,19 @@ from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.judging import Judge, add_judged, is_uncaptured, judges_of
+from lag_integrations.langchain.configs import said_of_run
 from lag_integrations.langchain.messages import task_of
 from lag_integrations.langchain.runs import Run
 from lag_integrations.langchain.threads import shared_by
 from lag_integrations.outcomes import nobody_waits
+from lag_integrations.provenance import Owner
 from lag_integrations.quiet import quiet
-from lag_integrations.trace import Trace
+from lag_integrations.run_metadata import Metadata, checked_metadata
+from lag_integrations.sources import Source
 
 if TYPE_CHECKING:
+    from langchain_core.callbacks.manager import BaseRunManager
+    from langchain_core.runnables import RunnableConfig
     from langgraph.callbacks import GraphInterruptEvent, GraphResumeEvent
 
     from lag_integrations.memory import KVLogMemory
@@ -50,8 +55,6 @@ _MAX_AGE = 24 * 3600.0
 _LINGER = 60.0
 """Seconds that an abandoned stream gets for its model's last words."""
 _MAX_ORPHANS = 10_000
-_MAX_TURNS = 1_000
-"""Turns of a thread, the latest, whose messages are not logged again."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,36 @@ class CaptureHandler(_Handler):
     for a human to decide, is logged with what follows when its thread is resumed.
 
     A run that ended with an error, or with a call that cannot be read, is a ``failure``; one whose
-    answer was cut off for length or that was abandoned is ``unknown``; any other is what the judge
-    says: a ``success`` by default.
+    answer was cut off for length or that was abandoned is ``incomplete``; any other is what the
+    judge says: a ``success`` by default.
+
+    The texts, numbers and booleans in the metadata of a run's config become its log's, and so do
+    its tags (``tags``) and its name (``run_name``): logs are found by them (``where=``).
 
     Args:
         memory: Where the traces go.
-        judge: Called in the background with the trace of each run that ended without an error;
+        judge: Called in the background with the trace of each run that came to a good end;
             says whether it is a success (True, False, None, or an outcome). The log is recorded
             before, as ``unknown``. See also `LLMJudge`.
+        metadata: Metadata of all logs of this handler: texts, numbers, booleans, or lists of these.
+            It wins over that of the config.
+
+    Raises:
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
     run_inline = True  # keeps the order of events in async runs
 
-    def __init__(self, memory: KVLogMemory, judge: Judge | None = None) -> None:
-        self._memory = memory
+    def __init__(
+        self,
+        memory: KVLogMemory,
+        judge: Judge | None = None,
+        *,
+        metadata: Metadata | None = None,
+    ) -> None:
+        self.memory = memory
         self._judge = judge
+        self.metadata = checked_metadata(metadata)
         self._shared = shared_by(memory)
         self._lock = threading.Lock()
         self._nodes: dict[UUID, _Node] = {}
@@ -97,7 +115,13 @@ class CaptureHandler(_Handler):
 
     def wait_for_judge(self) -> None:
         """Wait until every run that ended so far is judged, before the memory is closed."""
-        judges_of(self._memory).wait()
+        judges_of(self.memory).wait()
+
+    def retrieved(self, run_id: UUID) -> list[Source]:
+        """Return what was retrieved so far in the root run that a run belongs to."""
+        with self._lock:
+            node = self._nodes.get(run_id)
+            return [] if node is None else list(node.run.sources)
 
     @quiet
     def on_chain_start(
@@ -107,12 +131,11 @@ class CaptureHandler(_Handler):
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
-        name: str | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """A chain, graph or node begins."""
-        run = self._enter(run_id, parent_run_id, metadata, inputs, name)
+        run = self._enter(run_id, parent_run_id, metadata, kwargs, inputs)
         if run is not None and run.id != run_id and getattr(inputs, "resume", None) is not None:
             run.paused = False
 
@@ -128,7 +151,7 @@ class CaptureHandler(_Handler):
         **kwargs: Any,
     ) -> None:
         """A chat model is called."""
-        self._call(run_id, parent_run_id, metadata, messages)
+        self._call(run_id, parent_run_id, metadata, kwargs, messages)
 
     @quiet
     def on_llm_start(
@@ -143,7 +166,7 @@ class CaptureHandler(_Handler):
     ) -> None:
         """A text model is called: its prompt is a user message."""
         messages = [[HumanMessage(prompt)] for prompt in prompts]
-        self._call(run_id, parent_run_id, metadata, messages)
+        self._call(run_id, parent_run_id, metadata, kwargs, messages)
 
     @quiet
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
@@ -183,7 +206,7 @@ class CaptureHandler(_Handler):
         **kwargs: Any,
     ) -> None:
         """A tool is called."""
-        self._enter(run_id, parent_run_id, metadata)
+        self._enter(run_id, parent_run_id, metadata, kwargs)
 
     @quiet
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -211,7 +234,7 @@ class CaptureHandler(_Handler):
         **kwargs: Any,
     ) -> None:
         """A retriever is called; what it finds stands in the prompts that use it."""
-        self._enter(run_id, parent_run_id, metadata)
+        self._enter(run_id, parent_run_id, metadata, kwargs)
 
     @quiet
     def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
@@ -257,9 +280,10 @@ class CaptureHandler(_Handler):
         run_id: UUID,
         parent_run_id: UUID | None,
         metadata: dict[str, Any] | None,
+        fields: Mapping[str, Any],
         prompts: Sequence[Sequence[BaseMessage]],
     ) -> None:
-        run = self._enter(run_id, parent_run_id, metadata)
+        run = self._enter(run_id, parent_run_id, metadata, fields)
         if run is not None:
             with self._lock:
                 run.calls.add(run_id)
@@ -271,9 +295,10 @@ class CaptureHandler(_Handler):
         run_id: UUID,
         parent_run_id: UUID | None,
         metadata: dict[str, Any] | None,
+        fields: Mapping[str, Any],
         inputs: Any = None,
-        name: str | None = None,
     ) -> Run | None:
+        """A run begins; ``fields`` are its ``name`` and ``tags``."""
         if is_uncaptured():
             return None
         metadata = metadata or {}
@@ -284,7 +309,8 @@ class CaptureHandler(_Handler):
                 return None
             parent = None if parent_run_id is None else self._nodes.get(parent_run_id)
             if parent is None:  # a root, or a child of something this handler was not given to
-                run = Run(run_id, inputs, name)
+                said = said_of_run(metadata, fields.get("tags"))
+                run = Run(run_id, inputs, fields.get("name"), {**said, **self.metadata})
             else:
                 assert parent_run_id is not None
                 run = parent.run
@@ -294,8 +320,7 @@ class CaptureHandler(_Handler):
             run.is_graph = run.is_graph or "langgraph_step" in metadata
             if run.thread is None and thread is not None:
                 run.thread = str(thread)
-                run.logged = self._shared.logged(run.thread)
-                if half := self._shared.take_half(run.thread):
+                if half := self._shared.take_half(run.thread, run.metadata):
                     run.follow(half)
             stale = [] if parent is not None else self._stale()
         for one in stale:
@@ -372,23 +397,12 @@ class CaptureHandler(_Handler):
             if run.thread is not None and run.waits_for_more:
                 self._shared.keep_half(run.thread, run)
                 return
-            trace = run.trace(self._earlier_turns(run))
-            add_judged(self._memory, None if run.abandoned else self._judge, trace)
-            if run.thread is not None and not run.failed:
-                self._shared.learn_logged(run.thread, run.message_ids)
+            trace = run.trace()
+            add_judged(self.memory, self._judge, trace)
         except TraceError as reason:
             logger.debug("Run %s was not captured: %s", run.id, reason)
         except StoreError as reason:
             logger.warning("Run %s could not be captured: %s", run.id, reason)
-
-    def _earlier_turns(self, run: Run) -> list[Trace]:
-        """Those that this process does not know by heart: of other processes, and before it."""
-        if run.thread is None or not run.has_history:
-            return []
-        where = {"thread_id": run.thread}
-        turns = self._memory.store.ledger.having(where, limit=_MAX_TURNS)
-        # What led to an error may be gone on with: it belongs to the trace that succeeds.
-        return [turn for turn in turns.values() if "error" not in turn.metadata]
 
 
 def _answers(response: LLMResult) -> list[BaseMessage]:
@@ -408,11 +422,37 @@ register_configure_hook(_capturing, inheritable=True)
 
 
 @contextmanager
-def capture(memory: KVLogMemory, judge: Judge | None = None) -> Iterator[CaptureHandler]:
+def capture(
+    memory: KVLogMemory, judge: Judge | None = None, *, metadata: Metadata | None = None
+) -> Iterator[CaptureHandler]:
     """Capture all runs that begin in here; see `KVLogMemory.capture`."""
-    handler = CaptureHandler(memory, judge)
+    handler = CaptureHandler(memory, judge, metadata=metadata)
     token = _capturing.set(handler)
     try:
         yield handler
     finally:
         _capturing.reset(token)
+
+
+def owner_of(config: RunnableConfig, run: BaseRunManager | None = None) -> Owner:
+    """Return whose run a call belongs to, by what becomes the metadata of its log.
+
+    Args:
+        config: The config of the call (see `config_of`).
+        run: The call's own, where that is known.
+    """
+    callbacks = config.get("callbacks") or []
+    handlers = callbacks if isinstance(callbacks, list) else callbacks.handlers
+    metadata = dict(config.get("metadata") or {})
+    for handler in (*handlers, *(() if run is None else run.handlers), _capturing.get()):
+        if isinstance(handler, CaptureHandler):
+            metadata |= handler.metadata
+    return Owner.of(metadata)
+
+
+def captured_by(run: BaseRunManager | None) -> KVLogMemory | None:
+    """Return the memory that a run is captured in, if it is."""
+    for handler in () if run is None else run.handlers:
+        if isinstance(handler, CaptureHandler):
+            return handler.memory
+    return None

@@ -6,22 +6,33 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackManager,
+    BaseRunManager,
+    CallbackManagerForLLMRun,
+)
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
+from langchain_core.runnables.config import (
+    ContextThreadPoolExecutor,
+    ensure_config,
+    get_config_list,
+)
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
 
 from lag_integrations.answering import Answer, Question, stepwise
-from lag_integrations.asking import SAMPLING, ask
+from lag_integrations.asking import ask
 from lag_integrations.engine import Engine
 from lag_integrations.generation.constraint import can_constrain
+from lag_integrations.langchain.callbacks import CaptureHandler, captured_by, owner_of
+from lag_integrations.langchain.configs import config_of
 from lag_integrations.langchain.structured import Method, structured_output
 from lag_integrations.langchain.together import Table, left, seated, take_seat
 from lag_integrations.langchain.translate import (
@@ -32,9 +43,12 @@ from lag_integrations.langchain.translate import (
     response_metadata,
     usage_metadata,
 )
+from lag_integrations.provenance import NOBODY
+from lag_integrations.recalling import filter_for
 from lag_integrations.scope import current_memory
-from lag_integrations.settings import ModelSettings, given_engine
+from lag_integrations.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.shared import SharedEngine
+from lag_integrations.sources import Source
 from lag_integrations.tools import ToolChoice, select
 
 
@@ -42,7 +56,9 @@ class LAGChatModel(BaseChatModel, ModelSettings):
     """A chat model that answers with the help of what agents did before.
 
     For the last user message it recalls logs from its memory, and gives the wrapped model their KV
-    segments instead of their text: nothing is read again.
+    segments instead of their text: nothing is read again. A log whose task and last response stand
+    in the conversation already is not recalled, nor is one that a retriever's findings outdate: in
+    the same root run, where it is captured (see `is_outdated`).
 
     What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
     which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``,
@@ -74,6 +90,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
 
     Raises:
         ValueError: An attribute is unknown or not valid.
+        StoreError: The filter is malformed.
     """
 
     max_batch_size: int = 8
@@ -220,6 +237,41 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         """
         return structured_output(self, schema, method, include_raw=include_raw, **kwargs)
 
+    # LangChain hands a model's own methods no config: whose call it is must be known before.
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """Answer."""
+        return super().invoke(input, config, **self._with_run(config, kwargs))
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        """Answer."""
+        return await super().ainvoke(input, config, **self._with_run(config, kwargs))
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        """Answer, piece by piece."""
+        return super().stream(input, config, **self._with_run(config, kwargs))
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Answer, piece by piece."""
+        return super().astream(input, config, **self._with_run(config, kwargs))
+
+    def _with_run(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.memory is None:
+            return kwargs
+        whole = config_of(config)
+        if callable(where := kwargs.get("where") or self.where):
+            kwargs = {**kwargs, "where": filter_for(where, whole)}
+        owner = owner_of(whole)
+        return kwargs if owner == NOBODY else {**kwargs, "owner": owner}
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -228,7 +280,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         **kwargs: Any,
     ) -> ChatResult:
         table = take_seat(self)
-        answer, engine = self._answer(messages, stop, kwargs, table)
+        answer, engine = self._answer(messages, stop, kwargs, run_manager, table)
         if table is not None:
             table.hand_in(engine, answer).result()
         return self._result(list(answer), answer, engine)
@@ -241,7 +293,9 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         **kwargs: Any,
     ) -> ChatResult:
         table = take_seat(self)
-        answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, table)
+        answer, engine = await asyncio.to_thread(
+            self._answer, messages, stop, kwargs, run_manager, table
+        )
         if table is not None:
             try:
                 future = await asyncio.to_thread(table.hand_in, engine, answer)
@@ -259,7 +313,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        answer, engine = self._answer(messages, stop, kwargs, None)
+        answer, engine = self._answer(messages, stop, kwargs, run_manager)
         try:
             for part in answer:
                 yield ChatGenerationChunk(message=as_chunk(part))
@@ -274,7 +328,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, None)
+        answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, run_manager)
         async for part in stepwise(answer):
             yield ChatGenerationChunk(message=as_chunk(part))
         yield self._last_chunk(answer, engine)
@@ -353,30 +407,51 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
-        table: Table | None,
+        run: BaseRunManager | None,
+        table: Table | None = None,
     ) -> tuple[Answer, Engine]:
         """Recall, load the segments, and get ready to generate."""
         try:
             engine = self.engine
-            memory = self.memory
+            memory, shown = self.memory, _retrieved()
             if kwargs.get("kv_log_ids") is not None:
                 # The ids may be those of another memory: of the middleware that recalled them.
-                memory = current_memory.get() or memory
-            question = self._question(messages, stop, dict(kwargs))
-            return Answer(engine, memory, question), engine
+                recalled_by = current_memory.get()
+                if recalled_by is None:  # the caller's own choice
+                    shown = []
+                memory = recalled_by or memory
+            if "owner" not in kwargs:  # by `generate` and the like
+                kwargs = {**kwargs, "owner": owner_of(config_of(run=run), run)}
+            if callable(where := kwargs.get("where") or self.where):
+                kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
+            question = self._question(messages, stop, dict(kwargs), shown)
+            owner = current_memory.get() or captured_by(run)
+            return Answer(engine, memory, question, owner), engine
         except BaseException:
             if table is not None:
                 table.leave()
             raise
 
     def _question(
-        self, messages: list[BaseMessage], stop: list[str] | None, given: dict[str, Any]
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        given: dict[str, Any],
+        shown: Sequence[Source],
     ) -> Question:
         tools = [convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()]
         schema = json_schema_of(given.pop("response_format", None))
         if stop is not None:
             given["stop"] = stop
-        return ask(self, as_chat(messages), given, tools=tools, schema=schema)
+        return ask(
+            self,
+            as_chat(messages),
+            given,
+            messages=messages,
+            tools=tools,
+            schema=schema,
+            shown=shown,
+        )
 
     def _result(self, parts: list[Any], answer: Answer, engine: Engine) -> ChatResult:
         message = as_ai_message(
@@ -395,6 +470,16 @@ class LAGChatModel(BaseChatModel, ModelSettings):
                 usage_metadata=usage_metadata(answer),
             )
         )
+
+
+def _retrieved() -> list[Source]:
+    """Return what was retrieved in the root run that a call is part of, where that is captured."""
+    # Streams are told of no run manager.
+    callbacks = ensure_config().get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
+        return []
+    captures = [one for one in callbacks.handlers if isinstance(one, CaptureHandler)]
+    return [source for one in captures for source in one.retrieved(callbacks.parent_run_id)]
 
 
 def _raise_first(answers: Sequence[Any], return_exceptions: bool) -> None:

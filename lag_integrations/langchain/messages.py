@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from lag_integrations.errors import TraceError
 from lag_integrations.outcomes import STOP_KEYS, says_too_long
+from lag_integrations.sources import Source, hash_of
 from lag_integrations.trace import Message, as_message
 
 # What chains commonly call their question, and their answer.
@@ -28,14 +30,6 @@ def key_of(message: BaseMessage) -> Hashable:
     calls = message.tool_calls if isinstance(message, AIMessage) else ()
     names = tuple((call["name"], call["id"]) for call in calls)
     return (role_of(message), str(message.text), names)
-
-
-def step_key(step: Message) -> Hashable:
-    """As `key_of`, of a message in a trace."""
-    if step.role == "tool" and step.tool_call_id:
-        return ("tool", step.tool_call_id)
-    role = {"user": "human", "assistant": "ai"}.get(step.role, step.role)
-    return (role, step.text, tuple((call.name, call.id) for call in step.tool_calls))
 
 
 def as_step(message: BaseMessage) -> Message | None:
@@ -88,6 +82,19 @@ def was_cut_off(message: BaseMessage) -> bool:
 def is_unreadable(message: BaseMessage) -> bool:
     """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
     return isinstance(message, AIMessage) and bool(message.invalid_tool_calls)
+
+
+def log_id_of(document: Document) -> str | None:
+    """Return the id of the log that a document is; None if it is none."""
+    log_id = document.metadata.get("log_id")  # maybe a document's own field
+    return document.id if log_id is not None and log_id == document.id else None
+
+
+def source_of(document: Document) -> Source:
+    """Return a document as a source: mostly a piece of what its loader calls the source."""
+    name = document.metadata.get("source")
+    names = (name,) if isinstance(name, str) else ()
+    return Source(document.id, names, hash_of(document.page_content))
 
 
 def messages_in(value: Any) -> list[BaseMessage]:

@@ -20,12 +20,19 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
+from lag_integrations.langchain.callbacks import owner_of
 from lag_integrations.langchain.chat_models import LAGChatModel
-from lag_integrations.memory import KVLogMemory, RecalledLog
-from lag_integrations.recalling import SafeRecall
+from lag_integrations.langchain.configs import config_of
+from lag_integrations.langchain.messages import as_step
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.querying import QueryOf, query_of
+from lag_integrations.recalling import SafeRecall, WhereFunction
 from lag_integrations.scope import use_memory
+from lag_integrations.search import RecalledLog
 from lag_integrations.store.filters import Where
 from lag_integrations.texts import HEADING, MAX_CHARS, logs_text
+from lag_integrations.trace import Message
+from lag_integrations.traces.queries import last_two
 
 
 class LogState(AgentState[Any]):
@@ -38,8 +45,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
     """Gives an agent what similar runs did before: as KV to a `LAGChatModel`, as text to others.
 
     Only log ids are put into the model's settings and the agent's state. A memory that fails is
-    logged, and the agent goes on without; logs of the agent's own thread are not recalled while
-    its earlier turns stand in the prompt anyway.
+    logged, and the agent goes on without. Earlier turns that stand in a call's prompt are not given
+    to it; those that were trimmed or summarised may be.
 
     Put it after middleware that changes the model of a call (fallbacks, routing): it looks at the
     model that it is given. Capturing runs is `KVLogMemory.callback_handler`'s job.
@@ -52,12 +59,15 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
 
     Args:
         memory: Where logs are recalled from.
-        recall: ``run``: once, when the agent begins, by the newest user message. ``step``: before
-            every model call, by that message and what came of the last step (the model's text and
-            the results of its tools).
+        recall: ``run``: once, when the agent begins, by the newest user message, or where that
+            recalls nothing, the newest two. ``step``: before every model call, by that message and
+            what came of the last step (the model's text and the results of its tools).
         k: Most logs to recall; the memory's own by default.
         min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the run's config that returns such a
+            filter. If it fails or returns none, nothing is recalled.
+        query: What logs are searched by instead: a text, or a function of the messages that
+            returns one.
         as_text: Give logs as text to a `LAGChatModel`, too, to compare.
         max_chars: Most characters of logs that are given as text; the worst are left out.
 
@@ -75,7 +85,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         recall: Literal["run", "step"] = "run",
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | None = None,
+        where: Where | WhereFunction | None = None,
+        query: QueryOf | None = None,
         as_text: bool = False,
         max_chars: int = MAX_CHARS,
     ) -> None:
@@ -85,6 +96,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         self._memory = memory
         self._each_step = recall == "step"
         self._recall = SafeRecall(memory, k, min_score, where)
+        self._query = query
         self._as_text = as_text
         self._max_chars = max_chars
 
@@ -93,7 +105,9 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         if self._each_step:
             return None
         messages = state["messages"]
-        logs = self._recall(_task(messages), but_thread=_thread_in_prompt(messages, runtime))
+        # Which turns a call's prompt will hold is not known yet: other middleware may trim it.
+        turns = sum(message.type == "human" for message in messages)
+        logs = self._search(messages, more=max(0, turns - 1))
         return {"lag_log_ids": [log.id for log in logs]}  # those of an earlier turn are replaced
 
     async def abefore_agent(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -133,15 +147,27 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         )
 
     def _ids(self, request: ModelRequest[Any]) -> list[str]:
-        if self._each_step:
-            return [log.id for log in self._logs(request)]
-        return cast(LogState, request.state).get("lag_log_ids", [])
+        return [log.id for log in self._logs(request)]
 
     def _logs(self, request: ModelRequest[Any]) -> list[RecalledLog]:
+        prompt = [step for message in request.messages if (step := as_step(message)) is not None]
         if self._each_step:
-            thread = _thread_in_prompt(request.messages, request.runtime)
-            return self._recall(_step(request.messages), but_thread=thread)
-        return self._recall.by_id(self._ids(request))
+            return self._search(request.messages, prompt=prompt)
+        ids = cast(LogState, request.state).get("lag_log_ids", [])
+        return self._recall.by_id(ids, prompt=prompt)[: self._recall.most]
+
+    def _search(
+        self, messages: Sequence[AnyMessage], *, prompt: Sequence[Message] = (), more: int = 0
+    ) -> list[RecalledLog]:
+        text, before = last_two([str(one.text) for one in messages if one.type == "human"])
+        if self._each_step:
+            text = "\n".join([text, *_last_step(messages)])
+        given = query_of(self._query, messages)
+        if given is not None:
+            text, before = given, None
+        config = config_of()
+        recall = self._recall.of(config, owner_of(config))
+        return recall(text, before=before, prompt=prompt, more=more)
 
 
 def _with_ids(request: ModelRequest[Any], ids: list[str]) -> ModelRequest[Any]:
@@ -178,31 +204,13 @@ def _takes_kv(model: Any) -> bool:
     return isinstance(model, LAGChatModel)
 
 
-def _newest_human(messages: Sequence[AnyMessage]) -> int | None:
-    return next(
-        (place for place in reversed(range(len(messages))) if messages[place].type == "human"),
-        None,
-    )
-
-
-def _task(messages: Sequence[AnyMessage]) -> str:
-    place = _newest_human(messages)
-    return "" if place is None else str(messages[place].text)
-
-
-def _step(messages: Sequence[AnyMessage]) -> str:
-    """The task, and what came of the last step: as a log is found by its task and response."""
-    place = _newest_human(messages)
-    last: list[str] = []
-    for message in reversed(messages[0 if place is None else place + 1 :]):
-        last.append(str(message.text))
+def _last_step(messages: Sequence[AnyMessage]) -> list[str]:
+    """What the agent said last for the task at hand, and what its tools gave."""
+    step: list[str] = []
+    for message in reversed(messages):
+        if message.type == "human":
+            break
+        step.append(str(message.text))
         if message.type == "ai":
             break
-    return "\n".join(text for text in (_task(messages), *reversed(last)) if text)
-
-
-def _thread_in_prompt(messages: Sequence[AnyMessage], runtime: Runtime[Any]) -> str | None:
-    """The thread, if earlier turns of it stand in the prompt."""
-    turns = sum(message.type == "human" for message in messages)
-    info = runtime.execution_info
-    return None if info is None or turns < 2 or info.thread_id is None else str(info.thread_id)
+    return [text for text in reversed(step) if text]

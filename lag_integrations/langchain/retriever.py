@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -10,10 +11,14 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import run_in_executor
+from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict, Field
 
-from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.langchain.callbacks import owner_of
+from lag_integrations.langchain.configs import config_of
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.recalling import Refused, filter_for
+from lag_integrations.search import RecalledLog
 from lag_integrations.texts import log_metadata, log_text
 from lag_integrations.trace import Outcome
 
@@ -41,29 +46,55 @@ class LogRetriever(BaseRetriever):
     """Most logs to find; the memory's own by default, as for all that follow."""
     min_score: float | None = None
     """Least similarity."""
-    where: dict[str, Any] | None = None
-    """Only logs with such metadata."""
+    where: dict[str, Any] | Callable[[RunnableConfig], Any] | None = None
+    """Only logs with such metadata; or a function of the call's config that returns such a filter.
+    If it fails or returns none, nothing is found."""
     outcomes: tuple[Outcome, ...] | None = None
     """Only logs with these outcomes."""
     diversity: float | None = None
     """How much the logs shall differ from each other."""
 
+    # LangChain hands a retriever's own methods no config: a filter function is asked before.
+
+    def invoke(
+        self, input: str, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Find logs."""
+        return super().invoke(input, config, **self._with_filter(config, kwargs))
+
+    async def ainvoke(
+        self, input: str, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Find logs."""
+        return await super().ainvoke(input, config, **self._with_filter(config, kwargs))
+
+    def _with_filter(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        where = kwargs.get("where") or self.where
+        if not callable(where):
+            return kwargs
+        return {**kwargs, "where": filter_for(where, config_of(config))}
+
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        return self._documents(query, kwargs)
+        return self._documents(query, kwargs, run_manager)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        return await run_in_executor(None, self._documents, query, kwargs)
+        return await run_in_executor(None, self._documents, query, kwargs, run_manager)
 
-    def _documents(self, query: str, kwargs: dict[str, Any]) -> list[Document]:
+    def _documents(self, query: str, kwargs: dict[str, Any], run: Any) -> list[Document]:
         settings = {
             name: getattr(self, name)
             for name in ("k", "min_score", "where", "outcomes", "diversity")
         }
-        return [_document(log) for log in self.memory.recall(query, **{**settings, **kwargs})]
+        settings |= kwargs
+        if isinstance(settings["where"], Refused):
+            return settings["where"].nothing()
+        owner = owner_of(config_of(run=run), run)
+        logs = self.memory.recall(query, user=owner.user, thread=owner.thread, **settings)
+        return [_document(log) for log in logs]
 
 
 def _document(log: RecalledLog) -> Document:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 from uuid import UUID
 
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
+from lag_integrations.errors import TraceError
 from lag_integrations.langchain.messages import (
     answer_texts,
     as_step,
     is_unreadable,
     key_of,
+    log_id_of,
     log_ids_of,
     messages_in,
     role_of,
-    step_key,
+    source_of,
     task_of,
     was_cut_off,
 )
 from lag_integrations.outcomes import nobody_waits
+from lag_integrations.run_metadata import Metadata, in_scope
+from lag_integrations.sources import SOURCES, Source
 from lag_integrations.texts import without_texts
 from lag_integrations.trace import Message, Outcome, Trace
+from lag_integrations.traces.earlier import earlier_turns
 
 _MIN_RECALLED_TEXT = 20
 """Characters: what is shorter could as well be a user's own word."""
@@ -40,6 +46,7 @@ class _Said:
     by: UUID  # the run that brought it
     made_here: bool  # said in this run, not only shown to it
     failed: bool = False  # in a step that failed
+    past: bool = False  # of an earlier turn of the conversation
 
 
 class Run:
@@ -49,13 +56,20 @@ class Run:
         id: Id of the root run.
         inputs: What it was given.
         name: Its name.
+        metadata: What users say of it.
     """
 
-    def __init__(self, id: UUID, inputs: Any = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        id: UUID,
+        inputs: Any = None,
+        name: str | None = None,
+        metadata: Metadata | None = None,
+    ) -> None:
         self.id = id
         self.name = name
+        self.metadata = dict(metadata or {})
         self.thread: str | None = None
-        self.logged: Set[str] = frozenset()  # messages that earlier turns were logged with
         self.is_graph = False
         self.paused = False
         self.ended = False
@@ -66,6 +80,7 @@ class Run:
         self.parents: dict[UUID, UUID] = {}
         self.task = task_of(inputs)
         self._asked: BaseMessage | None = None
+        self._past: Sequence[BaseMessage] = ()  # what was said before the task
         self._outputs: Any = None
         self._earlier: list[UUID] = []  # the runs that this one continues
         self._started_at = datetime.now(timezone.utc)
@@ -77,6 +92,7 @@ class Run:
         self._unseen: list[_Said] = []  # results of no such call, and in no prompt yet
         self._helped: dict[str, None] = {}
         self._recalled: dict[str, str] = {}
+        self.sources: dict[Source, None] = {}
 
     def show(self, messages: Sequence[BaseMessage], by: UUID) -> None:
         """A model call is given messages: those that are new are kept.
@@ -86,14 +102,36 @@ class Run:
         """
         if self._asked is None:
             self._asked = next((one for one in reversed(messages) if one.type == "human"), None)
+        past = self._before_the_task(messages)
+        if len(past) > len(self._past):
+            self._past = [message.model_copy() for message in past]
+        is_past = {id(message) for message in past if message.type != "system"}
         for message, known in self._recognise(messages):
             if known is None:
-                self._keep(message, by, made_here=False)
+                one = self._keep(message, by, made_here=False)
+                one.past = id(message) in is_past
                 if isinstance(message, ToolMessage):
                     keys = key_of(message), ("tool", str(message.text), ())
                     self._unseen = [one for one in self._unseen if key_of(one.message) not in keys]
             elif known.failed:
                 known.by, known.failed = by, False
+
+    def _before_the_task(self, messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+        """The messages of earlier turns: up to the last answer before what the user asks here."""
+        if self._asked is None:
+            return ()
+        asked = key_of(self._asked)
+        humans = (place for place, one in enumerate(messages) if one.type == "human")
+        place = max((place for place in humans if key_of(messages[place]) == asked), default=0)
+        while place and messages[place - 1].type not in ("ai", "tool"):
+            place -= 1
+        before = messages[:place]
+        results = {key_of(one.message) for one in self._unseen}
+        if any(key_of(message) in results for message in before) or any(
+            known and known.made_here for _, known in self._recognise(before)
+        ):
+            return ()  # said in this run
+        return before
 
     def say(self, message: BaseMessage, by: UUID) -> None:
         """A model or a tool says something."""
@@ -105,6 +143,8 @@ class Run:
     def result(self, output: Any, name: str | None, by: UUID) -> None:
         """A tool returned: messages, or what the agent may yet put into one, or never."""
         if isinstance(output, ToolMessage):
+            if isinstance(output.artifact, list):
+                self.found(output.artifact)
             if output.tool_call_id in self._called:
                 self.say(output, by)
             else:  # the call was not made by a model here; it will stand in a prompt, or never
@@ -120,13 +160,17 @@ class Run:
             self.result(ToolMessage(str(output), tool_call_id="", name=name), None, by)
 
     def found(self, documents: Iterable[Any]) -> None:
-        """A retriever found documents; some may be logs."""
+        """Take note of documents that a retriever or tool found; some may be logs."""
         for document in documents:
-            log_id = getattr(document, "metadata", {}).get("log_id")
-            if isinstance(log_id, str) and log_id == document.id:  # else a document's own field
-                self._helped[log_id] = None
-                if len(document.page_content) >= _MIN_RECALLED_TEXT:
-                    self._recalled[document.page_content] = log_id
+            if not isinstance(document, Document):
+                continue
+            log_id = log_id_of(document)
+            if log_id is None:
+                self.sources[source_of(document)] = None
+                continue
+            self._helped[log_id] = None
+            if len(document.page_content) >= _MIN_RECALLED_TEXT:
+                self._recalled[document.page_content] = log_id
 
     def fail(self, by: UUID) -> None:
         """A step failed: what was said in it is left out, should the run go on without it."""
@@ -154,10 +198,13 @@ class Run:
         self._called |= half._called
         self._helped = {**half._helped, **self._helped}
         self._recalled = {**half._recalled, **self._recalled}
+        self.sources = {**half.sources, **self.sources}
         self._started_at = half._started_at
         self._earlier = [*half._earlier, half.id]
+        self.metadata = {**half.metadata, **self.metadata}
         self.task = self.task or half.task
         self._asked = half._asked or self._asked
+        self._past = half._past or self._past
 
     @property
     def failed(self) -> bool:
@@ -173,36 +220,20 @@ class Run:
         asks = messages and isinstance(messages[-1], AIMessage) and messages[-1].tool_calls
         return self.paused or bool(self.is_graph and asks)
 
-    @property
-    def message_ids(self) -> set[str]:
-        """The ids of all its messages."""
-        return set(self._by_id)
-
-    @property
-    def has_history(self) -> bool:
-        """Whether the run was shown what may come from earlier turns."""
-        shown = [one.message for one in self._said if not one.made_here]
-        users = sum(message.type == "human" for message in shown)
-        return users > 1 or any(isinstance(one, AIMessage | ToolMessage) for one in shown)
-
-    def trace(self, earlier: Sequence[Trace] = ()) -> Trace:
+    def trace(self) -> Trace:
         """The trace of the run, once it ended.
 
-        Args:
-            earlier: The traces of earlier turns of its thread: what they hold is left out.
-
         Raises:
-            TraceError: Nothing was said.
+            TraceError: Nothing was said, or only an answer of another run is known.
         """
         final = self._final()
         outcome = self._outcome(final)
-        said = self._said
+        said = [one for one in self._said if not one.past]
         if not self.abandoned and self.error is None:
             went_well = [one for one in said if not one.failed]
             # A chain may have gone on with what it could read in a failed step.
             if any(isinstance(one.message, AIMessage) for one in went_well):
                 said = went_well
-        said = _without(said, earlier)
         steps: list[Message] = []
         last = None
         for one in (*said, *self._unseen):
@@ -216,13 +247,17 @@ class Run:
                 steps.append(without_texts(step, self._recalled))
         if last is not None:  # the root's own answer, whatever its agents said after it
             steps.append(last)
-        metadata: dict[str, Any] = {"source": "langchain"}
+        if all(step.role in ("assistant", "tool") for step in steps):
+            raise TraceError("No model was asked anything in it.")
+        metadata: dict[str, Any] = {**in_scope(self.metadata), "source": "langchain"}
         if self.name:
             metadata["run_name"] = self.name
         if self.thread is not None:
             metadata["thread_id"] = self.thread
         if self._earlier:
             metadata["earlier_runs"] = [run_id.hex for run_id in self._earlier]
+        if self.sources:
+            metadata[SOURCES] = [source.to_json() for source in self.sources]
         if self.abandoned:
             metadata["abandoned"] = True
         if self.failed:
@@ -230,6 +265,7 @@ class Run:
         return Trace.from_messages(
             steps,
             task=self.task or self._question,
+            earlier=earlier_turns([step for one in self._past if (step := self._step(one))]),
             outcome=outcome,
             id=self.id.hex,
             started_at=self._started_at,
@@ -238,21 +274,27 @@ class Run:
             metadata=metadata,
         )
 
+    def _step(self, message: BaseMessage) -> Message | None:
+        step = as_step(message)
+        return None if step is None else without_texts(step, self._recalled)
+
     @property
     def _question(self) -> str | None:
-        step = None if self._asked is None else as_step(self._asked)
-        return None if step is None else without_texts(step, self._recalled).text
+        step = None if self._asked is None else self._step(self._asked)
+        return None if step is None else step.text
 
     def _outcome(self, final: _Said | None) -> Outcome:
         if self.abandoned:
-            return "unknown"
+            return "incomplete"
         if self.failed:
             return "failure"
         said = (one for one in reversed(self._said) if isinstance(one.message, AIMessage))
         last = final or next(said, None)
-        if last is not None and is_unreadable(last.message):
-            return "failure"
-        return "unknown" if last is not None and was_cut_off(last.message) else "success"
+        if last is None:
+            return "success"
+        if was_cut_off(last.message):  # maybe in the midst of a call
+            return "incomplete"
+        return "failure" if is_unreadable(last.message) else "success"
 
     def _final(self) -> _Said | None:
         """The root's own answer; None if its output does not tell."""
@@ -287,8 +329,6 @@ class Run:
     def _recognise(self, messages: Sequence[BaseMessage]) -> list[tuple[BaseMessage, _Said | None]]:
         """Each message of this turn with what is known of it."""
         by_id = self._by_id
-        if self.logged:
-            messages = [message for message in messages if message.id not in self.logged]
         found = [by_id.get(message.id) if message.id else None for message in messages]
         used = {id(one) for one in found if one is not None}
         for place, (message, known) in enumerate(zip(messages, found, strict=True)):
@@ -347,33 +387,3 @@ def _calls(message: BaseMessage) -> Sequence[Any]:
 
 def _answers(message: BaseMessage) -> bool:
     return isinstance(message, AIMessage) and not message.tool_calls and bool(message.text.strip())
-
-
-def _without(said: Sequence[_Said], earlier: Sequence[Trace]) -> list[_Said]:
-    """What is new in this turn of a thread; its instructions are part of every turn."""
-    ids: set[str] = set()
-    nameless: defaultdict[Hashable, int] = defaultdict(int)
-    contents: defaultdict[Hashable, int] = defaultdict(int)
-    for trace in earlier:
-        for step in trace.messages:
-            key = step_key(step)
-            contents[key] += 1
-            if step.id is None:
-                nameless[key] += 1
-            else:
-                ids.add(step.id)
-    new = []
-    for one in said:
-        message = one.message
-        if not one.made_here and message.type != "system":
-            if message.id in ids:
-                continue
-            # With an id, it can only be one that was stored without.
-            known: Mapping[Hashable, int] = nameless if message.id else contents
-            key = key_of(message)
-            if known.get(key, 0) > 0:
-                nameless[key] -= 1
-                contents[key] -= 1
-                continue
-        new.append(one)
-    return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, get_args
 
 from langchain_core.runnables import run_in_executor
 from langgraph.store.base import (
@@ -35,7 +35,6 @@ _AT_ONCE = 250
 """Nearest logs that a search with query and filter looks at; more, if too few of them fit."""
 _FARTHEST = 1_000_000
 """Items that pages of a search may reach."""
-_OUTCOMES: tuple[Outcome, ...] = ("success", "failure", "unknown")
 _Namespace = tuple[str, ...]
 
 
@@ -104,7 +103,7 @@ class LogBaseStore(BaseStore):
             if op.value is not None:
                 known = before[op.namespace, op.key]
                 traces.append(_trace(op, known[0][1].started_at if known else None))
-        self._memory.add_many(traces)
+        self._memory.add_own(traces)
         deleted, replaced = [], []
         for op in ops:
             ids = [key for key, _ in self._at(op.namespace, op.key)]
@@ -135,7 +134,13 @@ class LogBaseStore(BaseStore):
         k = end + _AT_ONCE if op.filter else end
         while True:
             logs = self._memory.recall(
-                op.query or "", k=k, min_score=-1, where=where, outcomes=_OUTCOMES, diversity=0
+                op.query or "",
+                k=k,
+                min_score=-1,
+                where=where,
+                outcomes=get_args(Outcome),
+                diversity=0,
+                unjudged_documents="any",
             )
             items = [_item(log.log, log.score) for log in logs]
             scored = _newest([item for item in items if _fits(item.value, op.filter)])
@@ -177,8 +182,13 @@ def _trace(op: PutOp, created_at: datetime | None) -> Trace:
             f"A namespace and a key may have {_LONGEST} characters each; these have "
             f"{len(namespace)} and {len(key)}. Keep what is long in the value."
         )
+    if not isinstance(op.value, Mapping):
+        raise StoreError(
+            f"The value put under {key[:80]!r} is a {type(op.value).__name__}; it must be a dict "
+            'of texts, numbers, booleans, lists and dicts, such as {"text": …}.'
+        )
     try:
-        value = json.loads(json.dumps(dict(op.value or {})))
+        value = json.loads(json.dumps(dict(op.value)))
     except (TypeError, ValueError) as error:
         raise StoreError(
             f"The value put under {key[:80]!r} is not JSON: {error}. Give a dict of texts, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from lag_integrations.langchain.runs import Run
+from lag_integrations.run_metadata import Metadata, may_be_one_run
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_HALVES = 1_000
-_MAX_THREADS = 1_000
 _REMEMBERED = 1_000
 """Runs that ended: two handlers of one run end it one right after the other."""
 
@@ -27,9 +28,8 @@ class Shared:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._halves: OrderedDict[str, Run] = OrderedDict()
+        self._halves: OrderedDict[tuple[str, str], Run] = OrderedDict()
         self._done: OrderedDict[UUID, None] = OrderedDict()
-        self._logged: OrderedDict[str, set[str]] = OrderedDict()
 
     def is_first(self, run_id: UUID) -> bool:
         """Whether no other handler took care of this run already."""
@@ -44,29 +44,25 @@ class Shared:
     def keep_half(self, thread: str, run: Run) -> None:
         """A run was interrupted: keep what it has until its thread goes on."""
         with self._lock:
-            self._halves[thread] = run
-            self._halves.move_to_end(thread)
+            key = thread, json.dumps(run.metadata, sort_keys=True)
+            self._halves[key] = run
+            self._halves.move_to_end(key)
             if len(self._halves) > _MAX_HALVES:
                 _, oldest = self._halves.popitem(last=False)
                 logger.debug("Run %s was interrupted and never resumed; it is dropped.", oldest.id)
 
-    def take_half(self, thread: str) -> Run | None:
-        """What the thread's interrupted run has."""
-        with self._lock:
-            return self._halves.pop(thread, None)
+    def take_half(self, thread: str, metadata: Metadata) -> Run | None:
+        """What the thread's interrupted run has.
 
-    def logged(self, thread: str) -> set[str]:
-        """Ids of messages that are in a log of the thread, as far as this process knows."""
+        Args:
+            thread: The thread; two users may each have one of that name.
+            metadata: What is said of the run that goes on: of another user's it says otherwise.
+        """
         with self._lock:
-            return set(self._logged.get(thread, ()))
-
-    def learn_logged(self, thread: str, message_ids: set[str]) -> None:
-        """These are in a log of the thread."""
-        with self._lock:
-            self._logged.setdefault(thread, set()).update(message_ids)
-            self._logged.move_to_end(thread)
-            if len(self._logged) > _MAX_THREADS:
-                self._logged.popitem(last=False)
+            for key, half in reversed(self._halves.items()):
+                if key[0] == thread and may_be_one_run(half.metadata, metadata):
+                    return self._halves.pop(key)
+        return None
 
 
 _shared: WeakKeyDictionary[KVLogMemory, Shared] = WeakKeyDictionary()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, Field
 
+from lag_integrations.langchain.callbacks import owner_of
+from lag_integrations.langchain.configs import config_of
 from lag_integrations.memory import KVLogMemory
-from lag_integrations.recalling import SafeRecall
+from lag_integrations.recalling import SafeRecall, WhereFunction
 from lag_integrations.store.filters import Where
 from lag_integrations.texts import MAX_CHARS, logs_text
 
@@ -29,7 +32,7 @@ def recall_tool(
     description: str = DESCRIPTION,
     k: int | None = None,
     min_score: float | None = None,
-    where: Where | None = None,
+    where: Where | WhereFunction | None = None,
     max_chars: int = MAX_CHARS,
 ) -> BaseTool:
     """A tool that tells what similar past runs did.
@@ -42,7 +45,8 @@ def recall_tool(
         description: What it does, for the model.
         k: Most logs to tell; the memory's own by default.
         min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the call's config that returns such a
+            filter. If it fails or returns none, nothing is recalled.
         max_chars: Most characters of a result; the worst logs are left out.
 
     Raises:
@@ -50,8 +54,9 @@ def recall_tool(
     """
     recall = SafeRecall(memory, k, min_score, where)
 
-    def recall_logs(query: str) -> tuple[str, dict[str, Any]]:
-        text, ids = logs_text(recall(query), max_chars)
+    def recall_logs(query: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
+        whole = config_of(config)
+        text, ids = logs_text(recall.of(whole, owner_of(whole))(query), max_chars)
         if ids:
             text = f"Similar earlier runs, most similar first:\n\n{text}"
         else:

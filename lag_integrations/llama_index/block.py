@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
-from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.memory import BaseMemoryBlock
 from llama_index.core.utils import get_tokenizer
 
-from lag_integrations.errors import LAGError
-from lag_integrations.llama_index.capture import open_run
+from lag_integrations.errors import LAGError, SettingsError
+from lag_integrations.llama_index.capture import current_owner, open_run
 from lag_integrations.llama_index.recalled import TaskRecall, is_task, task_of, text_blocks
+from lag_integrations.llama_index.run_tags import current_tags, said_of_run
 from lag_integrations.llama_index.tag import carrier
 from lag_integrations.llama_index.translate import as_chat
 from lag_integrations.memory import KVLogMemory
-from lag_integrations.recalling import SafeRecall
-from lag_integrations.store.filters import condition
+from lag_integrations.recalling import SafeRecall, check_where
+from lag_integrations.run_metadata import Metadata, checked_metadata, in_scope
+from lag_integrations.store.filters import Where
 from lag_integrations.trace import Outcome, Trace
 from lag_integrations.traces.search_keys import response_text
 
@@ -39,8 +41,8 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
     needs ``Memory(…, insert_method=InsertMethod.USER)``.
 
     Runs in which the memory is read are captured. Turns that the short-term memory ejects become
-    logs, if they are not yet. The session of the ``Memory`` is the thread of the logs; none of them
-    is recalled while earlier turns of it stand in the prompt.
+    logs, if they are not yet, and are recalled like any other; those that stand in the prompt are
+    not. The session of the ``Memory`` is the thread of the logs.
 
     A ``Memory`` cannot be kept within a ``Context``, with whichever blocks; `LAGMemory` can.
 
@@ -54,32 +56,44 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
         name: Name of the block; a prompt with text shows it.
         k: Most logs to recall; the memory's own by default.
         min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
+        query: What logs are searched by instead: a text, or a function of the messages that returns
+            one; it is asked at each step.
         as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
         capture: Capture the runs in which the memory is read.
+        metadata: Metadata of all its logs; wins over the ``instrument_tags``.
         **settings: Those of every block. With a ``priority`` other than 0, a ``Memory`` that is
             over its token limit may leave the block out: text log by log, the worst first.
 
     Raises:
-        ValueError: A setting is unknown or not valid.
+        ValueError: There is no memory of logs, or a setting is unknown or not valid.
         StoreError: The filter is malformed.
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    k: int | None = None
+    k: int | None = Field(default=None, ge=0)
     min_score: float | None = None
-    where: dict[str, Any] | None = None
+    where: dict[str, Any] | Callable[[Any], Any] | None = None
+    query: str | Callable[[list[Any]], str] | None = None
     as_text: bool = False
     capture: bool = True
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
     _memory: KVLogMemory = PrivateAttr()
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
 
     def __init__(self, memory: KVLogMemory, *, name: str = "similar_runs", **settings: Any) -> None:
+        if not isinstance(memory, KVLogMemory):
+            raise SettingsError(
+                "A KVLogMemoryBlock needs a memory of logs: "
+                "KVLogMemoryBlock(KVLogMemory('./logs'))."
+            )
         super().__init__(name=name, **settings)
-        if self.where is not None:
-            condition(self.where)
+        check_where(self.where)
+        self.metadata = checked_metadata(self.metadata)
         self._memory = memory
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> KVLogMemoryBlock:
@@ -87,14 +101,18 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> Any:
         memory, session = self._memory, block_kwargs.get("session_id")
-        run = open_run(memory, thread=session) if self.capture else None
-        task = task_of(messages or [])
+        task = task_of(messages or [], self.query)
+        asked = None if task is None else task.text
+        run = None
+        if self.capture:
+            run = open_run(memory, thread=session, metadata=self.metadata, task=asked)
         if task is None:
             return []
-        recall = SafeRecall(memory, self.k, self.min_score, self.where)
+        owner = current_owner(self.metadata, session)
+        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
         # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
         once = TaskRecall() if run is None else self._tasks
-        logs = await asyncio.to_thread(once, recall, task, session, run)
+        logs = await asyncio.to_thread(once, recall, task, messages or [], session, run)
         return text_blocks(logs) if self.as_text else [carrier(memory, [log.id for log in logs])]
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
@@ -111,14 +129,15 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
 
     def _keep(self, messages: Sequence[ChatMessage]) -> None:
         try:
-            for turn in _turns(messages):
-                if not self._is_known(turn):
-                    self._memory.add(turn)
+            said = {**said_of_run(current_tags()), **self.metadata}
+            for turn in _turns(messages, in_scope(said)):
+                if not self._is_known(turn, said):
+                    self._memory.add_own([turn], judged=False)
         except LAGError as error:
             logger.warning("Messages that left the memory did not become logs. %s", error)
 
-    def _is_known(self, turn: Trace) -> bool:
-        """Whether a log says the same: its run was captured, maybe with more around it."""
+    def _is_known(self, turn: Trace, said: Metadata) -> bool:
+        """Whether a log of its own says the same: its run was captured, maybe with more around."""
         memory, response = self._memory, turn.last_response.strip()
         session = turn.metadata.get("thread_id")
         if session is not None:
@@ -127,11 +146,29 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             if any(_says(log, turn.task, response) for log in logs):
                 return True
         outcomes = get_args(Outcome)
-        near = memory.recall(response_text(turn), k=5, min_score=-1, outcomes=outcomes, count=False)
+        near = memory.recall(
+            response_text(turn),
+            k=5,
+            min_score=-1,
+            where=_alike(said),
+            outcomes=outcomes,
+            count=False,
+            unjudged_documents="any",
+        )
         return any(_says(log.log, turn.task, response) for log in near)
 
 
-def _turns(messages: Sequence[ChatMessage]) -> Iterator[Trace]:
+def _alike(said: Metadata) -> Where | None:
+    """A filter for logs with these metadata."""
+    values = [
+        {key: value}
+        for key, items in said.items()
+        for value in (items if isinstance(items, list) else [items])
+    ]
+    return {"$and": values} if values else None
+
+
+def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
     """What was asked and answered, a trace for each task."""
     turns: list[list[ChatMessage]] = []
     for message in messages:
@@ -143,7 +180,7 @@ def _turns(messages: Sequence[ChatMessage]) -> Iterator[Trace]:
         if not any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
             continue
         session = turn[0].additional_kwargs.get("session_id")
-        metadata = {"source": "llama_index"} | ({"thread_id": session} if session else {})
+        metadata = {**said, "source": "llama_index"} | ({"thread_id": session} if session else {})
         yield Trace.from_messages(as_chat(turn), metadata=metadata)
 
 

@@ -16,7 +16,12 @@ from llama_index_instrumentation.span_handlers import BaseSpanHandler
 from pydantic import PrivateAttr
 
 from lag_integrations.judging import Judge, judges_of
+from lag_integrations.llama_index.run_tags import current_tags
+from lag_integrations.llama_index.runs import Receiver
 from lag_integrations.llama_index.watching import Block, Watch, current_block
+from lag_integrations.provenance import Owner
+from lag_integrations.run_metadata import Metadata, checked_metadata
+from lag_integrations.sources import Source
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
@@ -127,9 +132,11 @@ class Capture:
 
 
 @contextmanager
-def capture(memory: KVLogMemory, judge: Judge | None = None) -> Iterator[Capture]:
+def capture(
+    memory: KVLogMemory, judge: Judge | None = None, *, metadata: Metadata | None = None
+) -> Iterator[Capture]:
     """Capture all runs that begin in here; see `KVLogMemory.capture`."""
-    block = Block(memory, judge, active_span_id.get())
+    block = Block(memory, Receiver(judge, checked_metadata(metadata)), active_span_id.get())
     token = current_block.set(block)
     try:
         yield Capture(block)
@@ -138,9 +145,11 @@ def capture(memory: KVLogMemory, judge: Judge | None = None) -> Iterator[Capture
         _watch.recorder.settle()
 
 
-def instrument(memory: KVLogMemory, judge: Judge | None = None) -> Capture:
+def instrument(
+    memory: KVLogMemory, judge: Judge | None = None, *, metadata: Metadata | None = None
+) -> Capture:
     """Capture all runs of this process; see `KVLogMemory.instrument`."""
-    block = Block(memory, judge, None)
+    block = Block(memory, Receiver(judge, checked_metadata(metadata)), None)
     _watch.capture_everywhere(block)
     return Capture(block)
 
@@ -149,8 +158,9 @@ def open_run(
     memory: KVLogMemory,
     *,
     owner: object = None,
-    judge: Judge | None = None,
     thread: str | None = None,
+    metadata: Metadata | None = None,
+    task: str | None = None,
 ) -> str | None:
     """Capture the run that goes on, from within it.
 
@@ -158,14 +168,15 @@ def open_run(
         memory: Where its trace goes, too.
         owner: The run is the outermost call of it that leads here without leaving it; by default
             the nearest run of a workflow or agent, or turn of a chat engine.
-        judge: Says whether the run is a success.
         thread: The conversation that it belongs to.
+        metadata: Metadata of its log (see `checked_metadata`).
+        task: What it was asked, unless its arguments say so.
 
     Returns:
         Its id; None where there is no such run.
     """
     try:
-        return _watch.open(memory, judge, owner, thread)
+        return _watch.open(memory, Receiver(None, metadata or {}), owner, thread, task)
     except Exception as error:
         logger.warning("A run is not captured (%s).", type(error).__name__)
         return None
@@ -178,6 +189,32 @@ def note_recalled(texts: Mapping[str, str]) -> None:
         texts: The ids of their logs, by text.
     """
     _watch.recalled(texts)
+
+
+def retrieved() -> list[Source]:
+    """Return what was retrieved in the call that goes on, and in all those around it."""
+    return _watch.retrieved()
+
+
+def current_run() -> str | None:
+    """Return the id of the run that goes on, if it is captured."""
+    return _watch.run_id()
+
+
+def current_owner(metadata: Metadata | None = None, thread: str | None = None) -> Owner:
+    """Return whose run goes on, by what becomes the metadata of its log.
+
+    Args:
+        metadata: What else is said of it.
+        thread: Its conversation, where that is known.
+    """
+    said = {**current_tags(), **_watch.metadata(), **(metadata or {})}
+    return Owner.of(said if thread is None else {**said, "thread_id": thread})
+
+
+def captured_by() -> KVLogMemory | None:
+    """Return the memory that the run that goes on is captured in, if it is."""
+    return _watch.memory()
 
 
 def is_choosing() -> bool:

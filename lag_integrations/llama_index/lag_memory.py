@@ -22,16 +22,19 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms import LLM
 from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
 from llama_index.core.storage.chat_store import SimpleChatStore
+from pydantic import FieldSerializationInfo
 
 from lag_integrations.errors import StoreError
-from lag_integrations.llama_index.capture import open_run
+from lag_integrations.llama_index.capture import current_owner, open_run
 from lag_integrations.llama_index.recalled import TaskRecall, is_task, task_of, text_blocks
+from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.tag import carrier, tagged
-from lag_integrations.memory import KVLogMemory, RecalledLog
+from lag_integrations.memory import KVLogMemory
 from lag_integrations.opened import opened_as, opened_at
-from lag_integrations.recalling import SafeRecall
+from lag_integrations.recalling import SafeRecall, check_where
+from lag_integrations.run_metadata import checked_metadata
+from lag_integrations.search import RecalledLog
 from lag_integrations.store.database import LEDGER_FILE
-from lag_integrations.store.filters import condition
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class LAGMemory(BaseMemory):
     The conversation is kept by another memory, the history. When it is read, the logs that fit the
     task (``input``, else the last user message) are recalled, once for a task, and named in a copy
     of the last user message; a `LAGLLM` then gets their KV. What is stored stays as it was said.
-    Logs of the same session are not recalled while earlier turns of it stand in the history.
+    Turns that stand in what the history returns are not recalled; those that it has let go are.
     A memory of logs that fails is a warning, and the agent goes on without.
 
     An LLM that is not a `LAGLLM` gets the logs as text with ``as_text=True``. A context chat engine
@@ -70,14 +73,19 @@ class LAGMemory(BaseMemory):
             what fits an LLM with `from_defaults`.
         k: Most logs to recall; the memory's own by default.
         min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
+        query: What logs are searched by instead: a text, or a function of the messages that returns
+            one; it is asked at each step.
         as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
         capture: Capture the runs in which this memory is read.
+        metadata: Metadata of their logs; wins over the ``instrument_tags``.
         session_id: Names the conversation; a new one by default. It is the thread of its logs.
 
     Raises:
         ValueError: There is no memory, or a setting is not valid.
         StoreError: The filter is malformed.
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,16 +94,19 @@ class LAGMemory(BaseMemory):
     """Folder of the logs."""
     namespace: str
     """Tenant of the logs."""
-    k: int | None = None
+    k: int | None = Field(default=None, ge=0)
     min_score: float | None = None
-    where: dict[str, Any] | None = None
+    where: dict[str, Any] | Callable[[Any], Any] | None = None
+    query: str | Callable[[list[Any]], str] | None = None
     as_text: bool = False
     capture: bool = True
+    metadata: dict[str, Any] = Field(default_factory=dict)
     session_id: str = Field(default_factory=lambda: uuid4().hex)
     history: BaseMemory = Field(default_factory=ChatMemoryBuffer.from_defaults, repr=False)
 
     _memory: KVLogMemory | None = PrivateAttr(default=None)
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
+    _last_recall: dict[str, Any] | None = PrivateAttr(default=None)
 
     def __init__(self, memory: KVLogMemory | None = None, **settings: Any) -> None:
         settings.pop("class_name", None)
@@ -109,8 +120,8 @@ class LAGMemory(BaseMemory):
             if settings.get(name) is None:
                 settings.pop(name, None)
         super().__init__(**settings)
-        if self.where is not None:
-            condition(self.where)
+        check_where(self.where)
+        self.metadata = checked_metadata(self.metadata)
         self._memory = memory
 
     @classmethod
@@ -138,6 +149,15 @@ class LAGMemory(BaseMemory):
         """
         history = ChatMemoryBuffer.from_defaults(chat_history, llm, token_limit=token_limit)
         return cls(memory, history=history, **settings)
+
+    @property
+    def last_recall(self) -> dict[str, Any] | None:
+        """Return what was recalled last: ``recalled`` (log ids, best first) and their ``scores``.
+
+        And the ``run_id`` of the run that it was recalled for, for `KVLogMemory.feedback`; None if
+        that is not captured. None before the first recall.
+        """
+        return self._last_recall
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[Any]]:
@@ -208,10 +228,20 @@ class LAGMemory(BaseMemory):
         history = copy.deepcopy(self.history, memo)
         copied = self.model_copy(update={"history": history, "session_id": uuid4().hex})
         copied._tasks = TaskRecall()
+        copied._last_recall = None
         return copied
 
     def __getstate__(self) -> dict[Any, Any]:
         return {"__dict__": dict(self.__dict__)}  # the base class would try to pickle the clients
+
+    @field_serializer("where", "query")
+    def _no_function_as_json(self, value: Any, info: FieldSerializationInfo) -> Any:
+        if callable(value):  # without where=, everybody's logs would be recalled
+            raise ValueError(
+                f"A LAGMemory whose {info.field_name}= is a function does not go into JSON. Make "
+                "it again as you made it, with the same session_id."
+            )
+        return value
 
     @field_serializer("history")
     def _as_json(self, history: BaseMemory) -> dict[str, Any]:
@@ -250,13 +280,23 @@ class LAGMemory(BaseMemory):
             logger.warning("Nothing is recalled. %s", error)
             return None, None
         # Context chat engines take a QueryBundle for a message, too, and hand it on.
-        run = open_run(memory, thread=self.session_id) if self.capture else None
         said = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
-        task = task_of([*messages, *said])
+        task = task_of([*messages, *said], self.query)
+        asked = None if task is None else task.text
+        run = None
+        if self.capture:
+            run = open_run(memory, thread=self.session_id, metadata=self.metadata, task=asked)
         if task is None:
             return memory, None
-        recall = SafeRecall(memory, self.k, self.min_score, self.where)
-        return memory, self._tasks(recall, task, self.session_id, run)
+        owner = current_owner(self.metadata, self.session_id)
+        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
+        logs = self._tasks(recall, task, messages, self.session_id, run)
+        self._last_recall = {
+            "run_id": run,
+            "recalled": [log.id for log in logs],
+            "scores": [log.score for log in logs],
+        }
+        return memory, logs
 
     def _with_logs(
         self,

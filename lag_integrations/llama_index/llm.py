@@ -33,14 +33,24 @@ from lag_integrations.answering import Answer, stepwise
 from lag_integrations.asking import ask
 from lag_integrations.engine import Engine
 from lag_integrations.errors import ToolChoiceError
-from lag_integrations.llama_index.capture import is_choosing
+from lag_integrations.llama_index.capture import (
+    captured_by,
+    current_owner,
+    current_run,
+    is_choosing,
+    retrieved,
+)
+from lag_integrations.llama_index.recalled import said_by_user
+from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.tag import is_carrier, tag_of
 from lag_integrations.llama_index.translate import Reply, as_chat
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.opened import opened_as
+from lag_integrations.recalling import filter_for
 from lag_integrations.scope import Given, current_given, current_memory
 from lag_integrations.settings import ModelSettings, given_engine
 from lag_integrations.shared import SharedEngine
+from lag_integrations.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +58,9 @@ logger = logging.getLogger(__name__)
 class LAGLLM(FunctionCallingLLM, ModelSettings):
     """A LlamaIndex LLM whose prompts can be given the KV of recalled logs.
 
-    ``response.raw`` says what was used (``["lag"]``, as `LAGChatModel`), why the answer ended, and
-    how many tokens were read and written; nothing in it is a tensor. Tools are shown and calls are
+    ``response.raw`` says what was used (``["lag"]``, as `LAGChatModel`, and ``run_id`` of the run
+    that captures it, for `KVLogMemory.feedback`), why the answer ended, and how many tokens were
+    read and written; nothing in it is a tensor. Tools are shown and calls are
     read as the model's chat template wants it; ``tool_required`` and ``tool_choice`` are enforced
     token by token (extra ``constrained``), and so is structured prediction, which calls a tool.
 
@@ -72,6 +83,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     Raises:
         ValueError: An attribute is unknown or not valid.
+        StoreError: The filter is malformed.
     """
 
     kv_reserve: int = 512
@@ -302,7 +314,11 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             memory, log_ids = scope.memory, [] if is_choosing() else list(scope.log_ids)
             settings.setdefault("logs_as_text", scope.as_text)
             settings.setdefault("question", scope.question)
+        # Read now: a stream may be read where nothing of this is known.
+        run_id, owner = current_run(), captured_by()
+        shown = [*(() if scope is None else scope.shown), *retrieved()]
         if settings.get("kv_log_ids") is not None:
+            shown = []  # exactly these
             log_ids = list(settings["kv_log_ids"])
             # The ids may be those of another memory: of the engine or memory that recalled them.
             memory = current_memory.get() or self.memory or memory
@@ -310,10 +326,14 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             log_ids = []
         if log_ids is not None:
             settings["kv_log_ids"] = log_ids
+        if callable(where := settings.get("where") or self.where):
+            settings["where"] = filter_for(where, current_tags())
+        settings["owner"] = current_owner()
         if log_ids and memory is None:
             logger.warning("The memory of the logs that a call is given is not open: none used.")
         conversation = [message for message in messages if not is_carrier(message)]
-        return _Call(self._with_system_prompt(conversation), settings, memory, scope)
+        conversation = self._with_system_prompt(conversation)
+        return _Call(conversation, settings, memory, scope, shown, run_id, owner)
 
     def _answer(self, call: _Call) -> tuple[Answer, Reply]:
         """Recall, load the segments, and get ready to generate."""
@@ -322,8 +342,16 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             call.memory.attach(engine)
         tools = settings.pop("tools", None) or ()
         one_call = settings.pop("parallel_tool_calls", None) is False
-        question = ask(self, as_chat(call.messages), settings, tools=tools)
-        answer = Answer(engine, call.memory, question)
+        question = ask(
+            self,
+            as_chat(call.messages),
+            settings,
+            messages=call.messages,
+            tools=tools,
+            shown=call.shown,
+            said=said_by_user(call.messages),
+        )
+        answer = Answer(engine, call.memory, question, call.owner)
         return answer, Reply(answer, engine, self.model, one_call=one_call)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -346,16 +374,22 @@ class _Call:
         settings: Those of the call.
         memory: Where logs come from.
         scope: Who recalled them for more calls than this one.
+        shown: The documents that are known to be shown.
+        run_id: The captured run that the call belongs to.
+        owner: The memory that captures it.
     """
 
     messages: Sequence[ChatMessage]
     settings: Mapping[str, Any]
     memory: KVLogMemory | None
     scope: Given | None
+    shown: Sequence[Source]
+    run_id: str | None
+    owner: KVLogMemory | None
 
     def end(self, reply: Reply) -> ChatResponse:
         """The whole reply; whoever recalled is told what became of it."""
-        response = reply.end()
+        response = reply.end(self.run_id)
         if self.scope is not None:
             self.scope.reports.append(dict(response.raw or {}))
         return response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import BoundArguments
 from typing import Any
 
@@ -20,7 +20,7 @@ from llama_index.core.base.response.schema import (
     StreamingResponse,
 )
 from llama_index.core.chat_engine.types import AgentChatResponse, StreamingAgentChatResponse
-from llama_index.core.schema import QueryBundle
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.tools.types import ToolOutput
 from llama_index.core.workflow import Event, StartEvent, StopEvent
 from pydantic import BaseModel
@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from lag_integrations.errors import TraceError
 from lag_integrations.llama_index.translate import ROLES, calls_in, text_in
 from lag_integrations.outcomes import STOP_KEYS, says_too_long
+from lag_integrations.sources import Source, hash_of
 from lag_integrations.trace import Message, ToolCall, as_message
 
 # What engines and workflows commonly call their question.
@@ -46,6 +47,14 @@ _TASK_KEYS = (
 )
 # And their answer.
 _ANSWER_KEYS = ("response", "output", "answer", "result", "text")
+# Where readers say what a document is of: often its id is a new one whenever it is read.
+_FILE_KEYS = ("file_path", "url")
+NO_ANSWER = "Empty Response"
+"""What a query engine answers if it found nothing, or if an LLM said nothing."""
+CODE_RESULT = "Result of executing the code given:"
+"""What a ``CodeActAgent`` lets the user say."""
+_OBSERVATION = "Observation: "
+"""What a ``ReActAgent`` does."""
 
 
 Key = tuple[Any, ...]
@@ -122,6 +131,16 @@ def result_of(output: ToolOutput, call_id: str | None) -> Message:
     )
 
 
+def is_observation(text: str) -> bool:
+    """Whether an agent lets the user say this: what a tool or its code gave."""
+    return text.startswith((CODE_RESULT, _OBSERVATION))
+
+
+def is_resumed(arguments: BoundArguments) -> bool:
+    """Whether a workflow goes on with what its context holds: it has no event to begin with."""
+    return arguments.arguments.get("start_event", "") is None
+
+
 def task_of(arguments: BoundArguments) -> str | None:
     """The question that a method was called with; None where the model's messages must tell."""
     given = dict(arguments.arguments)
@@ -188,19 +207,37 @@ def answer_of(result: Any) -> str | None:
     return texts[0] if len(texts) == 1 else None
 
 
-def sources_of(result: Any) -> list[dict[str, Any]]:
-    """The nodes that a query engine answered from."""
+def sources_of(result: Any) -> list[Source]:
+    """Return the nodes that a query engine or chat engine answered from."""
     kinds = (Response, PydanticResponse, StreamingResponse, AsyncStreamingResponse)
-    if not isinstance(result, kinds):
+    if not isinstance(result, (*kinds, AgentChatResponse, StreamingAgentChatResponse)):
         return []
-    return [
-        {
-            "node_id": source.node.node_id,
-            "ref_doc_id": getattr(source.node, "ref_doc_id", None),
-            "score": None if source.score is None else float(source.score),
-        }
-        for source in result.source_nodes
-    ]
+    return node_sources(result.source_nodes)
+
+
+def node_sources(nodes: Iterable[NodeWithScore]) -> list[Source]:
+    """Return nodes as sources; without those that are logs."""
+    return [_source(found) for found in nodes if log_id_of(found) is None]
+
+
+def log_id_of(found: NodeWithScore) -> str | None:
+    """Return the id of the log that a node is; None if it is a document's."""
+    log_id = found.node.metadata.get("log_id")  # maybe a document's own field
+    return found.node.node_id if log_id == found.node.node_id else None
+
+
+def _source(found: NodeWithScore) -> Source:
+    node = found.node
+    document = node.source_node
+    names = [None if document is None else document.node_id]
+    names += [node.metadata.get(key) for key in _FILE_KEYS]
+    return Source(
+        id=node.node_id,
+        documents=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
+        hash=hash_of(node.get_content(MetadataMode.LLM)),
+        version=None if document is None else document.hash,
+        score=None if found.score is None else float(found.score),
+    )
 
 
 def _fields(event: Event) -> dict[str, Any]:

@@ -19,11 +19,17 @@ from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
-from lag_integrations.llama_index.capture import open_run
+from lag_integrations.errors import SettingsError
+from lag_integrations.llama_index.capture import current_owner, open_run, retrieved
+from lag_integrations.llama_index.messages import node_sources
+from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.streams import acarried, carried
-from lag_integrations.memory import KVLogMemory, RecalledLog
-from lag_integrations.recalling import SafeRecall
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.provenance import Owner
+from lag_integrations.recalling import SafeRecall, WhereFunction
+from lag_integrations.run_metadata import Metadata, checked_metadata
 from lag_integrations.scope import Given, current_given, give
+from lag_integrations.search import RecalledLog
 from lag_integrations.store.filters import Where
 
 dispatcher = get_dispatcher(__name__)
@@ -41,7 +47,10 @@ class LAGQueryEngine(BaseQueryEngine):
     ``scores``, ``log_ids`` that the LLM took, those of them ``read_as_text``, ``injected_tokens``,
     ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as in the LLM's responses),
     ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A streamed response has all
-    of it when it was read. The report of a `LAGQueryEngine` within this one is ``within``.
+    of it when it was read. The reports of the queries that each `LAGQueryEngine` within this one
+    answered (sub-questions, say) are ``within``.
+
+    A log is given to no call that is shown a document which was changed since (`is_outdated`).
 
     Example:
         .. code-block:: python
@@ -54,13 +63,17 @@ class LAGQueryEngine(BaseQueryEngine):
         memory: Where logs are recalled from and put.
         k: Most logs to recall; the memory's own by default, as for all that follow.
         min_score: Least similarity.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
         as_text: Let the `LAGLLM` read the logs as text, to compare.
         capture: Whether answered queries become logs.
+        metadata: Metadata of these logs; wins over the ``instrument_tags``.
         callback_manager: The engine's own by default.
 
     Raises:
+        SettingsError: There is no query engine or no memory of logs, or `k` is negative.
         StoreError: The filter is malformed.
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
     def __init__(
@@ -70,17 +83,29 @@ class LAGQueryEngine(BaseQueryEngine):
         *,
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | None = None,
+        where: Where | WhereFunction | None = None,
         as_text: bool = False,
         capture: bool = True,
+        metadata: Metadata | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
+        if not isinstance(query_engine, BaseQueryEngine):
+            raise SettingsError(
+                f"A LAGQueryEngine wraps a query engine, and was given a "
+                f"{type(query_engine).__name__}. Of an index, give index.as_query_engine()."
+            )
+        if not isinstance(memory, KVLogMemory):
+            raise SettingsError(
+                "A LAGQueryEngine needs a memory of logs: "
+                "LAGQueryEngine(engine, memory=KVLogMemory('./logs'))."
+            )
         super().__init__(callback_manager or query_engine.callback_manager)
         self._engine = query_engine
         self._memory = memory
         self._recall = SafeRecall(memory, k, min_score, where)
         self._as_text = as_text
         self._capture = capture
+        self._metadata = checked_metadata(metadata)
 
     # The engine's prompts under the engine's names: code that changes them need not know of us.
     def _get_prompts(self) -> PromptDictType:
@@ -110,7 +135,7 @@ class LAGQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
-        task = self._begin(query_bundle)
+        task = self._begin(query_bundle, nodes)
         with give(task.given):
             return task.finish(
                 self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
@@ -124,7 +149,7 @@ class LAGQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
-        task = await asyncio.to_thread(self._begin, query_bundle)
+        task = await asyncio.to_thread(self._begin, query_bundle, nodes)
         with give(task.given):
             response = await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
             return task.finish(response)
@@ -139,12 +164,17 @@ class LAGQueryEngine(BaseQueryEngine):
         with give(task.given):
             return task.finish(await self._engine.aquery(query_bundle))
 
-    def _begin(self, query_bundle: QueryBundle) -> _Task:
-        run_id = open_run(self._memory, owner=self) if self._capture else None
+    def _begin(self, query_bundle: QueryBundle, nodes: Sequence[NodeWithScore] = ()) -> _Task:
+        run_id = None
+        if self._capture:
+            run_id = open_run(self._memory, owner=self, metadata=self._metadata)
         started = time.perf_counter()
         question = query_bundle.query_str
-        logs = self._recall(question)
-        given = Given(self._memory, [log.id for log in logs], question, self._as_text)
+        # A query is a run of its own, of no thread, whichever agent asks.
+        owner = Owner(current_owner(self._metadata).user)
+        logs = self._recall.of(current_tags(), owner)(question)
+        ids, shown = [log.id for log in logs], node_sources(nodes)
+        given = Given(self._memory, ids, question, self._as_text, shown)
         return _Task(given, logs, run_id, time.perf_counter() - started)
 
 
@@ -159,13 +189,13 @@ class _Task:
         self._seconds = seconds
         self._report: dict[str, Any] = {"run_id": run_id}
         self._update()
+        if (around := current_given.get()) is not None:
+            around.within.append(self._report)
 
     def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """The response with its report; called while the logs are given."""
-        metadata = response.metadata or {}
-        if "lag" in metadata:  # of an engine within
-            self._report["within"] = metadata["lag"]
-        response.metadata = {**metadata, "lag": self._report}
+        response.metadata = {**(response.metadata or {}), "lag": self._report}
+        self.given.shown.extend(retrieved())
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
             response.response_gen = carried(
@@ -192,6 +222,7 @@ class _Task:
             injected_tokens=sum(lag["injected_tokens"] for lag in used),
             reused_tokens=sum(lag["reused_tokens"] for lag in used),
             llm_calls=len(calls),
+            within=list(self.given.within),
             usage={
                 "prompt_tokens": sum(call["usage"]["prompt_tokens"] for call in calls),
                 "completion_tokens": sum(call["usage"]["completion_tokens"] for call in calls),

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
-from lag_integrations.llama_index.capture import note_recalled
+from lag_integrations.llama_index.capture import note_recalled, retrieved
+from lag_integrations.llama_index.messages import CODE_RESULT, as_step, is_observation
 from lag_integrations.llama_index.tag import is_carrier
-from lag_integrations.memory import RecalledLog
+from lag_integrations.querying import QueryOf, query_of
 from lag_integrations.recalling import SafeRecall
+from lag_integrations.search import RecalledLog
 from lag_integrations.texts import HEADING, MAX_CHARS, logs_texts
+from lag_integrations.traces.queries import last_two
 
-_CODE_RESULT = "Result of executing the code given:"
-"""What a ``CodeActAgent`` lets the user say."""
 _TASKS = 64
 """Tasks that are at work at once, in all sessions that share a memory block."""
 
@@ -28,10 +29,14 @@ class Task:
     Attributes:
         text: What the user said last.
         turn: How many times the user spoke.
+        query: What logs are searched by.
+        before: What the user said before that.
     """
 
     text: str
     turn: int
+    query: str
+    before: str | None = None
 
 
 def is_task(message: ChatMessage) -> bool:
@@ -39,21 +44,40 @@ def is_task(message: ChatMessage) -> bool:
     return (
         message.role == MessageRole.USER
         and not is_carrier(message)
-        and not (message.content or "").startswith(_CODE_RESULT)
+        and not (message.content or "").startswith(CODE_RESULT)
     )
 
 
-def task_of(messages: Sequence[ChatMessage]) -> Task | None:
-    """The task at hand; None if the user said nothing."""
-    text, turn, before = "", 0, None
+def said_by_user(messages: Sequence[ChatMessage]) -> list[str]:
+    """What the user said, in order: not what an agent's tools or code gave, in the user's name."""
+    said: list[str] = []
+    previous = None
     for message in messages:
-        if is_task(message):
-            said = message.content or ""
+        answered = previous is not None and previous.role == MessageRole.ASSISTANT
+        if is_task(message) and not (answered and is_observation(message.content or "")):
+            text = message.content or ""
             # An agent's later steps give as input what stands in the history already.
-            if before is None or not is_task(before) or before.content != said:
-                text, turn = said, turn + 1
-        before = message
-    return Task(text, turn) if turn else None
+            if previous is None or not is_task(previous) or previous.content != text:
+                said.append(text)
+        previous = message
+    return said
+
+
+def task_of(messages: Sequence[ChatMessage], query: QueryOf | None = None) -> Task | None:
+    """The task at hand; None if the user said nothing.
+
+    Args:
+        messages: The conversation.
+        query: What logs are searched by instead: a text, or a function of the messages.
+    """
+    said = said_by_user(messages)
+    if not said:
+        return None
+    asked = query_of(query, [message for message in messages if not is_carrier(message)])
+    if asked is not None:
+        return Task(said[-1], len(said), asked)
+    text, before = last_two(said)
+    return Task(said[-1], len(said), text, before)
 
 
 class TaskRecall:
@@ -64,22 +88,35 @@ class TaskRecall:
         self._lock = threading.Lock()
 
     def __call__(
-        self, recall: SafeRecall, task: Task, session: str | None, run: str | None
+        self,
+        recall: SafeRecall,
+        task: Task,
+        messages: Sequence[ChatMessage],
+        session: str | None,
+        run: str | None,
     ) -> list[RecalledLog]:
-        """The logs of a task; none of its own session, while earlier turns stand in the prompt.
+        """Return the logs of a task, but those of turns that stand in the prompt.
 
         Args:
             recall: How logs are recalled.
             task: The task.
-            session: The conversation.
+            messages: The conversation, as far as it stands in the prompt.
+            session: Its id.
             run: The run in which it is asked for, as far as that is known.
         """
-        settings = (recall.memory.id, recall.k, recall.min_score, json.dumps(recall.where))
+        settings = (
+            recall.memory.id,
+            recall.k,
+            recall.min_score,
+            json.dumps(recall.where, default=repr),
+            recall.owner,
+        )
         key = (settings, session, task, run)
         with self._lock:
             found = self._found.get(key)
         if found is None:
-            found = recall(task.text, but_thread=session if task.turn > 1 else None)
+            prompt = [as_step(message) for message in messages if not is_carrier(message)]
+            found = recall(task.query, before=task.before, prompt=prompt, shown=retrieved())
             with self._lock:
                 self._found[key] = found
                 if len(self._found) > _TASKS:

@@ -6,13 +6,22 @@ import logging
 import threading
 from collections import deque
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.judging import add_judged
+from lag_integrations.judging import Judge, add_judged
 from lag_integrations.llama_index.runs import Run
 from lag_integrations.quiet import quiet
+from lag_integrations.run_metadata import may_be_one_run, scope_of
+from lag_integrations.trace import Trace
+
+if TYPE_CHECKING:
+    from lag_integrations.memory import KVLogMemory
 
 logger = logging.getLogger(__name__)
+
+_HALVES = 20
+"""Abandoned runs of a conversation among which the first half of a resumed one is looked for."""
 
 
 class Recorder:
@@ -63,13 +72,44 @@ class Recorder:
 
     @quiet
     def _record(self, run: Run) -> None:
-        if not run.said_something:
+        if not run.said_something and run.error is None:
             return
-        trace = run.trace()
-        for memory, judge in run.memories.items():
+        for memory, receiver in run.receivers.items():
             try:
-                add_judged(memory, None if run.abandoned else judge, trace)
+                trace = run.trace(receiver.metadata)
+                trace.require_response()
+                if run.resumed:
+                    _add_resumed(memory, receiver.judge, trace)
+                else:
+                    add_judged(memory, receiver.judge, trace)
             except TraceError as reason:
                 logger.debug("Run %s was not captured: %s", run.id, reason)
             except StoreError as reason:
                 logger.warning("Run %s could not be captured: %s", run.id, reason)
+
+
+def _add_resumed(memory: KVLogMemory, judge: Judge | None, trace: Trace) -> None:
+    """Put a resumed run, which holds what was said before, in the place of its first half.
+
+    The half was logged as abandoned when the run was put away. It is known by its conversation.
+    """
+    half_id, half = None, None
+    if thread := trace.metadata.get("thread_id"):
+        left = memory.store.ledger.having({"thread_id": thread, "abandoned": True}, limit=_HALVES)
+        said = scope_of(trace.metadata)
+        mine = (one for one in left.items() if may_be_one_run(scope_of(one[1].metadata), said))
+        half_id, half = next(mine, (None, None))
+    if half is None or half_id is None or half.task != trace.task:
+        add_judged(memory, judge, trace)
+        return
+    earlier = half.metadata.get("earlier_runs")
+    runs = [*(earlier if isinstance(earlier, list) else ()), half.id]
+    joined = trace.model_copy(
+        update={
+            "started_at": half.started_at,
+            "helped_by": tuple(dict.fromkeys((*half.helped_by, *trace.helped_by))),
+            "metadata": {**trace.metadata, "earlier_runs": runs},
+        }
+    )
+    if add_judged(memory, judge, joined) != half_id:
+        memory.delete(half_id)

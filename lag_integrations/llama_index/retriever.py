@@ -7,8 +7,12 @@ import asyncio
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
-from lag_integrations.memory import KVLogMemory, RecalledLog
-from lag_integrations.store.filters import Where, condition
+from lag_integrations.llama_index.capture import current_owner
+from lag_integrations.llama_index.run_tags import current_tags
+from lag_integrations.memory import KVLogMemory
+from lag_integrations.recalling import Refused, WhereFunction, check_where, filter_for
+from lag_integrations.search import RecalledLog
+from lag_integrations.store.filters import Where
 from lag_integrations.texts import log_metadata, log_text
 from lag_integrations.trace import Outcome
 
@@ -30,7 +34,8 @@ class LogRetriever(BaseRetriever):
         memory: Where logs are recalled from.
         k: Most logs to find; the memory's own by default, as for all that follow.
         min_score: Least similarity.
-        where: Only logs with such metadata.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is found.
         outcomes: Only logs with these outcomes.
         diversity: How much the logs shall differ from each other.
 
@@ -44,24 +49,34 @@ class LogRetriever(BaseRetriever):
         *,
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | None = None,
+        where: Where | WhereFunction | None = None,
         outcomes: tuple[Outcome, ...] | None = None,
         diversity: float | None = None,
     ) -> None:
         super().__init__()
-        if where is not None:
-            condition(where)
+        check_where(where)
         self._memory = memory
+        self._where = where
         self._settings = {
             "k": k,
             "min_score": min_score,
-            "where": where,
             "outcomes": outcomes,
             "diversity": diversity,
         }
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        logs = self._memory.recall(query_bundle.query_str, **self._settings)  # type: ignore[arg-type]
+        where = filter_for(self._where, current_tags())
+        if isinstance(where, Refused):
+            return where.nothing()
+        query: str = query_bundle.query_str
+        owner = current_owner()
+        logs = self._memory.recall(
+            query,
+            where=where,
+            user=owner.user,
+            thread=owner.thread,
+            **self._settings,  # type: ignore[arg-type]
+        )
         return [NodeWithScore(node=_node(log), score=log.score) for log in logs]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

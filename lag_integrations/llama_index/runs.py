@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,14 @@ from llama_index.core.schema import NodeWithScore
 
 from lag_integrations.judging import Judge
 from lag_integrations.llama_index.messages import (
+    NO_ANSWER,
     Key,
     answer_of,
     as_step,
+    is_observation,
     is_unreadable,
     key_of,
+    log_id_of,
     log_ids_of,
     said_in,
     sources_of,
@@ -26,8 +29,11 @@ from lag_integrations.llama_index.messages import (
 )
 from lag_integrations.llama_index.tag import is_carrier
 from lag_integrations.outcomes import nobody_waits
+from lag_integrations.run_metadata import Metadata, in_scope
+from lag_integrations.sources import SOURCES, Source
 from lag_integrations.texts import without_texts
 from lag_integrations.trace import Message, Outcome, Trace
+from lag_integrations.traces.earlier import earlier_turns
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
@@ -74,6 +80,19 @@ class Call:
         return tuple(key for key, _ in self.prompt if not _is_system(key))
 
 
+@dataclass(frozen=True)
+class Receiver:
+    """How a memory wants a run.
+
+    Attributes:
+        judge: Says whether the run is a success.
+        metadata: Metadata of its log.
+    """
+
+    judge: Judge | None
+    metadata: Metadata
+
+
 class Run:
     """What one run and all that it calls say and do. Not thread safe.
 
@@ -81,27 +100,40 @@ class Run:
         id: Its id.
         name: Its name.
         task: What it was asked, where that is known.
+        metadata: What users say of it.
+        resumed: Whether it goes on with a run that was put away.
     """
 
-    def __init__(self, id: str, name: str, task: str | None) -> None:
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        task: str | None,
+        metadata: Metadata | None = None,
+        *,
+        resumed: bool = False,
+    ) -> None:
         self.id = id
         self.name = name
         self.task = task
+        self.resumed = resumed
         self.thread: str | None = None
-        self.memories: dict[KVLogMemory, Judge | None] = {}  # where its trace goes
+        self.metadata = dict(metadata or {})
+        self.receivers: dict[KVLogMemory, Receiver] = {}  # where its trace goes
         self.pending: set[Any] = set()  # calls, streams: without them it has not ended
         self.ended = False
         self.over = False  # nothing can be added any more
         self.error: BaseException | None = None
         self.abandoned = False
         self.answer: str | None = None  # the run's own
-        self.sources: list[dict[str, Any]] = []
+        self.sources: list[Source] = []
         self.touched = time.monotonic()
         self._started_at = datetime.now(timezone.utc)
         self._said: list[_Said] = []
         self._known: Counter[Key] = Counter()  # how often a prompt may hold what was said
         self._answered: dict[tuple[Key, ...], Key] = {}  # calls, by their whole prompt
         self._asked: Message | None = None
+        self._past: list[Message] = []  # what was said before the task
         self._called: set[str] = set()  # ids of tool calls
         self._unseen: list[Message] = []  # tools' results that stood in no prompt yet
         self._helped: dict[str, None] = {}
@@ -151,9 +183,7 @@ class Run:
     def found(self, nodes: Iterable[NodeWithScore]) -> None:
         """A retriever found nodes; some may be logs."""
         texts = {
-            node.get_content(): node.metadata["log_id"]
-            for node in nodes
-            if node.metadata.get("log_id") == node.node_id  # else a document's own field
+            node.get_content(): log_id for node in nodes if (log_id := log_id_of(node)) is not None
         }
         self._helped.update(dict.fromkeys(texts.values()))
         self.recalled({text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT})
@@ -163,11 +193,27 @@ class Run:
         self._helped.update(dict.fromkeys(texts.values()))
         self._recalled.update(texts)
 
-    def end(self, result: Any = None, error: BaseException | None = None) -> None:
-        """Its method returned; the answer may still be streamed."""
+    def end(
+        self,
+        result: Any = None,
+        error: BaseException | None = None,
+        retrieved: Collection[Source] = (),
+    ) -> None:
+        """Take note that its method returned; the answer may still be streamed.
+
+        Args:
+            result: What it returned.
+            error: Why it failed.
+            retrieved: What was retrieved in it.
+        """
         self.ended = True
         self.answer = answer_of(result)
-        self.sources = sources_of(result)
+        # As they were retrieved: a postprocessor may change what is shown of them.
+        found = {source.id: source for source in retrieved}
+        self.sources = [
+            replace(found.get(source.id, source), score=source.score)
+            for source in sources_of(result) or found.values()
+        ]
         if error is not None:
             self.fail(error)
 
@@ -185,11 +231,14 @@ class Run:
 
     @property
     def said_something(self) -> bool:
-        """Whether a model answered in it."""
-        return any(one.made_here for one in self._said)
+        """Whether a model answered in it, and there is an answer."""
+        return self.answer != NO_ANSWER and any(one.made_here for one in self._said)
 
-    def trace(self) -> Trace:
+    def trace(self, given: Metadata) -> Trace:
         """The trace of the run, once it is done.
+
+        Args:
+            given: Further metadata, which wins over what users say of the run.
 
         Raises:
             TraceError: Nothing was said.
@@ -199,11 +248,12 @@ class Run:
         steps = [without_texts(step, self._recalled) for step in shown]
         if final is not None:  # the run's own answer, whatever was said after it
             steps.append(final.step)
-        metadata: dict[str, Any] = {"source": "llama_index", "run_name": self.name}
+        metadata = in_scope({**self.metadata, **given})
+        metadata |= {"source": "llama_index", "run_name": self.name}
         if self.thread is not None:
             metadata["thread_id"] = self.thread
         if self.sources:
-            metadata["sources"] = self.sources
+            metadata[SOURCES] = [source.to_json() for source in self.sources]
         if self.error is not None:
             metadata["error"] = type(self.error).__name__
         elif self.abandoned:
@@ -211,6 +261,7 @@ class Run:
         return Trace.from_messages(
             steps,
             task=self.task or self._question,
+            earlier=earlier_turns([without_texts(step, self._recalled) for step in self._past]),
             outcome=self._outcome(final),
             id=self.id,
             started_at=self._started_at,
@@ -227,11 +278,13 @@ class Run:
         if self.error is not None:
             return "failure"
         if self.abandoned:
-            return "unknown"
+            return "incomplete"
         last = final or next((one for one in reversed(self._said) if one.made_here), None)
-        if last is not None and last.unreadable:
-            return "failure"
-        return "unknown" if last is not None and last.cut_off else "success"
+        if last is None:
+            return "success"
+        if last.cut_off:  # maybe in the midst of a call
+            return "incomplete"
+        return "failure" if last.unreadable else "success"
 
     def _final(self) -> _Said | None:
         """What the run answered with; None if its result does not tell."""
@@ -257,7 +310,10 @@ class Run:
         said before the run: up to the user's message that asks its task.
         """
         if self._asked is None and (users := [s for _, s in call.prompt if s and s.role == "user"]):
-            self._asked = users[-1]
+            asked = [step for step in users if not is_observation(step.text)]
+            self._asked = (asked or users)[-1]
+            if self.resumed:  # the turns before are its history
+                self.task = self.task or self._question
         history = self._history(call.prompt)
         seen: Counter[Key] = Counter()
         new: list[Message] = []
@@ -267,6 +323,7 @@ class Run:
                 continue
             self._known[key] += 1
             if place < history and step.role != "system":
+                self._past.append(step)
                 continue
             if step.role == "assistant" and self._is_rewritten(call.prompt[:place]):
                 continue
@@ -275,12 +332,13 @@ class Run:
             self._see(step)
             new.append(step)
         # Results follow their calls, also where another agent takes over with its instructions.
-        new.sort(key=lambda step: step.role != "tool")
+        call_at = next((at for at, step in enumerate(new) if step.role == "assistant"), len(new))
+        new[:call_at] = sorted(new[:call_at], key=lambda step: step.role != "tool")
         self._said += [_Said(step) for step in new]
 
     def _history(self, prompt: Sequence[tuple[Key, Message | None]]) -> int:
         """How many messages were there before the one that asks the task."""
-        task = (self.task or "").strip()
+        task = (self.task or self._question or "").strip()
         if not task:
             return 0
         for place in range(len(prompt) - 1, -1, -1):

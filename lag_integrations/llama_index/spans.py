@@ -13,8 +13,10 @@ from llama_index.core.indices.query.query_transform.base import BaseQueryTransfo
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.question_gen.types import BaseQuestionGenerator
 from llama_index.core.workflow import Workflow
+from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from lag_integrations.llama_index.runs import Call, Run
+from lag_integrations.sources import Source
 
 _MAX_SPANS = 100_000
 _UUID = 36
@@ -35,10 +37,12 @@ class Span:
         parent: What called it.
         instance: Whose method it is, while it goes on.
         arguments: What it was called with, while it goes on.
+        tags: LlamaIndex's ``instrument_tags`` when it began.
         run: The run that was opened here, if one was.
         muted: Whether nothing in it is captured.
         calls: The model calls that were begun here and go on, the last one last.
         chooses: Whether it selects, ranks, rewrites or retrieves, rather than answers.
+        retrieved: What was retrieved in it, and in what it called.
     """
 
     __slots__ = (
@@ -52,7 +56,9 @@ class Span:
         "muted",
         "parent",
         "released",
+        "retrieved",
         "run",
+        "tags",
     )
 
     def __init__(
@@ -62,10 +68,12 @@ class Span:
         self.parent = parent
         self.instance = instance
         self.arguments: BoundArguments | None = arguments
+        self.tags = active_instrument_tags.get()
         self.run: Run | None = None
         self.muted = muted
         self.calls: list[Call] = []
         self.chooses = isinstance(instance, _CHOOSERS)
+        self.retrieved: dict[Source, None] = {}
         self.children = 0
         self.exited = self.released = False
 

@@ -148,8 +148,12 @@ class Reply:
         extra = {"thinking_delta": part.text} if isinstance(part, Thought) else {}
         return ChatResponse(message=self._message(), delta=delta, additional_kwargs=extra)
 
-    def end(self) -> ChatResponse:
-        """The whole reply, with what is known once the answer has ended."""
+    def end(self, run_id: str | None) -> ChatResponse:
+        """The whole reply, with what is known once the answer has ended.
+
+        Args:
+            run_id: The captured run that it belongs to.
+        """
         generation = self._answer.generation
         read, written = self._answer.read_tokens, len(generation.token_ids)
         usage = {
@@ -165,7 +169,7 @@ class Reply:
                 "model": self._model,
                 "finish_reason": generation.finish_reason,
                 "usage": {**usage, "prompt_tokens_details": details},
-                "lag": self._answer.report(),
+                "lag": {**self._answer.report(), "run_id": run_id},
             },
             additional_kwargs=dict(usage),
         )

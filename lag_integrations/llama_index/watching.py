@@ -33,14 +33,22 @@ from llama_index.core.workflow import Workflow
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.span import active_span_id
 
-from lag_integrations.judging import Judge, is_uncaptured
-from lag_integrations.llama_index.messages import answer_of, result_of, task_of
+from lag_integrations.judging import is_uncaptured
+from lag_integrations.llama_index.messages import (
+    answer_of,
+    is_resumed,
+    node_sources,
+    result_of,
+    task_of,
+)
 from lag_integrations.llama_index.recording import Recorder
-from lag_integrations.llama_index.runs import Call, Run
+from lag_integrations.llama_index.run_tags import said_of_run
+from lag_integrations.llama_index.runs import Call, Receiver, Run
 from lag_integrations.llama_index.spans import Span, Spans
 from lag_integrations.llama_index.streams import acarried, carried
 from lag_integrations.outcomes import nobody_waits
 from lag_integrations.quiet import quiet
+from lag_integrations.sources import Source
 from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
@@ -59,12 +67,12 @@ class Block:
 
     Attributes:
         memory: Where the runs go that begin in it.
-        judge: Their judge.
+        receiver: Their judge and metadata.
         within: The span in which it was entered.
     """
 
     memory: KVLogMemory
-    judge: Judge | None
+    receiver: Receiver
     within: str | None
 
 
@@ -96,7 +104,7 @@ class Watch:
         with self._lock:
             span = self._spans.enter(id, instance, arguments, parent_id, is_uncaptured())
             for block in self._blocks_for(span):
-                self._open(span, block.memory, block.judge)
+                self._open(span, block.memory, block.receiver)
             if _writes_history(span) and (run := span.innermost_run()) is not None:
                 run.pending.add(_stream_of(instance))
             if span.parent is None:
@@ -153,7 +161,11 @@ class Watch:
             self._end_call(event.span_id, None, event.exception)
             self.recorder.settle_after(event.exception)
         elif isinstance(event, RetrievalEndEvent):
+            sources = dict.fromkeys(node_sources(event.nodes))
             with self._lock:
+                span = self._spans.get(event.span_id)
+                for each in () if span is None else span.upwards():
+                    each.retrieved.update(sources)
                 if (run := self._run_at(event.span_id)) is not None:
                     run.found(event.nodes)
 
@@ -172,7 +184,12 @@ class Watch:
         self.recorder.settle()
 
     def open(
-        self, memory: KVLogMemory, judge: Judge | None, owner: object, thread: str | None
+        self,
+        memory: KVLogMemory,
+        receiver: Receiver,
+        owner: object,
+        thread: str | None,
+        task: str | None,
     ) -> str | None:
         """Capture the run that goes on; its id."""
         with self._lock:
@@ -183,9 +200,10 @@ class Watch:
             if span is None:
                 return None
             span = span.outermost_of(span.instance)
-            run = self._open(span, memory, judge)
+            run = self._open(span, memory, receiver)
             if thread is not None:
                 run.thread = run.thread or thread
+            run.task = run.task or task
             return run.id
 
     @quiet
@@ -194,6 +212,36 @@ class Watch:
         with self._lock:
             if (run := self._run_at(active_span_id.get())) is not None:
                 run.recalled(texts)
+
+    def retrieved(self) -> list[Source]:
+        """Return what was retrieved in all that goes on around here."""
+        with self._lock:
+            span = self._spans.get(active_span_id.get())
+            outermost = None if span is None else list(span.upwards())[-1]
+            return [] if outermost is None else list(outermost.retrieved)
+
+    def run_id(self) -> str | None:
+        """Return the id of the innermost run that goes on here."""
+        with self._lock:
+            run = self._run_at(active_span_id.get())
+            return None if run is None else run.id
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what is said of the innermost run that goes on here, as its log will have it."""
+        with self._lock:
+            run = self._run_at(active_span_id.get())
+            if run is None:
+                return {}
+            said = dict(run.metadata)
+            for receiver in run.receivers.values():
+                said |= receiver.metadata
+            return said if run.thread is None else {**said, "thread_id": run.thread}
+
+    def memory(self) -> KVLogMemory | None:
+        """Return a memory that captures the innermost run that goes on here."""
+        with self._lock:
+            run = self._run_at(active_span_id.get())
+            return None if run is None else next(iter(run.receivers), None)
 
     def is_choosing(self) -> bool:
         """Whether the run only chooses here."""
@@ -220,20 +268,23 @@ class Watch:
                 return []
             entered_here = entered_here or each.id == block.within
             if each.run is not None:
-                takes_over = entered_here and block.memory not in each.run.memories
+                takes_over = entered_here and block.memory not in each.run.receivers
                 return [block] if takes_over else []
         return [block]
 
-    def _open(self, span: Span, memory: KVLogMemory, judge: Judge | None) -> Run:
+    def _open(self, span: Span, memory: KVLogMemory, receiver: Receiver) -> Run:
         run = span.run
         if run is None:
             self.recorder.begin()
             # Few-shot examples in a bare call are no history.
             arguments = None if isinstance(span.instance, BaseLLM) else span.arguments
             task = None if arguments is None else task_of(arguments)
-            run = span.run = Run(span.run_id, span.name, task)
+            resumed = arguments is not None and task is None and is_resumed(arguments)
+            metadata = said_of_run(span.tags)
+            run = span.run = Run(span.run_id, span.name, task, metadata, resumed=resumed)
             self._touch(run)
-        run.memories.setdefault(memory, judge)
+        known = run.receivers.get(memory, receiver)
+        run.receivers[memory] = Receiver(known.judge, {**known.metadata, **receiver.metadata})
         return run
 
     def _run_at(self, span_id: str | None) -> Run | None:
@@ -261,7 +312,7 @@ class Watch:
     def _failed(self, span: Span, run: Run, error: BaseException) -> None:
         self._close_calls(span)
         if span.run is run:
-            run.end(error=error)
+            run.end(error=error, retrieved=span.retrieved)
         elif _writes_history(span):
             run.pending.discard(_stream_of(span.instance))
             run.fail(error)
@@ -270,9 +321,9 @@ class Watch:
 
     def _end(self, span: Span, run: Run, result: Any) -> None:
         if result is None and isinstance(span.instance, Workflow):
-            run.end(error=asyncio.CancelledError())
+            run.end(error=asyncio.CancelledError(), retrieved=span.retrieved)
             return
-        run.end(result)
+        run.end(result, retrieved=span.retrieved)
         if isinstance(result, StreamingResponse | AsyncStreamingResponse):
             if result.response_gen is not None and result.response_txt is None:
                 self._carry(span, run, result)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
+from lag_integrations.errors import (
+    BusyError,
+    FingerprintMismatchError,
+    ForkedError,
+    SegmentCorruptedError,
+    StoreError,
+)
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.kv.segment_file import load_segment
+from lag_integrations.store.orphans import MIN_AGE
 from lag_integrations.store.store import LogStore
 
 _PROBES = 32
@@ -62,7 +67,7 @@ class Audit:
         store: LogStore,
         progress: Callable[[int, int], None] | None = None,
         *,
-        min_age: float = 600.0,
+        min_age: float = MIN_AGE,
     ) -> None:
         self._store = store
         self._min_age = min_age
@@ -91,7 +96,7 @@ class Audit:
                 rebuild = True
         store.retry_removals()
         if rebuild:
-            store.rebuild_index()
+            store.vectors.rebuild()
         return problems
 
     def _problems(self) -> Iterator[Problem]:
@@ -119,28 +124,19 @@ class Audit:
             self._keys[file] = key
             try:
                 data = self._store.blobs.get(file)
-                load_segment(data, key)
-            except OSError as error:
-                yield Problem("segment_missing", file, f"of log {key.log_id}: {error}")
+                self._store.decode(data, key)
             except (SegmentCorruptedError, FingerprintMismatchError) as error:
                 yield Problem("segment_damaged", file, f"of log {key.log_id}: {error}")
+            except (OSError, StoreError) as error:  # gone, or no name of a file of ours
+                yield Problem("segment_missing", file, f"of log {key.log_id}: {error}")
             else:
                 if len(data) != size:
                     yield Problem("segment_damaged", file, f"{len(data)} bytes instead of {size}")
             self._progress(done, len(stored))
 
     def _orphans(self) -> Iterator[Problem]:
-        # Nothing else in that folder or bucket is ours.
-        file = r"[^/]{1,16}/[0-9a-f]{2}/([0-9a-f-]+\.safetensors|\.[^/]+\.part)"
-        ours = re.compile(f"{self._store.id}/{file}")
-        names = [name for name in self._store.blobs.names(self._store.id) if ours.fullmatch(name)]
-        # Asked after the files were listed: a file is recorded after it was written.
-        for start in range(0, len(names), 500):
-            part = names[start : start + 500]
-            known = self._store.segments.live_files(part) | self._store.removals.files(part)
-            for name in part:
-                if name not in known and self._store.blobs.age(name) >= self._min_age:
-                    yield Problem("orphan_file", name, "belongs to no log")
+        for name in self._store.orphans.find(min_age=self._min_age):
+            yield Problem("orphan_file", name, "belongs to no log")
 
     def _index(self) -> Iterator[Problem]:
         store = self._store
@@ -162,5 +158,7 @@ class Audit:
                 if lost > len(probes) * _MISSES:
                     detail = f"it finds only {len(probes) - lost} of {len(probes)} of its entries"
                     yield Problem("index_differs", "index", detail)
+            except (BusyError, ForkedError):
+                raise  # which says nothing of the index
             except StoreError as error:
                 yield Problem("index_unusable", "index", str(error))

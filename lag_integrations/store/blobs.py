@@ -26,16 +26,20 @@ class Blobs:
 
     Args:
         url: Folder, or URL of a folder (``s3://bucket/memory``), for fsspec.
+        make: Make the folder, if it does not exist.
 
     Raises:
         StoreError: There is no such file system.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
         self.url = url
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
-            self._fs.makedirs(self._root, exist_ok=True)
+            if make and isinstance(self._fs, LocalFileSystem):
+                Path(self._root).mkdir(0o700, parents=True, exist_ok=True)
+            elif make:
+                self._fs.makedirs(self._root, exist_ok=True)
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(
                 f"Segments cannot be kept at {url!r} ({error}). Give a folder or a URL that fsspec "
@@ -56,7 +60,8 @@ class Blobs:
             return
         folder = Path(path).parent
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+        prefix = f".{Path(path).stem}-"  # whose it is can be seen, if it is left half written
+        descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -65,7 +70,7 @@ class Blobs:
                 if self._mapped:  # whoever would write into it now makes another file instead
                     os.fchmod(file.fileno(), 0o400)
             os.replace(scratch, path)
-            _sync(folder)
+            sync_folder(folder)
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise
@@ -110,6 +115,15 @@ class Blobs:
         for path in paths:
             yield posixpath.relpath(path, self._root)
 
+    def folders(self, folder: str) -> list[str]:
+        """The folders within a folder."""
+        try:
+            entries = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        found = (entry["name"] for entry in entries if entry["type"] == "directory")
+        return [posixpath.relpath(path, self._root) for path in found]
+
     def age(self, name: str) -> float:
         """Seconds since a file was written, by the file system's clock and ours."""
         try:
@@ -125,8 +139,13 @@ class Blobs:
         except FileNotFoundError:
             return
 
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Return whether this can be the name of a file here, and not of one elsewhere."""
+        return not name.startswith("/") and ".." not in name.split("/")
+
     def _path(self, name: str) -> str:
-        if name.startswith("/") or ".." in name.split("/"):
+        if not self.is_name(name):
             raise StoreError(f"{name[:80]!r} is not the name of a segment file.")
         return posixpath.join(self._root, name)
 
@@ -143,8 +162,8 @@ def _read(path: str) -> Data:
     return data
 
 
-def _sync(folder: Path) -> None:
-    """Make a new name in a folder durable, where the system has a way to."""
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable, where the system has a way to."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_DIRECTORY)

@@ -94,13 +94,13 @@ class Evictor:
         if budget.ttl is not None:
             old = logs.c.captured_at < time.time() - budget.ttl
             while ids := self._least_valuable(_STEP, old):
-                deleted += len(self._ledger.delete([key for key, _ in ids]))
+                deleted += len(self._ledger.delete([key for key, _ in ids], evicted=True))
         if budget.max_logs is not None:
             excess = self._ledger.count() - budget.max_logs
             if excess > 0:
                 excess += int(budget.max_logs * _SLACK)
                 ids = self._least_valuable(excess)
-                deleted += len(self._ledger.delete([key for key, _ in ids]))
+                deleted += len(self._ledger.delete([key for key, _ in ids], evicted=True))
         if budget.max_bytes is not None:
             of_logs, of_segments = self.nbytes()
             if of_logs + of_segments > budget.max_bytes:
@@ -129,7 +129,7 @@ class Evictor:
                     break
                 chosen.append(key)
                 needed -= size
-            deleted += len(self._ledger.delete(chosen))
+            deleted += len(self._ledger.delete(chosen, evicted=True))
         return deleted
 
     def _free_segments(self, needed: int) -> int:

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.locks import Locks
+from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate
 from lag_integrations.store.migrations import bring_up_to_date
+from lag_integrations.store.read_only import is_read_only, open_read_only
+from lag_integrations.store.schema import metadata
 
 LEDGER_FILE = "ledger.sqlite"
 _COMPACT_TRIES = 10
+_BUSY = 60
+"""Seconds to wait for other threads, and then for other processes, that write to an SQLite file.
+What waits longest is an `add`, whose trace is lost if it gives up."""
+_TIMEOUTS = {"lock_timeout": "60s", "statement_timeout": "120s"}
+"""PostgreSQL's limits, unless the URL or the role sets others; `Database.take_time` lifts them."""
+_CONNECT_TIMEOUT = 10
+_REWRITE_WAIT = 10
+"""Seconds to wait for those who use a table of a server that is to be written anew."""
 _SUPPORTED = ("sqlite", "postgresql")
 
 
@@ -32,6 +55,7 @@ class Database:
         backed_up: There is a backup, so that an older ledger on a server may be migrated.
 
     Attributes:
+        read_only: Whether the ledger can only be read, since its folder cannot be written.
         migrated_from: The schema version that the ledger had until now, if that was an older one.
 
     Raises:
@@ -44,6 +68,10 @@ class Database:
             raise StoreError(
                 "An SQLite ledger is always in the store's folder: give that folder as the path."
             )
+        self.read_only = url is None and is_read_only(folder / LEDGER_FILE)
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        if url is None and not self.read_only:
+            _make_private(folder / LEDGER_FILE)
         try:
             # Not a URL written out: a folder's name may hold what means something in one.
             self.url = (
@@ -58,7 +86,8 @@ class Database:
                 )
             self.engine: Engine = create_engine(
                 self.url,
-                connect_args={"timeout": 60} if self.is_sqlite else {},
+                **({"creator": self._reader(folder)} if self.read_only else {}),
+                connect_args={"timeout": _BUSY} if self.is_sqlite else self._reached_within(),
                 pool_size=20,
                 max_overflow=20,
                 pool_pre_ping=not self.is_sqlite,
@@ -71,9 +100,13 @@ class Database:
                 "(pip install 'lag_integrations[postgres]')."
             ) from error
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _configure)
+            if not self.read_only:
+                event.listen(self.engine, "connect", _configure)
             event.listen(self.engine, "begin", _begin)
-        self.locks = Locks(self.url, folder / "locks")
+        else:
+            event.listen(self.engine, "connect", _limit)
+        locks = None if self.read_only else folder / "locks"
+        self.locks = Locks(self.url, locks, self._reached_within())
         # SQLite has one writer at a time: threads queue here, which is fairer than its polling.
         self._writing = threading.RLock() if self.is_sqlite else None
         try:
@@ -92,13 +125,32 @@ class Database:
         return str(self.url.database) if self.is_sqlite else self.url.render_as_string()
 
     @property
+    def dialect(self) -> str:
+        """The kind of database: ``sqlite`` or ``postgresql``."""
+        return self.url.get_backend_name()
+
+    @property
     def is_sqlite(self) -> bool:
         """Whether this is a file, not a server."""
-        return self.url.get_backend_name() == "sqlite"
+        return self.dialect == "sqlite"
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+        if self._copies is not None:
+            self._copies.cleanup()
+
+    def _reader(self, folder: Path) -> Callable[[], sqlite3.Connection]:
+        """What connects to a ledger that can only be read."""
+        self._copies = tempfile.TemporaryDirectory(prefix="lag-")
+        uri = open_read_only(folder / LEDGER_FILE, Path(self._copies.name))
+
+        def connect() -> sqlite3.Connection:
+            return sqlite3.connect(
+                uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False
+            )
+
+        return connect
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -115,15 +167,36 @@ class Database:
         """A transaction that is durable when it ends well, and never happened otherwise.
 
         Raises:
-            StoreError: The database fails.
+            BusyError: Others write for longer than is waited.
+            StoreError: The database fails, or can only be read.
         """
+        if self.read_only:
+            raise StoreError(
+                f"{self} can only be read: its folder cannot be written. Copy the folder to where "
+                "it can be, or be given the right to write it."
+            )
         with self._explained():
             if self._writing is None:
                 with self.engine.begin() as connection:
                     yield connection
             else:
-                with self._writing, self.engine.begin() as connection:
-                    yield connection
+                if not self._writing.acquire(timeout=_BUSY):
+                    raise busy(f"the ledger {self}, in this process,", _BUSY)
+                try:
+                    with self.engine.begin() as connection:
+                        yield connection
+                finally:
+                    self._writing.release()
+
+    def take_time(self, connection: Connection) -> None:
+        """Lift a server's time limits for the rest of a transaction that has much to do."""
+        if not self.is_sqlite:
+            for name in _TIMEOUTS:
+                connection.execute(select(func.set_config(name, "0", True)))
+
+    def forget_values(self) -> None:
+        """Let go of compiled statements: each holds the values that it was first made with."""
+        self.engine.clear_compiled_cache()
 
     def compact(self) -> bool:
         """Give the space of deleted rows back, and leave nothing of them in the journal.
@@ -131,13 +204,15 @@ class Database:
         Returns:
             False if others were reading the journal all the time; it is emptied later then.
         """
-        if not self.is_sqlite:
+        if not self.is_sqlite or self.read_only:
             return True
         for _ in range(_COMPACT_TRIES):
             with self._explained(), self.engine.connect() as connection:
                 # The driver's own: these work step by step, and not in a transaction.
                 cursor = connection.connection.cursor()
                 try:
+                    # Waiting for readers, SQLite would keep all writers out.
+                    cursor.execute("PRAGMA busy_timeout=0")
                     cursor.execute("PRAGMA incremental_vacuum")
                     cursor.fetchall()
                     cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -145,11 +220,44 @@ class Database:
                 except sqlite3.OperationalError:  # another process is writing
                     busy = 1
                 finally:
+                    cursor.execute(f"PRAGMA busy_timeout={_BUSY * 1000}")
                     cursor.close()
             if not busy:
                 return True
             time.sleep(0.02)
         return False
+
+    def rewrite(self) -> str | None:
+        """Write the tables anew, so that no page holds anything of deleted rows.
+
+        On a server this locks one table after the other while it is written.
+
+        Returns:
+            Why it could not be done, if so.
+        """
+        if self.is_sqlite:  # what was deleted is overwritten at once
+            return None if self.compact() else "others were reading the ledger's journal"
+        names = list(metadata.tables)
+        owned = text(
+            "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
+            "AND relname = ANY(:names) AND pg_has_role(relowner, 'USAGE')"
+        )
+        autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            with autocommit.connect() as connection:
+                found = set(connection.scalars(owned, {"names": names}))
+                if found != set(names):
+                    return "the ledger's user does not own its tables, and may not VACUUM them"
+                connection.exec_driver_sql(f"SET lock_timeout = '{_REWRITE_WAIT}s'")
+                connection.exec_driver_sql("SET statement_timeout = 0")
+                try:
+                    for name in names:
+                        connection.exec_driver_sql(f'VACUUM (FULL, ANALYZE) "{name}"')
+                finally:
+                    connection.invalidate()  # its settings are nobody else's
+        except SQLAlchemyError as error:
+            return f"its tables could not be locked ({type(error).__name__})"
+        return None
 
     def damage(self) -> list[str]:
         """What the database itself finds wrong with its file."""
@@ -163,6 +271,19 @@ class Database:
         """An INSERT that has ``on_conflict_do_…``."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
+    def _is_busy(self, error: SQLAlchemyError, reason: str) -> bool:
+        if self.is_sqlite:
+            return isinstance(error, OperationalError) and reason.endswith("is locked")
+        return sqlstate(error) == LOCK_TIMEOUT
+
+    def _reached_within(self) -> dict[str, Any]:
+        """How long to wait for a server to take a connection."""
+        known = (
+            self.url.get_driver_name().startswith("psycopg")
+            and "connect_timeout" not in self.url.query
+        )
+        return {"connect_timeout": _CONNECT_TIMEOUT} if known else {}
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -170,6 +291,8 @@ class Database:
         except SQLAlchemyError as error:
             # The first line: PostgreSQL's next ones may repeat the row.
             reason = str(getattr(error, "orig", None) or type(error).__name__).split("\n")[0]
+            if self._is_busy(error, reason):
+                raise busy(f"the ledger {self} ({reason})", _BUSY) from error
             help_ = "Nothing was changed by the step that failed."
             if "full" in reason or "No space" in reason:
                 help_ += " Free some space, or give the memory a budget (max_bytes)."
@@ -177,6 +300,12 @@ class Database:
                 help_ += " The ledger file is damaged: restore it from a backup or an export."
             # Not chained for users to read: the statement is there, but never its parameters.
             raise StoreError(f"The ledger {self} failed: {reason}. {help_}") from error
+
+
+def _make_private(file: Path) -> None:
+    """Make an empty file that nobody else can read; SQLite gives its journal the same mode."""
+    with suppress(OSError):  # it exists, or opening it will say what is wrong
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _configure(connection: Any, _: Any) -> None:
@@ -188,6 +317,16 @@ def _configure(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA secure_delete=ON")  # what was deleted is overwritten
     cursor.close()
+
+
+def _limit(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for name, limit in _TIMEOUTS.items():
+        cursor.execute(
+            f"SELECT set_config('{name}', '{limit}', false) WHERE current_setting('{name}') = '0'"
+        )
+    cursor.close()
+    connection.commit()
 
 
 def _begin(connection: Connection) -> None:

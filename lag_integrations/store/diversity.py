@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.store import Found
+from lag_integrations.store.found import Found
 
 
 def most_diverse(
@@ -41,4 +41,4 @@ def most_diverse(
         chosen.append(best)
         for found in left:
             alike[found.id] = max(alike[found.id], float(vectors[found.id] @ vectors[best.id]))
-    return sorted(chosen, key=lambda found: -found.score)
+    return sorted(chosen, key=lambda found: found.rank)

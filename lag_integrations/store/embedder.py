@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -25,6 +26,10 @@ _QUERIES = 256
 """Queries whose embeddings are held: a retry, a step of an agent, the same question of many."""
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
+_sharing = threading.Lock()
+_models: dict[str, SentenceTransformer] = {}
+"""Those loaded by name or folder, for as long as the process lasts."""
+
 
 class Embedder:
     """Turns texts into unit vectors.
@@ -32,8 +37,8 @@ class Embedder:
     Args:
         source: A sentence-transformers name or folder, a loaded ``SentenceTransformer``, LangChain
             ``Embeddings``, a LlamaIndex ``BaseEmbedding``, or any function from a list of texts to
-            a list of vectors. A name is loaded when it is first needed. By default the packaged
-            all-MiniLM-L6-v2, else the hub's.
+            a list of vectors. A name or folder is loaded when it is first needed, once a process.
+            By default the packaged all-MiniLM-L6-v2, else the hub's.
 
     Raises:
         StoreError: The source is none of these.
@@ -69,6 +74,10 @@ class Embedder:
         """
         return self._embed_query(text)
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Embed queries, fp32 ``[texts, dimension]``, without holding them."""
+        return self._units(self._loaded()[1], texts)
+
     def forget_queries(self) -> None:
         """Hold none of the queries any more."""
         self._embed_query.cache_clear()
@@ -94,7 +103,7 @@ class Embedder:
     def _loaded(self) -> tuple[_Function, _Function]:
         with self._lock:
             if self._functions is None:
-                self._functions = _functions_of(load_embedder(self._source))
+                self._functions = _functions_of(_shared(self._source))
             return self._functions
 
     def _units(self, function: _Function, texts: Sequence[str]) -> Vectors:
@@ -115,6 +124,15 @@ def default_embedder() -> str | Path:
         return packaged.embedder()
     except PackagedModelError:
         return DEFAULT_EMBEDDER
+
+
+def _shared(source: str | Path) -> SentenceTransformer:
+    """Return the model of a name or folder, which all memories of this process share."""
+    key = os.path.realpath(source) if os.path.isdir(source) else str(source)
+    with _sharing:
+        if key not in _models:
+            _models[key] = load_embedder(source)
+        return _models[key]
 
 
 def load_embedder(

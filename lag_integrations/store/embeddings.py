@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from sqlalchemy import (
     ColumnElement,
+    and_,
     delete,
     func,
     insert,
+    not_,
     select,
     tuple_,
     union_all,
@@ -21,7 +23,7 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.failures import Failures, failed
-from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.ledger import Ledger, in_quarantine
 from lag_integrations.store.schema import embeddings, logs, settings
 from lag_integrations.trace import Trace
 
@@ -50,10 +52,10 @@ class EmbeddingTable:
         self._mine_by_id = logs.c.namespace.concat("") == ledger.namespace  # see Ledger
 
     def missing(self, limit: int | None = None) -> list[tuple[str, Trace]]:
-        """Logs that have no embedding yet, oldest first; failed and damaged ones are left out."""
+        """Logs that wait for their embedding, oldest first; none that failed or is quarantined."""
         statement = (
             select(logs.c.id, logs.c.trace)
-            .where(self._mine, logs.c.embedded.is_(False), logs.c.id.not_in(failed(EMBED)))
+            .where(self._waiting)
             .order_by(logs.c.captured_at)
             .limit(limit)
         )
@@ -70,8 +72,16 @@ class EmbeddingTable:
 
     def count_missing(self, *, limit: int | None = None) -> int:
         """Number of logs that wait for their embedding, counted up to a limit."""
-        waiting = self._mine & logs.c.embedded.is_(False) & logs.c.id.not_in(failed(EMBED))
-        return self._ledger.count(waiting, limit=limit)
+        return self._ledger.count(self._waiting, limit=limit)
+
+    @property
+    def _waiting(self) -> ColumnElement[bool]:
+        return and_(
+            self._mine,
+            logs.c.embedded.is_(False),
+            logs.c.id.not_in(failed(EMBED)),
+            not_(in_quarantine()),
+        )
 
     def count_logs(self) -> int:
         """Number of logs that are embedded."""
@@ -156,6 +166,12 @@ class EmbeddingTable:
         data = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
         return [(row.log_id, row.key) for row in rows], data.reshape(len(rows), -1)
 
+    def tasks(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return the embedding of each log's task, which is the first of its keys."""
+        entries, vectors = self.vectors(ids=ids)
+        first = dict(zip(entries, vectors, strict=True))
+        return {log_id: first[log_id, key] for log_id, key in sorted(first, reverse=True)}
+
     def count(
         self,
         *,
@@ -181,6 +197,7 @@ class EmbeddingTable:
     def adopt(self, record: str) -> None:
         """Make an embedder the store's, and have every log of all namespaces embedded again."""
         with self._db.write() as connection:
+            self._db.take_time(connection)
             connection.execute(delete(embeddings))
             connection.execute(update(logs).values(embedded=False))
             connection.execute(

@@ -13,6 +13,8 @@ from pydantic import JsonValue
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.errors import StoreError
+from lag_integrations.provenance import MessageSource, Owner
+from lag_integrations.sources import SOURCES, names_in
 from lag_integrations.store.schema import logs, tags
 
 Where = Mapping[str, Any]
@@ -27,6 +29,13 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 RUN = "$run"
 """Key of the tags that hold the ids of a log's runs; a filter cannot ask for it."""
+SOURCE = "lag_source"
+"""Key of the tag that holds a log's least trusted source; no metadata of a trace."""
+OWN = "$own"
+"""Key of the tags that say whose a log is, of those that only their owner is given."""
+BOOLEAN = "\ufffe"
+"""What the text of a boolean begins with, and no other: a number would be taken for 0 or 1."""
+_MOST_CLAUSES, _MOST_LEVELS, _MOST_VALUES = 200, 20, 10_000
 _KEY_LENGTH = 128
 _TEXT_LENGTH = 500
 """Characters: a row of an index is limited (PostgreSQL: 2,704 bytes)."""
@@ -35,14 +44,15 @@ _TEXT_LENGTH = 500
 def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, Any]]:
     """What of a trace's metadata can be filtered by: scalars, and lists of scalars.
 
-    Texts of more than 500 characters, keys of more than 128 or with a "$" at the beginning, and
-    what is nested cannot.
+    Of a run's sources, their ids and documents. Texts of more than 500 characters, keys of more
+    than 128 or with a "$" at the beginning, and what is nested otherwise cannot.
     """
     rows = []
     for key, value in metadata.items():
-        for position, item in enumerate(value if isinstance(value, list) else [value]):
+        items = value if isinstance(value, list) else [value]
+        for position, item in enumerate(names_in(items) if key == SOURCES else items):
             columns = _columns(item) if isinstance(item, Scalar) else None
-            if columns is None or len(key) > _KEY_LENGTH or key.startswith("$"):
+            if columns is None or len(key) > _KEY_LENGTH or key.startswith("$") or key == SOURCE:
                 continue
             text, number = columns
             if len(text or "") <= _TEXT_LENGTH:
@@ -56,6 +66,22 @@ def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, A
                     }
                 )
     return rows
+
+
+def source_rows(log_id: str, source: MessageSource, owner: Owner | None) -> list[dict[str, Any]]:
+    """Rows with a log's least trusted source, and whose it is, if only its owner is given it."""
+    texts = [(SOURCE, 0, str(source))]
+    texts += [(OWN, place, mark) for place, mark in enumerate(owner.marks if owner else ())]
+    return [
+        {"log_id": log_id, "key": key, "position": position, "text": text, "number": None}
+        for key, position, text in texts
+    ]
+
+
+def readable_by(owner: Owner) -> ColumnElement[bool]:
+    """A condition on ``logs``: that they are for everybody, or this owner's."""
+    marked = select(tags.c.log_id).where(tags.c.log_id == logs.c.id, tags.c.key == OWN)
+    return or_(~marked.exists(), marked.where(tags.c.text.in_(owner.readable)).exists())
 
 
 def run_row(log_id: str, run_id: str, position: int) -> dict[str, Any]:
@@ -72,25 +98,49 @@ def of_run(run_id: str) -> ColumnElement[bool]:
 def condition(where: Where) -> ColumnElement[bool]:
     """A condition on ``logs``.
 
+    Of conditions there may be 200, in at most 20 levels, and 10,000 values in a list.
+
     Args:
         where: ``{"key": value}``, or ``{"key": {"$gt": 3}}`` with ``$eq $ne $gt $gte $lt $lte $in
             $nin``; several keys must all hold; ``{"$and": […]}`` and ``{"$or": […]}`` combine.
-            Values are text, numbers or booleans. Of a list in the metadata, one item has to fit.
+            Values are text, numbers or booleans. Of a list in the metadata, one item has to fit;
+            ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
             As in Chroma, ``$ne`` and ``$nin`` hold where the key is missing.
 
     Raises:
         StoreError: The filter is malformed.
     """
+    return _condition(where, _Room())
+
+
+class _Room:
+    """What a filter may still hold: databases refuse expressions of some 1,000 levels."""
+
+    def __init__(self) -> None:
+        self.clauses = _MOST_CLAUSES
+        self.levels = _MOST_LEVELS
+
+
+def _condition(where: Where, room: _Room) -> ColumnElement[bool]:
     if not isinstance(where, Mapping) or not where:
         raise _malformed(where, "it must be a mapping that is not empty")
-    return and_(*(_clause(key, value) for key, value in where.items()))
+    return and_(*(_clause(key, value, room) for key, value in where.items()))
 
 
-def _clause(key: str, value: Any) -> ColumnElement[bool]:
+def _clause(key: str, value: Any, room: _Room) -> ColumnElement[bool]:
+    room.clauses -= 1
+    if room.clauses < 0:
+        raise _malformed(
+            key, f"it has more than {_MOST_CLAUSES} conditions; for many values of one key, use $in"
+        )
     if key in ("$and", "$or"):
         if not isinstance(value, Iterable) or isinstance(value, str | Mapping) or not value:
             raise _malformed(value, f"{key} needs a list of filters")
-        parts = [condition(part) for part in value]
+        room.levels -= 1
+        if room.levels < 0:
+            raise _malformed(key, f"it has more than {_MOST_LEVELS} levels")
+        parts = [_condition(part, room) for part in value]
+        room.levels += 1
         return and_(*parts) if key == "$and" else or_(*parts)
     if not isinstance(key, str) or key.startswith("$"):
         raise _malformed(key, "it is no key and none of $and, $or")
@@ -109,26 +159,46 @@ def _operator(key: str, name: str, operand: Any) -> ColumnElement[bool]:
     if name in ("$in", "$nin"):
         if not isinstance(operand, list | tuple | set | frozenset) or not operand:
             raise _malformed(operand, f"{name} needs a list of values")
-        found = or_(*(_has(key, "$eq", item) for item in operand))
+        if len(operand) > _MOST_VALUES:
+            raise _malformed(name, f"it has more than {_MOST_VALUES:,} values")
+        found = _has_any(key, operand)
         return found if name == "$in" else not_(found)
     known = ", ".join([*_COMPARISONS, "$ne", "$in", "$nin"])
     raise _malformed(name, f"known operators are {known}")
 
 
 def _has(key: str, name: str, value: Any) -> ColumnElement[bool]:
+    text, number = _operand(value)
+    compare = _COMPARISONS[name]
+    if isinstance(value, bool) and name != "$eq":
+        raise _malformed(value, f"booleans have no order, which {name} asks for")
+    fits = compare(tags.c.text, text) if number is None else compare(tags.c.number, number)
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+
+
+def _has_any(key: str, values: Iterable[Any]) -> ColumnElement[bool]:
+    operands = [_operand(value) for value in values]
+    fits = or_(
+        tags.c.text.in_([text for text, _ in operands if text is not None]),
+        tags.c.number.in_([number for _, number in operands if number is not None]),
+    )
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+
+
+def _operand(value: Any) -> tuple[str | None, float | None]:
+    """A value of a filter as text or number."""
     if not isinstance(value, Scalar):
         raise _malformed(value, "values are text, numbers or booleans")
     columns = _columns(value)
     if columns is None:
         raise _malformed(value, "the number is too large")
-    text, number = columns
-    compare = _COMPARISONS[name]
-    fits = compare(tags.c.text, text) if number is None else compare(tags.c.number, number)
-    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+    return columns
 
 
 def _columns(value: Scalar) -> tuple[str | None, float | None] | None:
     """A value as text or number; None if it is too large to be compared."""
+    if isinstance(value, bool):
+        return f"{BOOLEAN}{value}".lower(), None
     if isinstance(value, str):
         return _plain(value), None
     try:
@@ -138,8 +208,18 @@ def _columns(value: Scalar) -> tuple[str | None, float | None] | None:
 
 
 def _plain(text: str) -> str:
-    return text.replace("\0", "\ufffd")  # PostgreSQL has no NUL in texts
+    # PostgreSQL has no NUL in texts, and no database halves of a UTF-16 pair.
+    return (
+        text.replace("\0", "\ufffd")
+        .replace(BOOLEAN, "\ufffd")
+        .encode("utf-16", "surrogatepass")
+        .decode("utf-16", "replace")
+    )
 
 
 def _malformed(part: object, why: str) -> StoreError:
-    return StoreError(f"The filter {str(part)[:80]!r} cannot be used: {why}.")
+    try:
+        shown = str(part)[:80]
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        shown = "…"
+    return StoreError(f"The filter {shown!r} cannot be used: {why}.")

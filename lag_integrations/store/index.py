@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import BusyError, ForkedError, StoreError
 from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.embeddings import Entry
 from lag_integrations.traces.search_keys import MAX_KEYS
@@ -18,13 +18,25 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 """Entries a write: others wait for the lock meanwhile, a fifth of a second."""
+_LOGS = 100
+"""Logs a removal, most of which have two or three entries."""
 
 
 class ChromaAccess(Protocol):
-    """How a Chroma database is reached."""
+    """How a Chroma database is reached.
+
+    Attributes:
+        served: Whether a server keeps its files.
+    """
+
+    served: ClassVar[bool]
 
     def session(self, *, write: bool) -> AbstractContextManager[ClientAPI]:
         """A client that may be used inside of the block."""
+        ...
+
+    def rewrite(self) -> bool:
+        """Leave nothing of what was removed on the disk; return whether that could be done."""
         ...
 
     def reset(self) -> None:
@@ -74,10 +86,12 @@ class Index:
 
     def remove(self, log_ids: Sequence[str]) -> None:
         """Remove all entries of some logs; logs of which it holds none are fine."""
-        ids = [_name((log_id, key)) for log_id in log_ids for key in range(MAX_KEYS)]
         with self._collection(write=True) as collection:
-            for start in range(0, len(ids), _BATCH):
-                collection.delete(ids=ids[start : start + _BATCH])
+            for start in range(0, len(log_ids), _LOGS):
+                some = log_ids[start : start + _LOGS]
+                names = [_name((log_id, key)) for log_id in some for key in range(MAX_KEYS)]
+                if held := collection.get(ids=names, include=[])["ids"]:
+                    collection.delete(ids=held)
             first = collection.get(limit=1, include=["embeddings"])["embeddings"]
             if first is not None and len(first):
                 self._settle(collection, first[0])
@@ -119,10 +133,22 @@ class Index:
                 if collection.name.startswith(self._prefix) and which(collection.name):
                     client.delete_collection(collection.name)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server keeps it."""
+        return self._access.served
+
+    def rewrite(self) -> bool:
+        """Leave nothing of what was removed on the disk; return whether that could be done."""
+        with self._explained():
+            return self._access.rewrite()
+
     def reset(self) -> None:
         """Begin anew, whatever state the database is in."""
         try:
             self.drop()
+        except (BusyError, ForkedError):
+            raise  # which is no fault of the database
         except StoreError:
             self._access.reset()
 
@@ -155,6 +181,11 @@ class Index:
         except BaseException as error:  # Chroma's own family, its HTTP client's, Rust panics
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
+            if "Timeout" in type(error).__name__:  # the HTTP client's
+                raise BusyError(
+                    f"The Chroma server does not answer ({type(error).__name__}). It is asked "
+                    "again; see whether it is stopped."
+                ) from error
             raise StoreError(
                 f"The Chroma index failed ({type(error).__name__}: {str(error)[:300]}). It is "
                 "derived: `kvlog reindex` makes it again."

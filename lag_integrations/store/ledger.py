@@ -20,27 +20,62 @@ from sqlalchemy import (
     insert,
     not_,
     select,
+    true,
     update,
 )
 
-from lag_integrations.errors import StoreError, TraceError
+from lag_integrations.errors import StoreError, TraceError, TraceRefusedError
+from lag_integrations.provenance import (
+    IMPORTED,
+    NOBODY,
+    QUARANTINED,
+    UNJUDGED,
+    VERDICT,
+    MessageSource,
+    Owner,
+    is_marked,
+    is_untrusted,
+    least_trusted,
+    refuse_reserved,
+    without,
+    worst,
+)
+from lag_integrations.screening import Gate
 from lag_integrations.store.database import Database
-from lag_integrations.store.filters import RUN, Where, condition, run_row, tag_rows
+from lag_integrations.store.facts import note_deletion
+from lag_integrations.store.filters import (
+    OWN,
+    RUN,
+    SOURCE,
+    Where,
+    condition,
+    readable_by,
+    run_row,
+    source_rows,
+    tag_rows,
+)
 from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
 from lag_integrations.trace import Outcome, Trace
 
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_BYTES = 64 * 2**20
+"""Of a trace."""
 _CHUNK = 500
 """Rows a transaction: others get their turn, and databases limit the number of parameters."""
 NOT_RECALLED = {"lag_recall": False}
 """Metadata of a trace that is kept, but never recalled, whatever its outcome."""
+OUTDATED = {"lag_outdated": True}
+"""Metadata of a log whose sources were said to have changed, until a new run confirms it."""
+_CERTAINTY: dict[Outcome, int] = {"incomplete": 0, "unknown": 1, "success": 2, "failure": 2}
+"""How much an outcome says: of the same content captured twice, the more certain one is kept."""
+_JUDGED = 1
+"""How much it says more, if somebody judged."""
 _RUNS = 100
 """Runs of the same content by which a log is found: the latest."""
-VERDICT = "verdict"
-"""Metadata of a log on which someone gave a verdict: the outcome, and of which run."""
 COUNTERS = ("captured_at", "times_seen", "times_recalled", "times_helped", "times_harmed")
+_NEW = {"times_seen": 1, "times_recalled": 0, "times_helped": 0, "times_harmed": 0}
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,8 @@ class LogInfo:
         times_helped: How often it was said to have helped.
         times_harmed: How often it was said to have harmed.
         state: ``captured``, ``embedded`` (can be recalled) or ``indexed`` (is in Chroma too).
+        source: The least trusted source that it follows (see `provenance`); None of a log from
+            before this was recorded.
         segments: Number of stored segments.
         bytes: Bytes of the trace and its segments.
     """
@@ -68,8 +105,20 @@ class LogInfo:
     times_helped: int
     times_harmed: int
     state: str
+    source: str | None
     segments: int
     bytes: int
+
+    @property
+    def quarantine(self) -> str | None:
+        """Why it is in quarantine; None if it is not."""
+        reason = self.trace.metadata.get(QUARANTINED)
+        return None if reason is None else str(reason)
+
+
+def in_quarantine() -> ColumnElement[bool]:
+    """Return the condition that a log waits for somebody to release it."""
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == QUARANTINED))
 
 
 def checked_namespace(name: object) -> str:
@@ -92,8 +141,20 @@ def log_id(namespace: str, trace: Trace) -> str:
 
 
 def _content(trace: Trace) -> dict[str, Any]:
+    """What the ledger holds of a trace itself.
+
+    Raises:
+        TraceError: It cannot be read back, or is too large.
+    """
     text = trace.to_json()
-    return {"outcome": trace.outcome, "trace": text, "bytes": len(text.encode())}
+    size = len(text.encode())
+    if size > MAX_BYTES:
+        raise TraceError(
+            f"A trace has more than {MAX_BYTES:,} bytes. Cut what it holds, or keep large contents "
+            "elsewhere and name them."
+        )
+    Trace.from_json(text)
+    return {"outcome": trace.outcome, "trace": text, "bytes": size}
 
 
 class Ledger:
@@ -103,34 +164,102 @@ class Ledger:
         database: Where it is kept.
         namespace: The tenant; no method sees another's logs.
         ttl: Seconds after which a log is no longer recalled, from its last capture.
+        gate: What every trace passes before it is recorded.
     """
 
-    def __init__(self, database: Database, namespace: str, ttl: float | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        ttl: float | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self._db = database
+        self._gate = gate or Gate()
         self.namespace = checked_namespace(namespace)
         self._ttl = ttl
         self._mine = logs.c.namespace == self.namespace
         # An expression: SQLite would rather go through all of a namespace than look for ids.
         self.mine_by_id = logs.c.namespace.concat("") == self.namespace
 
-    def add(self, traces: Sequence[Trace]) -> list[str]:
+    def add(self, traces: Sequence[Trace], *, ours: bool = False, judged: bool = True) -> list[str]:
         """Record traces durably, and return their log ids.
 
-        A run captured before is counted. What is newer is kept, but for an unknown outcome, and
-        for any outcome of a log on which someone gave a verdict.
+        A run captured before is counted. What is newer is kept, but for an outcome that says less
+        than the one known, and for any outcome of a log on which someone gave a verdict.
+
+        Args:
+            traces: The traces.
+            ours: Whether they may have the metadata that only this package sets.
+            judged: Whether somebody says their outcomes, rather than a capture by their ends.
+
+        Raises:
+            TraceError: A trace cannot be read back, is too large, has reserved metadata, or is
+                refused; none is recorded.
         """
+        passed = [self._passed(trace, ours=ours) for trace in traces]
+        sources = [self._source_of(trace) for trace in passed]
+        traces = [
+            _marked(trace, UNJUDGED) if is_untrusted(source) and not judged else trace
+            for trace, source in zip(passed, sources, strict=True)
+        ]
+        contents = [_content(trace) for trace in traces]
         ids = [log_id(self.namespace, trace) for trace in traces]
         now = time.time()
         times = [now + number * 1e-6 for number in range(len(ids))]  # they keep their order
         # In one order: otherwise those who add the same logs could deadlock (PostgreSQL).
-        ordered = sorted(zip(ids, times, traces, strict=True), key=lambda item: item[:2])
+        rows = zip(ids, times, traces, contents, sources, strict=True)
+        ordered = sorted(rows, key=lambda row: row[:2])
         for start in range(0, len(ordered), _CHUNK):
             with self._db.write() as connection:
-                for key, captured_at, trace in ordered[start : start + _CHUNK]:
-                    self._add(connection, key, trace, captured_at)
+                for key, captured_at, trace, content, source in ordered[start : start + _CHUNK]:
+                    self._add(connection, key, trace, content, source, captured_at)
         return ids
 
-    def _add(self, connection: Connection, key: str, trace: Trace, now: float) -> None:
+    def _passed(self, trace: Trace, *, ours: bool) -> Trace:
+        """A trace as it is to be stored, of what is given.
+
+        Raises:
+            TraceError: It is not to be stored.
+        """
+        if not ours:
+            refuse_reserved(trace)
+        trace = self._gate(trace)
+        return trace if trace.has_response else _marked(trace, NOT_RECALLED)
+
+    def _source_of(self, trace: Trace) -> MessageSource:
+        """The least trusted source that a run follows, by way of other runs, too.
+
+        What an unjudged run read that was recalled into it, or that came before it in its thread,
+        stands behind what it says.
+        """
+        found = [least_trusted(trace, self._gate.untrusted_tools)]
+        behind: list[ColumnElement[bool]] = []
+        behind += [logs.c.id.in_(chunk) for chunk in chunks(trace.helped_by)]
+        thread = trace.metadata.get("thread_id")
+        if trace.earlier and isinstance(thread, str):
+            behind.append(condition({"thread_id": thread}))
+        unjudged = logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == OWN))
+        for these in behind:
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(tags.c.text)
+                    .distinct()
+                    .join(logs, logs.c.id == tags.c.log_id)
+                    .where(self.mine_by_id, these, unjudged, tags.c.key == SOURCE)
+                )
+                found += [row.text for row in rows]
+        return worst(found)
+
+    def _add(
+        self,
+        connection: Connection,
+        key: str,
+        trace: Trace,
+        content: dict[str, Any],
+        source: MessageSource,
+        now: float,
+    ) -> None:
         seen = connection.execute(
             self._db.upsert(logs)
             .values(
@@ -144,7 +273,7 @@ class Ledger:
                 times_helped=0,
                 times_harmed=0,
                 embedded=False,
-                **_content(trace),
+                **content,
             )
             .on_conflict_do_update(
                 index_elements=[logs.c.id],
@@ -154,29 +283,73 @@ class Ledger:
         ).one()
         rows = [run_row(key, trace.id, seen.times_seen)]
         if seen.times_seen > 1:
-            self.replace(connection, key, self._with_known_outcome(connection, key, trace))
+            known = self._with_what_is_known(connection, key, trace)
+            self.replace(connection, key, known, source)
             old = tags.c.position <= seen.times_seen - _RUNS
             connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key == RUN, old))
         else:
-            rows += tag_rows(key, trace.metadata)
+            rows += _tag_rows(key, trace, source)
         connection.execute(insert(tags), rows)
 
-    def _with_known_outcome(self, connection: Connection, key: str, trace: Trace) -> Trace:
+    def _with_what_is_known(self, connection: Connection, key: str, trace: Trace) -> Trace:
+        """A trace with what a verdict, a judge or a screen said of an earlier one like it."""
         row = connection.execute(select(logs.c.outcome, logs.c.trace).where(logs.c.id == key)).one()
         known = self.intact(key, row.trace)
-        changes: dict[str, Any] = {}
-        if known is not None and VERDICT in known.metadata:
-            changes["metadata"] = {**trace.metadata, VERDICT: known.metadata[VERDICT]}
-        if changes or trace.outcome == "unknown":
-            changes["outcome"] = row.outcome
-        return trace.model_copy(update=changes)
+        if known is None:
+            if _CERTAINTY[trace.outcome] < _CERTAINTY[row.outcome]:
+                trace = trace.model_copy(update={"outcome": row.outcome})
+            return trace
+        kept = [VERDICT] if self._gate.screen is not None else [VERDICT, QUARANTINED]
+        metadata = {
+            **trace.metadata,
+            **{name: known.metadata[name] for name in kept if name in known.metadata},
+        }
+        outcome = trace.outcome
+        if VERDICT in known.metadata or _certainty(trace) < _certainty(known):
+            outcome = known.outcome
+            metadata = without(metadata, *UNJUDGED)
+            if is_marked(known.metadata, UNJUDGED):
+                metadata |= UNJUDGED
+        return trace.model_copy(update={"outcome": outcome, "metadata": metadata})
 
-    def replace(self, connection: Connection, key: str, trace: Trace) -> None:
-        """Put a trace of the same content in the place of another, within a transaction."""
+    def replace(
+        self, connection: Connection, key: str, trace: Trace, source: MessageSource | None = None
+    ) -> None:
+        """Put a trace of the same content in the place of another, within a transaction.
+
+        Args:
+            connection: The transaction.
+            key: The log.
+            trace: The trace.
+            source: Its least trusted source; by default that of the other.
+        """
+        if source is None:
+            known = connection.execute(
+                select(tags.c.text).where(tags.c.log_id == key, tags.c.key == SOURCE)
+            ).scalar_one_or_none()
+            source = known or least_trusted(trace, self._gate.untrusted_tools)
         connection.execute(update(logs).where(logs.c.id == key).values(_content(trace)))
         connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key != RUN))
-        if rows := tag_rows(key, trace.metadata):
-            connection.execute(insert(tags), rows)
+        connection.execute(insert(tags), _tag_rows(key, trace, source))
+
+    def release(self, ids: Sequence[str]) -> set[str]:
+        """Let logs out of quarantine; return those that were in it."""
+        released = set()
+        for chunk in chunks(ids):
+            with self._db.write() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.trace)
+                    .where(self.mine_by_id, logs.c.id.in_(chunk), in_quarantine())
+                    .order_by(logs.c.id)
+                    .with_for_update()
+                ).all()
+                for row in rows:
+                    if (trace := self.intact(row.id, row.trace)) is not None:
+                        metadata = without(trace.metadata, QUARANTINED)
+                        changed = trace.model_copy(update={"metadata": metadata})
+                        self.replace(connection, row.id, changed)
+                        released.add(row.id)
+        return released
 
     def get(self, ids: Sequence[str]) -> dict[str, Trace]:
         """The traces of logs, by id; unknown ids, and other namespaces', are not found.
@@ -233,26 +406,51 @@ class Ledger:
         return trace if log_id(self.namespace, trace) == key else None
 
     def recallable(
-        self, outcomes: Sequence[Outcome], where: Where | None = None
+        self,
+        outcomes: Sequence[Outcome],
+        where: Where | None = None,
+        owner: Owner | None = NOBODY,
     ) -> ColumnElement[bool]:
-        """The condition under which logs may be recalled: outcome, age, feedback and filter.
-
-        A log that was said to harm more often than to help is not recalled.
+        """The condition under which logs may be recalled: see `conditions`.
 
         Raises:
             StoreError: The filter is malformed.
         """
-        parts = [
-            self.mine_by_id,
-            logs.c.outcome.in_(outcomes),
-            logs.c.times_harmed <= logs.c.times_helped,
-            not_(condition(NOT_RECALLED)),
-        ]
+        return and_(self.mine_by_id, *self.conditions(outcomes, where, owner).values())
+
+    def conditions(
+        self,
+        outcomes: Sequence[Outcome],
+        where: Where | None = None,
+        owner: Owner | None = NOBODY,
+    ) -> dict[str, ColumnElement[bool]]:
+        """Return the conditions under which logs may be recalled, by what a log lacks otherwise.
+
+        Args:
+            outcomes: The outcomes that logs may have.
+            where: A filter.
+            owner: Who asks, unless the filter says so: is given, of unjudged runs that read
+                documents, only its own. None for one who is given all.
+
+        Raises:
+            StoreError: The filter is malformed.
+        """
+        filtered = None if where is None else condition(where)
+        found = {
+            "its outcome is not asked for": logs.c.outcome.in_(outcomes),
+            "it harmed more often than it helped": logs.c.times_harmed <= logs.c.times_helped,
+            "it is not for recall": not_(condition(NOT_RECALLED)),
+            "it is in quarantine": not_(in_quarantine()),
+            "a document that it used was changed": not_(condition(OUTDATED)),
+        }
+        if owner is not None:
+            reason = "it read documents, nobody judged it, and it is of another user or thread"
+            found[reason] = readable_by(owner.asking(where))
         if self._ttl is not None:
-            parts.append(logs.c.captured_at >= time.time() - self._ttl)
-        if where is not None:
-            parts.append(condition(where))
-        return and_(*parts)
+            found["it is too old"] = logs.c.captured_at >= time.time() - self._ttl
+        if filtered is not None:
+            found["the filter leaves it out"] = filtered
+        return found
 
     def keep_if(self, ids: Sequence[str], allowed: ColumnElement[bool]) -> set[str]:
         """Those of the ids that a condition allows."""
@@ -263,6 +461,19 @@ class Ledger:
                 kept.update(row.id for row in rows)
         return kept
 
+    def captured_at(self, ids: Sequence[str]) -> dict[str, float]:
+        """When logs were captured last, in Unix seconds, by id."""
+        found: dict[str, float] = {}
+        for chunk in chunks(ids):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.captured_at).where(
+                        logs.c.id.in_(chunk), self.mine_by_id
+                    )
+                )
+                found.update((row.id, row.captured_at) for row in rows)
+        return found
+
     def count(self, allowed: ColumnElement[bool] | None = None, *, limit: int | None = None) -> int:
         """Number of logs (that a condition allows), counted up to a limit."""
         found = select(logs.c.id).where(self._mine if allowed is None else allowed).limit(limit)
@@ -271,14 +482,18 @@ class Ledger:
                 connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
             )
 
-    def ids(self) -> Iterator[str]:
-        """The ids of all logs, in their order, read in pages."""
-        last = ""
+    def ids(self, where: Where | None = None) -> Iterator[str]:
+        """The ids of all logs (with such metadata), in their order, read in pages.
+
+        Raises:
+            StoreError: The filter is malformed.
+        """
+        last, wanted = "", true() if where is None else condition(where)
         while True:
             with self._db.read() as connection:
                 page = connection.execute(
                     select(logs.c.id)
-                    .where(self._mine, logs.c.id > last)
+                    .where(self._mine, logs.c.id > last, wanted)
                     .order_by(logs.c.id)
                     .limit(_CHUNK)
                 ).all()
@@ -313,6 +528,7 @@ class Ledger:
         *,
         outcomes: Sequence[Outcome] | None = None,
         where: Where | None = None,
+        allowed: ColumnElement[bool] | None = None,
         limit: int | None = None,
     ) -> list[LogInfo]:
         """Logs with their counters, newest first; damaged ones are left out."""
@@ -323,12 +539,14 @@ class Ledger:
         waiting = select(func.count()).where(
             embeddings.c.log_id == logs.c.id, embeddings.c.indexed_in.is_(None)
         )
+        source = select(tags.c.text).where(tags.c.log_id == logs.c.id, tags.c.key == SOURCE)
         statement = (
             select(
                 logs,
                 number.scalar_subquery().label("segments"),
                 size.scalar_subquery().label("segment_bytes"),
                 waiting.scalar_subquery().label("waiting"),
+                source.scalar_subquery().label("source"),
             )
             .where(self._mine)
             .order_by(logs.c.captured_at.desc(), logs.c.id)
@@ -340,6 +558,8 @@ class Ledger:
             statement = statement.where(logs.c.outcome.in_(outcomes))
         if where is not None:
             statement = statement.where(condition(where))
+        if allowed is not None:
+            statement = statement.where(allowed)
         with self._db.read() as connection:
             rows = connection.execute(statement).all()
         return [info for row in rows if (info := self._info(row)) is not None]
@@ -357,6 +577,7 @@ class Ledger:
             times_helped=row.times_helped,
             times_harmed=row.times_harmed,
             state="captured" if not row.embedded else "embedded" if row.waiting else "indexed",
+            source=row.source,
             segments=row.segments,
             bytes=row.bytes + int(row.segment_bytes),
         )
@@ -384,45 +605,103 @@ class Ledger:
                     found.add(key)
         return found
 
-    def restore(self, found: Sequence[tuple[Trace, Mapping[str, float]]]) -> int:
+    def mark_outdated(self, filters: Iterable[Where]) -> int:
+        """Let logs that fit any filter not be recalled until they are confirmed; return how many.
+
+        Raises:
+            StoreError: A filter is malformed.
+        """
+        ids = {key: None for where in filters for key in self.ids(where)}
+        marked = 0
+        for chunk in chunks(list(ids)):
+            with self._db.write() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.trace)
+                    .where(self.mine_by_id, logs.c.id.in_(chunk))
+                    .order_by(logs.c.id)
+                    .with_for_update()
+                ).all()
+                for row in rows:
+                    if (trace := self.intact(row.id, row.trace)) is not None:
+                        changed = {"metadata": {**trace.metadata, **OUTDATED}}
+                        self.replace(connection, row.id, trace.model_copy(update=changed))
+                        marked += 1
+        return marked
+
+    def restore(
+        self, found: Sequence[tuple[Trace, Mapping[str, float]]], *, imported: bool = True
+    ) -> int:
         """Record logs of another store with the `COUNTERS` that they had there.
 
         Logs that are here already stay as they are, but for counters that were higher there, an
-        outcome where none is known here, and a trace that is damaged here. Doing it again changes
-        nothing.
+        outcome where less is known here, and a trace that is damaged here. Doing it again changes
+        nothing. Logs that the gate refuses are left out.
+
+        Args:
+            found: The logs.
+            imported: Whether nobody vouches for them. Then they are marked as imported, and no
+                verdict, judgement or counter of theirs is believed.
 
         Returns:
             How many of the logs are new.
         """
         new = 0
         for start in range(0, len(found), _CHUNK):
+            passed = []
+            for trace, counters in found[start : start + _CHUNK]:
+                if imported:
+                    trace = _marked(trace, {**IMPORTED, **UNJUDGED}, but=VERDICT)
+                    counters = {**_NEW, "captured_at": counters["captured_at"]}
+                try:
+                    passed.append((self._gate(trace), counters))
+                except TraceRefusedError:
+                    logger.info("A log of another store was left out.")
             with self._db.write() as connection:
-                for trace, counters in found[start : start + _CHUNK]:
-                    new += self._restore(connection, trace, counters)
+                for trace, counters in passed:
+                    new += self._restore(connection, trace, counters, imported=imported)
         return new
 
-    def _restore(self, connection: Connection, trace: Trace, counters: Mapping[str, float]) -> bool:
+    def _restore(
+        self,
+        connection: Connection,
+        trace: Trace,
+        counters: Mapping[str, float],
+        *,
+        imported: bool,
+    ) -> bool:
         key = log_id(self.namespace, trace)
+        source = least_trusted(trace, self._gate.untrusted_tools)
         columns = (logs.c[name] for name in COUNTERS)
         row = connection.execute(
             select(logs.c.outcome, logs.c.trace, *columns).where(self.mine_by_id, logs.c.id == key)
         ).one_or_none()
         if row is None:
-            self._add(connection, key, trace, counters["captured_at"])
+            self._add(connection, key, trace, _content(trace), source, counters["captured_at"])
             values = {**counters, "used_at": counters["captured_at"]}
         else:
-            if row.outcome != "unknown":
-                trace = trace.model_copy(update={"outcome": row.outcome})
-            if trace.outcome != row.outcome or self.intact(key, row.trace) is None:
-                self.replace(connection, key, trace)
+            known = self.intact(key, row.trace)
+            if known is None:
+                self.replace(connection, key, trace, source)
+            elif imported:
+                return False
+            elif _certainty(trace) > _certainty(known) and VERDICT not in known.metadata:
+                given = {k: v for k, v in trace.metadata.items() if k == VERDICT}
+                metadata = {**without(known.metadata, *UNJUDGED), **given}
+                changes = {"outcome": trace.outcome, "metadata": metadata}
+                self.replace(connection, key, known.model_copy(update=changes), source)
             values = {name: max(getattr(row, name), counters[name]) for name in COUNTERS}
         connection.execute(update(logs).where(logs.c.id == key).values(values))
         return row is None
 
-    def delete(self, ids: Sequence[str]) -> set[str]:
+    def delete(self, ids: Sequence[str], *, evicted: bool = False) -> set[str]:
         """Delete logs with everything derived; gives the ids that existed.
 
         Index entries and files are queued in the same transaction: see `Removals`.
+
+        Args:
+            ids: The logs.
+            evicted: Whether a budget wants it: then other processes need not let go at once of what
+                they read lately.
         """
         deleted: set[str] = set()
         for chunk in chunks(ids):
@@ -448,11 +727,34 @@ class Ledger:
                         insert(removals), [{"namespace": self.namespace, **row} for row in rows]
                     )
                 connection.execute(delete(logs).where(logs.c.id.in_(mine)))
+                # Last: whoever else deletes waits for this row, and holds no other meanwhile.
+                if mine and not evicted:
+                    note_deletion(self._db, connection, self.namespace)
                 deleted.update(mine)
         return deleted
 
 
-def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def _marked(trace: Trace, marks: Mapping[str, bool], *, but: str = "") -> Trace:
+    metadata = {**without(trace.metadata, but), **marks}
+    return trace.model_copy(update={"metadata": metadata})
+
+
+def _is_judged(trace: Trace) -> bool:
+    return trace.outcome in ("success", "failure") and not is_marked(trace.metadata, UNJUDGED)
+
+
+def _certainty(trace: Trace) -> int:
+    return _CERTAINTY[trace.outcome] + (_JUDGED if _is_judged(trace) else 0)
+
+
+def _tag_rows(key: str, trace: Trace, source: MessageSource) -> list[dict[str, Any]]:
+    """The rows by which a log is found, but for those of its runs."""
+    for_all = not is_untrusted(source) or _is_judged(trace)
+    owner = None if for_all else Owner.of(trace.metadata)
+    return [*tag_rows(key, trace.metadata), *source_rows(key, source, owner)]
+
+
+def chunks(ids: Sequence[str], *, size: int = _CHUNK) -> Iterator[Sequence[str]]:
     """Parts small enough for one statement."""
-    for start in range(0, len(ids), _CHUNK):
-        yield ids[start : start + _CHUNK]
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

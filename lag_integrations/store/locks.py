@@ -1,28 +1,42 @@
 """Locks by name that hold between threads, processes, and (PostgreSQL) machines.
 
-The system releases them when their holder dies, so a crash never blocks the others.
+The system releases them when their holder dies, so a crash never blocks the others. A holder that
+is stopped does not die: so nobody waits for a lock without a limit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Engine, NullPool, create_engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import BusyError, StoreError
 
+_Result = TypeVar("_Result")
+
+_WAIT = 10.0
+"""Seconds to wait for a named lock."""
+_PATIENCE = 60.0
+"""Seconds for which what a caller waits for is tried again, when something is busy."""
 _POLL = 0.005
+LOCK_TIMEOUT = "55P03"
+"""PostgreSQL's name for having waited for a lock too long."""
+_LET_GO = (
+    "If a process that holds it is stopped (a debugger, SIGSTOP, a suspended machine), let it go "
+    "on or end it, which releases what it holds. What was added before is safe; try again."
+)
 
 
-def acquire_file(path: Path, timeout: float = -1) -> FileLock | None:
-    """Lock a file of its own; None if that took longer than the timeout (seconds, -1: forever)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def acquire_file(path: Path, timeout: float) -> FileLock | None:
+    """Lock a file of its own; None if that took longer than the timeout (seconds)."""
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     lock = FileLock(str(path), thread_local=False)
     try:
         lock.acquire(timeout=timeout, poll_interval=_POLL)
@@ -31,76 +45,127 @@ def acquire_file(path: Path, timeout: float = -1) -> FileLock | None:
     return lock
 
 
+def patiently(work: Callable[[], _Result]) -> _Result:
+    """Do what someone waits for, again for a minute when something is busy.
+
+    Raises:
+        BusyError: It was busy all the time.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return work()
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            wait_a_little()
+
+
 class Locks:
     """Named locks of one ledger.
 
     Args:
         url: The ledger's database; its advisory locks are used where it has them.
-        folder: For SQLite, where lock files are kept.
+        folder: For SQLite, where lock files are kept; None if it can only be read, by anybody, so
+            that there is nothing to lock.
+        connect_args: The driver's settings, for a server.
     """
 
-    def __init__(self, url: URL, folder: Path) -> None:
+    def __init__(self, url: URL, folder: Path | None, connect_args: Mapping[str, Any]) -> None:
         self._folder = folder
         self._engine: Engine | None = None
         if url.get_backend_name() != "sqlite":
             # A connection each, not from the pool: those who wait for locks would empty it.
             self._engine = create_engine(
-                url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True
+                url,
+                connect_args=dict(connect_args),
+                poolclass=NullPool,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
             )
 
     @contextmanager
-    def hold(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold a lock; gives False, without holding it, if it is taken and ``wait`` is false."""
-        if self._engine is None:
-            with self._hold_file(name, wait) as held:
-                yield held
+    def hold(self, name: str, *, timeout: float | None = None) -> Iterator[None]:
+        """Hold a lock.
+
+        Args:
+            name: Its name.
+            timeout: Seconds to wait at most; `_WAIT` by default.
+
+        Raises:
+            BusyError: Others hold it for longer than that.
+            StoreError: The ledger's server gives no lock.
+        """
+        timeout = _WAIT if timeout is None else timeout
+        if self._engine is not None:
+            with self._hold_advisory(self._engine, name, timeout):
+                yield
+        elif self._folder is None:
+            yield
         else:
-            with self._hold_advisory(self._engine, name, wait) as held:
-                yield held
+            path = self._folder / f"{name}.lock"
+            lock = acquire_file(path, timeout)
+            if lock is None:
+                raise busy(f"{path} (`fuser` names who)", timeout)
+            try:
+                yield
+            finally:
+                lock.release()
 
     @contextmanager
     def hold_free(self, names: Collection[str]) -> Iterator[set[str]]:
         """Hold those of several locks that are free, without waiting; gives which they are."""
-        if self._engine is None:
-            with ExitStack() as stack:
-                yield {name for name in names if stack.enter_context(self._hold_file(name, False))}
-            return
         with ExitStack() as stack:
-            try:
-                connection = stack.enter_context(self._engine.connect())  # one for all of them
-                held = {
-                    name
-                    for name in names
-                    if connection.execute(
-                        select(func.pg_try_advisory_lock(_key(name)))
-                    ).scalar_one()
-                }
-            except SQLAlchemyError as error:
-                raise _no_lock(error) from error
+            if self._engine is not None:
+                try:
+                    connection = stack.enter_context(self._engine.connect())  # one for all of them
+                    held = {
+                        name
+                        for name in names
+                        if connection.execute(
+                            select(func.pg_try_advisory_lock(_key(name)))
+                        ).scalar_one()
+                    }
+                except SQLAlchemyError as error:
+                    raise _no_lock(error) from error
+            elif self._folder is None:
+                held = set(names)
+            else:
+                held = set()
+                for name in names:
+                    lock = acquire_file(self._folder / f"{name}.lock", 0)
+                    if lock is not None:
+                        stack.callback(lock.release)
+                        held.add(name)
             yield held
 
     @contextmanager
-    def _hold_file(self, name: str, wait: bool) -> Iterator[bool]:
-        lock = acquire_file(self._folder / f"{name}.lock", -1 if wait else 0)
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
+    def _hold_advisory(self, engine: Engine, name: str, timeout: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                # Its end ends the session, and with it the lock.
+                connection = stack.enter_context(engine.connect())
+                limit = str(max(1, round(timeout * 1_000)))  # 0 would mean none
+                connection.execute(select(func.set_config("lock_timeout", limit, False)))
+                connection.execute(select(func.pg_advisory_lock(_key(name))))
+            except SQLAlchemyError as error:
+                if sqlstate(error) == LOCK_TIMEOUT:
+                    what = f"the advisory lock {name!r} (see pg_locks)"
+                    raise busy(what, timeout) from error
+                raise _no_lock(error) from error
+            yield
 
-    @contextmanager
-    def _hold_advisory(self, engine: Engine, name: str, wait: bool) -> Iterator[bool]:
-        key = _key(name)
-        take = func.pg_advisory_lock(key) if wait else func.pg_try_advisory_lock(key)
-        try:
-            connection = engine.connect()
-            taken = connection.execute(select(take)).scalar_one()
-        except SQLAlchemyError as error:
-            raise _no_lock(error) from error
-        try:
-            yield wait or bool(taken)
-        finally:
-            connection.close()  # which ends the session, and with it the lock
+
+def sqlstate(error: SQLAlchemyError) -> str | None:
+    """PostgreSQL's code for an error, whichever driver reports it."""
+    cause = getattr(error, "orig", None)
+    code: str | None = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return code
+
+
+def busy(what: str, timeout: float) -> BusyError:
+    """The error for having waited too long (seconds)."""
+    return BusyError(f"Others have held {what} for more than {timeout:g} s. {_LET_GO}")
 
 
 def _no_lock(error: SQLAlchemyError) -> StoreError:

@@ -50,7 +50,12 @@ class Removals:
             return [Removal(row.id, row.log_id, row.file) for row in connection.execute(statement)]
 
     def done(self, gone: Sequence[Removal]) -> None:
-        """Record that these are gone; a log that was added again meanwhile is indexed again."""
+        """Record that these are gone; a log that was added again meanwhile is indexed again.
+
+        The caller holds the lock ``merge`` of the namespace.
+        """
+        if not gone:
+            return
         ids = [removal.log_id for removal in gone if removal.log_id is not None]
         with self._db.write() as connection:
             connection.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     Boolean,
     Column,
     Float,
@@ -14,7 +15,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
 )
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.schema import ExecutableDDLElement
 
 metadata = MetaData()
 
@@ -63,6 +67,30 @@ embeddings = Table(
     Column("vector", LargeBinary, nullable=False),  # fp32, little endian, of norm 1
     Index("ix_embeddings_indexed", "namespace", "indexed_in"),
 )
+
+# The words of each log, as hashes: see `LexicalIndex`.
+lexical = Table(
+    "lexical",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),  # FTS5 knows rows by number
+    Column("log_id", ForeignKey("logs.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("words", Text().with_variant(TSVECTOR(), "postgresql"), nullable=False),
+)
+Index("ix_lexical_words", lexical.c.words, postgresql_using="gin").ddl_if(dialect="postgresql")
+
+LEXICAL_SQLITE = (
+    "CREATE VIRTUAL TABLE lexical_fts USING fts5(words, content='lexical', content_rowid='id', "
+    "detail=none, columnsize=0, tokenize='ascii')",
+    "CREATE VIRTUAL TABLE lexical_vocabulary USING fts5vocab('lexical_fts', 'row')",
+    "CREATE TRIGGER lexical_added AFTER INSERT ON lexical BEGIN "
+    "INSERT INTO lexical_fts(rowid, words) VALUES (new.id, new.words); END",
+    "CREATE TRIGGER lexical_removed AFTER DELETE ON lexical BEGIN "
+    "INSERT INTO lexical_fts(lexical_fts, rowid, words) VALUES ('delete', old.id, old.words); END",
+)
+"""What SQLite needs beside the table: FTS5 keeps no words of its own, and follows by triggers."""
+for _statement in LEXICAL_SQLITE:
+    _ddl: ExecutableDDLElement = DDL(_statement)  # type: ignore[no-untyped-call]
+    event.listen(lexical, "after_create", _ddl.execute_if(dialect="sqlite"))
 
 segments = Table(
     "segments",

@@ -10,7 +10,7 @@ from lag_integrations.kv.segment import SegmentKey
 from lag_integrations.store.database import Database
 from lag_integrations.store.failures import failed
 from lag_integrations.store.filters import condition
-from lag_integrations.store.ledger import NOT_RECALLED, Ledger, chunks
+from lag_integrations.store.ledger import NOT_RECALLED, Ledger, chunks, in_quarantine
 from lag_integrations.store.schema import logs, removals, segments
 from lag_integrations.trace import Outcome
 
@@ -76,6 +76,7 @@ class SegmentTable:
             self._mine,
             logs.c.outcome.in_(outcomes),
             not_(condition(NOT_RECALLED)),
+            not_(in_quarantine()),
             logs.c.id.not_in(select(segments.c.log_id).where(_kind(key))),
             logs.c.id.not_in(failed(encode_task(key))),
         )

@@ -4,76 +4,63 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import numpy as np
 from sqlalchemy import ColumnElement
 
 from lag_integrations.errors import (
-    EmbedderMismatchError,
     FingerprintMismatchError,
+    ForkedError,
     SegmentCorruptedError,
     StoreError,
 )
+from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.screening import Gate
+from lag_integrations.store import receipts
 from lag_integrations.store.blobs import Blobs
 from lag_integrations.store.budget import Evictor
-from lag_integrations.store.chroma import Server, SharedFolder
+from lag_integrations.store.chroma import Server, SharedFolder, Unreadable
 from lag_integrations.store.database import Database
-from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.embeddings import EmbeddingTable, Entry
+from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.facts import Facts
 from lag_integrations.store.failures import Failures
-from lag_integrations.store.filters import Where
+from lag_integrations.store.found import Found, Query
 from lag_integrations.store.hot import HotTier
 from lag_integrations.store.index import ChromaAccess, Index
 from lag_integrations.store.ledger import Ledger, checked_namespace
+from lag_integrations.store.lexical import LexicalIndex
+from lag_integrations.store.locks import patiently
+from lag_integrations.store.orphans import Orphans
+from lag_integrations.store.receipts import Receipt, Remainder
+from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.removals import Removal, Removals
 from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.vector_search import VectorSearch
 from lag_integrations.store.verdicts import Verdicts
 from lag_integrations.teams import computing
-from lag_integrations.trace import Outcome
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 logger = logging.getLogger(__name__)
 
-MERGE_AT = 256
-"""Embeddings that wait in the ledger before they are merged into Chroma. They are searched there,
-exactly, so nothing waits to be found; other processes open Chroma again after each merge."""
-_MERGE_STEP = 512
+_CANDIDATES = 4
+"""Logs that are looked at for each that is wanted."""
 _QUARANTINE = "quarantine"
-_KEYS, _KEYS_FILTERED = 8, 64
-"""Search keys that the index is asked for, for each log that is wanted: a log has several."""
-_SCAN = 4_000
-"""Fitting logs up to which a filtered search compares them all, when the index gave too few."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A log that a search found.
-
-    Attributes:
-        id: Its id.
-        score: Cosine similarity of the query and the nearest of its search keys.
-        key: The number of that key.
-    """
-
-    id: str
-    score: float
-    key: int
+"""Folder of damaged segment files; logs in quarantine are no files."""
+_REMOVED_AT_ONCE = 500
 
 
 Staged = Callable[[Segment], Segment]
-"""Brings a segment into the memory where it is to be held."""
+"""Brings a segment into the memory where it is to be held; may refuse it by a
+`SegmentCorruptedError`."""
 
 
 def _as_it_is(segment: Segment) -> Segment:
@@ -95,6 +82,7 @@ class LogStore:
         index: URL of a Chroma server, or a Chroma client; embedded in the folder by default.
         ttl: Seconds after which logs are no longer recalled.
         hot_bytes: Most bytes of segments to keep in memory.
+        gate: What every trace passes before it is recorded.
 
     Raises:
         StoreError: The namespace is not a valid name, or the store cannot be opened.
@@ -110,25 +98,34 @@ class LogStore:
         index: str | ClientAPI | None = None,
         ttl: float | None = None,
         hot_bytes: int = 0,
+        gate: Gate | None = None,
     ) -> None:
         self.namespace = checked_namespace(namespace)
         self.path = Path(path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{self.path} cannot be used as a folder: {error}") from error
-        self.blobs = Blobs(segments or str(self.path / "segments"))
         self.database = Database(ledger, self.path)
         try:
-            self._open_parts(index, ttl, hot_bytes)
+            place = segments or str(self.path / "segments")
+            self.blobs = Blobs(place, make=not self.read_only)
+            self._open_parts(index, ttl, hot_bytes, gate)
         except BaseException:
             self.database.close()
             raise
 
-    def _open_parts(self, index: str | ClientAPI | None, ttl: float | None, hot_bytes: int) -> None:
+    def _open_parts(
+        self,
+        index: str | ClientAPI | None,
+        ttl: float | None,
+        hot_bytes: int,
+        gate: Gate | None,
+    ) -> None:
         self.locks = self.database.locks
-        self.ledger = Ledger(self.database, self.namespace, ttl)
+        self.ledger = Ledger(self.database, self.namespace, ttl, gate)
         self.verdicts = Verdicts(self.database, self.ledger)
+        self.lexical = LexicalIndex(self.database, self.ledger)
         self.failures = Failures(self.database, self.ledger)
         self.embeddings = EmbeddingTable(self.database, self.ledger, self.failures)
         self.segments = SegmentTable(self.database, self.ledger)
@@ -137,11 +134,13 @@ class LogStore:
         self.evictor = Evictor(self.database, self.ledger)
         # Others may keep theirs in the same bucket, or on the same server.
         self.id = self.facts.first_setting("store_id", uuid4().hex[:12])
+        self.orphans = Orphans(self.blobs, self.id, self.segments, self.removals)
+        self._secret = self.facts.signing_key()
         self.index = Index(self._chroma(index), self.id, self.namespace, self.facts.generation)
+        self.vectors = VectorSearch(self.ledger, self.embeddings, self.index, self._hold)
         self.hot = HotTier(hot_bytes)
-        self._identity = ""  # of the index, as last seen
-        self._index_failed = False
         self._stuck: dict[int, str] = {}  # removals that do not work
+        self._uncompacted = False  # the ledger's journal still has something of what was deleted
 
     def close(self) -> None:
         """Release everything."""
@@ -153,195 +152,214 @@ class LogStore:
 
     def search(
         self,
-        vector: Vectors,
+        query: Query,
+        relevance: Relevance,
         *,
-        k: int,
-        floor: float,
-        outcomes: Sequence[Outcome],
-        where: Where | None = None,
+        logs: int,
+        least_similarity: float,
+        allowed: ColumnElement[bool],
+        filtered: bool,
     ) -> list[Found]:
-        """Return the k nearest logs that may be recalled, best first.
+        """Return the logs nearest to a query, the most relevant first.
 
-        A log is as near as the nearest of its search keys.
+        Args:
+            query: What is searched by.
+            relevance: What similarities mean.
+            logs: Logs that are wanted; more may be found.
+            least_similarity: Least similarity, unless a log holds the query's rare words.
+            allowed: The condition under which logs may be recalled.
+            filtered: Whether it may leave out most logs.
 
         Raises:
-            StoreError: The filter is malformed, or the store fails.
+            StoreError: The store fails.
         """
-        allowed = self.ledger.recallable(outcomes, where)
-        while True:
-            identity = self._identity or self._current_index()
-            # In this order: what is merged in between is then seen twice, not missed.
-            near = _scores(*self.embeddings.vectors(allowed, outside=identity), vector)
-            if self.embeddings.count(inside=identity, limit=1):
-                found = self._search_index(vector, k, floor, allowed, filtered=where is not None)
-                if found is None:  # it does not work, or gave too little: compare with everything
-                    near = _scores(*self.embeddings.vectors(allowed), vector)
-                else:
-                    near = {**found, **near}
-            if self._identity == identity or not self._identity:
-                break  # else it was made again by another process meanwhile
-        return [found for found in _by_log(near)[:k] if found.score >= floor]
-
-    def _search_index(
-        self,
-        vector: Vectors,
-        k: int,
-        floor: float,
-        allowed: ColumnElement[bool],
-        *,
-        filtered: bool,
-    ) -> dict[Entry, float] | None:
-        """The nearest of the index that are allowed; None if it cannot tell."""
-        wanted = (_KEYS_FILTERED if filtered else _KEYS) * k + 16
-        while True:
-            try:
-                before = self._identity
-                self._identity, found = self.index.search(vector, wanted)
-                if self._identity != before:
-                    return {}  # the caller begins anew
-                if not found:
-                    raise StoreError("The Chroma index finds nothing, although it should.")
-            except StoreError as error:
-                self._note_failure(error)
-                return None
-            good = [(entry, score) for entry, score in found if score >= floor]
-            ids = list({log_id for (log_id, _), _ in good})
-            kept = self.ledger.keep_if(ids, allowed)
-            if len(kept) >= k or len(good) < len(found) or len(found) < wanted:
-                return {entry: score for entry, score in good if entry[0] in kept}
-            if self.ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
-                return None
-            wanted *= 8
-
-    def _current_index(self) -> str:
-        try:
-            self._identity = self.index.identity()
-        except StoreError as error:
-            self._note_failure(error)
-            return "none"
-        return self._identity
-
-    def _note_failure(self, error: StoreError) -> None:
-        if not self._index_failed:
-            logger.warning("%s Until then, all embeddings are compared.", error)
-        self._index_failed = True
-        self._identity = ""
+        near = self.vectors.nearest(
+            query.vector,
+            logs=_CANDIDATES * logs,
+            floor=least_similarity,
+            allowed=allowed,
+            filtered=filtered,
+        )
+        rarities = self.lexical.rarities(query.text)
+        named = self.lexical.candidates(rarities, _CANDIDATES * logs)
+        named = [log_id for log_id in named if log_id not in near]
+        kept = list(self.ledger.keep_if(named, allowed))
+        if kept:
+            near |= self.vectors.similarities(kept, query.vector)
+        shared = self.lexical.shared(rarities, list(near))
+        found = []
+        for log_id, (score, key) in near.items():
+            words = shared.get(log_id, 0.0)
+            found.append(Found(log_id, score, key, words, relevance.of(score, words)))
+        return sorted(found, key=lambda one: one.rank)
 
     # Derived data
 
-    def merge(self, at_least: int = 1) -> bool:
-        """Merge embeddings into the index, if so many wait; gives whether there is more to do.
+    def sweep(self) -> bool:
+        """Remove files and index entries of some that were deleted; gives whether any is gone.
 
         Raises:
-            StoreError: The index does not work, not even made anew.
+            BusyError: Others use the index, from which entries have to go.
+            StoreError: The index does not work.
         """
-        if self._index_failed:
-            at_least = 0  # see whether it works again
-        elif self.embeddings.count(outside=self._identity, limit=at_least) < at_least:
+        found = [removal for removal in self._removals() if self._remove(removal)]
+        if not found:
             return False
+        self.hot.drop_logs({removal.log_id for removal in found if removal.log_id is not None})
+        if any(removal.log_id is not None for removal in found):
+            self._compact()
         with self._hold("merge"):
+            # Others may have been faster, and SQLite gives the number of a row again.
+            mine = set(self._removals()).intersection(found)
+            self.removals.done([removal for removal in mine if removal.log_id is None])
+            logs = {removal: removal.log_id for removal in mine if removal.log_id is not None}
             try:
-                self._identity = self.index.identity()
-                if self._index_failed:
-                    self._probe_index()
-                return self._merge_some(at_least)
-            except StoreError as error:
-                self._note_failure(error)
-                self.index.reset()
-                self._identity = self.index.identity()
-                return self._merge_some(at_least)
-
-    def _probe_index(self) -> None:
-        """See whether an index that failed finds again what it holds."""
-        entries, vectors = self.embeddings.vectors(inside=self._identity, limit=1)
-        if entries and not self.index.search(vectors[0], 1)[1]:
-            raise StoreError("The Chroma index finds nothing, although it should.")
-
-    def _merge_some(self, at_least: int) -> bool:
-        entries, vectors = self.embeddings.vectors(outside=self._identity, limit=_MERGE_STEP)
-        if entries and len(entries) >= at_least:
-            if not self.embeddings.count(inside=self._identity, limit=1):
-                self.index.drop_older()
-            self.embeddings.mark_indexed(entries, self.index.add(entries, vectors))
-        self._index_failed = False
-        return bool(entries)
-
-    def rebuild_index(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Make the index again from the embeddings in the ledger."""
-        with self._hold("merge"):
-            self.index.reset()
-            self._identity = self.index.identity()
-        total = self.embeddings.count(outside=self._identity)
-        while self.merge():
-            if progress is not None:
-                left = self.embeddings.count(outside=self._identity)
-                progress(max(0, total - left), total)
-
-    def sweep(self, limit: int = 500) -> bool:
-        """Remove files and index entries of what was deleted; gives whether any is gone."""
-        gone = self.removals.next(limit, but=list(self._stuck))
-        if not gone:
-            return False
-        for removal in gone:
-            try:
-                self._remove(removal)
-            except OSError as error:
-                self._stuck[removal.id] = f"{removal.file}: {error}"
-                logger.warning("A segment file cannot be removed yet: %s", error)
-        gone = [removal for removal in gone if removal.id not in self._stuck]
-        ids = [removal.log_id for removal in gone if removal.log_id is not None]
-        self.hot.drop_logs(set(ids))
-        with self._hold("merge"):
-            if ids:
-                self.index.remove(ids)
-            self.removals.done(gone)
+                if logs:
+                    self.vectors.remove(list(set(logs.values())))
+                    self.removals.done(list(logs))
+            except ForkedError as error:  # others will
+                self._stuck |= {removal.id: str(error) for removal in logs}
         return True
 
-    def retry_removals(self) -> None:
-        """Sweep everything, what did not work the last time included."""
+    def unstick(self) -> None:
+        """Let `sweep` try what did not work again."""
         self._stuck.clear()
-        while self.sweep():
-            pass
+        if self._uncompacted:
+            self._compact()
 
-    def _remove(self, removal: Removal) -> None:
-        if removal.file is not None:
-            self.blobs.remove(removal.file)
-        if removal.log_id is not None:
-            folder = f"{self.id}/{_QUARANTINE}/{removal.log_id}"
-            for name in list(self.blobs.names(folder)):
-                self.blobs.remove(name)
-
-    def delete(self, ids: Sequence[str]) -> set[str]:
-        """Delete logs everywhere; gives the ids that existed.
+    def retry_removals(self) -> None:
+        """Sweep everything, what did not work the last time included.
 
         Raises:
-            StoreError: They are deleted, but a file or an index entry cannot be removed yet.
+            BusyError: Others have used the index for a minute.
+            StoreError: The index does not work.
         """
-        deleted = self.ledger.delete(ids)
-        self.hot.drop_logs(deleted)
+        self.unstick()
+        while patiently(self.sweep):
+            pass
+
+    def remove_orphans(self) -> None:
+        """Remove the files of no log, which a crash left behind, if no other process is at it."""
+        with self.locks.hold_free(["orphans"]) as held:
+            for name in self.orphans.find() if held else ():
+                self.blobs.remove(name)
+
+    def finish_removals(self) -> None:
+        """Wait until nothing is left of what was deleted.
+
+        Raises:
+            BusyError: As for `retry_removals`.
+            StoreError: A file or an index entry cannot be removed yet.
+        """
         self.retry_removals()
-        if not self.database.compact():
+        if self._uncompacted:
             logger.warning(
                 "Others read the ledger's journal; deleted rows leave it a little later."
             )
         if self._stuck:
             raise StoreError(
-                f"The logs are deleted, but files of theirs cannot be removed yet: "
+                f"The logs are deleted, but not everything of theirs can be removed yet: "
                 f"{'; '.join(list(self._stuck.values())[:3])}. It is tried again."
             )
+
+    def _removals(self) -> list[Removal]:
+        return self.removals.next(_REMOVED_AT_ONCE, but=list(self._stuck))
+
+    def _compact(self) -> None:
+        self._uncompacted = not self.database.compact()
+
+    def _remove(self, removal: Removal) -> bool:
+        """Remove what is in files; gives whether it is gone."""
+        try:
+            if removal.file is not None and not self.blobs.is_name(removal.file):
+                logger.warning(
+                    "A row names %.80r to be removed, which is no file of ours.", removal.file
+                )
+            elif removal.file is not None:
+                self.blobs.remove(removal.file)
+            if removal.log_id is not None:
+                folder = f"{self.id}/{_QUARANTINE}/{removal.log_id}"
+                aside, left = self.blobs.names(folder), self.orphans.of_log(removal.log_id)
+                for name in [*aside, *left]:
+                    self.blobs.remove(name)
+        except OSError as error:
+            self._stuck[removal.id] = f"{removal.file}: {error}"
+            logger.warning("A segment file cannot be removed yet: %s", error)
+            return False
+        return True
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the store can only be read, since its folder cannot be written."""
+        return self.database.read_only
+
+    @property
+    def cache_salt(self) -> str:
+        """What models read this namespace's prompts and traces under, see `Engine.request`."""
+        return f"{self.id}:{self.namespace}"
+
+    def delete(self, ids: Sequence[str]) -> set[str]:
+        """Delete logs; gives the ids that existed. What is left elsewhere is `sweep`'s to remove.
+
+        Raises:
+            StoreError: The ledger fails; nothing is deleted.
+        """
+        deleted = self.ledger.delete(ids)
+        self.hot.drop_logs(deleted)
+        self.database.forget_values()
         return deleted
 
-    def purge(self) -> int:
-        """Delete everything of the namespace; gives the number of logs."""
-        number = len(self.delete(list(self.ledger.ids())))
-        with self._hold("merge"):
-            self.index.drop()
-        self._identity = ""
-        for backup in self.path.glob("backup-*.sqlite"):
-            logger.warning("%s, made before a migration, still has what was purged.", backup)
-        return number
+    def let_go(self) -> None:
+        """Let go of what is held in memory of logs that others deleted."""
+        self.hot.keep_only(self.segments.live_files)
+        self.database.forget_values()
 
-    def _hold(self, name: str) -> AbstractContextManager[bool]:
+    def receipt(self, ids: Collection[str], *, swept: bool) -> Receipt:
+        """Return what `delete` did, and what remains.
+
+        Args:
+            ids: What it gave.
+            swept: Whether `finish_removals` was done.
+        """
+        removed = ["ledger", "memory of this process"]
+        remains = [receipts.OTHERS]
+        if swept:
+            removed += ["segment files", "index entries"]
+        else:
+            remains.append(receipts.UNSWEPT)
+        remains.append(receipts.SERVED if self.index.is_served else receipts.VECTORS)
+        if not self.database.is_sqlite:
+            remains += [receipts.ROWS, receipts.WRITE_AHEAD]
+        return self._receipt(ids, removed, remains)
+
+    def _receipt(
+        self, ids: Collection[str], removed: Sequence[str], remains: list[Remainder]
+    ) -> Receipt:
+        if self._uncompacted:
+            remains.append(receipts.JOURNAL)
+        remains += [receipts.backup(path) for path in self.path.glob("backup-*.sqlite")]
+        return Receipt(tuple(sorted(ids)), tuple(removed), tuple(remains))
+
+    def purge(self) -> Receipt:
+        """Delete everything of the namespace, and write anew what Chroma and PostgreSQL kept.
+
+        Raises:
+            StoreError: As for `finish_removals`; the ledger has none of them any more.
+        """
+        ids = self.delete(list(self.ledger.ids()))
+        self.finish_removals()
+        patiently(self.vectors.drop)
+        removed = ["ledger", "memory of this process", "segment files", "index"]
+        remains = [receipts.OTHERS]
+        if not patiently(self.index.rewrite):
+            remains.append(receipts.SERVED)
+        if (reason := self.database.rewrite()) is not None:
+            remains.append(receipts.unwritten(reason))
+        if not self.database.is_sqlite:
+            remains.append(receipts.WRITE_AHEAD)
+        return self._receipt(ids, removed, remains)
+
+    def _hold(self, name: str) -> AbstractContextManager[None]:
         return self.locks.hold(f"{name}-{self.namespace}")
 
     # Segments
@@ -354,13 +372,16 @@ class LogStore:
             file: Its file.
             staged: Brings it into the memory where it is to be held.
         """
+        if not self.blobs.is_name(file):  # somebody else wrote that row
+            self.discard(key, file)
+            return None
         stamp = self.blobs.stamp(file)
         held = self.hot.get(file, stamp)
         if held is not None:
             return held
         try:
             with computing():
-                segment = staged(load_segment(self.blobs.get(file), key))
+                segment = staged(self.decode(self.blobs.get(file), key))
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
                 why = f"{file} is missing." if isinstance(error, OSError) else error
@@ -374,10 +395,37 @@ class LogStore:
             self.hot.drop_logs({key.log_id})
         return segment
 
+    def decode(self, data: Data, key: SegmentKey) -> Segment:
+        """Return the segment in the content of a file that this store wrote.
+
+        Raises:
+            SegmentCorruptedError: It is damaged, or something else; see `load_segment`.
+            FingerprintMismatchError: Another model wrote it.
+        """
+        try:
+            return load_segment(data, key, self._secret)
+        except SegmentCorruptedError:
+            secret, self._secret = self._secret, self.facts.signing_key()
+            if secret == self._secret:
+                raise
+            return load_segment(data, key, self._secret)
+
+    def change_key(self) -> None:
+        """Take a new secret for the files of all namespaces; what stood under the old one is gone.
+
+        A secret that somebody may know proves nothing, so all segments are made again.
+        """
+        self.facts.new_signing_key()
+        self.hot.clear()
+        self.retry_removals()
+
     def discard(self, key: SegmentKey, file: str) -> bool:
         """Put a damaged file aside, and have its segment made again; False if it was already."""
-        if not self.segments.forget(key, file):
-            return False
+        if self.read_only or not self.segments.forget(key, file):
+            return self.read_only
+        if not self.blobs.is_name(file):
+            logger.warning("The segment of log %s was recorded under no name of ours.", key.log_id)
+            return True
         self.blobs.move(file, f"{self.id}/{_QUARANTINE}/{key.log_id}/{posixpath.basename(file)}")
         return True
 
@@ -390,15 +438,18 @@ class LogStore:
             OSError: It cannot be written.
             EncodingError: The codec cannot hold it.
         """
+        if self.read_only:
+            return segment, 0
+        self._secret = self.facts.signing_key()  # it may have been changed meanwhile
         with computing():
-            data = dump_segment(segment, key)
+            data = dump_segment(segment, key, self._secret)
         # Never used twice: what is still being read, or removed, is another file.
         name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
         file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self.blobs.put(file, data)
         if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
             with computing():
-                stored = staged(load_segment(data, key))
+                stored = staged(load_segment(data, key, self._secret))
             self.hot.put(file, key.log_id, stored, self.blobs.stamp(file))
             return stored, len(data)
         self.blobs.remove(file)
@@ -406,30 +457,10 @@ class LogStore:
 
     def _chroma(self, index: str | ClientAPI | None) -> ChromaAccess:
         write_lock = partial(self.locks.hold, "chroma")
+        if index is None and self.read_only:
+            return Unreadable()
         if index is None:
             return SharedFolder.at(self.path / "index", self.path / "locks" / "index.lock")
         if isinstance(index, str):
             return Server.of_url(index, write_lock)
         return Server(lambda: index, write_lock, owned=False)
-
-
-def _scores(entries: Sequence[Entry], vectors: Vectors, vector: Vectors) -> dict[Entry, float]:
-    if not len(entries):
-        return {}
-    if vectors.shape[1] != len(vector):
-        raise EmbedderMismatchError(
-            f"The query has {len(vector)} dimensions, the store's embeddings {vectors.shape[1]}. "
-            "Open the store with the embedder that it was built with, or `kvlog reindex` it."
-        )
-    scores: Any = np.asarray(vectors) @ vector
-    return dict(zip(entries, scores.tolist(), strict=True))
-
-
-def _by_log(near: Mapping[Entry, float]) -> list[Found]:
-    """Logs by their best keys, best first."""
-    best: dict[str, Found] = {}
-    for (log_id, key), score in near.items():
-        known = best.get(log_id)
-        if known is None or (score, -key) > (known.score, -known.key):
-            best[log_id] = Found(log_id, score, key)
-    return sorted(best.values(), key=lambda found: (-found.score, found.id))

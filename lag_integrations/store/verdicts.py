@@ -6,9 +6,10 @@ from collections import Counter
 
 from sqlalchemy import select, update
 
+from lag_integrations.provenance import UNJUDGED, VERDICT, without
 from lag_integrations.store.database import Database
 from lag_integrations.store.filters import of_run
-from lag_integrations.store.ledger import VERDICT, Ledger
+from lag_integrations.store.ledger import OUTDATED, Ledger
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.trace import Outcome
 
@@ -43,7 +44,8 @@ class Verdicts:
     def give(self, key: str, outcome: Outcome) -> bool:
         """Record someone's verdict on a log, and count it for the logs that were recalled into it.
 
-        A verdict is counted once for each run; another one on the same run takes it back.
+        A verdict is counted once for each run; another one on the same run takes it back. A success
+        confirms a log whose sources were said to have changed.
 
         Returns:
             False if there is no such log.
@@ -68,10 +70,12 @@ class Verdicts:
             )
             if trace is None:
                 return False
-            metadata = dict(trace.metadata)
+            metadata = without(trace.metadata, *UNJUDGED)
             before = metadata.get(VERDICT)
             if verdict:
                 metadata[VERDICT] = {"outcome": outcome, "run": trace.id}
+                if outcome == "success":
+                    metadata = without(metadata, *OUTDATED)
                 if numbers := _changes(before, trace.id, outcome):
                     connection.execute(
                         update(logs)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lag_integrations.tools.answer import Block, InvalidCall
 from lag_integrations.tools.json_text import (
+    after_doubled,
     after_fence,
     as_call,
     invalid_call,
@@ -53,13 +54,13 @@ def read_alone(text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block
     if text[begin : begin + 1] not in ("{", "["):
         return _TEXT
     calls: list[ToolCall | InvalidCall] = []
-    while (end := json_end(text, begin)) is not None:
-        raw = text[begin:end]
+    while (end := json_end(text, first := after_doubled(text, begin))) is not None:
+        raw = text[first:end]
         read = _read(raw, schemas)
         if not read:
             return _TEXT
         more = _end(_MORE_BRACKETS, text, end)
-        if more > end:
+        if more > end and not (first > begin and text[end:more].strip() == "}"):
             error = "The call is not valid JSON: it closes more brackets than it opens."
             read = [invalid_call(text[begin:more], error, read[0].name)]
         calls += read

@@ -47,6 +47,7 @@ def read_json(
         return None
     if begin < len(text) and text[begin] not in "{[":
         return broken(text, start, closers, final)
+    begin = after_doubled(text, begin)
     calls: list[ToolCall | InvalidCall] = []
     position = begin
     while True:
@@ -80,6 +81,15 @@ def read_json(
     tails = ["}", *fence, *closers] if is_marked else [*fence, ";"]
     after = skip(text, end, tails, final)
     return None if after is None else Block(after, tuple(calls))
+
+
+def after_doubled(text: str, start: int) -> int:
+    """Return where JSON begins whose first brace is doubled; else the start.
+
+    Qwen2.5-Coder's template shows ``{{"name": …}}``, as meant for Python's ``format``, and the
+    model writes that. No JSON object begins with two braces.
+    """
+    return start + text.startswith("{{", start)
 
 
 def read_named(

@@ -51,14 +51,15 @@ class AnswerReader:
         self._held += piece
         return self._read_held(self._held, final=False)
 
-    def finish(self) -> list[Event]:
-        """The answer is complete.
+    def finish(self, *, cut_off: bool = False) -> list[Event]:
+        """The answer is complete, or cut off for length.
 
         Returns:
-            What had been held back; a call that is not complete has failed.
+            What had been held back; a call that is not complete has failed. The beginning of a
+            mark, at which the answer was cut off, is left out.
         """
         events = [] if self._held is None else self._read_held(self._held, final=True)
-        return events + self._marked.finish()
+        return events + self._marked.finish(cut_off=cut_off)
 
     def _read_held(self, text: str, final: bool) -> list[Event]:
         block = read_alone(text, self._tools, final)
@@ -102,12 +103,15 @@ class MarkReader:
         self._buffer += piece
         return self._read(final=False)
 
-    def finish(self) -> list[Event]:
-        """The answer is complete.
+    def finish(self, *, cut_off: bool = False) -> list[Event]:
+        """The answer is complete, or cut off for length.
 
         Returns:
-            What had been held back; a call that is not complete has failed.
+            What had been held back; a call that is not complete has failed. The beginning of a
+            mark, at which the answer was cut off, is left out.
         """
+        if cut_off and len(self._buffer) > 1 and self._buffer in self._beginnings:
+            self._buffer = self._space = ""  # a single "<" may as well be text
         events = self._read(final=True)
         if self._space and not self._after_call:
             events.append(Text(self._space))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lag_integrations.trace import Message, ToolCall, Trace
+from lag_integrations.traces.queries import follow_up
 
 MAX_KEYS = 16
 """Most keys of a trace. A log's entries in the index are numbered below this."""
@@ -22,8 +23,9 @@ class SearchKey:
     """A text by which a trace is found.
 
     Attributes:
-        kind: ``task`` (what was asked), ``response`` (the task with the last response: LAG paper),
-            or ``step`` (what the agent said and called on its way).
+        kind: ``task`` (what was asked, in a conversation behind what was said before), ``response``
+            (that with the last response: LAG paper), or ``step`` (what the agent said and called on
+            its way).
         text: The text that is embedded.
     """
 
@@ -48,11 +50,17 @@ def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
 
 def response_text(trace: Trace) -> str:
     """Return the task with the last response, by which a run like this one is found."""
-    return f"{trace.task}\n{trace.last_response}"
+    return f"{_task(trace)}\n{trace.last_response}"
+
+
+def _task(trace: Trace) -> str:
+    """The task, behind what the user said before it: alone it fits every such conversation."""
+    said = [message.text for message in trace.earlier if message.role == "user"]
+    return follow_up(trace.task, said[-1]) if said else trace.task
 
 
 def _all_keys(trace: Trace) -> Iterator[SearchKey]:
-    yield _key("task", trace.task)
+    yield _key("task", _task(trace))
     yield _key("response", response_text(trace))
     for message in trace.messages:
         is_response = message.text == trace.last_response and not message.tool_calls

@@ -284,7 +284,7 @@ def case(engine):
 def test_the_real_model_hardly_notices(case, name):
     segment, logits, expected = case
     key = SegmentKey("log", segment.fingerprint, "whole_trace", name)
-    back = load_segment(dump_segment(segment, key), key)
+    back = load_segment(dump_segment(segment, key, b"secret"), key, b"secret")
     found = logits(back)
     difference = ((found - expected).abs().mean() / expected.std()).item()
     assert difference <= DISTANCE[name.removesuffix("+zstd")]

@@ -256,7 +256,7 @@ def test_temperature_1_changes_no_bit(case: Case) -> None:
 
 def test_file_round_trip(case: Case) -> None:
     key = SegmentKey("log", FINGERPRINT, "whole_trace", "native")
-    read = load_segment(dump_segment(case.segment, key), key)
+    read = load_segment(dump_segment(case.segment, key, b"secret"), key, b"secret")
     assert torch.equal(read.token_ids, case.segment.token_ids)
     for pair, stored in zip(read.slots, case.segment.slots, strict=True):
         assert all(torch.equal(*slots) for slots in zip(pair, stored, strict=True))

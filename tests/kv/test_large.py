@@ -106,7 +106,7 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
 
     def rotated() -> Slots:
         out = torch.empty_like(part[0]), torch.empty_like(part[1])
-        Positions((group,), 10).apply(
+        Positions((group,), 10, torch.float32).apply(
             group, [part], torch.arange(tokens), out=out, temperature=0.5, backgrounds=[2]
         )
         return out
@@ -124,12 +124,12 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped)
         monkeypatch.setattr("lag_integrations.store.blobs.is_local", lambda _: False)
     slots = torch.randn(2, 2, 300, 1024), torch.randn(2, 2, 300, 1024)
     key = SegmentKey("log", "model", "last_turn", "native")
-    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
+    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
     blobs = Blobs(str(tmp_path))
     blobs.put("log", data)
     for _ in range(2):  # the second time, into memory that was used
         assert bytes(blobs.get("log")) == data
-    read = load_segment(blobs.get("log"), key)
+    read = load_segment(blobs.get("log"), key, b"secret")
     assert torch.equal(read.token_ids, torch.arange(300))
     assert all(torch.equal(*pair) for pair in zip(read.slots[0], slots, strict=True))
 
@@ -138,8 +138,8 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped)
 def test_only_what_is_used_of_a_file_stays_in_memory(codec):
     slots = torch.randn(2, 2, 300, 64), torch.randn(2, 2, 300, 64)
     key = SegmentKey("log", "model", "last_turn", codec)
-    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
-    read = load_segment(data, key)
+    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
+    read = load_segment(data, key, b"secret")
     held = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (read.token_ids, *read.slots[0])

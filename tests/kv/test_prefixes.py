@@ -7,7 +7,7 @@ import gc
 import torch
 
 from lag_integrations.kv.cache import new_cache, read_layers
-from lag_integrations.kv.prefixes import Injected, PrefixCache
+from lag_integrations.kv.prefixes import PUBLIC, Injected, PrefixCache
 from lag_integrations.kv.segment import Segment
 
 BYTES = 2 * 2 * 3 * 4 * 4
@@ -129,3 +129,34 @@ def test_entries_are_few():
     for token in range(100):
         put(prefixes, token, token)
     assert len(prefixes) == 32
+
+
+def test_what_one_salt_read_is_nothing_to_another():
+    prefixes = PrefixCache(10_000)
+    prefixes.put([1, 2, 3], cache_of(3), salt="lima")
+    assert prefixes.begin([1, 2, 3, 4], salt="lima")[1] == 3
+    for salt in ("", "quito", "lim"):
+        assert prefixes.begin([1, 2, 3, 4], salt=salt)[1] == 0
+        assert prefixes.known([1, 2, 3, 4], salt=salt)[0] == 0
+    prefixes.put([1, 2, 3], cache_of(3), salt="quito")  # nor does it take the other's place
+    assert len(prefixes) == 2
+
+
+def test_what_is_public_is_everybodys():
+    prefixes = PrefixCache(10_000)
+    prefixes.put([1, 2], cache_of(2), salt=PUBLIC)
+    prefixes.put([1, 2, 3], cache_of(3), salt="lima")
+    assert prefixes.begin([1, 2, 3, 4], salt="quito")[1] == 2
+    assert prefixes.begin([1, 2, 3, 4], salt="lima")[1] == 3
+    assert prefixes.holds([1, 2])
+    assert not prefixes.holds([1, 2, 3])
+
+
+def test_a_salt_is_forgotten_with_all_within_it():
+    prefixes = PrefixCache(10_000)
+    for salt in ("lima", "lima:ada", "limax", "quito"):
+        prefixes.put([1, 2], cache_of(2), salt=salt)
+    prefixes.forget("lima")
+    found = [prefixes.known([1, 2, 3], salt=each)[0] for each in ("lima", "lima:ada", "limax")]
+    assert found == [0, 0, 2]
+    assert len(prefixes) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import xxhash
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -26,6 +26,7 @@ from lag_integrations.kv.codecs import CODECS
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 
+SECRET = b"the store's"
 KEY = SegmentKey("log", "model", "last_response", "native")
 REFUSED = (SegmentCorruptedError, FingerprintMismatchError)
 
@@ -44,8 +45,8 @@ def segment(tokens: int = 5, dtype: torch.dtype = torch.float32) -> Segment:
 
 def sealed(data: bytes) -> bytes:
     """Give bytes the checksum of a valid file, as the module's documentation describes it."""
-    blank = data[:37] + b"0" * 32 + data[69:]
-    return data[:37] + xxhash.xxh3_128(blank).hexdigest().encode() + data[69:]
+    blank = data[:37] + b"0" * 64 + data[101:]
+    return data[:37] + hmac.digest(SECRET, blank, "sha256").hex().encode() + data[101:]
 
 
 def rewritten(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -58,7 +59,7 @@ def rewritten(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     return sealed(len(text).to_bytes(8, "little") + text + data[end:])
 
 
-DATA = {name: dump_segment(segment(), replace(KEY, codec=name)) for name in CODECS}
+DATA = {name: dump_segment(segment(), replace(KEY, codec=name), SECRET) for name in CODECS}
 WHOLE = DATA["native"]
 HEADER_END = 8 + int.from_bytes(WHOLE[:8], "little")
 
@@ -68,9 +69,9 @@ HEADER_END = 8 + int.from_bytes(WHOLE[:8], "little")
 @pytest.mark.parametrize("name", CODECS)
 def test_round_trip(name, tokens, dtype):
     made, key = segment(tokens, dtype), replace(KEY, codec=name)
-    data = dump_segment(made, key)
-    assert dump_segment(made, key) == data
-    read = load_segment(data, key)
+    data = dump_segment(made, key, SECRET)
+    assert dump_segment(made, key, SECRET) == data
+    read = load_segment(data, key, SECRET)
     assert torch.equal(read.token_ids, made.token_ids)
     assert (read.fingerprint, read.info, read.background) == (
         made.fingerprint,
@@ -90,12 +91,18 @@ def test_a_sealed_file_is_read():
     assert sealed(WHOLE) == WHOLE == rewritten(WHOLE, lambda _: None)
 
 
+@pytest.mark.parametrize("secret", [b"", b"the other store's"])
+def test_a_file_of_another_store_is_refused(secret):
+    with pytest.raises(SegmentCorruptedError, match="not written by this store"):
+        load_segment(dump_segment(segment(), KEY, secret), KEY, SECRET)
+
+
 @given(st.sampled_from(CODECS), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 def test_a_changed_byte_is_found(name, place, change):
     data = bytearray(DATA[name])
     data[int(place * len(data))] ^= change
     with pytest.raises(REFUSED):
-        load_segment(bytes(data), replace(KEY, codec=name))
+        load_segment(bytes(data), replace(KEY, codec=name), SECRET)
 
 
 def test_every_flipped_bit_of_the_head_is_found():
@@ -105,14 +112,14 @@ def test_every_flipped_bit_of_the_head_is_found():
             data = bytearray(WHOLE)
             data[place] ^= 1 << bit
             with pytest.raises(REFUSED):
-                load_segment(bytes(data), KEY)
+                load_segment(bytes(data), KEY, SECRET)
 
 
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
 def test_a_cut_file_is_found(share):
     with pytest.raises(SegmentCorruptedError):
-        load_segment(WHOLE[: int(share * len(WHOLE))], KEY)
+        load_segment(WHOLE[: int(share * len(WHOLE))], KEY, SECRET)
 
 
 @given(st.binary(min_size=1, max_size=100), st.floats(0, 1))
@@ -120,7 +127,7 @@ def test_inserted_and_appended_bytes_are_found(more, place):
     where = int(place * len(WHOLE))
     data = WHOLE[:where] + more + WHOLE[where:]
     with pytest.raises(SegmentCorruptedError):
-        load_segment(data, KEY)
+        load_segment(data, KEY, SECRET)
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 4096))
@@ -128,18 +135,18 @@ def test_a_hole_of_zeros_is_found(start, length):
     data = WHOLE[:start] + bytes(len(WHOLE[start : start + length])) + WHOLE[start + length :]
     if data != WHOLE:
         with pytest.raises(SegmentCorruptedError):
-            load_segment(data, KEY)
+            load_segment(data, KEY, SECRET)
 
 
 @given(st.binary(max_size=300))
 @example(b"")
-@example(bytes(69))
-@example(b"\xff" * 69)
+@example(bytes(101))
+@example(b"\xff" * 101)
 def test_any_bytes_are_refused(data):
     with pytest.raises(SegmentCorruptedError):
-        load_segment(data, KEY)
+        load_segment(data, KEY, SECRET)
     with pytest.raises(SegmentCorruptedError):
-        load_segment(sealed(data), KEY)
+        load_segment(sealed(data), KEY, SECRET)
 
 
 JSON = st.recursive(
@@ -151,9 +158,11 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_any_header_with_a_right_checksum_is_refused(header):
-    text = json.dumps(header).encode().ljust(64)
+    text = json.dumps(header).encode().ljust(96)
     with pytest.raises(SegmentCorruptedError):
-        load_segment(sealed(len(text).to_bytes(8, "little") + text + WHOLE[HEADER_END:]), KEY)
+        load_segment(
+            sealed(len(text).to_bytes(8, "little") + text + WHOLE[HEADER_END:]), KEY, SECRET
+        )
 
 
 @given(st.data(), st.sampled_from(["native", "int8", "int4", "int8+zstd"]))
@@ -170,7 +179,7 @@ def test_a_forged_header_gives_a_sound_segment_or_is_refused(data, name):
 
     key = replace(KEY, codec=name)
     try:
-        read = load_segment(rewritten(DATA[name], change), key)
+        read = load_segment(rewritten(DATA[name], change), key, SECRET)
     except REFUSED:
         return
     for pair in read.slots:
@@ -185,7 +194,7 @@ def test_forged_tensors_give_a_sound_segment_or_are_refused(data, name):
         payload[data.draw(st.integers(start, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
     key = replace(KEY, codec=name)
     try:
-        read = load_segment(sealed(bytes(payload)), key)
+        read = load_segment(sealed(bytes(payload)), key, SECRET)
     except SegmentCorruptedError:
         assert name.endswith("+zstd")  # a broken frame; elsewhere these are just other numbers
     else:
@@ -202,24 +211,24 @@ def test_forged_tensors_give_a_sound_segment_or_are_refused(data, name):
 )
 def test_the_segment_of_another_key_is_refused(change, says):
     with pytest.raises(SegmentCorruptedError, match=says):
-        load_segment(WHOLE, replace(KEY, **change))
+        load_segment(WHOLE, replace(KEY, **change), SECRET)
 
 
 @pytest.mark.parametrize("background", ["6", "-1", "all"])
 def test_a_background_that_is_not_within_the_segment_is_refused(background):
     data = rewritten(WHOLE, lambda header: header["__metadata__"].update(background=background))
     with pytest.raises(SegmentCorruptedError, match="cannot be understood"):
-        load_segment(data, KEY)
+        load_segment(data, KEY, SECRET)
 
 
 def test_the_segment_of_another_model_is_refused():
     with pytest.raises(FingerprintMismatchError, match="another"):
-        load_segment(WHOLE, replace(KEY, fingerprint="another"))
+        load_segment(WHOLE, replace(KEY, fingerprint="another"), SECRET)
     # Of another log of another model, the model is what must be said.
     with pytest.raises(FingerprintMismatchError):
-        load_segment(WHOLE, replace(KEY, fingerprint="another", log_id="another"))
+        load_segment(WHOLE, replace(KEY, fingerprint="another", log_id="another"), SECRET)
     with pytest.raises(FingerprintMismatchError, match="another"):
-        dump_segment(segment(), replace(KEY, fingerprint="another"))
+        dump_segment(segment(), replace(KEY, fingerprint="another"), SECRET)
 
 
 def test_every_field_of_the_key_is_in_the_file():
@@ -239,8 +248,8 @@ def test_a_file_of_version_1_is_refused_clearly():
         for index, slot in enumerate(pair):
             tensors[f"slots.{group}.{index}"] = slot
     metadata = {"format": "lag-segment", "version": "1", "fingerprint": "model", "groups": "2"}
-    with pytest.raises(SegmentCorruptedError, match=r"not of version 3.*Encode its trace again"):
-        load_segment(save(tensors, metadata=metadata | {"info": "{}"}), KEY)
+    with pytest.raises(SegmentCorruptedError, match=r"not of version 4.*Encode its trace again"):
+        load_segment(save(tensors, metadata=metadata | {"info": "{}"}), KEY, SECRET)
 
 
 @pytest.mark.parametrize("field", ["format", "version"])
@@ -248,20 +257,23 @@ def test_another_format_or_version_is_refused(field):
     def change(header: dict[str, Any]) -> None:
         header["__metadata__"][field] = "2"
 
-    with pytest.raises(SegmentCorruptedError, match="not a lag-segment of version 3"):
-        load_segment(rewritten(WHOLE, change), KEY)
+    with pytest.raises(SegmentCorruptedError, match="not a lag-segment of version 4"):
+        load_segment(rewritten(WHOLE, change), KEY, SECRET)
 
 
 @pytest.mark.parametrize("name", ["native", "int4"])
 def test_slots_that_do_not_fit_their_tokens_are_refused(name):
     key = replace(KEY, codec=name)
-    data = dump_segment(Segment(torch.arange(4), segment().slots, "model"), key)
+    data = dump_segment(Segment(torch.arange(4), segment().slots, "model"), key, SECRET)
     with pytest.raises(SegmentCorruptedError, match="does not fit its tokens"):
-        load_segment(data, key)
+        load_segment(data, key, SECRET)
 
 
 def test_an_unknown_codec_is_no_damage():
-    for use in (lambda key: load_segment(WHOLE, key), lambda key: dump_segment(segment(), key)):
+    for use in (
+        lambda key: load_segment(WHOLE, key, SECRET),
+        lambda key: dump_segment(segment(), key, SECRET),
+    ):
         with pytest.raises(StoreError, match="no codec 'int7'"):
             use(replace(KEY, codec="int7"))
 
@@ -270,10 +282,10 @@ def test_what_cannot_be_stored_is_refused():
     made = segment()
     double = Segment(made.token_ids, ((made.slots[0][0].double(),) * 2,), "model")
     with pytest.raises(EncodingError, match="float64"):
-        dump_segment(double, KEY)
+        dump_segment(double, KEY, SECRET)
     mixed = Segment(made.token_ids, ((made.slots[0][0].half(), made.slots[0][1]),), "model")
     with pytest.raises(EncodingError, match="float16 and float32"):
-        dump_segment(mixed, KEY)
+        dump_segment(mixed, KEY, SECRET)
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -286,8 +298,8 @@ def test_the_file_is_plain_safetensors(name, tmp_path: Path):
         names = set(file.keys())
         tensors = {key: file.get_tensor(key) for key in names}
     assert metadata["codec"] == name
-    assert (metadata["format"], metadata["version"]) == ("lag-segment", "3")
-    assert metadata["checksum"].encode() == DATA[name][37:69]
+    assert (metadata["format"], metadata["version"]) == ("lag-segment", "4")
+    assert metadata["checksum"].encode() == DATA[name][37:101]
     assert torch.equal(tensors["token_ids"], segment().token_ids)
     assert {"slots.0.0", "slots.0.1", "slots.1.0", "slots.1.1"} <= names
     assert load(DATA[name]).keys() == names
@@ -304,6 +316,8 @@ def test_a_native_file_holds_the_slots_as_they_are():
 def test_slots_that_are_views_are_stored():
     made = segment()
     turned = tuple((a.transpose(0, 1), b.transpose(0, 1)) for a, b in made.slots)
-    read = load_segment(dump_segment(Segment(made.token_ids, turned, "model"), KEY), KEY)
+    read = load_segment(
+        dump_segment(Segment(made.token_ids, turned, "model"), KEY, SECRET), KEY, SECRET
+    )
     for pair, stored in zip(read.slots, turned, strict=True):
         assert all(torch.equal(*both) for both in zip(pair, stored, strict=True))

@@ -125,3 +125,32 @@ def test_the_name_says_how_much_is_kept():
     assert TaskAndLastTurns(64).name == "task_and_last_turns_64"
     with pytest.raises(ValueError, match="at least one token"):
         TaskAndLastTurns(0)
+
+
+@pytest.mark.parametrize("selection", [TaskAndLastTurns(512), WholeTrace(), LastResponses(9)])
+@pytest.mark.parametrize("system", ["You are terse.", None])
+def test_earlier_turns_are_read_but_not_kept(template, selection, system):
+    earlier = trace("Tell me of the Team plan.", "It has chats and maps.").messages[1:]
+    run = trace("And how much does it cost?", "18 euros a seat.", system=system or "")
+    messages = run.messages if system else run.messages[1:]
+    run = run.model_copy(update={"messages": messages, "earlier": earlier})
+    ready = Encodable.of(run, selection, template, 4096)
+    text = template.tokenizer.decode(ready.token_ids)
+    chat = [*messages[: bool(system)], *earlier, *messages[bool(system) :]]
+    assert ready.token_ids == template.render(chat, generate=False).token_ids
+    kept = template.tokenizer.decode([ready.token_ids[index] for index in ready.keep])
+    assert "18 euros a seat." in kept
+    assert "maps" not in kept
+    assert "Team plan" in text
+    assert "Team plan" not in template.tokenizer.decode(ready.token_ids[: ready.head])
+
+
+def test_of_what_is_too_long_earlier_turns_go_first(template):
+    earlier = trace(WORDS, WORDS).messages[1:]
+    run = trace("And how much?", "18 euros a seat.").model_copy(update={"earlier": earlier})
+    ready = Encodable.of(run, WholeTrace(), template, 60)
+    assert len(ready) == 60
+    text = template.tokenizer.decode(ready.token_ids)
+    assert "terse" in text
+    kept = template.tokenizer.decode([ready.token_ids[index] for index in ready.keep])
+    assert kept.startswith("<|im_start|>user\nAnd how much?<|im_end|>\n<|im_start|>assistant\n18")

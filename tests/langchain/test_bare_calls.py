@@ -183,3 +183,20 @@ def test_a_run_that_goes_on_after_an_unreadable_call_may_succeed(puppet, memory)
     chain = bound | (lambda message: bound.invoke([("user", "Again?"), message]))
     chain.invoke("Weather?", {"callbacks": [memory.callback_handler()]})
     assert [trace.outcome for trace in captured(memory)] == ["success"]
+
+
+@pytest.mark.usefixtures("no_worker")
+def test_a_run_that_is_cut_off_is_incomplete_and_has_no_half_a_mark(puppet, monkeypatch, memory):
+    monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+    model = LAGChatModel(puppet, temperature=0, callbacks=[memory.callback_handler()])
+    bound = model.bind_tools([weather])
+    whole = f"Let me see.\n\n{calls('weather', city='Oslo')}"
+    for begun, broken in (("<tool_call", 0), ("<tool_call>\n{", 1)):
+        shown = whole[: whole.index(begun) + len(begun)]
+        puppet.says(whole)
+        answer = bound.bind(max_tokens=len(puppet.tokens_of(shown))).invoke("Weather?")
+        assert answer.response_metadata["finish_reason"] == "length"
+        assert answer.text == "Let me see."
+        assert len(answer.invalid_tool_calls) == broken
+    assert [trace.outcome for trace in captured(memory)] == ["incomplete"] * 2
+    assert captured(memory)[0].last_response == "Let me see."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import statistics
 import threading
 import time
@@ -24,6 +25,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, RetryPolicy, Send
 
 from lag_integrations import KVLogMemory
+from lag_integrations.errors import TraceError
 from lag_integrations.langchain import callbacks
 from lag_integrations.langchain.callbacks import CaptureHandler
 from tests.conftest import qa
@@ -395,6 +397,35 @@ def test_a_failing_run_is_a_failure_and_the_error_is_the_users(memory, config):
     assert memory.recall("Hi", min_score=-1) == []
 
 
+def test_a_run_whose_model_fails_is_a_record_of_its_task(memory, config):
+    with pytest.raises(OSError, match="down"):
+        create_agent(Talker(OSError("down")), [look]).invoke(ask(), config)
+    with pytest.raises(OSError, match="down"):
+        Talker(OSError("down")).invoke("Code?", config)
+    with pytest.raises(OSError, match="down"):
+        Talker(OSError("down")).invoke([("system", "Be brief.")], config)  # of which task?
+    with pytest.raises(ZeroDivisionError):
+        RunnableLambda(lambda _: 1 / 0).invoke("Hi", config)  # no model was asked
+    weather, code = captured(memory)
+    for trace, task in ((weather, "Weather?"), (code, "Code?")):
+        assert (trace.task, trace.outcome, said(trace)) == (task, "failure", [f"user: {task}"])
+        assert trace.metadata["error"] == "OSError"
+    memory.flush()
+    assert memory.recall("Code?", min_score=-1, outcomes=["failure"]) == []  # nothing to reuse
+    memory.feedback(code.id, outcome="success")
+    assert memory.recall("Code?", min_score=-1) == []
+
+
+def test_fallbacks_of_a_bare_model_are_told_by_the_runs_that_were_asked(memory, config):
+    """LangChain makes each of its calls a root run, beside its own."""
+    model = Talker(OSError("down")).with_fallbacks([Talker("Fine.")])
+    assert model.invoke("Hi", config).text == "Fine."
+    assert [(trace.outcome, said(trace)) for trace in captured(memory)] == [
+        ("failure", ["user: Hi"]),
+        ("success", ["user: Hi", "assistant: Fine."]),
+    ]
+
+
 def test_a_failed_attempt_leaves_no_double(memory, config):
     def picky(message):
         if "garbage" in message.text:
@@ -500,16 +531,19 @@ def test_a_failed_tool_is_told_to_the_model(memory, config):
         {"incomplete_details": {"reason": "max_output_tokens"}},
     ],
 )
-def test_a_cut_off_answer_is_unknown(memory, config, metadata):
+def test_a_cut_off_answer_is_incomplete(memory, config, metadata):
     cut = AIMessage("It ra", response_metadata=metadata)
     Talker(cut).invoke("Weather?", config)
     create_agent(Talker(calls("look", city="Oslo"), cut), [look]).invoke(ask(), config)
-    assert [trace.outcome for trace in captured(memory)] == ["unknown", "unknown"]
+    unreadable = {"name": "look", "args": '{"city": "Os', "id": "1", "error": "It is cut off."}
+    in_a_call = AIMessage("", response_metadata=metadata, invalid_tool_calls=[unreadable])
+    Talker(in_a_call).invoke("Weather in Oslo?", config)
+    assert [trace.outcome for trace in captured(memory)] == ["incomplete"] * 3
 
 
 def test_capture_never_breaks_the_run(memory, config, monkeypatch, caplog):
     handler = config["callbacks"][0]
-    monkeypatch.setattr(memory, "add", lambda trace: 1 / 0)
+    monkeypatch.setattr(memory, "add_own", lambda traces, **_: 1 / 0)
     assert Talker("Hello.").invoke("secret words", config).text == "Hello."
     monkeypatch.undo()
     monkeypatch.setattr(callbacks.Run, "show", lambda *_: {}["secret words"])
@@ -527,7 +561,7 @@ def test_capture_never_breaks_the_run(memory, config, monkeypatch, caplog):
 # Abandoned runs
 
 
-def test_a_closed_stream_is_unknown(memory, config):
+def test_a_closed_stream_is_incomplete(memory, config):
     agent = create_agent(talk(), [look])
     for _ in agent.stream(ask(), config):
         break  # after the model's call
@@ -546,14 +580,14 @@ def test_a_closed_stream_is_unknown(memory, config):
     by_task = {trace.task: trace for trace in captured(memory)}
     assert set(by_task) == {"Weather?", "Count", "Count again", "Count once more"}
     for trace in by_task.values():
-        assert (trace.outcome, trace.metadata["abandoned"]) == ("unknown", True)
+        assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
         assert "error" not in trace.metadata
     assert by_task["Count"].last_response.strip() == "one"
     handler = config["callbacks"][0]
     assert (handler._nodes, dict(handler._roots)) == ({}, {})
 
 
-def test_a_cancelled_run_is_unknown(memory, config):
+def test_a_cancelled_run_is_incomplete(memory, config):
     first = Talker("Hello.")
 
     async def agent(inputs, config):
@@ -566,7 +600,7 @@ def test_a_cancelled_run_is_unknown(memory, config):
 
     asyncio.run(arun())
     (trace,) = captured(memory)
-    assert (trace.outcome, trace.metadata["abandoned"]) == ("unknown", True)
+    assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
     assert said(trace) == ["user: Hi", "assistant: Hello."]
 
 
@@ -744,3 +778,91 @@ def test_a_callback_is_cheap(memory):
     handler.on_chain_end("Done", run_id=root)
     (trace,) = captured(memory)
     assert len(trace.messages) == 250
+
+
+# Whose run it was
+
+
+class Plan(str, enum.Enum):
+    PAID = "paid"
+
+
+SAID = {"user_id": "u1", "tries": 2, "share": 0.5, "beta": True, "plan": Plan.PAID}
+OWN = {"source": "mine", "thread_id": "t1", "lag_recall": False, "list": [1], "deep": {"a": 1}}
+
+
+@pytest.mark.parametrize("kind", ["model", "stream", "text model", "chain", "agent", "tool"])
+def test_what_a_config_says_is_the_logs_metadata(memory, config, kind):
+    config |= {"metadata": SAID | OWN, "tags": ["beta", "beta", "eu"], "run_name": "myrun"}
+    agent = create_agent(talk(), [look], name="weatherman")
+
+    @tool
+    def delegate(question: str) -> str:
+        """Let an agent answer."""
+        return str(agent.invoke(ask(question))["messages"][-1].text)
+
+    if kind == "model":
+        Talker("It rains.").invoke("Weather?", config)
+    elif kind == "stream":
+        list(Talker("It rains.").stream("Weather?", config))
+    elif kind == "text model":
+        FakeListLLM(responses=["It rains."]).invoke("Weather?", config)
+    elif kind == "chain":
+        (RunnableLambda(str) | Talker("It rains.") | StrOutputParser()).invoke("Weather?", config)
+    elif kind == "tool":
+        delegate.invoke({"question": "Weather?"}, config)
+    else:
+        agent.invoke(ask(), config)
+    (trace,) = captured(memory)
+    expected = {**SAID, "plan": "paid", "tags": ["beta", "eu"]}
+    assert trace.metadata == {
+        **expected,
+        "lag_scope": sorted(expected),
+        "source": "langchain",
+        "run_name": "myrun",
+        "thread_id": "t1",
+    }
+    memory.embed_pending()
+    for where in ({"user_id": "u1"}, {"beta": True}, {"tags": "eu"}, {"tags": {"$in": ["beta"]}}):
+        assert len(memory.recall("Weather?", where=where, min_score=-1)) == 1
+    assert memory.recall("Weather?", where={"tags": "us"}, min_score=-1) == []
+
+
+def test_a_handler_on_a_step_takes_its_place_for_no_tag(memory):
+    handler = memory.callback_handler()
+    model = Talker("It rains.", callbacks=[handler], tags=["mine"])
+    (RunnableLambda(str) | model).invoke("Weather?", {"metadata": {"user_id": "u1"}})
+    (trace,) = captured(memory)
+    assert (trace.metadata["tags"], trace.metadata["user_id"]) == (["mine"], "u1")
+
+
+@pytest.mark.parametrize("by", ["handler", "block"])
+def test_metadata_of_a_capture_wins(memory, by):
+    given = {"user_id": "u1", "roles": ("a", "b")}
+    said = {"metadata": {"user_id": "u2", "project": "p"}, "run_name": "myrun"}
+    if by == "handler":
+        said["callbacks"] = [memory.callback_handler(metadata=given)]
+        Talker("It rains.").invoke("Weather?", said)
+    else:
+        with memory.capture(metadata=given):
+            Talker("It rains.").invoke("Weather?", said)
+    (trace,) = captured(memory)
+    assert trace.metadata == {
+        "user_id": "u1",
+        "roles": ["a", "b"],
+        "project": "p",
+        "lag_scope": ["project", "roles", "user_id"],
+        "source": "langchain",
+        "run_name": "myrun",
+    }
+
+
+@pytest.mark.parametrize(
+    "bad", [{"source": "x"}, {"lag_x": 1}, {1: 2}, {"a": {}}, {"a": [None]}, 1]
+)
+def test_metadata_that_nothing_can_be_found_by_is_refused(memory, bad):
+    for entry in (memory.callback_handler, memory.instrument):
+        with pytest.raises(TraceError, match="metadata="):
+            entry(metadata=bad)
+    with pytest.raises(TraceError, match="metadata="), memory.capture(metadata=bad):
+        pass

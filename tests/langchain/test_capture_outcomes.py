@@ -66,7 +66,7 @@ def test_a_judge_that_fails_leaves_it_unknown(memory, caplog):
     assert not any("secret" in text or "splendid" in text for text in warnings)
 
 
-def test_runs_that_failed_or_were_abandoned_are_not_put_to_a_judge(memory):
+def test_runs_that_came_to_no_good_end_are_not_put_to_a_judge(memory):
     asked = []
     handler = memory.callback_handler(judge=asked.append)
     config = {"callbacks": [handler]}
@@ -74,9 +74,10 @@ def test_runs_that_failed_or_were_abandoned_are_not_put_to_a_judge(memory):
     with pytest.raises(ZeroDivisionError):
         chain.invoke("Broken?", config)
     next(iter(Talker("one two").stream("Left?", config)))
+    Talker(AIMessage("It", response_metadata={"finish_reason": "length"})).invoke("Cut?", config)
     handler.wait_for_judge()
     assert asked == []
-    assert outcomes(memory) == ["failure", "unknown"]
+    assert outcomes(memory) == ["failure", "incomplete", "incomplete"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,9 @@ def test_a_verdict_by_log_id_and_trace_id(memory):
     assert outcomes(memory) == ["failure"]
     memory.feedback("my-own-id", outcome="success")
     assert outcomes(memory) == ["success"]
+    memory.add(qa("Other?", "Yes.", id="other-id"))
+    memory.judge("other-id", "failure")
+    assert outcomes(memory) == ["success", "failure"]
 
 
 def test_every_run_of_the_same_content_finds_the_log(memory):
@@ -190,9 +194,9 @@ def test_a_verdict_is_exported(memory, embedder, tmp_path):
     run_id = uuid4()
     run(memory, run_id=run_id)
     memory.feedback(run_id, outcome="failure")
-    memory.export_to(tmp_path / "memory.lag")
+    memory.export_to(tmp_path / "memory.lag", key=bytes(32))
     with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
-        other.import_from(tmp_path / "memory.lag")
+        other.import_from(tmp_path / "memory.lag", key=bytes(32))
         assert outcomes(other) == ["failure"]
         other.feedback(run_id, outcome="success")  # its run is still known
         assert outcomes(other) == ["success"]
@@ -218,7 +222,7 @@ def test_what_cannot_be_said(memory):
         memory.feedback(key)
     with pytest.raises(StoreError, match="either"):
         memory.feedback(key, helped=True, outcome="success")
-    with pytest.raises(StoreError, match="success, failure, unknown"):
+    with pytest.raises(StoreError, match="success, failure, incomplete, unknown"):
         memory.feedback(key, outcome="good")
     with pytest.raises(StoreError, match="one run"):
         memory.feedback([key], outcome="success")

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -104,13 +104,42 @@ def test_the_same_words_in_a_later_turn_are_new(memory, embedder, restart):
     ]
 
 
-def test_turns_before_the_first_captured_one_are_part_of_it(memory):
+def test_a_chat_by_hand_is_logged_turn_by_turn(memory):
+    talk = [SystemMessage("Be brief."), HumanMessage("Tell me of the Team plan.")]
+    model = Talker("It has chats and maps.", "18 euros a seat.")
+    with memory.capture():
+        talk += [model.invoke(talk), HumanMessage("And how much does it cost?")]
+        model.invoke(talk)
+    first, second = captured(memory)
+    assert said(first) == [
+        "system: Be brief.",
+        "user: Tell me of the Team plan.",
+        "assistant: It has chats and maps.",
+    ]
+    assert said(second) == [
+        "system: Be brief.",
+        "user: And how much does it cost?",
+        "assistant: 18 euros a seat.",
+    ]
+    assert first.earlier == ()
+    texts = [message.text for message in second.earlier]
+    assert texts == ["Tell me of the Team plan.", "It has chats and maps."]
+    memory.flush()
+    assert memory.recall("And how much does it cost?") == []  # of something else
+    asked = memory.recall("And how much does it cost?", before="I was told of a Team plan.")
+    assert asked[0].log == second
+    assert memory.recall("How much does the Team plan cost?", k=2)[0].log == second
+
+
+def test_turns_before_the_first_captured_one_are_its_context(memory):
     agent = weatherman("One.", "Two.", "Three.")
     agent.invoke(ask("1?"), {"configurable": {"thread_id": "t1"}})
     agent.invoke(ask("2?"), config(memory))
     agent.invoke(ask("3?"), config(memory))
     first, second = captured(memory)
-    assert said(first) == ["user: 1?", "assistant: One.", "user: 2?", "assistant: Two."]
+    assert said(first) == ["user: 2?", "assistant: Two."]
+    assert [message.text for message in first.earlier] == ["1?", "One."]
+    assert [message.text for message in second.earlier] == ["1?", "One.", "2?", "Two."]
     assert first.task == "2?"
     assert said(second) == ["user: 3?", "assistant: Three."]
 
@@ -143,6 +172,16 @@ def test_a_run_that_goes_on_after_an_error_is_whole(memory):
     assert whole.task == "Weather?"
 
 
+def test_a_run_that_goes_on_after_it_was_abandoned_is_whole(memory):
+    agent = weatherman()
+    for _ in agent.stream(ask(), config(memory)):
+        break  # after the model's call
+    agent.invoke(None, config(memory))
+    left, whole = captured(memory)
+    assert (left.outcome, said(left)) == ("incomplete", RAIN[:2])
+    assert (whole.outcome, said(whole)) == ("success", RAIN)
+
+
 # Interrupts
 
 
@@ -170,6 +209,24 @@ def test_an_interrupted_run_is_logged_when_it_is_resumed(memory, way):
     assert said(trace) == RAIN
     assert (trace.task, trace.outcome) == ("Weather?", "success")
     assert len(trace.metadata["earlier_runs"]) == 1
+
+
+def test_two_users_threads_of_one_name_are_not_mixed(memory):
+    """Each has a graph of their own, with a thread "t1"; the memory is one."""
+
+    def of(user):
+        return {**config(memory), "metadata": {"user_id": user}}
+
+    ada, ben = (weatherman(middleware=[human()]) for _ in range(2))
+    ada.invoke({"messages": [("user", "Weather for Ada?")]}, of("ada"))
+    ben.invoke({"messages": [("user", "Weather for Ben?")]}, of("ben"))
+    ada.invoke(APPROVE, of("ada"))
+    ben.invoke(APPROVE, of("ben"))
+    found = {trace.metadata["user_id"]: trace for trace in captured(memory)}
+    for user, other in (("ada", "Ben"), ("ben", "Ada")):
+        assert found[user].task == f"Weather for {user.capitalize()}?"
+        assert len(found[user].metadata["earlier_runs"]) == 1
+        assert other not in found[user].to_json()
 
 
 def test_it_is_whole_after_a_restart_too(memory, embedder):
@@ -360,3 +417,13 @@ def test_the_run_that_was_interrupted_can_be_judged_by_its_own_id(memory):
     memory.feedback(first, outcome="failure")
     (trace,) = captured(memory)
     assert trace.outcome == "failure"
+
+
+def test_a_resumed_run_keeps_what_its_first_half_said(memory):
+    agent = weatherman(middleware=[human()])
+    agent.invoke(ask(), config(memory, metadata={"user_id": "u1", "first": 1}))
+    agent.invoke(APPROVE, config(memory, metadata={"second": 2}))
+    (trace,) = captured(memory)
+    said_of_it = [trace.metadata[name] for name in ("user_id", "first", "second")]
+    assert said_of_it == ["u1", 1, 2]
+    assert len(trace.metadata["earlier_runs"]) == 1

@@ -8,13 +8,21 @@ import threading
 import time
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain.agents import create_agent
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.tools import tool
 
-from lag_integrations import KVLogMemory, packaged
-from lag_integrations.errors import TraceError
+from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations.errors import PromptError, SettingsError, TraceError
 from lag_integrations.kv.selection import WholeTrace
 from lag_integrations.langchain import LAGChatModel
-from tests.conftest import qa
+from lag_integrations.sources import hash_of
+from tests.conftest import qa, random_model
+from tests.langchain.talker import Talker, calls, captured
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 QUESTION = "Which code opens the vault in Lima?"
@@ -108,6 +116,12 @@ def test_per_call_settings(model, memory):
     assert used(max_tokens=3, repetition_penalty=1.2, top_p=1, temperature=1) == 3
     with pytest.raises(ValueError, match="misspelt"):
         used(misspelt=1)
+    with pytest.raises(SettingsError, match="k is -1"):
+        used(k=-1)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        LAGChatModel(model.engine, temperature=-1)
+    with pytest.raises(PromptError, match="no message"):
+        model.invoke([])
     assert model.invoke(QUESTION, max_tokens=2).usage_metadata["output_tokens"] == 2
     told = model.invoke("Tell me of the sea.", max_tokens=40).content
     stop = " ".join(told.split()[3:5])  # of several tokens
@@ -253,3 +267,94 @@ def test_a_deleted_log_leaves_the_prefix_cache_too(model, memory):
     memory.delete(key)
     gc.collect()
     assert not any(entry.watched for entry in prefixes._entries.values())
+
+
+@pytest.fixture(scope="module")
+def small(engine) -> Engine:
+    """Random weights: which tokens it says does not matter, only what it is given."""
+    return Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
+
+
+@pytest.fixture
+def quick(small, memory):
+    return LAGChatModel(small, memory=memory, temperature=0, max_tokens=4)
+
+
+def test_a_turn_that_stands_in_the_prompt_is_not_recalled(quick, memory):
+    other, key = memory.add(qa("Code of the vault in Lima?", "It is 7741.")), memory.add(VAULT)
+    memory.flush()
+
+    def used(*history):
+        answer = quick.invoke([*history, HumanMessage(QUESTION)], k=1)
+        return answer.response_metadata["lag"]["log_ids"]
+
+    asked, said = HumanMessage(VAULT.task), AIMessage(VAULT.last_response)
+    first = used()
+    assert first == [key]
+    assert used(asked, said) == [other]
+    assert used(asked, AIMessage("It is 1234.")) == used(said) == [key]
+
+
+class Cabinet(BaseRetriever):
+    """Finds what it holds."""
+
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return self.documents
+
+
+LIMA = [
+    Document("The vault in Lima opens with the code 7741.", metadata={"source": "lima.txt"}),
+    Document("Lima is a city.", metadata={"source": "cities.txt"}, id="n1"),
+]
+CHANGED = [Document("The vault opens with the code 9006.", metadata={"source": "lima.txt"})]
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_log_of_a_document_that_changed_is_not_recalled(quick, memory, way):
+    config = {"callbacks": [memory.callback_handler()]}
+    prompt = ChatPromptTemplate.from_template("{context}\n{question}")
+
+    def used(documents, config):
+        found = Cabinet(documents=documents)
+        context = {"context": found, "question": RunnablePassthrough()}
+        return asyncio.run(answer(context | prompt | quick, config))["log_ids"]
+
+    async def answer(chain, config):
+        if way == "invoke":
+            message = chain.invoke(QUESTION, config)
+        elif way == "ainvoke":
+            message = await chain.ainvoke(QUESTION, config)
+        elif way == "stream":
+            message = list(chain.stream(QUESTION, config))[-1]
+        else:
+            message = [part async for part in chain.astream(QUESTION, config)][-1]
+        memory.flush()
+        return message.response_metadata["lag"]
+
+    assert used(LIMA, config) == []
+    (key,) = memory.store.ledger.ids()
+    memory.feedback(key, outcome="success")  # it was cut off for length
+    sources = memory.get(key)[0].log.metadata["sources"]
+    assert [(source["id"], source["documents"]) for source in sources] == [
+        (None, ["lima.txt"]),
+        ("n1", ["cities.txt"]),
+    ]
+    assert used(LIMA, {}) == [key]
+    assert key not in used(CHANGED, config)
+
+
+def test_documents_that_a_tool_returns_are_sources(memory, no_worker):
+    @tool(response_format="content_and_artifact")
+    def search(query: str):
+        """Search."""
+        return "Found.", [*LIMA, "no document"]
+
+    talker = Talker(calls("search", query="x"), "7741.")
+    config = {"callbacks": [memory.callback_handler()]}
+    create_agent(talker, [search]).invoke({"messages": QUESTION}, config)
+    (trace,) = captured(memory)
+    assert [source["hash"] for source in trace.metadata["sources"]] == [
+        hash_of(document.page_content) for document in LIMA
+    ]

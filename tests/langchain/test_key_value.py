@@ -59,3 +59,8 @@ def test_a_value_is_recalled_as_a_log(memory):
 def test_what_is_not_json_is_refused(memory):
     with pytest.raises(StoreError, match="not JSON"):
         memory.as_key_value_store().mset([("key", {"value": object()})])
+
+
+def test_a_value_that_is_no_dict_is_refused_by_its_type(memory):
+    with pytest.raises(StoreError, match=r"'a' is a str; it must be a dict"):
+        memory.as_key_value_store().mset([("a", "x")])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware, wrap_model_call
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
@@ -267,27 +267,25 @@ async def test_the_newest_question_of_a_thread_is_recalled_for(memory, ids, reca
 
 
 @pytest.mark.parametrize("recall", ["run", "step"])
-@pytest.mark.parametrize("where", [None, {"team": "safes"}])
-def test_earlier_turns_of_the_own_thread_are_not_recalled(memory, recall, where):
-    def log(thread, answer):
-        return qa(QUESTION, answer, metadata={"thread_id": thread, "team": "safes"})
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_turns_are_recalled_that_stand_in_no_prompt(memory, recall, trimmed):
+    _older, mine = added(memory, qa(QUESTION, "It is 7741!"), qa(QUESTION, "It is 7741."))
 
-    mine, other = added(memory, log("mine", "It is 7741."), log("other", "It is 7741!"))
-    if where is not None:
-        added(memory, qa(QUESTION, "It is 7741?", metadata={"team": "ships"}))
-    model = ScriptedLAG()
+    @wrap_model_call
+    def trim(request, handler):
+        return handler(request.override(messages=request.messages[-1:]))
+
+    model = ScriptedLAG(answers=["It is 7741.", "Bees."])
     agent = create_agent(
         model,
-        middleware=[memory.middleware(recall=recall, where=where)],
+        middleware=[*([trim] if trimmed else []), memory.middleware(recall=recall, k=1)],
         checkpointer=InMemorySaver(),
     )
-    for _ in range(2):
+    for _ in range(3):
         agent.invoke({"messages": QUESTION}, {"configurable": {"thread_id": "mine"}})
-    agent.invoke({"messages": QUESTION}, {"configurable": {"thread_id": "third"}})
-    first, second, third = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
-    assert set(first) == {mine, other}  # nothing of it stands in the prompt
-    assert second == [other]
-    assert set(third) == {mine, other}
+    first, *later = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
+    assert first == [mine]
+    assert later == ([[mine]] * 2 if trimmed else [[]] * 2)  # nor is the older one
 
 
 def test_k_score_and_filter(memory, ids):

@@ -239,6 +239,7 @@ def test_equal_values_under_different_keys_are_different_items(store, memory):
         store.delete(ALICE, "one")
         assert store.get(ALICE, "two").value == store.get(BOB, "one").value == value
         store.put(ALICE, "one", value)
+    memory.flush()
     assert memory.verify() == []
 
 

@@ -77,13 +77,15 @@ def test_name_description_and_settings(memory):
 def test_what_does_not_fit_is_left_out_worst_first(memory):
     long = qa(QUITO.task, f"It is 5123. {'Turn it left. ' * 20}")
     colour = qa("What colour is the vault?", "Grey.")
-    vault, quito, grey = added(memory, VAULT, long, colour)
-    assert asked(memory.as_tool()).artifact["lag"]["log_ids"] == [vault, quito, grey]
-    result = asked(memory.as_tool(max_chars=150))  # the last one would fit, but is worse
+    grey, quito, vault = added(memory, colour, long, VAULT)
+    assert asked(memory.as_tool(min_score=-1)).artifact["lag"]["log_ids"] == [vault, quito, grey]
+    result = asked(
+        memory.as_tool(min_score=-1, max_chars=150)
+    )  # the last one would fit, but is worse
     assert result.artifact == {"lag": {"log_ids": [vault]}}
     assert "5123" not in result.text
     assert "Grey" not in result.text
-    short = asked(memory.as_tool(max_chars=20))
+    short = asked(memory.as_tool(min_score=-1, max_chars=20))
     assert short.artifact == {"lag": {"log_ids": [vault]}}
     assert "7741" not in short.text
     assert "…" in short.text

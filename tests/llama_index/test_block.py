@@ -19,6 +19,7 @@ from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, bl
 from lag_integrations.llama_index.tag import is_carrier
 from tests.conftest import qa, random_model
 from tests.llama_index.recorder import (
+    VAULT,
     added,
     called,
     named,
@@ -51,6 +52,10 @@ def test_it_is_a_block(memory, no_worker):
         around(made, KVLogMemoryBlock(memory))
     with pytest.raises(ValueError, match="min_scor"):
         KVLogMemoryBlock(memory, min_scor=1)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        KVLogMemoryBlock(memory, k=-1)
+    with pytest.raises(ValueError, match=r"KVLogMemoryBlock\(KVLogMemory"):
+        KVLogMemoryBlock(None)
     with pytest.raises(StoreError):
         KVLogMemoryBlock(memory, where={"$nor": 1})
     assert "memory" not in made.model_dump()
@@ -116,25 +121,38 @@ async def test_what_many_sessions_recalled_is_not_kept_for_ever(memory, logs, mo
     assert len(made._tasks._found) == 4
 
 
-async def test_logs_of_the_session_are_not_recalled_while_its_turns_are_there(memory, logs):
+async def test_turns_that_stand_in_the_prompt_are_not_recalled(memory, logs):
     (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
-    chat = around(KVLogMemoryBlock(memory), session_id="mine")
+    chat = around(KVLogMemoryBlock(memory, k=1), session_id="mine")
     await chat.aput(user(QUESTION))
-    assert named(await chat.aget()) == [own, logs[0]]
-    await chat.aput_messages([said("7741."), user(QUESTION)])
+    assert named(await chat.aget()) == [own]
+    await chat.aput_messages([said("7741, I said."), user(QUESTION)])
     assert named(await chat.aget()) == [logs[0]]
+
+
+async def test_ejected_turns_are_recalled_again(memory, no_worker, short):
+    await short.aput_messages(turn("My lamp is called Zorbo.", "Noted: Zorbo is your lamp."))
+    await short.aput(user("What is my lamp called?"))
+    assert named(await short.aget()) == []
+    await short.aput_messages(turn("Tell a tale.", "Once.", 40))
+    memory.embed_pending()
+    await short.aput(user("What is my lamp called?"))
+    prompt = await short.aget()
+    assert "Zorbo" not in texts(prompt)
+    (log,) = memory.get(named(prompt))
+    assert log.log.last_response == "Noted: Zorbo is your lamp."
 
 
 async def test_runs_are_captured_with_the_session_as_their_thread(memory, logs, monkeypatch):
     opened = []
 
-    def open_run(memory, thread=None):
-        opened.append((memory, thread, threading.current_thread()))
+    def open_run(memory, thread=None, task=None, **_):
+        opened.append((memory, thread, task, threading.current_thread()))
 
     monkeypatch.setattr(block, "open_run", open_run)
     await around(KVLogMemoryBlock(memory), session_id="s").aget(input=QUESTION)
     await around(KVLogMemoryBlock(memory, capture=False)).aget(input=QUESTION)
-    assert opened == [(memory, "s", threading.main_thread())]
+    assert opened == [(memory, "s", QUESTION, threading.main_thread())]
 
 
 def test_a_closed_memory_breaks_no_conversation(memory, logs, caplog):
@@ -155,7 +173,7 @@ def test_a_closed_memory_breaks_no_conversation(memory, logs, caplog):
 
 async def test_text_is_cut_log_by_log_the_worst_first(memory, logs):
     many = [qa(f"{QUESTION} ({n})", "word " * 60) for n in range(3)]
-    added(memory, *many)
+    added(memory, *many, VAULT)  # the newest comes first
     made = KVLogMemoryBlock(memory, as_text=True, k=3, priority=1)
     content = await made.aget([user(QUESTION)])
     assert len(content) == 3

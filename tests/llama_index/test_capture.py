@@ -16,13 +16,16 @@ from llama_index.core.agent.workflow import (
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
-from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
+from llama_index.core.indices.query.query_transform import HyDEQueryTransform
 from llama_index.core.memory import Memory
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import (
     RetrieverQueryEngine,
     RouterQueryEngine,
     SubQuestionQueryEngine,
+    TransformQueryEngine,
 )
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -35,6 +38,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture import is_choosing, note_recalled, open_run
 from lag_integrations.llama_index.tag import carrier
+from lag_integrations.sources import hash_of
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted as LangChainScripted
 from tests.llama_index.scripted import Plain, Prices, Scripted, call, captured, index, said
@@ -121,6 +125,7 @@ def test_earlier_turns_are_left_out(memory):
         chat_history=history,
     )
     assert said(only(memory)) == [("system", "Be short."), *RAIN]
+    assert [message.text for message in only(memory).earlier] == ["Old?", "Older."]
 
 
 def test_what_is_said_twice_is_kept_twice(memory):
@@ -421,8 +426,14 @@ def test_a_query_is_a_log(memory, mode, way):
     assert said(trace)[-1][0] == "assistant"
     assert trace.metadata["run_name"] == f"RetrieverQueryEngine.{way}"
     assert trace.metadata["sources"] == [
-        {"node_id": node.node.node_id, "ref_doc_id": node.node.ref_doc_id, "score": node.score}
-        for node in response.source_nodes
+        {
+            "id": found.node.node_id,
+            "documents": [found.node.ref_doc_id],
+            "hash": hash_of(found.node.get_content()),
+            "version": found.node.source_node.hash,
+            "score": found.score,
+        }
+        for found in response.source_nodes
     ]
     prompts = [text for role, text in said(trace) if role == "user"]
     assert len(prompts) == {"refine": 2, "accumulate": 2}.get(mode, 1)
@@ -432,6 +443,40 @@ def test_an_answer_without_a_model_is_no_run(memory):
     engine = VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(llm=Scripted())
     with memory.capture():
         assert str(engine.query("Weather?")) == "Empty Response"
+    assert captured(memory) == []
+
+
+class DropsAll(BaseNodePostprocessor):
+    """A reranker that asks an LLM, and finds that nothing fits."""
+
+    llm: Scripted
+
+    def _postprocess_nodes(self, nodes, query_bundle=None):
+        self.llm.complete("Which one fits?")
+        return []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_found_nothing_is_no_answer(memory, streaming):
+    """Though an LLM was called on the way."""
+    hyde = TransformQueryEngine(
+        VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(
+            llm=Scripted(), streaming=streaming
+        ),
+        HyDEQueryTransform(llm=Scripted("It may rain.")),
+    )
+    dropping = index().as_query_engine(
+        llm=Scripted("Which city?"),
+        streaming=streaming,
+        node_postprocessors=[DropsAll(llm=Scripted("None of them."))],
+    )
+    chat = CondenseQuestionChatEngine.from_defaults(
+        dropping, llm=Scripted("Which city?"), chat_history=[user("Hi"), user("Hello")]
+    )
+    with memory.capture():
+        for engine in (hyde, dropping):
+            assert str(engine.query("Weather?")) == "Empty Response"
+        assert str(chat.chat("Weather?")) == "Empty Response"
     assert captured(memory) == []
 
 
@@ -545,12 +590,13 @@ def test_every_way_to_call_a_model_is_one_log(memory):
         assert said(log) == [("user", log.task), ("assistant", "It is so.")]
 
 
-def test_a_bare_call_keeps_its_examples(memory):
+def test_what_stands_before_the_task_of_a_bare_call_is_its_context(memory):
     messages = [user("1?"), ChatMessage(role="assistant", content="2"), user("2?")]
     with memory.capture():
         Scripted("3").chat(messages)
     trace = only(memory)
-    assert said(trace) == [("user", "1?"), ("assistant", "2"), ("user", "2?"), ("assistant", "3")]
+    assert said(trace) == [("user", "2?"), ("assistant", "3")]
+    assert [message.text for message in trace.earlier] == ["1?", "2"]
     assert trace.task == "2?"
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
 
 import pytest
-from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.workflow import (
     Context,
     Event,
@@ -26,7 +28,7 @@ from workflows.errors import WorkflowCancelledByUser
 
 from lag_integrations import KVLogMemory
 from lag_integrations.judging import uncaptured
-from lag_integrations.llama_index import LAGQueryEngine, watching
+from lag_integrations.llama_index import LAGMemory, LAGQueryEngine, watching
 from lag_integrations.llama_index.capture import open_run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
@@ -47,6 +49,10 @@ def only(memory):
 
 def user(text):
     return ChatMessage(role="user", content=text)
+
+
+def said_by_it(text):
+    return ChatMessage(role="assistant", content=text)
 
 
 def weatherman(*answers, delay=0.0, **settings):
@@ -104,6 +110,32 @@ def test_an_error_of_the_model_is_a_failure(memory):
     trace = only(memory)
     assert (trace.outcome, trace.metadata["error"]) == ("failure", "ValueError")
     assert "secret" not in trace.to_json()
+
+
+def test_a_run_whose_model_fails_is_a_record_of_its_task(memory):
+    class Asking(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            raise ValueError("secret")  # before a model is asked
+
+    async def arun():
+        with pytest.raises(ValueError, match="secret"):
+            await weatherman(ValueError("secret")).run("Weather?")
+        with pytest.raises(ValueError, match="secret"):
+            await Scripted(ValueError("secret")).achat([user("Code?")])
+        system = ChatMessage(role="system", content="Be brief.")
+        with pytest.raises(ValueError, match="secret"):
+            await Scripted(ValueError("secret")).achat([system])  # of which task?
+        with pytest.raises(ValueError, match="secret"):
+            await Asking().run(query="Why?")
+
+    run(memory, arun)
+    assert [(log.task, log.outcome, said(log)) for log in captured(memory)] == [
+        ("Weather?", "failure", [("user", "Weather?")]),
+        ("Code?", "failure", [("user", "Code?")]),
+    ]
+    memory.flush()
+    assert memory.recall("Code?", min_score=-1, outcomes=["failure"]) == []  # nothing to reuse
 
 
 class Failing(Workflow):
@@ -178,7 +210,7 @@ def test_a_cancelled_run_is_abandoned(memory):
 
     run(memory, arun)
     trace = only(memory)
-    assert (trace.outcome, trace.metadata["abandoned"]) == ("unknown", True)
+    assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
     assert "error" not in trace.metadata
     assert trace.last_response.startswith("One")  # what there was of it
 
@@ -192,16 +224,20 @@ def test_a_cancelled_run_is_abandoned(memory):
         {"choices": [{"finish_reason": "length"}]},
     ],
 )
-def test_an_answer_that_was_cut_off_is_unknown(memory, raw):
+def test_an_answer_that_was_cut_off_is_incomplete(memory, raw):
     class Raw(BaseModel):
         choices: list[dict[str, str]]
 
+    unreadable = {"name": "look", "args": '{"city": "Os', "id": "1", "error": "It is cut off."}
+    cut = ChatMessage(role="assistant", additional_kwargs={"invalid_tool_calls": [unreadable]})
     with memory.capture():
         Scripted("It ra", raw=raw).chat([user("Weather?")])
         Scripted("It r", raw=Raw(choices=[{"finish_reason": "length"}])).chat([user("Weather?")])
+        Scripted(cut, raw=raw).chat([user("Weather in Oslo?")])
         Scripted("It rains.", raw={"finish_reason": "stop"}).chat([user("Weather?")])
     outcomes = {log.last_response: log.outcome for log in captured(memory)}
-    assert outcomes == {"It ra": "unknown", "It r": "unknown", "It rains.": "success"}
+    ends = dict.fromkeys(["It ra", "It r", ""], "incomplete")
+    assert outcomes == {**ends, "It rains.": "success"}
 
 
 # Humans in the loop
@@ -243,6 +279,82 @@ def test_a_run_that_asks_a_human_is_one(memory):
     assert trace.outcome == "success"
     assert said(trace)[0] == ("user", "Act!")
     assert said(trace)[-2:] == [("user", "May I? Yes"), ("assistant", "Done.")]
+
+
+ASKS = {
+    FunctionAgent: (call("confirm", question="Sure?"), "It is bought."),
+    ReActAgent: (
+        'Thought: I ask.\nAction: confirm\nAction Input: {"question": "Sure?"}',
+        "Thought: Done.\nAnswer: It is bought.",
+    ),
+}
+
+
+async def confirm(question: str) -> str:
+    """Ask the human."""
+    ctx = Context.get_step_context()
+    answer = await ctx.wait_for_event(HumanResponseEvent, waiter_event=Asked())
+    return f"They say {answer.get('word')}"
+
+
+async def put_away_and_resume(agent, memory):
+    """As in another process: nothing but the context's JSON is kept."""
+    handler = agent.run("Buy a lamp?", memory=memory)
+    async for event in handler.stream_events():
+        if isinstance(event, Asked):
+            break
+    state = json.loads(json.dumps(handler.ctx.to_dict()))
+    await handler.cancel_run()
+    with pytest.raises(WorkflowCancelledByUser):
+        await handler
+    handler = agent.run(ctx=Context.from_dict(agent, state))
+    if not isinstance(memory, LAGMemory):  # LlamaIndex does not keep it
+        await handler.ctx.store.set("memory", memory)
+    handler.ctx.send_event(HumanResponseEvent(word="yes"))
+    assert "It is bought." in str(await handler)
+
+
+@pytest.mark.parametrize("kind", ASKS)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_an_agent_that_is_resumed_from_json_is_one_log(memory, kind, as_text):
+    helper = memory.add(qa("Buy a lamp?", "Ask the human before you buy a lamp."))
+    memory.flush()
+
+    async def arun():
+        lag = LAGMemory(memory, min_score=-1, as_text=as_text)
+        await kind(llm=Scripted("Thought: Hm.\nAnswer: Hi."), tools=[]).run("Hello", memory=lag)
+        agent = kind(llm=Scripted(*ASKS[kind]), tools=[confirm])
+        await put_away_and_resume(agent, lag)
+        return lag.session_id
+
+    session = asyncio.run(arun())
+    _, hello, trace = captured(memory)
+    assert hello.task == "Hello"
+    assert (trace.task, trace.outcome) == ("Buy a lamp?", "success")
+    (earlier,) = trace.metadata["earlier_runs"]
+    assert trace.metadata["thread_id"] == session
+    assert trace.metadata.get("abandoned") is None
+    assert (helper in trace.helped_by) is as_text
+    asked, called, result, answer = [one for one in trace.messages if one.role != "system"]
+    assert (asked.role, asked.text.splitlines()[-1]) == ("user", "Buy a lamp?")
+    assert called.tool_calls or "Action: confirm" in called.text
+    assert result.text.endswith("They say yes")
+    assert answer.text.endswith("It is bought.")
+    memory.feedback(earlier, outcome="failure")  # of the first half
+    assert captured(memory)[-1].outcome == "failure"
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_an_agent_that_is_resumed_is_known_by_its_task_without_a_memory_too(memory, kind):
+    agent = kind(llm=Scripted(*ASKS[kind]), tools=[confirm])
+    buffer = ChatMemoryBuffer.from_defaults([user("Hello"), said_by_it("Hi.")])
+    run(memory, lambda: put_away_and_resume(agent, buffer))
+    left, whole = captured(memory)
+    assert (left.task, left.outcome) == ("Buy a lamp?", "incomplete")
+    assert (whole.task, whole.outcome) == ("Buy a lamp?", "success")
+    roles = [role for role, _ in said(whole) if role != "system"]
+    assert roles[:2] == ["user", "assistant"]
+    assert [text for _, text in said(whole)][-2].endswith("They say yes")
 
 
 def test_a_run_that_is_put_away_and_resumed(memory):
@@ -331,7 +443,7 @@ def test_a_judge_decides_in_the_background(memory, says, outcome):
     def outcomes():
         return {log.task: log.outcome for log in captured(memory)}
 
-    certain = {"One?": "failure", "Left?": "unknown"}
+    certain = {"One?": "failure", "Left?": "incomplete"}
     assert outcomes() == {**certain, "Code?": "unknown"}
     may_answer.set()
     capture.wait_for_judge()

@@ -31,8 +31,10 @@ def test_query_engine(told):
 @pytest.mark.parametrize("told", ["react_agent"], indirect=True)
 def test_react_agent(told):
     captured, local = told
-    assert captured.count("calls find_price") == 3
-    assert "Logs: 3; one has 5 messages" in captured
+    assert captured.count("calls find_price") == 2
+    assert captured.count("success, 5 messages") == 2
+    assert "failure, 3 messages: How much does a oak table cost?" in captured
+    assert "The guess is not recalled: True" in captured
     without, recalled = local.split("with memory:")
     assert "58" not in without
     assert "58" in recalled

@@ -177,6 +177,10 @@ def test_settings_of_a_call_are_honoured(llm):
     assert len(hot) == 2
     with pytest.raises(SettingsError, match="misspelt"):
         llm.chat(TALE, misspelt=1)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        LAGLLM(llm.engine, temperature=-1)
+    with pytest.raises(PromptError, match="no message"):
+        llm.chat([])
     logprobs = llm.chat(TALE, max_tokens=3, logprobs=True, top_logprobs=2).logprobs
     assert [len(entries) for entries in logprobs] == [2, 2, 2]
     assert all(entries[0].logprob >= entries[1].logprob for entries in logprobs)

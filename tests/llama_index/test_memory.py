@@ -24,14 +24,15 @@ from llama_index.core.chat_engine import (
     ContextChatEngine,
     SimpleChatEngine,
 )
+from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSerializer
 
-from lag_integrations import KVLogMemory
+from lag_integrations import Engine, KVLogMemory, answering
 from lag_integrations.errors import EmbedderMismatchError, StoreError
-from lag_integrations.llama_index import LAGLLM, LAGMemory, lag_memory, recalled
+from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, lag_memory, recalled
 from lag_integrations.llama_index.tag import tag_of
-from tests.conftest import qa
+from tests.conftest import qa, random_model
 from tests.llama_index.recorder import (
     VAULT,
     added,
@@ -57,7 +58,9 @@ def opened(monkeypatch):
     """The runs that were to be captured: memory and thread."""
     runs: list[tuple[KVLogMemory, str]] = []
     monkeypatch.setattr(
-        lag_memory, "open_run", lambda memory, thread=None: runs.append((memory, thread))
+        lag_memory,
+        "open_run",
+        lambda memory, thread=None, task=None, **_: runs.append((memory, thread, task)),
     )
     return runs
 
@@ -188,6 +191,8 @@ def test_what_it_is_made_of(memory, no_worker):
         LAGMemory("./memory")
     with pytest.raises(ValueError, match="min_scor"):
         LAGMemory(memory, min_scor=0.5)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        LAGMemory(memory, k=-1)
     with pytest.raises(StoreError):
         LAGMemory(memory, where={"$nor": 1})
 
@@ -285,18 +290,88 @@ def test_its_settings_choose_what_is_recalled(memory, logs):
     assert recalled_with(k=0) == []
 
 
-def test_logs_of_the_session_are_not_recalled_while_its_turns_are_there(memory, logs):
-    (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
-    lag = LAGMemory(memory, session_id="mine")
+def test_a_follow_up_is_searched_with_what_was_said_before(memory, logs):
+    lag = LAGMemory(memory, k=1)
+    talk = [user("I stand at the vault in Lima."), said("Good."), user("Which code does it have?")]
+    lag.put(talk[-1])
+    assert named(lag.get()) == []
+    lag.set(talk)
+    assert named(lag.get()) == logs[:1]
+
+
+def test_logs_are_searched_by_what_the_user_of_the_memory_says(memory, logs):
+    lag = LAGMemory(memory, k=1, query="code of the vault in Lima")
+    lag.put(user("Hello there."))
+    assert named(lag.get()) == logs[:1]
+    again = LAGMemory.from_json(lag.to_json())
+    assert named(again.get()) == logs[:1]
+
+    seen = []
+    lag = LAGMemory(memory, k=1, query=lambda messages: seen.append(messages) or OTHER)
+    lag.put_messages([user("Hello."), said("Good day."), user("What now?")])
+    assert named(lag.get()) == logs[1:2]
+    assert [message.content for message in seen[0]] == ["Hello.", "Good day.", "What now?"]
+    with pytest.raises(ValueError, match="query= is a function"):
+        lag.to_json()
+
+
+async def test_a_query_that_fails_is_left_out(memory, logs, caplog):
+    lag = LAGMemory(memory, k=1, query=lambda messages: 1 / 0)
     lag.put(user(QUESTION))
-    assert named(lag.get()) == [own, logs[0]]  # of this session, but forgotten by the history
-    lag.put_messages([said("7741."), user(QUESTION)])
+    assert named(lag.get()) == logs[:1]
+    assert "query= failed (ZeroDivisionError)" in caplog.text
+
+
+async def test_a_block_is_searched_by_a_query_of_ones_own(memory, logs):
+    block = KVLogMemoryBlock(memory, k=1, query=lambda messages: OTHER)
+    found = await block.aget([user("Hello.")], session_id="s")
+    assert named(found) == logs[1:2]
+
+
+async def test_what_a_react_agents_tool_gave_is_not_what_the_user_asked(puppet, memory, logs):
+    """An LLM with a memory of its own recalls by the task, at every step."""
+    puppet.says(
+        'Thought: I must look.\nAction: weather\nAction Input: {"city": "Lima"}',
+        "Thought: I can answer without using any more tools.\nAnswer: It is 7741.",
+    )
+    llm = LAGLLM(puppet, memory=memory, k=1)
+    await ReActAgent(llm=llm, tools=[weather]).run(QUESTION)
+    assert "Observation:" in puppet.prompts[1]
+    assert puppet.injected == [1, 1]
+
+
+def test_turns_that_stand_in_the_history_are_not_recalled(memory, logs):
+    (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
+    lag = LAGMemory(memory, session_id="mine", k=1)
+    lag.put(user(QUESTION))
+    assert named(lag.get()) == [own]  # of this session, but forgotten by the history
+    lag.put_messages([said("Thought: easy.\nAnswer: 7741, I said."), user(QUESTION)])
+    assert named(lag.get()) == [logs[0]]  # takes its place
+    lag.set([user(OTHER), said("7741, I said.")])
+    assert named(lag.get(input=QUESTION)) == [own]  # another question's answer, and only that
+
+
+def test_turns_that_the_history_has_let_go_are_recalled_again(memory, logs):
+    (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
+    history = ChatMemoryBuffer.from_defaults(token_limit=40)
+    lag = LAGMemory(memory, history=history, session_id="mine", k=1)
+    lag.put_messages([user(QUESTION), said("7741, I said."), user(QUESTION)])
     assert named(lag.get()) == [logs[0]]
-    lag.set([user(OTHER), said("Bees.")])
-    assert named(lag.get(input=QUESTION)) == [logs[0]]
-    other = LAGMemory(memory, session_id="another")
-    other.put_messages([user("Hi."), said("Hi."), user(QUESTION)])
-    assert named(other.get()) == [own, logs[0]]
+    lag.put_messages([said("word " * 30), user(QUESTION)])
+    assert named(lag.get()) == [own]
+    assert "7741" not in texts(lag.get())
+
+
+def test_the_last_recall_is_told(memory, logs, monkeypatch):
+    monkeypatch.setattr(lag_memory, "open_run", lambda *_, **__: "r1")
+    lag = LAGMemory(memory)
+    assert lag.last_recall is None
+    lag.put(user(QUESTION))
+    lag.get()
+    assert lag.last_recall["run_id"] == "r1"
+    assert lag.last_recall["recalled"] == [logs[0]]
+    assert lag.last_recall["scores"][0] > 0.8
+    assert copy.deepcopy(lag).last_recall is None
 
 
 def test_reset_begins_a_new_session_and_forgets_no_logs(memory, lag, logs):
@@ -370,7 +445,7 @@ def test_reads_are_captured_unless_it_is_said_otherwise(memory, logs, opened):
     lag.get()
     lag.put(user(QUESTION))
     asyncio.run(lag.aget())
-    assert opened == [(memory, "s"), (memory, "s")]
+    assert opened == [(memory, "s", None), (memory, "s", QUESTION)]
     LAGMemory(memory, capture=False).get(input=QUESTION)
     assert len(opened) == 2
 
@@ -602,6 +677,54 @@ async def test_an_agents_model_gets_the_kv(lag, memory, logs, llm):
     assert response.raw["lag"]["injected_tokens"] > 0
 
 
+async def test_an_agents_answer_names_its_run(lag, memory, logs, llm):
+    response = await FunctionAgent(llm=llm, tools=[weather]).run(QUESTION, memory=lag)
+    run_id = response.raw["lag"]["run_id"]
+    assert lag.last_recall["run_id"] == run_id
+    memory.feedback(run_id, outcome="failure")
+    (failed,) = memory.store.ledger.info(outcomes=["failure"])
+    assert failed.trace.id == run_id
+    assert memory.store.ledger.info(logs[:1])[0].times_harmed == 1
+    assert llm.complete("Hi.").raw["lag"]["run_id"] is None  # which nobody captures
+
+
+@pytest.mark.parametrize("way", ["chat", "achat", "stream_chat"])
+def test_a_context_engine_uses_no_log_of_a_document_that_changed(memory, engine, way, monkeypatch):
+    memory.outcomes = (*memory.outcomes, "incomplete")  # answers are cut off for length
+    memory.unjudged_documents = "any"  # each conversation is a thread of its own
+    small = Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
+    llm, used = LAGLLM(small, max_tokens=4, temperature=0), []
+    inject = answering.inject
+
+    def told(*args, **kwargs):
+        injection = inject(*args, **kwargs)
+        used.append([log.id for log in injection.logs])
+        return injection
+
+    monkeypatch.setattr(answering, "inject", told)
+
+    def chat(text):
+        documents = [Document(text=text, id_="lima")]
+        made = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(4))
+        engine = ContextChatEngine.from_defaults(
+            made.as_retriever(), llm=llm, memory=LAGMemory(memory, k=1)
+        )
+        if way == "chat":
+            engine.chat(QUESTION)
+        elif way == "achat":
+            asyncio.run(engine.achat(QUESTION))
+        else:
+            list(engine.stream_chat(QUESTION).response_gen)
+        memory.flush()
+        return used.pop()
+
+    assert chat("The code is 7741.") == []
+    (key,) = memory.store.ledger.ids()
+    assert memory.get(key)[0].log.metadata["sources"][0]["documents"] == ["lima"]
+    assert chat("The code is 7741.") == [key]
+    assert key not in chat("The code is 9006.")
+
+
 def test_a_context_engines_model_gets_the_kv_and_no_empty_message(
     lag, logs, llm, index, monkeypatch
 ):
@@ -671,3 +794,13 @@ async def test_one_memory_may_be_read_by_many_at_once(lag, logs):
     found = await asyncio.gather(*(lag.aget() for _ in range(20)))
     assert all(named(messages) == [logs[0]] for messages in found)
     assert texts(found[0]) == QUESTION
+
+
+def test_what_llama_index_misses_of_a_bare_memory_says_what_it_takes(memory):
+    """An agent given the memory of logs itself is the first mistake that one makes."""
+    with pytest.raises(AttributeError, match=r"LAGMemory\(memory\)"):
+        SimpleChatEngine.from_defaults(llm=MockLLM(), memory=memory).chat("hello")
+    with pytest.raises(AttributeError, match=r"KVLogMemoryBlock\(memory\)"):
+        Memory.from_defaults(memory_blocks=[memory])
+    with pytest.raises(AttributeError, match=r"no attribute 'recal'$"):
+        memory.recal("a task")

@@ -28,9 +28,9 @@ from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
 from lag_integrations import Engine, KVLogMemory
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
+from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.tag import tagged
 from lag_integrations.prompt import around_logs
 from tests.conftest import qa, random_model
@@ -140,7 +140,7 @@ def test_logs_are_injected_and_queries_captured(mode, way, kind, index, llm, mem
     assert log.helped_by == (lima,)
     assert log.id == lag["run_id"]
     nodes = {node.node.node_id for node in response.source_nodes}
-    sources = {source["node_id"] for source in log.metadata["sources"]}
+    sources = {source["id"] for source in log.metadata["sources"]}
     assert sources == nodes
     assert nodes <= set(response.metadata)  # what LlamaIndex says of them
     assert any(TEXTS[0] in message.text for message in log.messages)
@@ -225,7 +225,7 @@ def test_a_stream_that_is_left_is_abandoned(how, index, small, memory, lima):
             time.sleep(0.01)
         log = logs(memory)[QUESTION]
         assert log.metadata["abandoned"] is True
-        assert log.outcome == "unknown"
+        assert log.outcome == "incomplete"
 
 
 def test_many_queries_at_once(index, small, memory, lima):
@@ -360,9 +360,16 @@ def test_a_memory_that_fails_costs_no_answer(index, llm, tmp_path, embedder, cap
     assert QUESTION not in caplog.text
 
 
-def test_a_filter_that_is_wrong_is_refused_at_once(index, llm, memory):
+def test_what_is_wrong_is_refused_at_once(index, llm, memory):
+    engine = index.as_query_engine(llm=llm)
     with pytest.raises(StoreError):
-        LAGQueryEngine(index.as_query_engine(llm=llm), memory, where={"$nonsense": 1})
+        LAGQueryEngine(engine, memory, where={"$nonsense": 1})
+    with pytest.raises(SettingsError, match="k is -1"):
+        LAGQueryEngine(engine, memory, k=-1)
+    with pytest.raises(SettingsError, match=r"memory=KVLogMemory\("):
+        LAGQueryEngine(engine, memory=LAGMemory(memory))
+    with pytest.raises(SettingsError, match=r"index\.as_query_engine\(\)"):
+        LAGQueryEngine(index, memory)
 
 
 def test_retrieve_and_synthesize(index, llm, memory, lima):
@@ -426,8 +433,119 @@ def test_reports_of_engines_within_are_kept(index, llm, memory, lima):
     inner = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
     lag = LAGQueryEngine(inner, memory).query(QUESTION).metadata["lag"]
     assert lag["log_ids"] == []
-    assert lag["within"]["log_ids"] == [lima]
-    assert lag["within"]["run_id"] != lag["run_id"]
+    (within,) = lag["within"]
+    assert within["log_ids"] == [lima]
+    assert within["run_id"] != lag["run_id"]
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+@pytest.mark.parametrize("use_async", [False, True])
+def test_reports_of_sub_questions_are_within_that_of_the_question(
+    way, use_async, index, llm, memory, lima
+):
+    inner = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+    tool = QueryEngineTool.from_defaults(inner, name="documents", description="Documents.")
+    synthesizer = get_response_synthesizer(llm=llm)
+    asks = SubQuestionQueryEngine(
+        Asks(halves), synthesizer, [tool], verbose=False, use_async=use_async
+    )
+    response, _ = ask(LAGQueryEngine(asks, memory), way)
+    lag = response.metadata["lag"]
+    assert [each["log_ids"] for each in lag["within"]] == [[lima]] * 2
+    runs = {log.id: log.task for log in all_logs(memory)}
+    assert {runs[each["run_id"]] for each in lag["within"]} == set(halves(QUESTION))
+    assert runs[lag["run_id"]] == QUESTION
+
+
+# Documents that change.
+
+
+LIMA = "The vault in Lima opens with the code 7741."
+NEW = "The vault in Lima opens with the code 9006."
+KINDS = ["doc id", "file", "new doc id, new file"]
+
+
+def filed(text, kind="doc id", version=0):
+    if kind == "doc id":
+        return [Document(text=text, id_="lima")]
+    name = "/lima.txt" if kind == "file" else f"/lima-{version}.txt"
+    return [Document(text=text, metadata={"file_path": name})]
+
+
+def documents(texts):
+    return VectorStoreIndex.from_documents(texts, embed_model=MockEmbedding(4))
+
+
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_log_of_a_document_that_changed_is_not_given(way, capture, llm, memory):
+    memory.outcomes = (*memory.outcomes, "incomplete")  # answers are cut off for length
+
+    def used(index, question=QUESTION, capture=capture):
+        inner = index.as_query_engine(llm=llm, streaming=way.endswith("stream"))
+        response, _ = ask(LAGQueryEngine(inner, memory, capture=capture), way, question)
+        memory.flush()
+        return response.metadata["lag"]
+
+    first = used(documents(filed(LIMA)), capture=True)["run_id"]
+    (key,) = memory.store.ledger.ids()
+    again = "Which code opens the vault in Lima?"
+    assert used(documents(filed(LIMA)), again)["log_ids"] == [key]
+    memory.delete(set(memory.store.ledger.ids()) - {key})
+    lag = used(documents(filed(NEW)), again)
+    assert (lag["recalled"], lag["log_ids"], lag["injected_tokens"]) == ([key], [], 0)
+    memory.delete(set(memory.store.ledger.ids()) - {key})
+    assert used(documents(filed(LIMA)), again)["log_ids"] == [key]  # it is as it was again
+    assert memory.get(key)[0].log.id == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_is_known_by_its_id_or_its_file(kind, llm, memory):
+    memory.outcomes = (*memory.outcomes, "incomplete")  # answers are cut off for length
+
+    def used(text, version):
+        inner = documents(filed(text, kind, version)).as_query_engine(llm=llm)
+        return LAGQueryEngine(inner, memory, capture=not version).query(QUESTION).metadata["lag"]
+
+    used(LIMA, 0)
+    memory.flush()
+    assert len(used(LIMA, 1)["log_ids"]) == 1
+    assert len(used(NEW, 2)["log_ids"]) == (1 if kind == KINDS[-1] else 0)
+
+
+def test_nodes_that_are_given_are_looked_at(llm, memory):
+    memory.outcomes = (*memory.outcomes, "incomplete")  # answers are cut off for length
+
+    def used(text):
+        index = documents(filed(text))
+        engine = LAGQueryEngine(index.as_query_engine(llm=llm), memory)
+        nodes = index.as_retriever().retrieve(QUESTION)
+        response = engine.synthesize(QueryBundle(QUESTION), nodes)
+        memory.flush()
+        return response.metadata["lag"]["log_ids"]
+
+    assert used(LIMA) == []
+    (key,) = memory.store.ledger.ids()
+    assert used(LIMA) == [key]
+    assert key not in used(NEW)
+
+
+def test_logs_that_a_call_asks_for_are_given_whatever_changed(llm, memory):
+    LAGQueryEngine(documents(filed(LIMA)).as_query_engine(llm=llm), memory).query(QUESTION)
+    memory.flush()
+    (key,) = memory.store.ledger.ids()
+    exact = LAGLLM(llm.engine, memory=memory, max_tokens=4)
+    used = []
+    chat = exact._chat
+
+    def told(messages, settings):
+        response = chat(messages, {**settings, "kv_log_ids": [key]})
+        used.extend(response.raw["lag"]["log_ids"])
+        return response
+
+    object.__setattr__(exact, "_chat", told)
+    documents(filed(NEW)).as_query_engine(llm=exact).query(QUESTION)
+    assert used == [key]
 
 
 def test_settings_of_a_call_win(llm, memory, lima):
@@ -468,6 +586,7 @@ def test_it_is_a_query_engine(index, llm, memory):
 
 
 def test_logs_cross_the_frameworks(index, small, llm, memory):
+    memory.outcomes = (*memory.outcomes, "incomplete")  # answers are cut off for length
     model = LAGChatModel(small, memory=memory, max_tokens=4, temperature=0)
     asked = "What is the colour of the vault in Quito?"
     model.invoke(asked, {"callbacks": [memory.callback_handler()]})

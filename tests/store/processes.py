@@ -8,8 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -19,7 +23,10 @@ import chromadb  # noqa: F401
 import torch
 
 from lag_integrations import KVLogMemory, Trace
+from lag_integrations.deriving import _SLOTS
 from lag_integrations.errors import LAGError
+from lag_integrations.store.archive import import_archive
+from lag_integrations.store.store import LogStore
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
 
@@ -126,3 +133,59 @@ def reader(folder: Path, stop: Event, done: Connection) -> None:
         errors.append(f"{type(error).__name__}: {error}")
     memory.close()
     done.send((recalls, found, errors))
+
+
+def importing(folder: Path, archives: Sequence[Path], done: Connection) -> None:
+    """Imports archives; says of each what was wrong, and by how many bytes memory grew."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    store = LogStore(folder, "default")
+    for archive in archives:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        said = ""
+        try:
+            import_archive(store, archive)
+        except LAGError as error:
+            said = str(error)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        done.send((said, (after - before) * 2**10))
+    store.close()
+
+
+def adding(folder: Path, done: Connection) -> None:
+    """Adds logs until it is killed, and says which."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    memory = open_memory(folder)
+    for number in count():
+        memory.add(numbered(number))
+        done.send(number)
+        time.sleep(0.02)
+
+
+def embedding(folder: Path, batch: int, done: Connection) -> None:
+    """Opens a store and embeds what is not embedded, until it is killed; tells of each batch."""
+
+    def embed(texts: Sequence[str]) -> Any:
+        if len(texts) >= batch:
+            done.send("batch")
+        return hash_embedder(texts)
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    memory = KVLogMemory(folder, embedder=embed, min_score=-1)
+    memory.flush()
+    threading.Event().wait()
+
+
+def holding(folder: Path, what: str, done: Connection) -> None:
+    """Holds something that others need, and says so."""
+    with open_memory(folder) as memory, ExitStack() as held:
+        if what == "index":
+            held.enter_context(memory.store.index._access.session(write=False))
+        elif what == "ledger":
+            held.enter_context(memory.store.database.write())
+        elif what == "encode":
+            slots = {f"encode-{number}" for number in range(_SLOTS)}
+            assert held.enter_context(memory.store.locks.hold_free(slots)) == slots
+        else:
+            held.enter_context(memory.store.locks.hold(f"{what}-{memory.namespace}"))
+        done.send("held")
+        threading.Event().wait()

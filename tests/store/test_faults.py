@@ -288,7 +288,7 @@ def test_a_file_that_cannot_be_removed_holds_up_nothing(tmp_path, monkeypatch):
 
         monkeypatch.setattr(memory.store.blobs, "remove", remove)
         with pytest.raises(StoreError, match="deleted, but"):
-            memory.delete(ids[:3])
+            memory.delete(ids[:3], wait=True)
         assert {log.id for log in memory.recall("vault", k=9)} == set(ids[3:])
         memory.add(numbered(99))
         memory.flush()
@@ -309,7 +309,7 @@ def test_nothing_is_left_of_a_deleted_log(tmp_path):
         overwrite(file, b"damaged")
         memory.store.hot.clear()
         memory.segments([secret])  # goes to quarantine
-        memory.delete(secret.id)
+        memory.delete(secret.id, wait=True)
         left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
         assert not [path for path in left if b"xylophanes" in path.read_bytes()]
         assert not [path for path in left if secret.id in str(path)]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from lag_integrations import KVLogMemory
+from lag_integrations import KVLogMemory, deriving
 from lag_integrations.store.audit import Audit
-from tests.store.model import tiny_engine
-from tests.store.processes import busy, context, numbered, open_memory, start
+from tests.store.model import hash_embedder, tiny_engine
+from tests.store.processes import (
+    busy,
+    context,
+    embedding,
+    numbered,
+    open_memory,
+    start,
+)
+from tests.store.test_migrations import second_store
 
 
 def run_and_kill(
@@ -82,3 +92,47 @@ def test_a_killed_process_loses_nothing(tmp_path: Path, rounds: int) -> None:
                 expected.clear()
     print(f"\n{rounds} rounds, {added} adds returned, {len(expected)} logs in the end")
     assert added > rounds
+
+
+def embedded_in(folder: Path) -> int:
+    """How many logs are embedded; none before the store is migrated."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+        columns = {row[1] for row in ledger.execute("PRAGMA table_info(logs)")}
+        if "embedded" not in columns:
+            return 0
+        (count,) = ledger.execute("SELECT count(*) FROM logs WHERE embedded").fetchone()
+        return int(count)
+
+
+@pytest.mark.parametrize(
+    "rounds", [4, pytest.param(60, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_a_store_of_an_older_version_survives_kills_while_it_is_embedded_again(
+    tmp_path: Path, rounds: int
+) -> None:
+    chance, batch = random.Random(rounds), deriving._EMBED_AT_ONCE
+    folder, logs = tmp_path / "m", batch * (3 * rounds + 1)
+    traces = second_store(folder, logs)
+    done = 0
+    for _ in range(rounds):
+        receive, send = context.Pipe(duplex=False)
+        process = start(embedding, folder, batch, send)
+        send.close()
+        for _ in range(chance.choice((1, 2, 2, 3))):
+            assert receive.poll(60), "the process did not come up"
+            receive.recv()
+        time.sleep(chance.random() * 0.02)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "it ended by itself: something went wrong in it"
+        before, done = done, embedded_in(folder)
+        assert before <= done < logs
+    assert done > 0
+    with KVLogMemory(folder, embedder=hash_embedder, min_score=-1) as memory:
+        memory.flush()
+        assert {log.id: log.trace for log in memory.store.ledger.info()} == traces
+        assert memory.store.embeddings.count_missing() == 0
+        assert memory.verify() == []
+        for number in chance.sample(range(logs), 5):
+            (found,) = memory.recall(f"Which is number {number} ?", k=1)
+            assert found.log.task == f"Which is number {number} ?"

@@ -15,8 +15,11 @@ from lag_integrations.errors import (
     EncodingError,
     LogNotFoundError,
     StoreError,
+    TraceError,
 )
 from lag_integrations.kv.codecs import CODECS
+from lag_integrations.sources import Source
+from lag_integrations.store import ledger
 from lag_integrations.store.budget import Budget
 from lag_integrations.trace import Trace
 from lag_integrations.traces.search_keys import SearchKey
@@ -114,7 +117,7 @@ def test_logs_of_many_keys_take_no_places(open_store):
         found = memory.recall("open vault code", k=6)
         assert {log.id for log in found[:5]} == set(keys)
         assert found[5].id in others
-        memory.delete(keys)
+        memory.delete(keys, wait=True)
         assert logs_in_index(memory) == set(others)
 
 
@@ -154,7 +157,7 @@ def test_the_same_run_is_one_log(open_store):
 
 def test_outcomes(open_store):
     with open_store() as memory:
-        for outcome in ("success", "failure", "unknown"):
+        for outcome in ("success", "failure", "incomplete", "unknown"):
             memory.add(qa(f"Was it a {outcome} ?", "Yes.", outcome=outcome))
         memory.flush()
         usual = {log.log.outcome for log in memory.recall("Was it a failure ?")}
@@ -163,8 +166,13 @@ def test_outcomes(open_store):
         memory.add(failed.log.model_copy(update={"outcome": "success"}))
         memory.flush()
         assert len(memory.recall("Was it a failure ?", outcomes=["success"])) == 2
-        memory.add(failed.log.model_copy(update={"outcome": "unknown"}))  # the verdict stays
+        for less in ("unknown", "incomplete"):
+            memory.add(failed.log.model_copy(update={"outcome": less}))  # the verdict stays
         assert memory.recall("Was it a failure ?", outcomes=["failure"]) == []
+        assert len(memory.recall("Was it a failure ?", outcomes=["success"])) == 2
+        (stopped,) = memory.recall("Was it a failure ?", outcomes=["incomplete"])
+        memory.add(stopped.log.model_copy(update={"outcome": "unknown"}))  # it came to its end
+        assert memory.recall("Was it a failure ?", outcomes=["incomplete"]) == []
 
 
 @pytest.mark.parametrize(
@@ -257,6 +265,73 @@ def test_feedback(open_store):
         assert memory.store.ledger.info([good])[0].times_helped == 2
 
 
+def shown(number, *documents):
+    """A log of a run that was shown a piece of each document."""
+    sources = [
+        Source(f"{name}-{number}", (name, f"/{name}"), "hash").to_json() for name in documents
+    ]
+    return qa(f"question {number}", f"answer {number}", metadata={"sources": sources})
+
+
+def test_logs_of_changed_sources_wait_for_a_confirmation(open_store):
+    with open_store() as memory, open_store(namespace="other") as other:
+        traces = [shown(0, "a", "b"), shown(1, "b"), shown(2, "c"), shown(3, "c"), qa("four", "4")]
+        zero, _, two, three, four = memory.add_many(traces)
+        elsewhere = other.add(traces[0])
+        memory.flush()
+        other.flush()
+        assert memory.sources_changed("b") == 2
+        assert memory.sources_changed(["/c", "a-0", "b"]) == 4
+        assert memory.sources_changed([]) == memory.sources_changed("4") == 0
+        assert ids(memory.recall("question", k=9)) == [four]
+        assert ids(other.recall("question")) == [elsewhere]
+        memory.feedback(traces[0].id, outcome="success")
+        memory.feedback(traces[1].id, outcome="unknown")
+        memory.judge(two, "success")
+        memory.add(traces[3])  # a run said it again
+        memory.flush()
+        assert set(ids(memory.recall("question", k=9))) == {zero, three, four}
+        memory.sources_changed("a")  # once more
+        assert set(ids(memory.recall("question", k=9))) == {three, four}
+        assert memory.verify() == []
+
+
+def test_logs_are_deleted_by_their_metadata(open_store):
+    with open_store() as memory, open_store(namespace="other") as other:
+        traces = [shown(0, "a", "b"), shown(1, "b"), shown(2, "c"), qa("x", "y")]
+        zero, *_, plain = memory.add_many(traces)
+        other.add_many(traces)
+        memory.flush()
+        for wrong in ({}, {"where": {}}, {"where": {"a": []}}):
+            with pytest.raises(StoreError):
+                memory.delete(**wrong)
+        with pytest.raises(StoreError, match="either"):
+            memory.delete([zero], where={"sources": "b"})
+        assert memory.delete(where={"sources": "d"}).logs == 0
+        assert memory.delete(where={"sources": {"$in": ["a", "b-1"]}}).logs == 2
+        assert memory.delete(where={"sources": "/c"}, wait=True).logs == 1
+        assert list(memory.store.ledger.ids()) == [plain]
+        assert logs_in_index(memory) == {plain}
+        assert other.store.ledger.count() == 4
+
+
+def test_the_next_logs_take_the_places_of_those_that_are_skipped(open_store):
+    with open_store() as memory:
+        memory.add_many(qa(f"the red door {'x ' * number}", "Lima") for number in range(40))
+        memory.flush()
+        asked = {"skip": lambda trace: trace.task.count("x") < 20}
+        for diversity in (0.0, 0.5):
+            found = memory.recall("the red door", k=3, diversity=diversity, **asked)
+            assert len(found) == 3
+            assert all(log.log.task.count("x") >= 20 for log in found)
+        assert len(memory.recall("the red door", k=30, **asked)) == 20
+        memory.flush()
+        infos = memory.store.ledger.info()
+        assert {info.times_recalled > 0 for info in infos if info.trace.task.count("x") < 20} == {
+            False
+        }
+
+
 def test_deletion_is_complete(open_store, tiny):
     with open_store() as memory:
         memory.attach(tiny)
@@ -265,8 +340,8 @@ def test_deletion_is_complete(open_store, tiny):
         found = memory.recall("vault")
         memory.segments(found)
         assert len(memory.store.hot) == 2
-        assert memory.delete([gone, "unknown"]) == 1
-        assert memory.delete(gone) == 0
+        assert memory.delete([gone, "unknown"], wait=True).logs == 1
+        assert memory.delete(gone).logs == 0
         assert ids(memory.recall("vault")) == [kept]
         assert logs_in_index(memory) == {kept}
         assert len(list(memory.store.blobs.names(""))) == len(memory.store.hot) == 1
@@ -288,7 +363,7 @@ def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_p
         mine.add(secret)
         mine.flush()
         theirs.flush()
-        assert mine.purge() == 2
+        assert mine.purge().logs == 2
         assert mine.recall("vault") == []
         assert (
             mine.store.ledger.count() == mine.store.embeddings.count() == len(mine.store.hot) == 0
@@ -316,7 +391,7 @@ def test_namespaces(open_store, tiny):
             other.segments(found)
         with pytest.raises(LogNotFoundError):
             other.feedback(key, helped=True)
-        assert other.delete(key) == 0
+        assert other.delete(key).logs == 0
         assert ids(one.recall("vault")) == [key]
 
 
@@ -377,12 +452,13 @@ def test_traces_beyond_the_bytes_are_deleted(open_store):
         assert 0 < sum(memory.store.evictor.nbytes()) <= 5_000
 
 
-def test_old_logs_go(open_store):
-    with open_store(ttl=timedelta(seconds=1.5)) as memory:
+def test_old_logs_go(open_store, monkeypatch):
+    with open_store(ttl=timedelta(hours=1)) as memory:
         memory.add_many(numbered(number) for number in range(3))
         memory.flush()
         assert len(memory.recall("vault")) == 3
-        time.sleep(1.6)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3601)
         assert memory.recall("vault") == []
         assert memory.store.ledger.count() == 3, "not deleted yet, but not recalled"
         fresh = memory.add(numbered(9))
@@ -547,3 +623,39 @@ def test_an_evicted_segment_that_was_read_as_text_comes_back(open_store, tiny):
         assert memory.stored_segments(found) == [None]
         memory.flush()
         assert memory.stored_segments(found) != [None]
+
+
+def test_what_is_acknowledged_can_be_read_back(open_store, monkeypatch):
+    monkeypatch.setattr(ledger, "MAX_BYTES", 2_000)
+    with open_store() as memory:
+        with pytest.raises(TraceError, match="more than 2,000 bytes"):
+            memory.add_many([numbered(1), qa("long", "é" * 1_500)])
+        assert list(memory.store.ledger.ids()) == []
+        deep: dict = {"x": 1}
+        for _ in range(90):
+            deep = {"x": deep}
+        (kept,) = memory.add_many([qa("deep", "answer", metadata={"deep": deep, "half": "\ud800"})])
+        memory.flush()
+        assert memory.verify() == []
+        assert memory.get(kept)[0].log.metadata["deep"] == deep
+
+
+def test_filters_have_limits_and_say_so(open_store):
+    with open_store() as memory:
+        memory.add(qa("one", "answer", metadata={"k": 7, "name": "Ada"}))
+        memory.embed_pending()
+        many = {"k": {"$in": list(range(10_000))}}
+        assert len(memory.recall("one", where=many)) == 1
+        assert memory.recall("one", where={"k": {"$nin": list(range(10_000))}}) == []
+        assert len(memory.recall("one", where={"name": {"$in": ["Ada", "Ben", 7]}})) == 1
+        assert memory.recall("one", where={"name": "\ud800"}) == []
+        deep: dict = {"k": 7}
+        for _ in range(500):
+            deep = {"$and": [deep]}
+        for where, reason in (
+            (deep, "more than 20 levels"),
+            ({"$or": [{"k": number} for number in range(300)]}, "more than 200 conditions"),
+            ({"k": {"$in": list(range(10_001))}}, "more than 10,000 values"),
+        ):
+            with pytest.raises(StoreError, match=reason):
+                memory.recall("one", where=where)

@@ -57,6 +57,10 @@ def weather(**args: Any) -> str:
     [
         (CALL, [CITY]),
         (f" \n{CALL}\n\n", [CITY]),
+        (f"{{{CALL}}}", [CITY]),  # as Qwen2.5-Coder's template shows it
+        (f"{{{CALL}", [CITY]),
+        (f"```json\n{{{CALL}}}\n```", [CITY]),
+        (f"{{{CALL}}}\n{{{NOW}}}", [CITY, CLOCK]),
         (f"```json\n{CALL}\n```", [CITY]),
         (f"\n``` {CALL}```\n", [CITY]),
         (f"```json\n{CALL}", [CITY]),

@@ -51,6 +51,27 @@ def test_text_around_calls() -> None:
     assert answer.calls == (CITY,) * 3
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Let me see.\n\n<tool_call", "Let me see."),
+        ("Let me see. <tool", "Let me see."),
+        ("<tool_call", ""),
+        ("Is 3 <", "Is 3 <"),
+        ("Is 3 <tool> 4?", "Is 3 <tool> 4?"),
+    ],
+)
+def test_the_beginning_of_a_mark_is_left_out_where_an_answer_is_cut_off(
+    text: str, kept: str
+) -> None:
+    for pieces in ([text], text):
+        reader = AnswerReader(HERMES)
+        events = [event for piece in pieces for event in reader.feed(piece)]
+        events += reader.finish(cut_off=True)
+        assert "".join(event.text for event in events if isinstance(event, Text)) == kept
+    assert HERMES.parse(text).text == text  # said to its end
+
+
 def test_several_objects_in_one_block() -> None:
     assert HERMES.parse(hermes(f"{CALL}\n{CALL}")).calls == (CITY, CITY)
     assert HERMES.parse(hermes("[]")) == HERMES.parse("")

@@ -68,3 +68,23 @@ def test_a_run_of_a_hundred_steps_has_the_first_and_long_texts_are_cut():
     assert [key.kind for key in keys[:3]] == ["task", "step", "step"]
     assert keys[1].text == 'step {"number": 0}'
     assert max(len(key.text) for key in keys) == 4_000
+
+
+def test_a_turn_of_a_conversation_is_found_with_what_it_refers_to():
+    talk = [
+        {"role": "user", "content": "Tell me of the Team plan."},
+        {"role": "assistant", "content": "It has chats and maps."},
+    ]
+    turn = [
+        {"role": "user", "content": "And how much does it cost?"},
+        {"role": "assistant", "content": "18 euros a seat."},
+    ]
+    earlier = Trace.from_messages(talk).messages
+    trace = Trace.from_messages(turn, earlier=earlier)
+    asked = "Tell me of the Team plan.\nAnd how much does it cost?"
+    assert search_keys(trace) == (
+        SearchKey("task", asked),
+        SearchKey("response", f"{asked}\n18 euros a seat."),
+    )
+    assert trace.content_hash != Trace.from_messages(turn).content_hash
+    assert Trace.from_json(trace.to_json()) == trace

@@ -26,6 +26,9 @@ LOADED, BUILT = "ours: read and checked", "ours: read, checked, rotated, in a ca
 ROTATED = "ours: rotated, in a cache"
 
 
+_SECRET = b"of no store"
+
+
 def loading(engine: Engine, rounds: int, tokens: list[int], codecs: list[str]) -> Iterator[Figure]:
     """Measure with values by chance: what they are makes no difference here."""
     for number in tokens:
@@ -41,7 +44,7 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
         blobs = Blobs(folder)
         plain = []
         for number, segment in enumerate(segments):
-            blobs.put(f"{number}", dump_segment(segment, key))
+            blobs.put(f"{number}", dump_segment(segment, key, _SECRET))
             plain.append(Path(folder) / f"{number}.plain")
             slots = [slot for pair in segment.slots for slot in pair]
             save_file({f"{place}": slot for place, slot in enumerate(slots)}, plain[-1])
@@ -58,7 +61,7 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
 
 
 def _load(blobs: Blobs, key: SegmentKey) -> list[Segment]:
-    return [load_segment(blobs.get(f"{number}"), key) for number in range(3)]
+    return [load_segment(blobs.get(f"{number}"), key, _SECRET) for number in range(3)]
 
 
 def _build(engine: Engine, segments: list[Segment]) -> object:

@@ -27,6 +27,7 @@ from lag_integrations.trace import Message
 
 PEAK, GROWTH = "peak above the model, MB", "memory after so many requests, MB"
 OWN, WARM, COLD = "the segments' own bytes", "segments in memory before", "segments read from disk"
+_SECRET = b"of no store"
 _STATUS = Path("/proc/self/status")
 _SAMPLE = 0.0005
 _BUDGET = 64 * 2**20
@@ -50,7 +51,7 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
             names = [f"{number}-{seed}" for seed in range(3)]
             segments = [by_chance(engine, 1024, seed) for seed in range(3)]
             for name, segment in zip(names, segments, strict=True):
-                blobs.put(name, dump_segment(segment, key))
+                blobs.put(name, dump_segment(segment, key, _SECRET))
             own = sum(segment.nbytes for segment in segments) / 1e6
             warm = _peak(engine, number, segments.copy)
             del segments
@@ -66,7 +67,7 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
 
 
 def _read(blobs: Blobs, names: Sequence[str], key: SegmentKey) -> list[Segment]:
-    return [load_segment(blobs.get(name), key) for name in names]
+    return [load_segment(blobs.get(name), key, _SECRET) for name in names]
 
 
 def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -> float:

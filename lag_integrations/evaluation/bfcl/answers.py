@@ -9,13 +9,12 @@ from typing import Any
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables.config import ContextThreadPoolExecutor
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lag_integrations.answering import Answer
 from lag_integrations.engine import Engine
-from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.bfcl.cases import Case
-from lag_integrations.evaluation.records import cut_to_lines
+from lag_integrations.evaluation.records import RecordFile
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.langchain.together import Table, left, seated
 from lag_integrations.reasoning import ChannelReader, ReasoningReader, Said, Splitter
@@ -63,40 +62,18 @@ class Record(BaseModel):
     written_tokens: int
 
 
-class Records:
-    """The records in a file, and more to come.
+class Records(RecordFile[tuple[str, str], Record]):
+    """The records in a file, by model and question.
 
     Args:
-        path: The file; a line that a killed run left half-written is cut off.
+        path: The file.
 
     Raises:
         EvaluationError: The file holds something else.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        cut_to_lines(path)
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        try:
-            known = [Record.model_validate_json(line) for line in lines]
-        except ValidationError as error:
-            raise EvaluationError(
-                f"{path.name} holds what is no record of this evaluation; was it edited, or "
-                f"written by another version? Remove it and run again. ({error})"
-            ) from error
-        self._known = {(record.model, record.id): record for record in known}
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self._known.values())
-
-    def __contains__(self, model_and_id: tuple[str, str]) -> bool:
-        return model_and_id in self._known
-
-    def add(self, record: Record) -> None:
-        """Append a record."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(record.model_dump_json() + "\n")
-        self._known[record.model, record.id] = record
+        super().__init__(path, Record, lambda record: (record.model, record.id))
 
 
 def answer_all(

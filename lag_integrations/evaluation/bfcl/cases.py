@@ -70,6 +70,40 @@ def read_cases(category: str, number: int) -> list[Case]:
     return cases[:number]
 
 
+@dataclass(frozen=True)
+class Talk:
+    """A task of several turns.
+
+    Attributes:
+        id: Its id.
+        asked: What the user says, turn by turn.
+        calls: The right calls of each turn, as Python writes them.
+    """
+
+    id: str
+    asked: tuple[str, ...]
+    calls: tuple[tuple[str, ...], ...]
+
+
+def read_talks(every: int) -> list[Talk]:
+    """Read one in some of the tasks of ``multi_turn_base``.
+
+    Raises:
+        EvaluationError: BFCL is not installed.
+    """
+    folder, file = _folder(), "BFCL_v4_multi_turn_base.json"
+    rows = zip(_lines(folder / file), _lines(folder / "possible_answer" / file), strict=True)
+    return [
+        Talk(
+            entry["id"],
+            tuple(turn[0]["content"] for turn in entry["question"]),
+            tuple(map(tuple, answer["ground_truth"])),
+        )
+        for number, (entry, answer) in enumerate(rows)
+        if number % every == 0
+    ]
+
+
 def is_even(id: str, category: str) -> bool:
     """Whether the first number of an id is even, as of ``multiple_12``, ``live_simple_4-1-0``."""
     return int(id.removeprefix(f"{category}_").split("-")[0]) % 2 == 0

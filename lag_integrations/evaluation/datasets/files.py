@@ -69,9 +69,23 @@ def read_lines(path: Path, kind: type[Checked]) -> list[Checked]:
     Raises:
         EvaluationError: It cannot be read, or holds something else.
     """
+    return [row for _, row in read_places(path, kind)]
+
+
+def read_places(path: Path, kind: type[Checked]) -> list[tuple[str, Checked]]:
+    """The rows of a JSONL file as `read_lines`, each behind its place, for people.
+
+    Raises:
+        EvaluationError: It cannot be read, or holds something else.
+    """
     # Not splitlines: JSON may hold separators that it takes for ends of lines.
-    places = ((f"{path}, line {n}", line) for n, line in enumerate(_text(path).split("\n"), 1))
-    return checked(kind, ((place, _parsed(line, place)) for place, line in places if line.strip()))
+    lines = {
+        f"{path}, line {number}": line
+        for number, line in enumerate(_text(path).split("\n"), 1)
+        if line.strip()
+    }
+    rows = checked(kind, ((place, _parsed(line, place)) for place, line in lines.items()))
+    return list(zip(lines, rows, strict=True))
 
 
 def read_json(path: Path) -> Any:

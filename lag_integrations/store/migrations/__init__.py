@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from lag_integrations.store.database import Database
 
-HEAD = "0003"
+HEAD = "0006"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
-_KNOWN = ("0001", "0002", "0003")
+_KNOWN = ("0001", "0002", "0003", "0004", "0005", "0006")
+_MIGRATED_WITHIN = 600.0
+"""Seconds for which others, who open the ledger, wait for its migration."""
 _VERSION_TABLE = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"  # as Alembic makes it
@@ -46,12 +48,18 @@ def bring_up_to_date(database: Database, folder: Path, *, backed_up: bool = Fals
     found = _revision(database)
     if found == HEAD:
         return None
-    with database.locks.hold("migrate"):
+    if database.read_only:
+        raise StoreError(
+            f"{database} has the schema version {found}, not {HEAD}, and can only be read. Copy "
+            "the folder to where it can be written, and open it there."
+        )
+    with database.locks.hold("migrate", timeout=_MIGRATED_WITHIN):
         found = _revision(database)  # another process may have been faster
         if found == HEAD:
             return None
         if found is None:
             with database.engine.begin() as connection:
+                database.take_time(connection)
                 metadata.create_all(connection)
                 connection.execute(text(_VERSION_TABLE))
                 connection.execute(text(f"INSERT INTO alembic_version VALUES ('{HEAD}')"))
@@ -113,6 +121,7 @@ def _migrate(database: Database, found: str) -> None:
     from alembic import command
 
     with database.engine.begin() as connection:  # one transaction: all of it or nothing
+        database.take_time(connection)
         config = alembic_config(connection)
         if not inspect(connection).has_table("alembic_version"):
             command.stamp(config, found)

@@ -1,0 +1,1 @@
+"""What a memory recalls, without a model: queries, and the log that fits each of them."""

@@ -1,0 +1,43 @@
+"""One namespace as one portable file, to carry elsewhere.
+
+It is a zip file. Nothing in it is ever used as a path:
+
+- ``manifest.json``: ``format`` is ``lag-archive``, ``version`` is 2; ``namespace``, ``created``
+  (ISO 8601), ``logs`` and ``segments`` (their numbers), ``sha256`` (of the next two, uncompressed,
+  by name), ``signature``;
+- ``logs.jsonl``: one log a line, ``{"trace": {…}, "captured_at": …, "times_seen": …, …}``;
+- ``segments.jsonl``, if there are segments: one a line, ``{"log_id": …, "fingerprint": …,
+  "selection": …, "codec": …, "bytes": …, "sha256": …}``. The file of the first line is
+  ``segments/00000000.safetensors``, and so on. Log ids are those of the archive's namespace.
+
+Version 1 had no hashes and no signature, and is still read. Embeddings are not in: they are derived
+from the traces, with whatever embedder the store has.
+
+**Trust.** The signature is the HMAC-SHA256, in hexadecimal, over the rest of the manifest as JSON
+with sorted keys and without spaces. The key is the store's own, unless the caller gives one. An
+archive is trusted if its signature fits the key given at its import or, if none is given, the
+store's own. Anybody may have written one that is not trusted, and a segment can say what its trace
+does not say. Of such an archive
+
+- segments are left out; they are made again from the traces;
+- ``times_seen`` is 1, ``times_recalled`` and ``times_helped`` are 0: they keep logs from eviction;
+- a ``verdict`` in the metadata and ``helped_by`` are left out: the one outlives judges, and
+  verdicts count for the logs that the other names. The outcome stays;
+- what only restricts stays: ``times_harmed``, ``lag_recall`` false, ``lag_outdated``;
+- a line of more than a million JSON values is refused.
+
+Of any archive, ``captured_at`` is now if it lies in the future.
+
+**Limits.** Everything is read as a stream, and hashed before it is used: a line of ``logs.jsonl``
+can be as long as the ledger's longest trace, a segment as long as its line says, at most 4 GiB.
+There are no more lines and files than the manifest says. Logs are added in pages of 16 MiB, so that
+an import takes memory for a page or for the longest line, whatever the archive holds.
+"""
+
+from __future__ import annotations
+
+from lag_integrations.store.archive.format import Archived, Progress
+from lag_integrations.store.archive.reading import check_archive, import_archive
+from lag_integrations.store.archive.writing import export_archive
+
+__all__ = ["Archived", "Progress", "check_archive", "export_archive", "import_archive"]

@@ -1,0 +1,182 @@
+"""The files of an archive as streams, none of them longer than was expected."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from lag_integrations.errors import StoreError
+from lag_integrations.store.archive.format import pages
+
+_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Others may take any amount of memory."""
+_BUFFER = 2**16
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # encrypted; NotImplementedError: compressed in some other way
+    ValueError,
+)
+"""What reading a damaged, or hostile, zip file raises."""
+
+
+class Members:
+    """The files in an archive.
+
+    Args:
+        path: The archive.
+
+    Raises:
+        StoreError: There is none, or it is no zip file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except FileNotFoundError:
+            raise StoreError(f"There is no archive {path}.") from None
+        except _DAMAGE as error:
+            raise self._not_whole(error) from error
+
+    def __len__(self) -> int:
+        return len(self._archive.filelist)
+
+    def close(self) -> None:
+        """Release the archive."""
+        self._archive.close()
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a file, or no more than its first ``limit + 1`` bytes.
+
+        Raises:
+            KeyError: There is none.
+            StoreError: It cannot be read.
+        """
+        try:
+            with self._open(name) as file:
+                return file.read(limit + 1)
+        except _DAMAGE as error:
+            raise self._not_whole(error) from error
+
+    def lines(self, name: str, limit: int, most: int) -> Iterator[bytes]:
+        """Yield the lines of a file.
+
+        Args:
+            name: The file.
+            limit: Most bytes of a line.
+            most: Most lines.
+
+        Raises:
+            StoreError: It is not there, cannot be read, or has longer or more lines.
+        """
+        try:
+            with self._open(name) as file:
+                number = 0
+                while line := file.readline(limit + 1):
+                    number += 1
+                    if len(line) > limit:
+                        raise StoreError(
+                            f"{self.path} cannot be imported: line {number} of {name} is too "
+                            f"long; no line that an export writes has more than {limit:,} bytes."
+                        )
+                    if number > most:
+                        raise StoreError(
+                            f"{self.path} is damaged, or was changed: {name} should have "
+                            f"{most:,} lines, but has more. Export it again."
+                        )
+                    yield line
+        except KeyError:
+            raise StoreError(f"{self.path} is not whole: it has no {name}.") from None
+        except _DAMAGE as error:
+            raise self._not_whole(error) from error
+
+    def _open(self, name: str) -> io.BufferedReader:
+        info = self._archive.getinfo(name)
+        if info.compress_type not in _COMPRESSION:
+            raise NotImplementedError(f"{name} is compressed in a way that no export uses")
+        # Reads lines faster than a file of zipfile does.
+        return io.BufferedReader(cast(Any, self._archive.open(info)), _BUFFER)
+
+    def _not_whole(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.path} cannot be read as an archive: it is no zip file, cut short or damaged "
+            f"({type(error).__name__}: {error}). Export it again, or take another copy."
+        )
+
+
+class Lines:
+    """The lines of one file, hashed as a whole before any of them is used.
+
+    The archive may be changed while it is read. So each page has to be again what was hashed.
+
+    Args:
+        members: The archive.
+        name: The file.
+        limit: Most bytes of a line.
+        number: How many lines there have to be.
+        sha256: What the file's hash has to be, in hexadecimal; None if nobody said.
+
+    Raises:
+        StoreError: The file is not as it has to be.
+    """
+
+    def __init__(
+        self, members: Members, name: str, limit: int, number: int, sha256: str | None
+    ) -> None:
+        self.name = name
+        self._members = members
+        self._limit = limit
+        self._number = number
+        self._digests: list[bytes] = []  # of the file up to the end of each page
+        digest, found = hashlib.sha256(), 0
+        for page in self._raw_pages():
+            for line in page:
+                digest.update(line)
+            self._digests.append(digest.digest())
+            found += len(page)
+        if found != number:
+            raise StoreError(
+                f"{members.path} is not whole: {name} should have {number:,} lines, but has "
+                f"{found:,}. Export it again."
+            )
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise StoreError(
+                f"{members.path} is damaged, or was changed: {name} is not what was exported. "
+                "Export it again, or take another copy."
+            )
+
+    def __len__(self) -> int:
+        return self._number
+
+    def pages(self) -> Iterator[list[bytes]]:
+        """Yield the lines, some at a time.
+
+        Raises:
+            StoreError: They are not what they were.
+        """
+        digest, expected = hashlib.sha256(), iter(self._digests)
+        for page in self._raw_pages():
+            for line in page:
+                digest.update(line)
+            if digest.digest() != next(expected, None):
+                raise StoreError(
+                    f"{self._members.path} was changed while it was read. Import it again."
+                )
+            yield page
+        if next(expected, None) is not None:
+            raise StoreError(
+                f"{self._members.path} was cut short while it was read. Import it again."
+            )
+
+    def _raw_pages(self) -> Iterator[list[bytes]]:
+        return pages(self._members.lines(self.name, self._limit, self._number), len)

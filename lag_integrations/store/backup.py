@@ -1,0 +1,171 @@
+"""Copies of a whole store: made while others write, and made a store again.
+
+A backup is a folder with ``ledger.sqlite`` and ``segments/``, laid out as a store's. The ledger is
+one moment's, of all namespaces, with the store's id and signing key: whoever may read a backup may
+read the store. The index is not in it, since it is made again from the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lag_integrations.errors import StoreError
+from lag_integrations.store.blobs import Blobs, sync_folder
+from lag_integrations.store.database import LEDGER_FILE
+from lag_integrations.store.store import LogStore
+
+logger = logging.getLogger(__name__)
+
+_SEGMENTS = "segments"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a backup, or a restored store, holds.
+
+    Attributes:
+        logs: Logs, of all namespaces.
+        segments: Segment files that were copied.
+        missing: Segment files that were not: left out, deleted meanwhile or lost. Their segments
+            are made again from the traces.
+    """
+
+    logs: int
+    segments: int
+    missing: int
+
+
+def back_up(
+    store: LogStore,
+    path: str | Path,
+    *,
+    segments: bool = True,
+    progress: Progress | None = None,
+) -> Copied:
+    """Copy a store to a new folder: as a whole, or not at all. Others may write meanwhile.
+
+    Args:
+        store: The store, open.
+        path: The new folder.
+        segments: Copy the segments, too.
+        progress: Called with the number of segment files done, and of all.
+
+    Raises:
+        StoreError: The ledger is on a server; the folder exists already or cannot be written; or
+            the ledger is damaged.
+    """
+    if not store.database.is_sqlite:
+        raise StoreError(
+            f"The ledger {store.database} is on a server: back it up with pg_dump, and the folder "
+            "of the segments, if you like, as any other."
+        )
+    target = Path(path)
+    if target.exists() or target.is_symlink():
+        raise StoreError(f"{target} exists already; give the name of a new folder.")
+    with _new_folder(target) as scratch:
+        ledger = Path(str(store.database))
+        return _copy(ledger, store.blobs if segments else None, scratch, progress)
+
+
+def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> Copied:
+    """Make a store of a backup, in a new or empty folder: as a whole, or not at all.
+
+    It is the same store, with the same id: if its segments or its index are to be kept on a
+    server, it takes the place of the one that was backed up there.
+
+    Args:
+        backup: What `back_up` wrote.
+        path: The store's folder.
+        progress: Called with the number of segment files done, and of all.
+
+    Raises:
+        StoreError: The backup is not one, or is damaged; or the folder is in use or cannot be
+            written.
+    """
+    source, target = Path(backup), Path(path)
+    if not (source / LEDGER_FILE).is_file():
+        raise StoreError(f"There is no backup at {source}: it has no {LEDGER_FILE}.")
+    if target.is_symlink() or (target.exists() and not _is_empty(target)):
+        raise StoreError(f"{target} is not empty; give a new or empty folder.")
+    blobs = Blobs(str(source / _SEGMENTS)) if (source / _SEGMENTS).is_dir() else None
+    with _new_folder(target) as scratch:
+        return _copy(source / LEDGER_FILE, blobs, scratch, progress)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when it is complete."""
+    try:
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".", suffix=".part"))
+        try:
+            yield scratch
+            sync_folder(scratch)
+            if target.exists():
+                target.rmdir()  # which fails if it is not empty
+            os.rename(scratch, target)
+            sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error}") from error
+
+
+def _copy(ledger: Path, blobs: Blobs | None, folder: Path, progress: Progress | None) -> Copied:
+    """Copy a ledger, and the segment files that the copy names, as far as they are there."""
+    try:
+        logs, files = _copy_ledger(ledger, folder / LEDGER_FILE)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{ledger} cannot be copied: it is damaged, or no ledger ({error}). Take another "
+            "backup, or import an export."
+        ) from error
+    copies = Blobs(str(folder / _SEGMENTS))
+    copied = 0
+    for done, file in enumerate(files if blobs is not None else (), 1):
+        copied += blobs is not None and _copy_file(blobs, copies, file)
+        if progress is not None:
+            progress(done, len(files))
+    return Copied(logs, copied, len(files) - copied)
+
+
+def _copy_ledger(source: Path, target: Path) -> tuple[int, list[str]]:
+    """Copy a ledger as it is at one moment; return its number of logs, and its segment files."""
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o600))
+    with (
+        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
+        closing(sqlite3.connect(target)) as new,
+    ):
+        old.backup(new)  # in one step: in several, it begins again whenever somebody writes
+        new.execute("PRAGMA journal_mode=DELETE")  # one file, which read-only media can hold
+        damage = [row[0] for row in new.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        if damage:
+            raise sqlite3.DatabaseError("; ".join(damage[:3]))
+        ((logs,),) = new.execute("SELECT count(*) FROM logs")
+        rows = new.execute("SELECT file FROM segments WHERE typeof(file) = 'text' ORDER BY file")
+        return logs, [row[0] for row in rows]
+
+
+def _copy_file(source: Blobs, target: Blobs, file: str) -> bool:
+    """Copy a segment file; say whether it was there."""
+    try:
+        data = bytes(source.get(file))
+    except (OSError, ValueError, StoreError) as error:  # gone, or no name of a file of ours
+        logger.warning("A segment was left out. %s", error)
+        return False
+    target.put(file, data)
+    return True

@@ -1,0 +1,63 @@
+"""Files that belong to no log: what a crash left between writing a segment and recording it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+
+from lag_integrations.store.blobs import Blobs
+from lag_integrations.store.removals import Removals
+from lag_integrations.store.segments import SegmentTable
+
+MIN_AGE = 600.0
+"""Seconds for which a file may wait to be recorded by whoever writes it."""
+_CHUNK = 500
+
+
+class Orphans:
+    """Finds files of a store, in all of its namespaces, that its ledger does not know.
+
+    Args:
+        blobs: Where the files are.
+        store_id: The store's folder there; nothing else is looked at.
+        segments: The files that are recorded.
+        removals: Those that are to be removed anyway.
+    """
+
+    def __init__(
+        self, blobs: Blobs, store_id: str, segments: SegmentTable, removals: Removals
+    ) -> None:
+        self._blobs = blobs
+        self._store_id = store_id
+        self._segments = segments
+        self._removals = removals
+        name = r"[^/]{1,16}/[0-9a-f]{2}/([0-9a-f-]+\.safetensors|\.[^/]+\.part)"
+        self._ours = re.compile(f"{re.escape(store_id)}/{name}")
+
+    def find(self, *, min_age: float = MIN_AGE) -> Iterator[str]:
+        """Yield the files of no log.
+
+        Args:
+            min_age: Seconds since they were written; before, another process may be at it.
+        """
+        names = [name for name in self._blobs.names(self._store_id) if self._ours.fullmatch(name)]
+        # Asked after the files were listed: a file is recorded after it was written.
+        for start in range(0, len(names), _CHUNK):
+            part = names[start : start + _CHUNK]
+            known = self._segments.live_files(part) | self._removals.files(part)
+            for name in part:
+                if name not in known and self._blobs.age(name) >= min_age:
+                    yield name
+
+    def of_log(self, log_id: str) -> set[str]:
+        """Return the files of a deleted log that were not recorded, whole or half written."""
+        names = [
+            name
+            for folder in self._blobs.folders(self._store_id)
+            for name in self._blobs.names(f"{folder}/{log_id[:2]}")
+            if posixpath.basename(name).lstrip(".").startswith(f"{log_id}-")
+            and self._ours.fullmatch(name)
+        ]
+        # It may have been added again; and what is queued is removed by itself.
+        return set(names) - self._segments.live_files(names) - self._removals.files(names)

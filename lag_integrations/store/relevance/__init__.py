@@ -1,0 +1,1 @@
+"""How likely a log fits a request, for the embedder at hand."""

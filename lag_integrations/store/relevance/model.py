@@ -1,0 +1,43 @@
+"""The probability that a log fits, of similarity and of the rare words that both hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """A logistic model: ``sigmoid(bias + similarity * s + words * r / (r + 1))``.
+
+    ``s`` is the cosine similarity of the request and the nearest of the log's search keys, and
+    ``r`` says how many rare words both hold (`LexicalIndex.shared`).
+
+    Attributes:
+        bias: The constant.
+        similarity: The weight of the similarity, 0 or more.
+        words: The weight of the words, 0 or more.
+    """
+
+    bias: float
+    similarity: float
+    words: float
+
+    def of(self, similarity: float, shared: float) -> float:
+        """Return the probability that the log fits.
+
+        Args:
+            similarity: Cosine similarity.
+            shared: Rare words that both hold.
+        """
+        logit = self.bias + self.similarity * similarity + self.words * shared / (shared + 1.0)
+        return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, logit))))
+
+    def least_similarity(self, relevance: float) -> float:
+        """Return the similarity below which nothing can be that relevant, whatever its words."""
+        if relevance <= 0.0 or self.similarity == 0.0:
+            return -1.0
+        if relevance >= 1.0:
+            return 1.0
+        logit = math.log(relevance / (1.0 - relevance))
+        return max(-1.0, min(1.0, (logit - self.bias - self.words) / self.similarity))

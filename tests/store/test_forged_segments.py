@@ -1,0 +1,159 @@
+"""Segment files that somebody else wrote: they are put aside, and never cost an answer."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lag_integrations import Engine, KVLogMemory, Trace
+from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.segment_file import dump_segment
+from lag_integrations.langchain import LAGChatModel
+from tests.conftest import qa
+from tests.store.model import hash_embedder
+
+QUESTION = "What is the phone number of Acme ?"
+TRACE = qa(QUESTION, "The phone number of Acme is 555-1000.")
+FORGED = qa(QUESTION, "The phone number of Acme is 900-6666.")
+
+
+@pytest.fixture
+def memory(tmp_path, tiny):
+    settings: dict[str, Any] = {"embedder": hash_embedder, "min_score": -1.0, "hot_bytes": 0}
+    with KVLogMemory(tmp_path / "m", **settings) as memory:
+        memory.attach(tiny)
+        memory.add(TRACE)
+        memory.flush()
+        yield memory
+
+
+def only_file(memory: KVLogMemory) -> tuple[Any, Path]:
+    ((key, name, _),) = memory.store.segments.all_files()
+    return key, memory.path / "segments" / name
+
+
+def put_in_place(
+    memory: KVLogMemory,
+    segment: Segment,
+    secret: bytes,
+    change: Callable[[bytes], bytes] = lambda data: data,
+) -> None:
+    key, path = only_file(memory)
+    data = change(dump_segment(segment, key, secret))
+    blank = data[:37] + b"0" * 64 + data[101:]
+    path.chmod(0o600)
+    path.write_bytes(data[:37] + hmac.digest(secret, blank, "sha256").hex().encode() + data[101:])
+
+
+def loaded(memory: KVLogMemory) -> Segment:
+    (segment,) = memory.segments(memory.recall(QUESTION))
+    return segment
+
+
+def same(one: Segment, other: Segment) -> bool:
+    return torch.equal(one.token_ids, other.token_ids) and all(
+        torch.allclose(mine, theirs, atol=1e-4)
+        for pair, others in zip(one.slots, other.slots, strict=True)
+        for mine, theirs in zip(pair, others, strict=True)
+    )
+
+
+def test_a_segment_that_another_store_signed_is_not_used(memory, tiny, caplog):
+    put_in_place(memory, tiny.encode(FORGED, tiny.selection), b"the secret of another store")
+    assert same(loaded(memory), tiny.encode(TRACE))
+    assert "was not written by this store" in caplog.text
+    assert memory.verify() == []
+
+
+def of(trace: Trace) -> Callable[[Engine, Segment], Segment]:
+    return lambda tiny, _: tiny.encode(trace)
+
+
+def with_slots(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Segment]:
+    def changed(_: Engine, segment: Segment) -> Segment:
+        slots = tuple((change(first), change(second)) for first, second in segment.slots)
+        return replace(segment, slots=slots)
+
+    return changed
+
+
+def with_ids(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Segment]:
+    return lambda _, segment: replace(segment, token_ids=change(segment.token_ids))
+
+
+FORGERIES: dict[str, Callable[[Engine, Segment], Segment]] = {
+    "of another trace": of(FORGED),
+    "a group twice": lambda _, segment: replace(
+        segment, slots=(*segment.slots, *with_slots(torch.clone)(_, segment).slots)
+    ),
+    "twice the heads": with_slots(lambda slot: slot.repeat(1, 2, 1, 1)),
+    "half the dimensions": with_slots(lambda slot: slot[..., : slot.shape[-1] // 2].contiguous()),
+    "layers as heads": with_slots(lambda slot: slot.transpose(0, 1).contiguous()),
+    "another dtype": with_slots(lambda slot: slot.half()),
+    "foreign tokens": with_ids(lambda ids: ids + 10**9),
+    "negative tokens": with_ids(lambda ids: -ids - 1),
+    "all background": lambda _, segment: replace(segment, background=len(segment)),
+}
+
+
+NOT_WRITTEN: dict[str, Callable[[bytes], bytes]] = {
+    "no groups": lambda data: data.replace(b'"groups":"1"', b'"groups":"0"'),
+    "not a number": lambda data: data[:-4] + struct.pack("<f", float("nan")),
+    "infinite": lambda data: data[:-4] + struct.pack("<f", float("-inf")),
+}
+"""What `dump_segment` refuses to write."""
+
+
+@pytest.mark.parametrize("forgery", [*FORGERIES, *NOT_WRITTEN])
+def test_what_the_trace_does_not_say_is_put_aside(memory, tiny, forgery, caplog):
+    """Written by somebody who knows the secret: shapes, numbers and tokens are looked at, too."""
+    right = tiny.encode(TRACE)
+    secret = memory.store.facts.signing_key()
+    if forgery in FORGERIES:
+        put_in_place(memory, FORGERIES[forgery](tiny, right), secret)
+    else:
+        put_in_place(memory, right, secret, NOT_WRITTEN[forgery])
+    _, path = only_file(memory)
+    chat = LAGChatModel(tiny, memory=memory, max_tokens=4)
+    answer = chat.invoke(QUESTION)
+    assert len(answer.response_metadata["lag"]["log_ids"]) == 1
+    assert "is put aside" in caplog.text
+    assert not path.exists()
+    (aside,) = (memory.path / "segments").rglob("quarantine/**/*.safetensors")
+    assert aside.name == path.name
+    assert same(loaded(memory), right)
+    assert memory.verify() == []
+
+
+def test_a_segment_that_this_store_wrote_is_read(memory, tiny, caplog):
+    """The test of these tests: nothing is put aside that is right."""
+    put_in_place(memory, tiny.encode(TRACE), memory.store.facts.signing_key())
+    _, path = only_file(memory)
+    assert same(loaded(memory), tiny.encode(TRACE))
+    assert path.exists()
+    assert "put aside" not in caplog.text
+
+
+def test_with_another_secret_all_segments_are_made_again(memory, tiny, tmp_path):
+    with KVLogMemory(
+        tmp_path / "m", namespace="b", embedder=hash_embedder, min_score=-1.0
+    ) as other:
+        other.attach(tiny)
+        other.add(FORGED)
+        other.flush()
+        old = [path for memory in (memory, other) for path in [only_file(memory)[1]]]
+        memory.change_key()
+        other.store.retry_removals()
+        assert not any(path.exists() for path in old)
+        for each, trace in ((memory, TRACE), (other, FORGED)):
+            each.flush()
+            assert same(loaded(each), tiny.encode(trace))
+            assert only_file(each)[1] not in old
+        assert memory.verify() == other.verify() == []

@@ -1,0 +1,93 @@
+"""Other users of the machine, readers that do not end, and rows that somebody else wrote."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from tests.store.processes import numbered, open_memory
+
+
+@pytest.fixture
+def open_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+@pytest.mark.parametrize("exists", [False, True])
+def test_nobody_else_can_read_a_store(tmp_path, exists):
+    folder = tmp_path / "m"
+    if exists:
+        folder.mkdir()  # somebody else's choice, which stays
+    with open_memory(folder) as memory:
+        memory.add_many(numbered(number) for number in range(300))
+        memory.flush()
+        modes = {
+            path.relative_to(folder).parts[0]: stat.S_IMODE(path.stat().st_mode)
+            for path in folder.iterdir()
+        }
+    assert stat.S_IMODE(folder.stat().st_mode) == (0o755 if exists else 0o700)
+    assert {"ledger.sqlite", "ledger.sqlite-wal", "index", "segments", "locks"} <= modes.keys()
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+
+
+def test_a_reader_that_does_not_end_holds_up_neither_deletes_nor_adds(tmp_path):
+    with open_memory(tmp_path / "m") as memory:
+        ids = memory.add_many(numbered(number) for number in range(20))
+        memory.flush()
+        with closing(sqlite3.connect(tmp_path / "m" / "ledger.sqlite")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM logs").fetchall()
+            took: list[float] = []
+
+            def add() -> None:
+                started = time.perf_counter()
+                memory.add(numbered(99))
+                took.append(time.perf_counter() - started)
+
+            adding = threading.Thread(target=add)
+            started = time.perf_counter()
+            adding.start()
+            assert memory.delete(ids[0], wait=True).logs == 1
+            adding.join()
+            assert max(time.perf_counter() - started, *took) < 20
+        assert memory.store.database.compact(), "later, when nobody reads"
+        assert ids[0] not in set(memory.store.ledger.ids())
+
+
+def test_a_row_that_names_no_file_of_ours_holds_nothing_up(tmp_path, caplog):
+    folder = tmp_path / "m"
+    outside = tmp_path / "precious.txt"
+    outside.write_text("mine")
+    with open_memory(folder) as memory:
+        first, second, third = memory.add_many(numbered(number) for number in range(3))
+        memory.flush()
+        with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+            ledger.execute(
+                "UPDATE segments SET file = '../precious.txt' WHERE log_id = ?", (first,)
+            )
+            ledger.commit()
+        assert "segment_missing" in {problem.kind for problem in memory.verify()}
+        assert len(memory.recall("the code of vault 0", k=3)) == 3
+        found = memory.segments(memory.recall("the code of vault 0", k=3))
+        assert len(found) == 3, "it is made again"
+        with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+            ledger.execute(
+                "UPDATE segments SET file = '../precious.txt' WHERE log_id = ?", (second,)
+            )
+            ledger.commit()
+        assert memory.delete(second, wait=True).logs == 1
+        assert memory.delete(third, wait=True).logs == 1
+        memory.repair()
+        assert set(memory.store.ledger.ids()) == {first}
+    assert outside.read_text() == "mine"
+    assert "no file of ours" in caplog.text
+    assert "no name of ours" in caplog.text
