@@ -123,12 +123,13 @@ class Capture:
 
     def wait_for_judge(self) -> None:
         """Wait until every run that ended so far is judged, before the memory is closed."""
-        _watch.recorder.settle()
+        _watch.recorder.wait()
         judges_of(self._block.memory).wait()
 
     def stop(self) -> None:
         """Capture no run that begins from now on; for `instrument`."""
         _watch.stop(self._block)
+        _watch.recorder.wait()
 
 
 @contextmanager
@@ -142,7 +143,7 @@ def capture(
         yield Capture(block)
     finally:
         current_block.reset(token)
-        _watch.recorder.settle()
+        _watch.recorder.wait()
 
 
 def instrument(

@@ -31,10 +31,12 @@ class Recorder:
         self._over: deque[Run] = deque()
         self._wanted: SimpleQueue[None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._at_work = threading.Lock()
 
     def begin(self) -> None:
         """A run begins: the thread has to be there when it ends, since then it may be too late."""
         if self._thread is None or not self._thread.is_alive():  # in a fork it is not
+            self._at_work = threading.Lock()
             self._thread = threading.Thread(target=self._work, name="lag-capture", daemon=True)
             self._thread.start()
 
@@ -50,6 +52,13 @@ class Recorder:
             except IndexError:
                 return
             self._record(run)
+
+    def wait(self) -> None:
+        """Record the runs that are over, and wait for what the thread is recording."""
+        self.settle()
+        if self._thread is not None and self._thread.is_alive():
+            with self._at_work:
+                pass
 
     def settle_later(self) -> None:
         """Let the thread record them: a collector is at work, in the midst of anything.
@@ -68,7 +77,8 @@ class Recorder:
     def _work(self) -> None:
         while True:
             self._wanted.get()
-            self.settle()
+            with self._at_work:
+                self.settle()
 
     @quiet
     def _record(self, run: Run) -> None:

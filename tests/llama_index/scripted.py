@@ -239,14 +239,6 @@ def captured(memory: KVLogMemory) -> list[Trace]:
     return [info.trace for info in reversed(memory.store.ledger.info())]
 
 
-def captured_soon(memory: KVLogMemory, count: int) -> list[Trace]:
-    """What is logged once there are as many: of a collected stream a thread writes the trace."""
-    until = time.monotonic() + 10
-    while len(traces := captured(memory)) < count and time.monotonic() < until:
-        time.sleep(0.01)
-    return traces
-
-
 def said(trace: Trace) -> list[tuple[str, str]]:
     """Who said what; a call is its tool's name."""
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextvars import ContextVar, copy_context
 
@@ -22,7 +23,8 @@ from llama_index.core.tools import QueryEngineTool
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGQueryEngine
 from lag_integrations.llama_index.streams import acarried, carried
-from tests.llama_index.scripted import Plain, Scripted, captured, captured_soon, index, said
+from tests.llama_index.scripted import Plain, Scripted, captured, index, said
+from tests.store.model import hash_embedder
 
 place: ContextVar[str] = ContextVar("place", default="outside")
 
@@ -215,9 +217,21 @@ def test_a_stream_that_is_left_is_abandoned(memory, read):
     if not read:  # nothing was said
         assert captured(memory) == []
         return
-    (trace,) = captured_soon(memory, 1)
+    (trace,) = captured(memory)
     assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
     assert trace.last_response in ("It", "It rains")
+
+
+def test_what_a_thread_still_writes_is_waited_for(tmp_path):
+    def screen(trace):
+        time.sleep(0.3)
+
+    with KVLogMemory(tmp_path, embedder=hash_embedder, screen=screen) as memory:
+        with memory.capture():
+            for _ in Scripted("It rains.").stream_chat([user("Left?")]):
+                break
+            time.sleep(0.1)  # now it is being screened
+        assert [log.task for log in captured(memory)] == ["Left?"]
 
 
 def test_a_stream_that_fails_is_a_failure(memory):
@@ -422,7 +436,7 @@ def test_a_turn_whose_task_never_begins_is_given_up(memory):
     gc.collect()
     with memory.capture():
         pass
-    first, second = captured_soon(memory, 2)
+    first, second = captured(memory)
     assert first.task == "Rain?"
     assert second.metadata["abandoned"]
     assert second.last_response == "Two."  # the condensed question
@@ -446,7 +460,7 @@ def test_a_bare_stream_that_is_left(memory, llm):
     gc.collect()
     with memory.capture():
         pass
-    (trace,) = captured_soon(memory, 1)
+    (trace,) = captured(memory)
     assert said(trace) == [("user", "Read?"), ("assistant", "It")]
     assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
     list(held)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,21 +28,28 @@ QUESTION = "What is the code of vault 3 ?"
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """Somewhere that others can look into, other than a test's own folder."""
-    place = Path(tempfile.mkdtemp())
-    place.chmod(0o755)
-    with open_memory(place / "m", hot_bytes=0) as memory:
+def folder(tmp_path: Path) -> Path:
+    with open_memory(tmp_path / "m", hot_bytes=0) as memory:
         memory.add_many(numbered(number) for number in range(20))
         memory.flush()
         assert memory.recall(QUESTION, k=1)
-    yield place / "m"
-    shutil.rmtree(place)
+    return tmp_path / "m"
 
 
 def make_read_only(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
+        if os.getuid() == 0:  # who owns it could make it writable again
+            os.chown(path, NOBODY, NOBODY)
+
+
+def give_up_privileges() -> None:
+    """Make root one user among others: it writes only what the permissions let it write.
+
+    Another user could not import from a virtual environment that is root's alone.
+    """
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, none) == 0
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -51,15 +59,14 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 def run(target: Callable[[Path], Any], folder: Path, answers: Connection) -> None:
     if os.getuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        give_up_privileges()
     try:
         answers.send(target(folder))
     except BaseException as error:
         answers.send(error)
 
 
-def as_nobody(target: Callable[[Path], Any], folder: Path) -> Any:
+def without_write_permission(target: Callable[[Path], Any], folder: Path) -> Any:
     """What a function gives to somebody who can only read, and changes nothing on the disk."""
     make_read_only(folder)
     before = state(folder)
@@ -86,11 +93,11 @@ def recall(folder: Path) -> tuple[str, bool, int]:
 
 
 def test_it_is_recalled_from(folder):
-    answer, right, _ = as_nobody(recall, folder)
+    answer, right, _ = without_write_permission(recall, folder)
     assert (answer, right) == ("The code of vault 3 is 21.", True)
 
 
-def test_a_journal_is_read_too(folder, tmp_path):
+def test_a_journal_is_read_too(folder):
     """As of a snapshot that was taken while somebody wrote."""
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as reader:
         reader.execute("BEGIN")
@@ -102,7 +109,7 @@ def test_a_journal_is_read_too(folder, tmp_path):
     snapshot = folder.with_name("snapshot")
     (snapshot / "ledger.sqlite-shm").unlink()
     assert (snapshot / "ledger.sqlite-wal").stat().st_size
-    assert as_nobody(newest, snapshot) == "The code of attic 99 is 693."
+    assert without_write_permission(newest, snapshot) == "The code of attic 99 is 693."
 
 
 def newest(folder: Path) -> str:
@@ -129,7 +136,7 @@ def write(folder: Path) -> list[str]:
 
 
 def test_what_would_write_is_refused(folder):
-    said = as_nobody(write, folder)
+    said = without_write_permission(write, folder)
     assert len(said) == 4
     assert all("can only be read: its folder cannot be written" in text for text in said)
 
@@ -147,7 +154,7 @@ def commands(folder: Path) -> list[tuple[int, str]]:
 
 
 def test_it_is_listed_and_exported(folder):
-    for code, output in as_nobody(commands, folder):
+    for code, output in without_write_permission(commands, folder):
         assert code == 0, output
 
 
@@ -156,4 +163,4 @@ def test_an_older_ledger_is_not_migrated(folder):
         connection.execute("UPDATE alembic_version SET version_num = '0004'")
         connection.commit()
     with pytest.raises(StoreError, match=r"0004.*can only be read"):
-        as_nobody(recall, folder)
+        without_write_permission(recall, folder)
