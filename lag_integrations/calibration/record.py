@@ -69,7 +69,7 @@ class Figures(BaseModel):
 
     Attributes:
         setting: The setting: ``none``, ``text``, or selection, placement and temperature.
-        value: What settings are compared by, see `choose.value`; higher is better.
+        value: What settings are compared by, see `choose.Score.value`; higher is better.
         likelihood: By kind of question, mean log likelihood of the right answer, nats a token.
         exact: Share of the questions whose right answer is the greedy one.
         parroted: Share of the new instances for which the old answer is likelier than the right

@@ -60,8 +60,9 @@ class LAGChatModel(BaseChatModel, ModelSettings):
     in the conversation already is not recalled, nor is one that a retriever's findings outdate: in
     the same root run, where it is captured (see `is_outdated`).
 
-    What was used stands in ``response_metadata["lag"]``: ``log_ids`` and ``scores`` (best first),
-    which of them were ``read_as_text`` (see `missing_segments`), ``injected_tokens``,
+    What was used stands in ``response_metadata["lag"]``: ``log_ids``, ``scores`` and ``relevance``
+    (best first), ``form`` (``kv`` or ``text``), which of them were ``read_as_text`` (see
+    `missing_segments`), ``nearest_miss`` (where nothing was recalled), ``injected_tokens``,
     ``reused_tokens`` (of the prompt, read lately), and ``timings`` in seconds (``recall``,
     ``load``, ``injection``, ``time_to_first_token``). In ``usage_metadata``, injected and reused
     tokens count as ``cache_read``, or as ``cache_creation`` if they had to be encoded first.

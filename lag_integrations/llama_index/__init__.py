@@ -1,4 +1,7 @@
-"""LlamaIndex: an LLM that recalls. All of it needs the extra ``llama-index``."""
+"""LlamaIndex: an LLM that recalls, memories for agents and query engines, and capture.
+
+All of it needs the extra ``llama-index``.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class LLMJudge(YesOrNo):
         .. code-block:: python
 
             with memory.capture(judge=LLMJudge(llm)):
-                agent.run("How do we ship to Norway?")
+                await agent.run("How do we ship to Norway?")
 
     Args:
         llm: Any LLM.
