@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lag_integrations.calibration.measure import calibrate
 from lag_integrations.calibration.record import (
     DEFAULTS,
     SELECTIONS,
@@ -233,8 +234,6 @@ class Engine:
                 the calibration cannot be written.
         """
         if self.calibration is None or again:
-            from lag_integrations.calibration.measure import calibrate  # it imports this module
-
             found = calibrate(self, progress)
             save(found)
             self.use_calibration(found)
@@ -374,7 +373,7 @@ class Engine:
 
     def _encode_batch(self, traces: Sequence[Encodable]) -> list[Segment]:
         first, head = traces[0].token_ids, min(trace.head for trace in traces)
-        salt = traces[0].cache_salt
+        salt, moment = traces[0].cache_salt, self._prefixes.moment()
         alike = len(first) - 1 if len(traces) == 1 else _alike([one.token_ids for one in traces])
         with self._lock, torch.no_grad():
             cache, known = self._prefixes.begin(first[: alike + 1], salt=salt)
@@ -392,7 +391,8 @@ class Engine:
             # Traces of one agent begin alike; more of them is not kept, since nothing would
             # remove it when they are deleted.
             if known < head <= cache.get_seq_length():
-                self._prefixes.put(first[:head], beginning(cache, head), salt=salt)
+                shared = beginning(cache, head)
+                self._prefixes.put(first[:head], shared, salt=salt, since=moment)
             return segments
 
     def generate(
@@ -524,10 +524,11 @@ class Engine:
             attention_temperature=attention_temperature,
             cache_salt=cache_salt,
             public=public,
+            moment=self._prefixes.moment(),
         )
 
     def forget(self, cache_salt: str) -> None:
-        """Let go of what was read lately under a salt."""
+        """Let go of what was read lately under a salt, and of what is being read now."""
         self._prefixes.forget(cache_salt)
 
     def generate_batch(
@@ -681,7 +682,7 @@ class Engine:
             if known < begin:
                 prefill(self.model, torch.tensor(pieces[known:begin]), cache)
                 # Other logs may be recalled for the next question; this stands before them.
-                self._prefixes.put(pieces[:begin], cache, salt=salt)
+                self._prefixes.put(pieces[:begin], cache, salt=salt, since=request.moment)
             started = time.perf_counter()
             segments = request.segments[max(0, known - begin) :]
             splice(
@@ -747,7 +748,7 @@ class Engine:
             # An error within a forward pass leaves a cache that holds more than was read.
             if self._model is not None and cache.get_seq_length() == length_of(row.read):
                 salt, public = row.request.cache_salt, row.request.public
-                self._prefixes.put(row.read, cache, salt=salt)
+                self._prefixes.put(row.read, cache, salt=salt, since=row.request.moment)
                 if public and not self._prefixes.holds(row.read[:public]):
                     shared = beginning(cache, public)
                     self._prefixes.put(row.read[:public], shared, salt=PUBLIC)

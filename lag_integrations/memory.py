@@ -679,8 +679,8 @@ class KVLogMemory(FrameworkForms):
             ids = [log_ids] if isinstance(log_ids, str) else list(log_ids)
         else:
             raise StoreError("Say which logs are to be deleted: either their ids, or where=….")
-        self._forget_what_was_read()
         deleted = self.store.delete(ids)
+        self._forget_what_was_read()
         if wait:
             self.store.finish_removals()
         elif deleted:
@@ -699,8 +699,10 @@ class KVLogMemory(FrameworkForms):
             StoreError: The logs are deleted, but something of theirs cannot be removed yet.
         """
         self._check_open()
-        self._forget_what_was_read()
-        return self.store.purge()
+        try:
+            return self.store.purge()
+        finally:
+            self._forget_what_was_read()
 
     def cache_salt(self, engine: Engine) -> str:
         """Return under which salt a model reads this namespace's prompts and traces.

@@ -38,6 +38,7 @@ class Request:
         hidden: Tokens that are not text.
         cache_salt: Whose prompt it is: what was read is reused under the same salt only.
         public: Tokens at the beginning of the prompt that may be reused under any salt.
+        moment: When it was made, see `PrefixCache.moment`.
     """
 
     prompt_ids: Sequence[int]
@@ -53,6 +54,7 @@ class Request:
     attention_temperature: float = 1.0
     cache_salt: str = ""
     public: int = 0
+    moment: int | None = None
 
     @property
     def injected(self) -> int:

@@ -80,6 +80,7 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._numbers = count()
+        self._forgotten: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -128,13 +129,25 @@ class PrefixCache:
                 known, number, best = common, other, entry
         return known, number, best
 
-    def put(self, pieces: Sequence[Piece], cache: DynamicCache, *, salt: str | None = "") -> None:
+    def moment(self) -> int:
+        """Return a number that is above those of all that was forgotten so far."""
+        return next(self._numbers)
+
+    def put(
+        self,
+        pieces: Sequence[Piece],
+        cache: DynamicCache,
+        *,
+        salt: str | None = "",
+        since: int | None = None,
+    ) -> None:
         """Remember what a cache holds.
 
         Args:
             pieces: What was read into it: all of it.
             cache: The cache; its tensors are kept.
             salt: Whose it is; `PUBLIC` for what everybody may reuse.
+            since: The `moment` when it was begun: what was forgotten meanwhile is not put back.
         """
         pieces, layers = tuple(pieces), read_layers(cache)
         size = nbytes(layers)
@@ -162,6 +175,15 @@ class PrefixCache:
         while self.nbytes > self.max_bytes or len(entries) > _MOST:
             with suppress(KeyError):
                 entries.popitem(last=False)
+        # Only now, since another thread may forget at any time.
+        if salt is not None and since is not None and self._was_forgotten(salt, since):
+            entries.pop(number, None)
+
+    def _was_forgotten(self, salt: str, since: int) -> bool:
+        return any(
+            moment > since and _is_within(salt, forgotten)
+            for forgotten, moment in list(self._forgotten.items())
+        )
 
     def _touch(self, number: int) -> None:
         with suppress(KeyError):  # it went with its segment meanwhile, on another thread
@@ -179,13 +201,18 @@ class PrefixCache:
 
         May be called from any thread.
         """
+        self._forgotten[salt] = next(self._numbers)
         for number, entry in list(self._entries.items()):
-            if entry.salt == salt or (entry.salt or "").startswith(f"{salt}:"):
+            if entry.salt is not None and _is_within(entry.salt, salt):
                 self._entries.pop(number, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+
+
+def _is_within(salt: str, outer: str) -> bool:
+    return salt == outer or salt.startswith(f"{outer}:")
 
 
 def _common(one: Sequence[Piece], other: Sequence[Piece]) -> int:

@@ -160,3 +160,15 @@ def test_a_salt_is_forgotten_with_all_within_it():
     found = [prefixes.known([1, 2, 3], salt=each)[0] for each in ("lima", "lima:ada", "limax")]
     assert found == [0, 0, 2]
     assert len(prefixes) == 2
+
+
+def test_what_was_forgotten_meanwhile_is_not_put_back():
+    prefixes = PrefixCache(10_000)
+    begun = prefixes.moment()
+    prefixes.forget("lima")
+    prefixes.put([1, 2], cache_of(2), salt="lima:ada", since=begun)
+    prefixes.put([1, 2], cache_of(2), salt="quito", since=begun)
+    prefixes.put([3, 4], cache_of(2), salt="lima", since=prefixes.moment())
+    assert prefixes.known([1, 2, 3], salt="lima:ada")[0] == 0
+    assert prefixes.known([1, 2, 3], salt="quito")[0] == 2
+    assert prefixes.known([3, 4, 5], salt="lima")[0] == 2
