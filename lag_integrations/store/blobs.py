@@ -100,14 +100,25 @@ class Blobs:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is fine."""
+        """Remove a file; one that is gone already is fine.
+
+        Raises:
+            OSError: It cannot be removed.
+            StoreError: A link leads to it.
+        """
+        self._refuse_links(posixpath.dirname(name))
         try:
             self._fs.rm_file(self._path(name))
         except FileNotFoundError:
             return
 
     def names(self, folder: str) -> Iterator[str]:
-        """All files below a folder, leftovers of interrupted writes included."""
+        """All files below a folder, leftovers of interrupted writes included.
+
+        Raises:
+            StoreError: It is a link, or one leads to it.
+        """
+        self._refuse_links(folder)
         try:
             paths = self._fs.find(self._path(folder), withdirs=False)
         except FileNotFoundError:
@@ -116,7 +127,12 @@ class Blobs:
             yield posixpath.relpath(path, self._root)
 
     def folders(self, folder: str) -> list[str]:
-        """The folders within a folder."""
+        """The folders within a folder, links left out.
+
+        Raises:
+            StoreError: It is a link, or one leads to it.
+        """
+        self._refuse_links(folder)
         try:
             entries = self._fs.ls(self._path(folder), detail=True)
         except FileNotFoundError:
@@ -132,7 +148,14 @@ class Blobs:
             return float("inf")
 
     def move(self, name: str, target: str) -> None:
-        """Move a file; one that is gone already is fine."""
+        """Move a file; one that is gone already is fine.
+
+        Raises:
+            OSError: It cannot be moved.
+            StoreError: A link leads to it or to the target, or is the target.
+        """
+        self._refuse_links(posixpath.dirname(name))
+        self._refuse_links(target)
         try:
             self._fs.makedirs(posixpath.dirname(self._path(target)), exist_ok=True)
             self._fs.mv(self._path(name), self._path(target))
@@ -143,6 +166,17 @@ class Blobs:
     def is_name(name: str) -> bool:
         """Return whether this can be the name of a file here, and not of one elsewhere."""
         return not name.startswith("/") and ".." not in name.split("/")
+
+    def _refuse_links(self, folder: str) -> None:
+        """Refuse what is reached by a link below the root: it may be somebody else's."""
+        place = self._path(folder)
+        while self._local and len(place) > len(self._root):
+            if os.path.islink(place):
+                raise StoreError(
+                    f"{place} is a link, which this store did not make and does not follow. "
+                    "Remove the link, or put what it leads to in its place."
+                )
+            place = posixpath.dirname(place)
 
     def _path(self, name: str) -> str:
         if not self.is_name(name):

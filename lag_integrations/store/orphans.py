@@ -13,6 +13,8 @@ from lag_integrations.store.segments import SegmentTable
 MIN_AGE = 600.0
 """Seconds for which a file may wait to be recorded by whoever writes it."""
 _CHUNK = 500
+_QUARANTINE = "quarantine"
+"""Folder of damaged segment files; logs in quarantine are no files."""
 
 
 class Orphans:
@@ -61,3 +63,19 @@ class Orphans:
         ]
         # It may have been added again; and what is queued is removed by itself.
         return set(names) - self._segments.live_files(names) - self._removals.files(names)
+
+    def aside(self, log_id: str) -> list[str]:
+        """Return the damaged files of a log that were put aside."""
+        folder = f"{self._store_id}/{_QUARANTINE}/{log_id}"
+        ours = re.compile(re.escape(f"{folder}/{log_id}") + r"-[0-9a-f]+\.safetensors")
+        return [name for name in self._blobs.names(folder) if ours.fullmatch(name)]
+
+    def put_aside(self, log_id: str, file: str) -> None:
+        """Move a damaged file of a log out of the way.
+
+        Raises:
+            OSError: It cannot be moved.
+            StoreError: A link leads to where it is, or would be.
+        """
+        name = posixpath.basename(file)
+        self._blobs.move(file, f"{self._store_id}/{_QUARANTINE}/{log_id}/{name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import posixpath
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -53,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 _CANDIDATES = 4
 """Logs that are looked at for each that is wanted."""
-_QUARANTINE = "quarantine"
-"""Folder of damaged segment files; logs in quarantine are no files."""
 _REMOVED_AT_ONCE = 500
 
 
@@ -278,12 +275,11 @@ class LogStore:
             elif removal.file is not None:
                 self.blobs.remove(removal.file)
             if removal.log_id is not None:
-                folder = f"{self.id}/{_QUARANTINE}/{removal.log_id}"
-                aside, left = self.blobs.names(folder), self.orphans.of_log(removal.log_id)
-                for name in [*aside, *left]:
+                aside = self.orphans.aside(removal.log_id)
+                for name in [*aside, *self.orphans.of_log(removal.log_id)]:
                     self.blobs.remove(name)
-        except OSError as error:
-            self._stuck[removal.id] = f"{removal.file}: {error}"
+        except (OSError, StoreError) as error:
+            self._stuck[removal.id] = f"{removal.file or removal.log_id}: {error}"
             logger.warning("A segment file cannot be removed yet: %s", error)
             return False
         return True
@@ -426,7 +422,10 @@ class LogStore:
         if not self.blobs.is_name(file):
             logger.warning("The segment of log %s was recorded under no name of ours.", key.log_id)
             return True
-        self.blobs.move(file, f"{self.id}/{_QUARANTINE}/{key.log_id}/{posixpath.basename(file)}")
+        try:
+            self.orphans.put_aside(key.log_id, file)
+        except (OSError, StoreError) as error:  # it is used no more, wherever it lies
+            logger.warning("A segment of log %s cannot be put aside: %s", key.log_id, error)
         return True
 
     def save(

@@ -4,6 +4,8 @@ import pytest
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import StoreError
+from lag_integrations.store.budget import Budget
+from tests.conftest import overwrite
 from tests.store.conftest import logs_in_index
 from tests.store.test_faults import filled, open_memory
 
@@ -68,3 +70,80 @@ def test_a_file_beside_the_index_survives_its_remaking(tmp_path):
         memory.reindex()
         assert logs_in_index(memory) == set(ids)
     assert {name: data for name, data in tree(index).items() if name.suffix == ".txt"} == before
+
+
+def delete(memory, ids):
+    memory.delete(ids[0], wait=True)
+
+
+def evict(memory, ids):
+    memory.store.evictor.enforce(Budget(max_logs=len(ids) - 1))
+    memory.store.finish_removals()
+
+
+def purge(memory, ids):
+    memory.purge()
+
+
+@pytest.mark.parametrize("remove", [delete, evict, purge])
+@pytest.mark.parametrize("place", ["quarantine", "quarantine of a log", "model"])
+def test_a_link_among_the_segments_is_not_followed(tmp_path, remove, place):
+    """What lies behind it may be named as ours are, by whoever planted it."""
+    ids = filled(tmp_path / "m", number=3)
+    (store,) = (tmp_path / "m" / "segments").iterdir()
+    (model,) = store.iterdir()
+    precious, aside = tmp_path / "precious", store / "quarantine"
+    name = f"{ids[0]}-0123456789ab.safetensors"
+    if place == "model":
+        link = model
+        link.rename(precious)
+    elif place == "quarantine":
+        link = aside
+        (precious / ids[0]).mkdir(parents=True)
+        (precious / ids[0] / name).write_text("precious")
+    else:
+        aside.mkdir()
+        link = aside / ids[0]
+        (precious / "deep").mkdir(parents=True)
+        (precious / "deep" / "thesis.txt").write_text("five years of work")
+        (precious / name).write_text("precious")
+    before = tree(precious)
+    link.symlink_to(precious)
+    with open_memory(tmp_path / "m") as memory:
+        with pytest.raises(StoreError, match=r"deleted, but.*is a link"):
+            remove(memory, ids)
+        assert tree(precious) == before
+        assert ids[0] not in memory.store.ledger.ids()
+        link.unlink()
+        memory.flush()
+        assert memory.store.removals.next(1) == []
+    assert tree(precious) == before
+
+
+def test_a_damaged_segment_is_not_put_aside_through_a_link(tmp_path, tiny):
+    ids = filled(tmp_path / "m", number=2)
+    (file, _) = sorted((tmp_path / "m" / "segments").rglob("*.safetensors"))
+    overwrite(file, b"damaged")
+    precious, aside = tmp_path / "precious", file.parents[2] / "quarantine"
+    precious.mkdir()
+    aside.symlink_to(precious)
+    with open_memory(tmp_path / "m") as memory:
+        assert len(memory.segments(memory.recall("vault", k=2), tiny)) == 2, "it is made again"
+        assert not list(precious.iterdir())
+        aside.unlink()
+        memory.delete(ids, wait=True)
+    assert not list((tmp_path / "m" / "segments").rglob("*.safetensors"))
+
+
+def test_what_somebody_put_beside_damaged_segments_stays(tmp_path):
+    ids = filled(tmp_path / "m", number=2)
+    (store,) = (tmp_path / "m" / "segments").iterdir()
+    aside = store / "quarantine" / ids[0]
+    (aside / "deep").mkdir(parents=True)
+    for name in ("notes.txt", f"{ids[1]}-0123456789ab.safetensors", f"deep/{ids[0]}-01"):
+        (aside / name).write_text("somebody's")
+    before = tree(aside)
+    (aside / f"{ids[0]}-0123456789ab.safetensors").write_text("damaged")
+    with open_memory(tmp_path / "m") as memory:
+        memory.delete(ids[0], wait=True)
+    assert tree(aside) == before
