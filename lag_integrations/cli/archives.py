@@ -157,7 +157,10 @@ def _show_archived(archived: Archived, as_json: bool, text: str) -> None:
             "verdicts and some counters in it were left out."
         )
     if archived.skipped:
-        warn(f"{archived.skipped:,} damaged logs or segments were left out.")
+        warn(
+            f"{archived.skipped:,} logs or segments were left out: they are damaged, or cannot be "
+            "read."
+        )
     if as_json:
         show_json(asdict(archived))
     else:

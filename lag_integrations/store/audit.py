@@ -30,6 +30,7 @@ Kind = Literal[
     "trace_damaged",
     "segment_missing",
     "segment_damaged",
+    "segment_unreadable",
     "orphan_file",
     "index_unusable",
     "index_differs",
@@ -81,8 +82,9 @@ class Audit:
     def repair(self) -> list[Problem]:
         """Make right what can be made right; gives what was wrong.
 
-        Damaged segments go to quarantine, and are made again from their traces. Damaged traces,
-        and a damaged ledger, have to come from a backup or an export: they are left as they are.
+        Damaged segments go to quarantine, and are made again from their traces. Segments that
+        cannot be read now are left as they are: that is no fault of theirs. So are damaged traces,
+        and a damaged ledger, which have to come from a backup or an export.
         """
         problems = self.verify()
         store = self._store
@@ -122,17 +124,26 @@ class Audit:
         stored = list(self._store.segments.all_files())
         for done, (key, file, size) in enumerate(stored, 1):
             self._keys[file] = key
-            try:
-                data = self._store.blobs.get(file)
-                self._store.decode(data, key)
-            except (SegmentCorruptedError, FingerprintMismatchError) as error:
-                yield Problem("segment_damaged", file, f"of log {key.log_id}: {error}")
-            except (OSError, StoreError) as error:  # gone, or no name of a file of ours
-                yield Problem("segment_missing", file, f"of log {key.log_id}: {error}")
-            else:
-                if len(data) != size:
-                    yield Problem("segment_damaged", file, f"{len(data)} bytes instead of {size}")
+            if found := self._wrong_with(key, file, size):
+                kind, detail = found
+                yield Problem(kind, file, f"of log {key.log_id}: {detail}")
             self._progress(done, len(stored))
+
+    def _wrong_with(self, key: SegmentKey, file: str, size: int) -> tuple[Kind, str] | None:
+        if not self._store.blobs.is_name(file):
+            return "segment_missing", "this is no name of a file of ours"
+        try:
+            data = self._store.blobs.get(file)
+            self._store.decode(data, key)
+        except FileNotFoundError as error:
+            return "segment_missing", str(error)
+        except (SegmentCorruptedError, FingerprintMismatchError) as error:
+            return "segment_damaged", str(error)
+        except (OSError, StoreError) as error:  # the storage's or the installation's fault
+            return "segment_unreadable", f"for now; {error}"
+        if len(data) != size:
+            return "segment_damaged", f"{len(data)} bytes instead of {size}"
+        return None
 
     def _orphans(self) -> Iterator[Problem]:
         for name in self._store.orphans.find(min_age=self._min_age):

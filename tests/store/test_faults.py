@@ -6,11 +6,15 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EncodingError, LAGError, StoreError
@@ -88,6 +92,42 @@ def test_repair_without_a_model_leaves_no_damage(tmp_path, tiny):
         assert not leftover.exists()
         assert all(stranger.exists() for stranger in strangers), "not ours to remove"
         right(memory, ids, tiny)
+
+
+class FailingBucket(MemoryFileSystem):
+    """A bucket that does not answer for a while."""
+
+    protocol = "failing"
+    failing = False
+
+    def cat_file(self, path, *arguments, **settings):
+        if FailingBucket.failing:
+            raise TimeoutError("the bucket does not answer")
+        return super().cat_file(path, *arguments, **settings)
+
+
+@pytest.mark.parametrize("fault", ["bucket", "zstandard"])
+def test_segments_that_cannot_be_read_for_now_are_left_as_they_are(
+    tmp_path, tiny, monkeypatch, fault
+):
+    fsspec.register_implementation("failing", FailingBucket, clobber=True)
+    settings = {"segments": f"failing://{uuid4().hex}", "codec": "native+zstd", "hot_bytes": 0}
+    ids = filled(tmp_path / "m", number=3, **settings)
+    with open_memory(tmp_path / "m", **settings) as memory:
+        stored = list(memory.store.segments.all_files())
+        with monkeypatch.context() as context:
+            if fault == "bucket":
+                context.setattr(FailingBucket, "failing", True)
+            else:
+                context.setitem(sys.modules, "zstandard", None)
+            assert kinds(memory.verify()) == {"segment_unreadable"}
+            assert kinds(memory.repair()) == {"segment_unreadable"}
+            exported = memory.export_to(tmp_path / "all.zip", segments=True)
+            assert (exported.logs, exported.segments, exported.skipped) == (3, 0, 3)
+        assert list(memory.store.segments.all_files()) == stored
+        assert memory.verify() == []
+        right(memory, ids, tiny)
+        assert memory.import_from(tmp_path / "all.zip").logs == 3
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ class Archived:
         logs: Logs written, or read.
         new: Of those read, the logs that were not there before; 0 for an export.
         segments: Segments written, or stored.
-        skipped: What is damaged and was left out: logs and segments of an export, segments of an
-            import. Segments are made again from their traces.
+        skipped: What is damaged or cannot be read, and was left out: logs and segments of an
+            export, segments of an import. Segments are made again from their traces.
         trusted: Whether the archive's signature fits. Of one that is not trusted, segments and
             some counters were left out (see the package).
     """

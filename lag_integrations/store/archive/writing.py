@@ -176,7 +176,12 @@ class _Writer:
                 data = self._store.blobs.get(file)
                 self._store.decode(data, key)
                 data = resealed(data, self._key)
-            except (OSError, SegmentCorruptedError, FingerprintMismatchError) as error:
+            except (
+                OSError,
+                StoreError,  # a package that its codec needs is not installed
+                SegmentCorruptedError,
+                FingerprintMismatchError,
+            ) as error:
                 logger.warning("The segment of log %s was left out. %s", key.log_id, error)
                 self._skipped += 1
                 continue
