@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,8 @@ from lag_integrations.errors import (
 from lag_integrations.kv.segment import SegmentKey
 from lag_integrations.store.orphans import MIN_AGE
 from lag_integrations.store.store import LogStore
+
+logger = logging.getLogger(__name__)
 
 _PROBES = 32
 _NEAR = 32
@@ -76,7 +79,10 @@ class Audit:
         self._keys: dict[str, SegmentKey] = {}
 
     def verify(self) -> list[Problem]:
-        """Everything that is wrong; an empty list if nothing is."""
+        """Everything that is wrong; an empty list if nothing is.
+
+        The index of a store that can only be read is not used, and not looked at.
+        """
         return list(self._problems())
 
     def repair(self) -> list[Problem]:
@@ -85,7 +91,11 @@ class Audit:
         Damaged segments go to quarantine, and are made again from their traces. Segments that
         cannot be read now are left as they are: that is no fault of theirs. So are damaged traces,
         and a damaged ledger, which have to come from a backup or an export.
+
+        Raises:
+            StoreError: The store can only be read.
         """
+        self._store.database.require_writable()
         problems = self.verify()
         store = self._store
         rebuild = False
@@ -151,6 +161,9 @@ class Audit:
 
     def _index(self) -> Iterator[Problem]:
         store = self._store
+        if store.read_only:
+            logger.warning("The store can only be read, so that its index was not looked at.")
+            return
         with store.locks.hold(f"merge-{store.namespace}"):  # neither side changes meanwhile
             try:
                 identity = store.index.identity()

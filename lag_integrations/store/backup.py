@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def back_up(
     if target.exists() or target.is_symlink():
         raise StoreError(f"{target} exists already; give the name of a new folder.")
     with _new_folder(target) as scratch:
-        ledger = Path(str(store.database))
+        ledger = store.database.sqlite_connection()
         return _copy(ledger, store.blobs if segments else None, scratch, progress)
 
 
@@ -99,7 +99,7 @@ def restore(backup: str | Path, path: str | Path, progress: Progress | None = No
         raise StoreError(f"{target} is not empty; give a new or empty folder.")
     blobs = Blobs(str(source / _SEGMENTS)) if (source / _SEGMENTS).is_dir() else None
     with _new_folder(target) as scratch:
-        return _copy(source / LEDGER_FILE, blobs, scratch, progress)
+        return _copy(_opened(source / LEDGER_FILE), blobs, scratch, progress)
 
 
 def _is_empty(path: Path) -> bool:
@@ -125,13 +125,26 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise StoreError(f"{target} cannot be written: {error}") from error
 
 
-def _copy(ledger: Path, blobs: Blobs | None, folder: Path, progress: Progress | None) -> Copied:
+@contextmanager
+def _opened(ledger: Path) -> Iterator[sqlite3.Connection]:
+    uri = f"{ledger.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        yield connection
+
+
+def _copy(
+    ledger: AbstractContextManager[sqlite3.Connection],
+    blobs: Blobs | None,
+    folder: Path,
+    progress: Progress | None,
+) -> Copied:
     """Copy a ledger, and the segment files that the copy names, as far as they are there."""
     try:
-        logs, files = _copy_ledger(ledger, folder / LEDGER_FILE)
+        with ledger as old:
+            logs, files = _copy_ledger(old, folder / LEDGER_FILE)
     except sqlite3.Error as error:
         raise StoreError(
-            f"{ledger} cannot be copied: it is damaged, or no ledger ({error}). Take another "
+            f"The ledger cannot be copied: it is damaged, or no ledger ({error}). Take another "
             "backup, or import an export."
         ) from error
     copies = Blobs(str(folder / _SEGMENTS))
@@ -143,13 +156,10 @@ def _copy(ledger: Path, blobs: Blobs | None, folder: Path, progress: Progress | 
     return Copied(logs, copied, len(files) - copied)
 
 
-def _copy_ledger(source: Path, target: Path) -> tuple[int, list[str]]:
+def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]:
     """Copy a ledger as it is at one moment; return its number of logs, and its segment files."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o600))
-    with (
-        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
-        closing(sqlite3.connect(target)) as new,
-    ):
+    with closing(sqlite3.connect(target)) as new:
         old.backup(new)  # in one step: in several, it begins again whenever somebody writes
         new.execute("PRAGMA journal_mode=DELETE")  # one file, which read-only media can hold
         damage = [row[0] for row in new.execute("PRAGMA integrity_check") if row[0] != "ok"]

@@ -170,11 +170,7 @@ class Database:
             BusyError: Others write for longer than is waited.
             StoreError: The database fails, or can only be read.
         """
-        if self.read_only:
-            raise StoreError(
-                f"{self} can only be read: its folder cannot be written. Copy the folder to where "
-                "it can be, or be given the right to write it."
-            )
+        self.require_writable()
         with self._explained():
             if self._writing is None:
                 with self.engine.begin() as connection:
@@ -187,6 +183,34 @@ class Database:
                         yield connection
                 finally:
                     self._writing.release()
+
+    def require_writable(self) -> None:
+        """Refuse to go on if the ledger can only be read.
+
+        Raises:
+            StoreError: It can.
+        """
+        if self.read_only:
+            raise StoreError(
+                f"{self} can only be read: its folder cannot be written. Copy the folder to where "
+                "it can be, or be given the right to write it."
+            )
+
+    @contextmanager
+    def sqlite_connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection of SQLite's own driver, in no transaction.
+
+        Raises:
+            StoreError: The ledger cannot be read.
+        """
+        with self._explained():
+            pooled = self.engine.raw_connection()
+        try:
+            connection = pooled.driver_connection
+            assert isinstance(connection, sqlite3.Connection)
+            yield connection
+        finally:
+            pooled.close()
 
     def take_time(self, connection: Connection) -> None:
         """Lift a server's time limits for the rest of a transaction that has much to do."""

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from lag_integrations import KVLogMemory
 from lag_integrations.cli import app
 from lag_integrations.errors import StoreError
+from lag_integrations.store.audit import Problem
+from lag_integrations.store.backup import Copied, restore
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import context, numbered, open_memory
 
@@ -82,33 +84,68 @@ def without_write_permission(target: Callable[[Path], Any], folder: Path) -> Any
     return answer
 
 
-def recall(folder: Path) -> tuple[str, bool, int]:
+def recall(folder: Path) -> tuple[str, bool, list[Problem]]:
     engine = tiny_engine()
     with KVLogMemory(folder, embedder=hash_embedder, min_score=-1.0) as memory:
         memory.attach(engine)
         (log,) = memory.recall(QUESTION, k=1)
         (segment,) = memory.segments([log])
         right = torch.equal(segment.token_ids, engine.encode(log.log).token_ids)
-        return log.log.last_response, right, len(memory.verify())
+        return log.log.last_response, right, memory.verify()
 
 
 def test_it_is_recalled_from(folder):
-    answer, right, _ = without_write_permission(recall, folder)
-    assert (answer, right) == ("The code of vault 3 is 21.", True)
+    answer, right, problems = without_write_permission(recall, folder)
+    assert (answer, right, problems) == ("The code of vault 3 is 21.", True, [])
 
 
-def test_a_journal_is_read_too(folder):
-    """As of a snapshot that was taken while somebody wrote."""
+def back_up(folder: Path) -> tuple[Copied, Copied, str, list[Problem]]:
+    out = Path(tempfile.mkdtemp())
+    try:
+        with KVLogMemory(folder, embedder=hash_embedder, min_score=-1.0) as memory:
+            assert memory.recall(QUESTION, k=1)
+            made = memory.backup_to(out / "backup")
+        restored = restore(out / "backup", out / "m")
+        with open_memory(out / "m") as memory:
+            memory.flush()
+            (log,) = memory.recall("What is the code of attic 99 ?", k=1)
+            return made, restored, log.log.last_response, memory.verify()
+    finally:
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_a_backup_is_made_of_it(folder, journal):
+    if journal:
+        folder = snapshot_with_a_journal(folder)
+    else:
+        add_attic(folder)
+    made, restored, answer, problems = without_write_permission(back_up, folder)
+    assert made == restored == Copied(logs=21, segments=21, missing=0)
+    assert (answer, problems) == ("The code of attic 99 is 693.", [])
+
+
+def add_attic(folder: Path) -> None:
+    with open_memory(folder) as memory:
+        memory.add(numbered(99, "attic"))
+        memory.flush()
+
+
+def snapshot_with_a_journal(folder: Path) -> Path:
+    """As one that was taken while somebody wrote."""
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM logs").fetchall()
-        with open_memory(folder) as memory:
-            memory.add(numbered(99, "attic"))
-            memory.flush()
-            shutil.copytree(folder, folder.with_name("snapshot"))
+        add_attic(folder)
+        shutil.copytree(folder, folder.with_name("snapshot"))
     snapshot = folder.with_name("snapshot")
     (snapshot / "ledger.sqlite-shm").unlink()
     assert (snapshot / "ledger.sqlite-wal").stat().st_size
+    return snapshot
+
+
+def test_a_journal_is_read_too(folder):
+    snapshot = snapshot_with_a_journal(folder)
     assert without_write_permission(newest, snapshot) == "The code of attic 99 is 693."
 
 
@@ -127,6 +164,7 @@ def write(folder: Path) -> list[str]:
             lambda: memory.delete(log.id),
             lambda: memory.feedback(log.id, helped=True),
             lambda: memory.purge(),
+            lambda: memory.repair(),
         ):
             try:
                 change()
@@ -137,7 +175,7 @@ def write(folder: Path) -> list[str]:
 
 def test_what_would_write_is_refused(folder):
     said = without_write_permission(write, folder)
-    assert len(said) == 4
+    assert len(said) == 5
     assert all("can only be read: its folder cannot be written" in text for text in said)
 
 
@@ -147,13 +185,15 @@ def commands(folder: Path) -> list[tuple[int, str]]:
     done = [
         runner.invoke(app, ["ls", str(folder)]),
         runner.invoke(app, ["stats", str(folder)]),
+        runner.invoke(app, ["verify", str(folder)]),
         runner.invoke(app, ["export", str(folder), str(out / "all.zip")]),
+        runner.invoke(app, ["backup", str(folder), str(out / "backup")]),
     ]
     shutil.rmtree(out)
     return [(one.exit_code, one.output) for one in done]
 
 
-def test_it_is_listed_and_exported(folder):
+def test_it_is_listed_verified_exported_and_backed_up(folder):
     for code, output in without_write_permission(commands, folder):
         assert code == 0, output
 
