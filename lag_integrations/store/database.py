@@ -28,7 +28,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate
+from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate, wait_a_little
 from lag_integrations.store.migrations import bring_up_to_date
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
@@ -59,6 +59,7 @@ class Database:
         migrated_from: The schema version that the ledger had until now, if that was an older one.
 
     Raises:
+        BusyError: Others hold it for longer than is waited.
         StoreError: The database cannot be used, holds something else, or is newer than this
             version.
     """
@@ -113,6 +114,8 @@ class Database:
             self.migrated_from = bring_up_to_date(self, folder, backed_up=backed_up)
         except DatabaseError as error:
             self.close()
+            if self._is_busy(error, str(error.orig)):
+                raise busy(f"the ledger {self} ({error.orig})", _BUSY) from error
             raise StoreError(
                 f"{self} cannot be opened as a log store's ledger ({error.orig}). "
                 "Give an empty folder, or restore it from a backup."
@@ -335,12 +338,30 @@ def _make_private(file: Path) -> None:
 def _configure(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
     cursor = connection.cursor()
-    cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")  # heeded when the file is made
-    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA page_count")
+    if cursor.fetchone() == (0,):  # heeded when the file is made; later, it would wait for writers
+        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    _keep_journal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")  # what add() returned survives a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA secure_delete=ON")  # what was deleted is overwritten
     cursor.close()
+
+
+def _keep_journal(cursor: sqlite3.Cursor) -> None:
+    """Use a write-ahead log, which a ledger that was restored has not.
+
+    While another process writes to it, or does this, SQLite refuses at once, whatever the timeout.
+    """
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not str(error).endswith("is locked") or time.monotonic() > until:
+                raise
+            wait_a_little()
 
 
 def _limit(connection: Any, _: Any) -> None:

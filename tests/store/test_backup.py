@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import BusyError, StoreError
+from lag_integrations.store import database
 from lag_integrations.store.backup import restore
 from lag_integrations.store.ledger import log_id
 from tests.conftest import overwrite
@@ -70,6 +72,25 @@ def test_nobody_else_can_read_a_backup(tmp_path):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "ledger.sqlite").stat().st_mode) == 0o600
         assert len(list(folder.rglob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_others_may_be_opening_a_restored_store(tmp_path, monkeypatch, stopped):
+    """Each makes its journal a write-ahead log, which SQLite refuses while another is at it."""
+    filled(tmp_path / "m", tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    ledger = tmp_path / "restored" / "ledger.sqlite"
+    with closing(sqlite3.connect(ledger, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        if stopped:
+            monkeypatch.setattr(database, "_BUSY", 0.2)
+            with pytest.raises(BusyError, match="Others have held the ledger"):
+                open_memory(tmp_path / "restored")
+            other.rollback()
+        else:
+            threading.Timer(1.0, other.rollback).start()
+        with open_memory(tmp_path / "restored") as memory:
+            assert len(memory.recall("the code of vault", k=3)) == 3
 
 
 def test_a_segment_that_goes_meanwhile_is_only_missing(tmp_path):

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,20 @@ def test_a_stopped_writer_of_the_ledger(tmp_path: Path) -> None:
         memory.flush()
         assert memory.store.ledger.count() == len(ids) + 1
         assert memory.verify() == []
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_new_connection_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    """More threads read at once than did before."""
+    filled(tmp_path / "m", 3)
+    with (
+        open_memory(tmp_path / "m") as memory,
+        stopped(tmp_path / "m", "ledger"),
+        ExitStack() as readers,
+    ):
+        for _ in range(8):
+            connection = readers.enter_context(memory.store.database.read())
+            assert connection.exec_driver_sql("SELECT count(*) FROM logs").scalar() == 3
 
 
 def test_deleting_waits_for_the_ledger_only(tmp_path: Path, monkeypatch) -> None:
