@@ -57,7 +57,7 @@ class Place:
 
         checked_namespace(self.namespace)
         if create:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(0o700, parents=True, exist_ok=True)
         else:
             self.require()
         database = Database(self.ledger or None, self.path)

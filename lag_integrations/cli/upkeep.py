@@ -261,7 +261,7 @@ def migrate(
     from lag_integrations.store.database import Database
     from lag_integrations.store.migrations import HEAD
 
-    store.mkdir(parents=True, exist_ok=True)
+    store.mkdir(0o700, parents=True, exist_ok=True)
     before = set(store.glob("backup-*.sqlite"))
     database = Database(ledger or None, store, backed_up=backed_up)
     database.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 from lag_integrations.errors import StoreError
 from lag_integrations.store.blobs import Blobs, sync_folder
 from lag_integrations.store.database import LEDGER_FILE
+from lag_integrations.store.private import make_private_file
 from lag_integrations.store.store import LogStore
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def _copy(
 
 def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]:
     """Copy a ledger as it is at one moment; return its number of logs, and its segment files."""
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o600))
+    make_private_file(target)
     with closing(sqlite3.connect(target)) as new:
         old.backup(new)  # in one step: in several, it begins again whenever somebody writes
         new.execute("PRAGMA journal_mode=DELETE")  # one file, which read-only media can hold

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from lag_integrations.errors import BusyError, ForkedError, StoreError
 from lag_integrations.store.locks import acquire_file, busy
+from lag_integrations.store.private import keep_private
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -80,6 +81,7 @@ class SharedFolder:
             found = cls._open.get(folder)
             if found is None:
                 _refuse_foreign(folder)
+                keep_private(folder)
                 found = cls._open[folder] = cls(folder, lock)
             found._users += 1
             return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAl
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate, wait_a_little
-from lag_integrations.store.migrations import bring_up_to_date
+from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
+from lag_integrations.store.private import keep_private, make_private_file
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
 
@@ -72,7 +72,7 @@ class Database:
         self.read_only = url is None and is_read_only(folder / LEDGER_FILE)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
         if url is None and not self.read_only:
-            _make_private(folder / LEDGER_FILE)
+            make_private_file(folder / LEDGER_FILE)
         try:
             # Not a URL written out: a folder's name may hold what means something in one.
             self.url = (
@@ -123,6 +123,8 @@ class Database:
         except BaseException:
             self.close()
             raise
+        if url is None and not self.read_only:  # SQLite gives a new journal the ledger's mode
+            keep_private(*folder.glob(f"{LEDGER_FILE}*"), *folder.glob(BACKUPS), folder / "locks")
 
     def __str__(self) -> str:
         return str(self.url.database) if self.is_sqlite else self.url.render_as_string()
@@ -327,12 +329,6 @@ class Database:
                 help_ += " The ledger file is damaged: restore it from a backup or an export."
             # Not chained for users to read: the statement is there, but never its parameters.
             raise StoreError(f"The ledger {self} failed: {reason}. {help_}") from error
-
-
-def _make_private(file: Path) -> None:
-    """Make an empty file that nobody else can read; SQLite gives its journal the same mode."""
-    with suppress(OSError):  # it exists, or opening it will say what is wrong
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _configure(connection: Any, _: Any) -> None:

@@ -10,8 +10,12 @@ import time
 from contextlib import closing
 
 import pytest
+from typer.testing import CliRunner
 
+from lag_integrations.cli import app
 from tests.store.processes import numbered, open_memory
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -37,6 +41,51 @@ def test_nobody_else_can_read_a_store(tmp_path, exists):
     assert stat.S_IMODE(folder.stat().st_mode) == (0o755 if exists else 0o700)
     assert {"ledger.sqlite", "ledger.sqlite-wal", "index", "segments", "locks"} <= modes.keys()
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.parametrize("whose", ["ours", "somebody's"])
+def test_what_earlier_versions_let_others_read_is_taken_from_them(tmp_path, whose):
+    if whose != "ours" and os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    folder, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
+    with open_memory(folder) as memory:
+        memory.add(numbered(1))
+        memory.flush()
+        (segments,) = (folder / "segments").iterdir()
+    backup = folder / "backup-0003-20261101T101010Z.sqlite"
+    notes = folder / "notes.txt"
+    elsewhere.mkdir()
+    for file in (backup, notes):
+        file.write_text("traces")
+    (folder / "backup-0003-20261101T101011Z.sqlite").symlink_to(elsewhere)
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as reader:  # keeps the journal
+        reader.execute("SELECT count(*) FROM logs").fetchall()
+        ledgers = set(folder.glob("ledger.sqlite*"))
+        assert len(ledgers) == 3
+        ours = {*ledgers, backup, folder / "index", folder / "locks", segments}
+        before = {}
+        for path in (*ours, folder, notes, elsewhere):
+            before[path] = 0o755 if path.is_dir() else 0o644
+            path.chmod(before[path])
+            if whose != "ours":
+                os.chown(path, NOBODY, NOBODY)
+        with open_memory(folder) as memory:
+            assert len(memory.recall(numbered(1).task, k=1)) == 1
+            after = {path: stat.S_IMODE(path.stat().st_mode) for path in before}
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == (ours if whose == "ours" else set())
+    assert not any(after[path] & 0o077 for path in changed)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_nobody_else_can_read_what_a_command_makes(tmp_path):
+    runs = tmp_path / "runs.jsonl"
+    runs.write_text(numbered(1).to_json() + "\n")
+    for arguments in (["add", str(tmp_path / "m"), str(runs)], ["migrate", str(tmp_path / "o")]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    for name in "mo":
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
 
 
 def test_a_reader_that_does_not_end_holds_up_neither_deletes_nor_adds(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,8 @@ def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
         assert "abc" in memory.store.facts.models()
     (backup,) = (tmp_path / "m").glob("backup-0001-*.sqlite")
     assert backup.read_bytes()[:16] == before[:16]
+    for file in (backup, tmp_path / "m" / "ledger.sqlite"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
     saved = sqlite3.connect(backup)
     assert {row[0] for row in saved.execute("SELECT id FROM logs")} == set(traces)
     saved.close()

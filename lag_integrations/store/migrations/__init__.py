@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.private import make_private_file
 from lag_integrations.store.schema import metadata
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 HEAD = "0006"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
 _KNOWN = ("0001", "0002", "0003", "0004", "0005", "0006")
+BACKUPS = "backup-[0-9][0-9][0-9][0-9]-*Z.sqlite"
+"""What copies of older ledgers are called, in their folder."""
 _MIGRATED_WITHIN = 600.0
 """Seconds for which others, who open the ledger, wait for its migration."""
 _VERSION_TABLE = (
@@ -107,6 +110,7 @@ def _revision(database: Database) -> str | None:
 
 
 def _back_up(source: Path, target: Path) -> None:
+    make_private_file(target)
     with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
         old.backup(new)
     old.close()

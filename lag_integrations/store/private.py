@@ -1,0 +1,32 @@
+"""Files and folders that nobody but this user can read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+_OF_OTHERS = 0o077
+
+
+def make_private_file(file: Path) -> None:
+    """Make an empty file that nobody else can read; one that exists stays as it is."""
+    with suppress(OSError):  # whoever writes to it will say what is wrong
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def keep_private(*paths: Path) -> None:
+    """Take from others what earlier versions let them do with files and folders of this user.
+
+    What belongs to another user, what a link leads to and what is not there stay as they are.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    for path in paths:
+        with suppress(OSError):
+            # Not opened: closing an SQLite file would release this process's locks on it.
+            found = path.lstat()
+            plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+            if plain and found.st_uid == os.geteuid() and found.st_mode & _OF_OTHERS:
+                path.chmod(stat.S_IMODE(found.st_mode) & ~_OF_OTHERS)
