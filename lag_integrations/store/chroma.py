@@ -16,13 +16,12 @@ from uuid import UUID, uuid4
 
 from lag_integrations.errors import BusyError, ForkedError, StoreError
 from lag_integrations.store.locks import acquire_file, busy
-from lag_integrations.store.private import keep_private
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.config import Settings
 
-_STATE = "lag-state"
+STATE_FILE = "lag-state"
 _WRITING = "writing"
 _DATABASE = "chroma.sqlite3"
 _READ_WAIT, _WRITE_WAIT = 2.0, 10.0
@@ -81,7 +80,6 @@ class SharedFolder:
             found = cls._open.get(folder)
             if found is None:
                 _refuse_foreign(folder)
-                keep_private(folder)
                 found = cls._open[folder] = cls(folder, lock)
             found._users += 1
             return found
@@ -199,7 +197,7 @@ class SharedFolder:
 
     def _read_state(self) -> str:
         try:
-            return (self._folder / _STATE).read_text("ascii")
+            return (self._folder / STATE_FILE).read_text("ascii")
         except FileNotFoundError:
             return ""
         except (OSError, ValueError):  # damaged: whoever wrote last may have died
@@ -207,9 +205,9 @@ class SharedFolder:
 
     def _note(self, state: str) -> None:
         self._folder.mkdir(0o700, parents=True, exist_ok=True)
-        scratch = self._folder / f".{_STATE}"
+        scratch = self._folder / f".{STATE_FILE}"
         scratch.write_text(state, "ascii")
-        os.replace(scratch, self._folder / _STATE)
+        os.replace(scratch, self._folder / STATE_FILE)
         self._state = state
 
     def _remove(self) -> None:
@@ -343,11 +341,11 @@ def _refuse_foreign(folder: Path) -> None:
     """
     if folder.is_symlink():
         problem = "is a link"
-    elif not folder.exists() or _is_plain_file(folder / _STATE):
+    elif not folder.exists() or _is_plain_file(folder / STATE_FILE):
         return
     elif not folder.is_dir():
         problem = "is not a folder"
-    elif all(entry.name == f".{_STATE}" for entry in folder.iterdir()):
+    elif all(entry.name == f".{STATE_FILE}" for entry in folder.iterdir()):
         return  # empty, or its maker died before it wrote anything else
     else:
         problem = "holds files that are not this store's"

@@ -27,9 +27,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.chroma import STATE_FILE
 from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate, wait_a_little
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
-from lag_integrations.store.private import keep_private, make_private_file
+from lag_integrations.store.private import make_private, make_private_file
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
 
@@ -123,8 +124,8 @@ class Database:
         except BaseException:
             self.close()
             raise
-        if url is None and not self.read_only:  # SQLite gives a new journal the ledger's mode
-            keep_private(*folder.glob(f"{LEDGER_FILE}*"), *folder.glob(BACKUPS), folder / "locks")
+        if self.migrated_from is not None:
+            _close_to_others(folder)
 
     def __str__(self) -> str:
         return str(self.url.database) if self.is_sqlite else self.url.render_as_string()
@@ -329,6 +330,21 @@ class Database:
                 help_ += " The ledger file is damaged: restore it from a backup or an export."
             # Not chained for users to read: the statement is there, but never its parameters.
             raise StoreError(f"The ledger {self} failed: {reason}. {help_}") from error
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take from others what earlier versions let them read; a new journal gets the ledger's mode.
+
+    Only once, so that who shares a store on purpose keeps it shared.
+    """
+    make_private(
+        *folder.glob(f"{LEDGER_FILE}*"),
+        *folder.glob(BACKUPS),
+        *folder.glob("segments/*"),
+        folder / "locks",
+    )
+    if (folder / "index" / STATE_FILE).is_file():  # else it is somebody else's
+        make_private(folder / "index")
 
 
 def _configure(connection: Any, _: Any) -> None:

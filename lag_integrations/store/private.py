@@ -16,8 +16,8 @@ def make_private_file(file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def keep_private(*paths: Path) -> None:
-    """Take from others what earlier versions let them do with files and folders of this user.
+def make_private(*paths: Path) -> None:
+    """Take from others what they may do with files and folders of this user.
 
     What belongs to another user, what a link leads to and what is not there stay as they are.
     """

@@ -38,7 +38,6 @@ from lag_integrations.store.lexical import LexicalIndex
 from lag_integrations.store.locks import patiently
 from lag_integrations.store.migrations import BACKUPS
 from lag_integrations.store.orphans import Orphans
-from lag_integrations.store.private import keep_private
 from lag_integrations.store.receipts import Receipt, Remainder
 from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.removals import Removal, Removals
@@ -133,8 +132,6 @@ class LogStore:
         self.evictor = Evictor(self.database, self.ledger)
         # Others may keep theirs in the same bucket, or on the same server.
         self.id = self.facts.first_setting("store_id", uuid4().hex[:12])
-        if not self.read_only:
-            keep_private(self.path / "segments" / self.id)
         self.orphans = Orphans(self.blobs, self.id, self.segments, self.removals)
         self._secret = self.facts.signing_key()
         self.index = Index(self._chroma(index), self.id, self.namespace, self.facts.generation)

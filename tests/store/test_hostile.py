@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lag_integrations.cli import app
+from lag_integrations.store.migrations import HEAD
 from tests.store.processes import numbered, open_memory
 
 NOBODY = 65534
@@ -43,9 +44,12 @@ def test_nobody_else_can_read_a_store(tmp_path, exists):
     assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
 
 
-@pytest.mark.parametrize("whose", ["ours", "somebody's"])
-def test_what_earlier_versions_let_others_read_is_taken_from_them(tmp_path, whose):
-    if whose != "ours" and os.getuid() != 0:
+@pytest.mark.parametrize(
+    ("version", "whose"), [("0005", "ours"), ("0005", "somebody's"), (HEAD, "shared")]
+)
+def test_what_earlier_versions_let_others_read_is_taken_from_them(tmp_path, version, whose):
+    """Once, when the store is migrated: what is shared later is shared on purpose."""
+    if whose == "somebody's" and os.getuid() != 0:
         pytest.skip("only root can give files away")
     folder, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
     with open_memory(folder) as memory:
@@ -67,8 +71,10 @@ def test_what_earlier_versions_let_others_read_is_taken_from_them(tmp_path, whos
         for path in (*ours, folder, notes, elsewhere):
             before[path] = 0o755 if path.is_dir() else 0o644
             path.chmod(before[path])
-            if whose != "ours":
+            if whose == "somebody's":
                 os.chown(path, NOBODY, NOBODY)
+        reader.execute("UPDATE alembic_version SET version_num = ?", [version])
+        reader.commit()
         with open_memory(folder) as memory:
             assert len(memory.recall(numbered(1).task, k=1)) == 1
             after = {path: stat.S_IMODE(path.stat().st_mode) for path in before}
