@@ -53,6 +53,8 @@ class LogRetriever(BaseRetriever):
     """Only logs with these outcomes."""
     diversity: float | None = None
     """How much the logs shall differ from each other."""
+    newest_only: bool = True
+    """Of logs of one task only the newest; and newer ones first where tasks are alike."""
 
     # LangChain hands a retriever's own methods no config: a filter function is asked before.
 
@@ -87,7 +89,7 @@ class LogRetriever(BaseRetriever):
     def _documents(self, query: str, kwargs: dict[str, Any], run: Any) -> list[Document]:
         settings = {
             name: getattr(self, name)
-            for name in ("k", "min_score", "where", "outcomes", "diversity")
+            for name in ("k", "min_score", "where", "outcomes", "diversity", "newest_only")
         }
         settings |= kwargs
         if isinstance(settings["where"], Refused):

@@ -38,6 +38,8 @@ class LogRetriever(BaseRetriever):
             dict) that returns such a filter. If it fails or returns none, nothing is found.
         outcomes: Only logs with these outcomes.
         diversity: How much the logs shall differ from each other.
+        newest_only: Of logs of one task only the newest; and newer ones first where tasks are
+            alike.
 
     Raises:
         StoreError: The filter is malformed.
@@ -52,6 +54,7 @@ class LogRetriever(BaseRetriever):
         where: Where | WhereFunction | None = None,
         outcomes: tuple[Outcome, ...] | None = None,
         diversity: float | None = None,
+        newest_only: bool = True,
     ) -> None:
         super().__init__()
         check_where(where)
@@ -62,6 +65,7 @@ class LogRetriever(BaseRetriever):
             "min_score": min_score,
             "outcomes": outcomes,
             "diversity": diversity,
+            "newest_only": newest_only,
         }
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

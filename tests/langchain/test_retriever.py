@@ -90,5 +90,17 @@ async def test_its_fields_choose_what_is_found_and_a_call_overrides_them(memory)
     assert ids(memory.as_retriever(k=1).invoke(query)) == [vault]
 
 
+def test_what_a_newer_log_replaces_is_not_found(memory):
+    question = "Who leads the team in Lima?"
+    old, new = added(memory, qa(question, "It is Ada."), qa(question, "It is Jon now."))
+    (document,) = memory.as_retriever().invoke(question)
+    assert document.id == new
+    for both in (
+        memory.as_retriever(newest_only=False).invoke(question),
+        memory.as_retriever().invoke(question, newest_only=False),
+    ):
+        assert {document.id for document in both} == {old, new}
+
+
 def test_it_shows_no_memory_when_it_is_printed(memory):
     assert "memory" not in repr(memory.as_retriever(k=2))

@@ -68,7 +68,8 @@ async def test_its_settings_choose_what_is_found(memory):
     query = VAULT.task
 
     def found(**settings):
-        nodes = memory.as_llama_index_retriever(**settings).retrieve(query)
+        retriever = memory.as_llama_index_retriever(newest_only=False, **settings)
+        nodes = retriever.retrieve(query)
         assert [node.score for node in nodes] == sorted((n.score for n in nodes), reverse=True)
         return [node.node_id for node in nodes]
 
@@ -79,9 +80,18 @@ async def test_its_settings_choose_what_is_found(memory):
     assert found(outcomes=("failure",), min_score=-1) == [wrong]
     assert found(k=2, min_score=-1, diversity=0.9) == [vault, ferry]
     retriever = memory.as_llama_index_retriever(k=1)
-    assert [node.node_id for node in await retriever.aretrieve(query)] == [vault]
+    assert [node.node_id for node in await retriever.aretrieve(query)] == [twin]  # newer
     with pytest.raises(StoreError):
         memory.as_llama_index_retriever(where={"$nor": 1})
+
+
+def test_what_a_newer_log_replaces_is_not_found(memory):
+    question = "Who leads the team in Lima?"
+    old, new = added(memory, qa(question, "It is Ada."), qa(question, "It is Jon now."))
+    (node,) = memory.as_llama_index_retriever().retrieve(question)
+    assert node.node_id == new
+    both = memory.as_llama_index_retriever(newest_only=False).retrieve(question)
+    assert {node.node_id for node in both} == {old, new}
 
 
 async def test_in_a_query_engine(memory):
