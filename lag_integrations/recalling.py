@@ -109,11 +109,6 @@ class SafeRecall:
         """Return the recall for a run (see `filter_for`), and whose it is."""
         return replace(self, where=filter_for(self.where, run), owner=owner)
 
-    @property
-    def most(self) -> int:
-        """Return the most logs to recall."""
-        return self.memory.k if self.k is None else self.k
-
     def __call__(
         self,
         query: str,
@@ -121,10 +116,9 @@ class SafeRecall:
         before: str | None = None,
         prompt: Sequence[Message] = (),
         shown: Sequence[Source] = (),
-        more: int = 0,
     ) -> list[RecalledLog]:
         """Return the logs that fit a query, best first; see `search`."""
-        return self.search(query, before=before, prompt=prompt, shown=shown, more=more).logs
+        return self.search(query, before=before, prompt=prompt, shown=shown).logs
 
     def search(
         self,
@@ -133,7 +127,6 @@ class SafeRecall:
         before: str | None = None,
         prompt: Sequence[Message] = (),
         shown: Sequence[Source] = (),
-        more: int = 0,
     ) -> SearchResult:
         """Return the logs that fit a query, or else the nearest miss.
 
@@ -142,7 +135,6 @@ class SafeRecall:
             before: What the user said before it.
             prompt: What the model is given anyway: no logs of which that holds task and response.
             shown: Documents that it is given: no logs of which one was changed since.
-            more: How many logs beyond `k`, for callers who leave out some themselves.
 
         Raises:
             EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
@@ -154,7 +146,7 @@ class SafeRecall:
             return self.memory.search(
                 query,
                 before=before,
-                k=self.most + more if self.most > 0 else 0,
+                k=self.k,
                 min_score=self.min_score,
                 where=where,
                 newest_only=True,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.errors import StoreError, TraceError
@@ -456,3 +457,13 @@ def captured_by(run: BaseRunManager | None) -> KVLogMemory | None:
         if isinstance(handler, CaptureHandler):
             return handler.memory
     return None
+
+
+def retrieved() -> list[Source]:
+    """Return what was retrieved in the root run that a call is part of, where that is captured."""
+    # Streams are told of no run manager.
+    callbacks = ensure_config().get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
+        return []
+    captures = [one for one in callbacks.handlers if isinstance(one, CaptureHandler)]
+    return [source for one in captures for source in one.retrieved(callbacks.parent_run_id)]

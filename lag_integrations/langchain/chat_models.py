@@ -8,7 +8,6 @@ from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
-    BaseCallbackManager,
     BaseRunManager,
     CallbackManagerForLLMRun,
 )
@@ -20,7 +19,6 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import (
     ContextThreadPoolExecutor,
-    ensure_config,
     get_config_list,
 )
 from langchain_core.tools import BaseTool
@@ -31,7 +29,7 @@ from lag_integrations.answering import Answer, Question, stepwise
 from lag_integrations.asking import ask
 from lag_integrations.engine import Engine
 from lag_integrations.generation.constraint import can_constrain
-from lag_integrations.langchain.callbacks import CaptureHandler, captured_by, owner_of
+from lag_integrations.langchain.callbacks import captured_by, owner_of, retrieved
 from lag_integrations.langchain.configs import config_of
 from lag_integrations.langchain.structured import Method, structured_output
 from lag_integrations.langchain.together import Table, left, seated, take_seat
@@ -414,13 +412,10 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         """Recall, load the segments, and get ready to generate."""
         try:
             engine = self.engine
-            memory, shown = self.memory, _retrieved()
+            memory, shown = self.memory, retrieved()
             if kwargs.get("kv_log_ids") is not None:
-                # The ids may be those of another memory: of the middleware that recalled them.
-                recalled_by = current_memory.get()
-                if recalled_by is None:  # the caller's own choice
-                    shown = []
-                memory = recalled_by or memory
+                # Exactly these, maybe of another memory: of the middleware that recalled them.
+                memory, shown = current_memory.get() or memory, []
             if "owner" not in kwargs:  # by `generate` and the like
                 kwargs = {**kwargs, "owner": owner_of(config_of(run=run), run)}
             if callable(where := kwargs.get("where") or self.where):
@@ -471,16 +466,6 @@ class LAGChatModel(BaseChatModel, ModelSettings):
                 usage_metadata=usage_metadata(answer),
             )
         )
-
-
-def _retrieved() -> list[Source]:
-    """Return what was retrieved in the root run that a call is part of, where that is captured."""
-    # Streams are told of no run manager.
-    callbacks = ensure_config().get("callbacks")
-    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
-        return []
-    captures = [one for one in callbacks.handlers if isinstance(one, CaptureHandler)]
-    return [source for one in captures for source in one.retrieved(callbacks.parent_run_id)]
 
 
 def _raise_first(answers: Sequence[Any], return_exceptions: bool) -> None:

@@ -20,7 +20,7 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
-from lag_integrations.langchain.callbacks import owner_of
+from lag_integrations.langchain.callbacks import owner_of, retrieved
 from lag_integrations.langchain.chat_models import LAGChatModel
 from lag_integrations.langchain.configs import config_of
 from lag_integrations.langchain.messages import as_step
@@ -46,7 +46,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
 
     Only log ids are put into the model's settings and the agent's state. A memory that fails is
     logged, and the agent goes on without. Earlier turns that stand in a call's prompt are not given
-    to it; those that were trimmed or summarised may be.
+    to it; those that were trimmed or summarised may be. Nor are logs that a retriever's findings in
+    the same root run outdate, where it is captured (see `is_outdated`); others take their places.
 
     Put it after middleware that changes the model of a call (fallbacks, routing): it looks at the
     model that it is given. Capturing runs is `KVLogMemory.callback_handler`'s job.
@@ -104,10 +105,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         """Recall for the whole run."""
         if self._each_step:
             return None
-        messages = state["messages"]
         # Which turns a call's prompt will hold is not known yet: other middleware may trim it.
-        turns = sum(message.type == "human" for message in messages)
-        logs = self._search(messages, more=max(0, turns - 1))
+        logs = self._search(state["messages"])
         return {"lag_log_ids": [log.id for log in logs]}  # those of an earlier turn are replaced
 
     async def abefore_agent(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -153,11 +152,16 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         prompt = [step for message in request.messages if (step := as_step(message)) is not None]
         if self._each_step:
             return self._search(request.messages, prompt=prompt)
-        ids = cast(LogState, request.state).get("lag_log_ids", [])
-        return self._recall.by_id(ids, prompt=prompt)[: self._recall.most]
+        state = cast(LogState, request.state)
+        ids = state.get("lag_log_ids", [])
+        logs = self._recall.by_id(ids, prompt=prompt, shown=retrieved())
+        if len(logs) == len(ids):
+            return logs
+        # Others take the places of what the prompt holds, or documents found since outdate.
+        return self._search(_as_asked(state["messages"]), prompt=prompt)
 
     def _search(
-        self, messages: Sequence[AnyMessage], *, prompt: Sequence[Message] = (), more: int = 0
+        self, messages: Sequence[AnyMessage], *, prompt: Sequence[Message] = ()
     ) -> list[RecalledLog]:
         text, before = last_two([str(one.text) for one in messages if one.type == "human"])
         if self._each_step:
@@ -167,7 +171,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
             text, before = given, None
         config = config_of()
         recall = self._recall.of(config, owner_of(config))
-        return recall(text, before=before, prompt=prompt, more=more)
+        return recall(text, before=before, prompt=prompt, shown=retrieved())
 
 
 def _with_ids(request: ModelRequest[Any], ids: list[str]) -> ModelRequest[Any]:
@@ -202,6 +206,12 @@ def _takes_kv(model: Any) -> bool:
     if isinstance(model, RunnableWithFallbacks):
         return all(_takes_kv(one) for one in model.runnables)
     return isinstance(model, LAGChatModel)
+
+
+def _as_asked(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The conversation when the run began: up to the newest user message."""
+    places = [place for place, message in enumerate(messages) if message.type == "human"]
+    return messages[: places[-1] + 1] if places else messages
 
 
 def _last_step(messages: Sequence[AnyMessage]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware, wrap_model_call
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
@@ -20,6 +21,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
 from lag_integrations.scope import current_memory
+from lag_integrations.sources import Source, hash_of
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted, ScriptedLAG, added, call
 
@@ -286,6 +288,50 @@ def test_turns_are_recalled_that_stand_in_no_prompt(memory, recall, trimmed):
     first, *later = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
     assert first == [mine]
     assert later == ([[mine]] * 2 if trimmed else [[]] * 2)  # nor is the older one
+
+
+NOTES = [
+    Document("The code in Lima is 7741.", id="n1"),
+    Document("The code in Lima is 9006.", id="n1"),  # the same note, changed
+]
+
+
+@pytest.mark.parametrize("recall", ["run", "step"])
+@pytest.mark.parametrize("kind", [Scripted, ScriptedLAG])
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
+    memory, no_worker, recall, kind, as_text, way
+):
+    def source(note):
+        return {"sources": [Source(note.id, (), hash_of(note.page_content)).to_json()]}
+
+    old, other = added(
+        memory,
+        VAULT.model_copy(update={"metadata": source(NOTES[0])}),
+        qa("What is the code of the vault in Quito?", "It is 5123."),
+    )
+
+    @tool(response_format="content_and_artifact")
+    def read_note(changed: bool):
+        """Read the note."""
+        return "Lima.", [NOTES[changed]]
+
+    async def given(changed):
+        model = kind(answers=[call("read_note", changed=changed), "done"])
+        middleware = memory.middleware(recall=recall, k=1, min_score=0.3, as_text=as_text)
+        agent = create_agent(model, [read_note], middleware=[middleware])
+        config = {"callbacks": [memory.callback_handler()]}
+        if way == "invoke":
+            agent.invoke({"messages": QUESTION}, config)
+        else:
+            await agent.ainvoke({"messages": QUESTION}, config)
+        if kind is ScriptedLAG and not as_text:
+            return [kwargs["kv_log_ids"] for kwargs in model.kwargs]
+        return [messages[0].additional_kwargs["lag"]["log_ids"] for messages in model.seen]
+
+    assert await given(changed=False) == [[old], [old]]
+    assert await given(changed=True) == [[old], [other]]
 
 
 def test_k_score_and_filter(memory, ids):
