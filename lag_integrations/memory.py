@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -416,8 +416,18 @@ class KVLogMemory(FrameworkForms):
             owner=self._owner(user, thread, unjudged_documents),
         )
         if count and found.logs:
-            self._count_uses([log.id for log in found.logs])
+            self.count_uses([log.id for log in found.logs])
         return found
+
+    def count_uses(self, log_ids: Collection[str]) -> None:
+        """Count logs as used, which keeps them longer; for a search that does not (`count`)."""
+        if self.store.read_only:
+            return
+        with self._uses_lock:  # recorded by the worker: recall does not wait for the disk
+            self._uses.update(log_ids)
+            due = bool(self._uses) and time.monotonic() - self._counted_at > _COUNT_EVERY
+        if due:
+            self._worker.notify()
 
     def explain(
         self,
@@ -962,16 +972,6 @@ class KVLogMemory(FrameworkForms):
     def _settle(self, *, thorough: bool = False) -> None:
         self._deriver.settle(thorough=thorough)
         self._record_uses()
-
-    def _count_uses(self, ids: Sequence[str]) -> None:
-        """Counted in memory, recorded by the worker: recall does not wait for the disk."""
-        if self.store.read_only:
-            return
-        with self._uses_lock:
-            self._uses.update(ids)
-            due = bool(self._uses) and time.monotonic() - self._counted_at > _COUNT_EVERY
-        if due:
-            self._worker.notify()
 
     def _record_uses(self) -> None:
         with self._uses_lock:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lag_integrations.errors import EmbedderMismatchError, SettingsError, StoreError
@@ -127,6 +129,7 @@ class SafeRecall:
         before: str | None = None,
         prompt: Sequence[Message] = (),
         shown: Sequence[Source] = (),
+        count: bool = True,
     ) -> SearchResult:
         """Return the logs that fit a query, or else the nearest miss.
 
@@ -135,6 +138,7 @@ class SafeRecall:
             before: What the user said before it.
             prompt: What the model is given anyway: no logs of which that holds task and response.
             shown: Documents that it is given: no logs of which one was changed since.
+            count: Whether this counts as a use of the logs.
 
         Raises:
             EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
@@ -151,6 +155,7 @@ class SafeRecall:
                 where=where,
                 newest_only=True,
                 skip=_Superfluous(prompt, shown),
+                count=count,
                 user=self.owner.user,
                 thread=self.owner.thread,
             )
@@ -179,6 +184,51 @@ class SafeRecall:
             return _nothing(error)
         skip = _Superfluous(prompt, shown)
         return [log for log in logs if not skip(log.log)]
+
+
+class Recalled:
+    """What was recalled for a task, before all documents are known that its model calls are shown.
+
+    Args:
+        recall: How logs are recalled.
+        query: The task.
+        before: As for `SafeRecall.search`, as for all that follow.
+        prompt: What the model is given anyway.
+        shown: Documents that are known by now.
+
+    Raises:
+        EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
+    """
+
+    def __init__(
+        self,
+        recall: SafeRecall,
+        query: str,
+        *,
+        before: str | None = None,
+        prompt: Sequence[Message] = (),
+        shown: Sequence[Source] = (),
+    ) -> None:
+        self._memory = recall.memory
+        self._search = partial(recall.search, query, before=before, prompt=prompt, count=False)
+        self._lock = threading.Lock()
+        self._used: set[str] = set()
+        self.result = self._search(shown=shown)
+
+    def use(self, shown: Sequence[Source]) -> SearchResult:
+        """Return what a call is given; others take the places of outdated logs.
+
+        Args:
+            shown: Documents that the call is shown.
+        """
+        with self._lock:
+            known = [sources_in(log.log.metadata) for log in self.result.logs]
+            if any(is_outdated(sources, shown) for sources in known):
+                self.result = self._search(shown=shown)
+            new = {log.id for log in self.result.logs} - self._used
+            self._memory.count_uses(new)
+            self._used |= new
+            return self.result
 
 
 class _Superfluous:

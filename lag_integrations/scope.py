@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from lag_integrations.sources import Source
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
+    from lag_integrations.recalling import Recalled
 
 current_memory: ContextVar[KVLogMemory | None] = ContextVar("lag_memory", default=None)
 """The memory whose log ids a call's ``kv_log_ids`` are."""
@@ -33,7 +34,7 @@ class Given:
 
     Attributes:
         memory: Whose logs they are.
-        log_ids: The logs, best first.
+        recalled: The logs.
         question: What they were recalled for; prompts may hold more than that.
         as_text: Whether they are read as text instead of KV.
         shown: The documents that the calls are shown, so far as they are known.
@@ -42,7 +43,7 @@ class Given:
     """
 
     memory: KVLogMemory
-    log_ids: Sequence[str]
+    recalled: Recalled
     question: str
     as_text: bool = False
     shown: list[Source] = field(default_factory=list)

@@ -112,7 +112,8 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
         recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
         # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
         once = TaskRecall() if run is None else self._tasks
-        logs = await asyncio.to_thread(once, recall, task, messages or [], session, run)
+        found = await asyncio.to_thread(once, recall, task, messages or [], session, run)
+        logs = found.logs
         return text_blocks(logs) if self.as_text else [carrier(memory, [log.id for log in logs])]
 
     async def _aput(self, messages: list[ChatMessage]) -> None:

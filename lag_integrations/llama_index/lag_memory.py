@@ -290,7 +290,7 @@ class LAGMemory(BaseMemory):
             return memory, None
         owner = current_owner(self.metadata, self.session_id)
         recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
-        logs = self._tasks(recall, task, messages, self.session_id, run)
+        logs = self._tasks(recall, task, messages, self.session_id, run).logs
         self._last_recall = {
             "run_id": run,
             "recalled": [log.id for log in logs],

@@ -46,7 +46,7 @@ from lag_integrations.llama_index.tag import is_carrier, tag_of
 from lag_integrations.llama_index.translate import Reply, as_chat
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.opened import opened_as
-from lag_integrations.recalling import filter_for
+from lag_integrations.recalling import Recalled, filter_for
 from lag_integrations.scope import Given, current_given, current_memory
 from lag_integrations.settings import ModelSettings, given_engine
 from lag_integrations.shared import SharedEngine
@@ -304,14 +304,15 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Call:
         """What is asked and which logs are given: now, since a stream may be read elsewhere."""
-        settings, memory = dict(given), self.memory
+        settings, memory, recalled = dict(given), self.memory, None
         tag, scope = tag_of(messages), current_given.get()
         log_ids: list[str] | None = None
         if tag is not None:
             scope, memory, log_ids = None, opened_as(str(tag["memory"])), list(tag["log_ids"])
         elif scope is not None:
+            memory, log_ids = scope.memory, []
             # A log answers the question; it does not say which tool or document to choose.
-            memory, log_ids = scope.memory, [] if is_choosing() else list(scope.log_ids)
+            recalled = None if is_choosing() or settings.get("k") == 0 else scope.recalled
             settings.setdefault("logs_as_text", scope.as_text)
             settings.setdefault("question", scope.question)
         # Read now: a stream may be read where nothing of this is known.
@@ -319,7 +320,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         shown = [*(() if scope is None else scope.shown), *retrieved()]
         if settings.get("kv_log_ids") is not None:
             shown = []  # exactly these
-            log_ids = list(settings["kv_log_ids"])
+            recalled, log_ids = None, list(settings["kv_log_ids"])
             # The ids may be those of another memory: of the engine or memory that recalled them.
             memory = current_memory.get() or self.memory or memory
         elif log_ids and settings.get("k") == 0:
@@ -333,13 +334,15 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             logger.warning("The memory of the logs that a call is given is not open: none used.")
         conversation = [message for message in messages if not is_carrier(message)]
         conversation = self._with_system_prompt(conversation)
-        return _Call(conversation, settings, memory, scope, shown, run_id, owner)
+        return _Call(conversation, settings, memory, scope, recalled, shown, run_id, owner)
 
     def _answer(self, call: _Call) -> tuple[Answer, Reply]:
         """Recall, load the segments, and get ready to generate."""
         engine, settings = self.engine, dict(call.settings)
         if call.memory is not None and call.memory is not self.memory:
             call.memory.attach(engine)
+        if call.recalled is not None:
+            settings["kv_log_ids"] = [log.id for log in call.recalled.use(call.shown).logs]
         tools = settings.pop("tools", None) or ()
         one_call = settings.pop("parallel_tool_calls", None) is False
         question = ask(
@@ -374,6 +377,7 @@ class _Call:
         settings: Those of the call.
         memory: Where logs come from.
         scope: Who recalled them for more calls than this one.
+        recalled: What they recalled, if this call is given of it.
         shown: The documents that are known to be shown.
         run_id: The captured run that the call belongs to.
         owner: The memory that captures it.
@@ -383,6 +387,7 @@ class _Call:
     settings: Mapping[str, Any]
     memory: KVLogMemory | None
     scope: Given | None
+    recalled: Recalled | None
     shown: Sequence[Source]
     run_id: str | None
     owner: KVLogMemory | None

@@ -26,10 +26,9 @@ from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.streams import acarried, carried
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.provenance import Owner
-from lag_integrations.recalling import SafeRecall, WhereFunction
+from lag_integrations.recalling import Recalled, SafeRecall, WhereFunction
 from lag_integrations.run_metadata import Metadata, checked_metadata
 from lag_integrations.scope import Given, current_given, give
-from lag_integrations.search import RecalledLog
 from lag_integrations.store.filters import Where
 
 dispatcher = get_dispatcher(__name__)
@@ -50,7 +49,8 @@ class LAGQueryEngine(BaseQueryEngine):
     of it when it was read. The reports of the queries that each `LAGQueryEngine` within this one
     answered (sub-questions, say) are ``within``.
 
-    A log is given to no call that is shown a document which was changed since (`is_outdated`).
+    A log is given to no call that is shown a document which was changed since (`is_outdated`);
+    another one takes its place.
 
     Example:
         .. code-block:: python
@@ -172,20 +172,17 @@ class LAGQueryEngine(BaseQueryEngine):
         question = query_bundle.query_str
         # A query is a run of its own, of no thread, whichever agent asks.
         owner = Owner(current_owner(self._metadata).user)
-        logs = self._recall.of(current_tags(), owner)(question)
-        ids, shown = [log.id for log in logs], node_sources(nodes)
-        given = Given(self._memory, ids, question, self._as_text, shown)
-        return _Task(given, logs, run_id, time.perf_counter() - started)
+        shown = node_sources(nodes)
+        recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=shown)
+        given = Given(self._memory, recalled, question, self._as_text, shown)
+        return _Task(given, run_id, time.perf_counter() - started)
 
 
 class _Task:
     """A query that is being answered."""
 
-    def __init__(
-        self, given: Given, logs: Sequence[RecalledLog], run_id: str | None, seconds: float
-    ) -> None:
+    def __init__(self, given: Given, run_id: str | None, seconds: float) -> None:
         self.given = given
-        self._logs = logs
         self._seconds = seconds
         self._report: dict[str, Any] = {"run_id": run_id}
         self._update()
@@ -212,13 +209,12 @@ class _Task:
     def _update(self, error: BaseException | None = None) -> None:
         calls = self.given.reports
         used = [call["lag"] for call in calls]
-        ids = {key for lag in used for key in lag["log_ids"]}
-        read = {key for lag in used for key in lag["read_as_text"]}
+        found = self.given.recalled.result
         self._report.update(
-            recalled=[log.id for log in self._logs],
-            scores=[log.score for log in self._logs],
-            log_ids=[log.id for log in self._logs if log.id in ids],
-            read_as_text=[log.id for log in self._logs if log.id in read],
+            recalled=[log.id for log in found.logs],
+            scores=[log.score for log in found.logs],
+            log_ids=list(dict.fromkeys(key for lag in used for key in lag["log_ids"])),
+            read_as_text=list(dict.fromkeys(key for lag in used for key in lag["read_as_text"])),
             injected_tokens=sum(lag["injected_tokens"] for lag in used),
             reused_tokens=sum(lag["reused_tokens"] for lag in used),
             llm_calls=len(calls),

@@ -13,8 +13,8 @@ from lag_integrations.llama_index.capture import note_recalled, retrieved
 from lag_integrations.llama_index.messages import CODE_RESULT, as_step, is_observation
 from lag_integrations.llama_index.tag import is_carrier
 from lag_integrations.querying import QueryOf, query_of
-from lag_integrations.recalling import SafeRecall
-from lag_integrations.search import RecalledLog
+from lag_integrations.recalling import Recalled, SafeRecall
+from lag_integrations.search import RecalledLog, SearchResult
 from lag_integrations.texts import HEADING, MAX_CHARS, logs_texts
 from lag_integrations.traces.queries import last_two
 
@@ -84,7 +84,7 @@ class TaskRecall:
     """Recalls once for each task."""
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, list[RecalledLog]] = {}
+        self._found: dict[Hashable, Recalled] = {}
         self._lock = threading.Lock()
 
     def __call__(
@@ -94,8 +94,10 @@ class TaskRecall:
         messages: Sequence[ChatMessage],
         session: str | None,
         run: str | None,
-    ) -> list[RecalledLog]:
+    ) -> SearchResult:
         """Return the logs of a task, but those of turns that stand in the prompt.
+
+        Logs that documents outdate which the steps retrieve are left out from then on.
 
         Args:
             recall: How logs are recalled.
@@ -112,16 +114,17 @@ class TaskRecall:
             recall.owner,
         )
         key = (settings, session, task, run)
+        shown = retrieved()
         with self._lock:
             found = self._found.get(key)
         if found is None:
             prompt = [as_step(message) for message in messages if not is_carrier(message)]
-            found = recall(task.query, before=task.before, prompt=prompt, shown=retrieved())
+            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=shown)
             with self._lock:
                 self._found[key] = found
                 if len(self._found) > _TASKS:
                     del self._found[next(iter(self._found))]
-        return found
+        return found.use(shown)
 
     def forget(self) -> None:
         """A new task begins, be it in the same words."""

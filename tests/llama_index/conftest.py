@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from llama_index_instrumentation import get_dispatcher
@@ -9,8 +10,8 @@ from transformers import AutoTokenizer
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.capture import _watch
-from lag_integrations.memory import RecalledLog
 from lag_integrations.recalling import SafeRecall
+from lag_integrations.search import SearchResult
 from tests.llama_index.recorder import FERRY, VAULT, added
 from tests.puppet import Puppet
 
@@ -53,11 +54,11 @@ def logs(memory: KVLogMemory, no_worker: None) -> list[str]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The queries of all recalls."""
     queries: list[str] = []
-    recall = SafeRecall.__call__
+    search = SafeRecall.search
 
-    def counted(self: SafeRecall, query: str, **kwargs: object) -> list[RecalledLog]:
+    def counted(self: SafeRecall, query: str, **kwargs: Any) -> SearchResult:
         queries.append(query)
-        return recall(self, query, **kwargs)
+        return search(self, query, **kwargs)
 
-    monkeypatch.setattr(SafeRecall, "__call__", counted)
+    monkeypatch.setattr(SafeRecall, "search", counted)
     return queries

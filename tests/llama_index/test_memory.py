@@ -26,12 +26,15 @@ from llama_index.core.chat_engine import (
 )
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer, Memory
+from llama_index.core.memory.memory import InsertMethod
+from llama_index.core.tools import RetrieverTool
 from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSerializer
 
 from lag_integrations import Engine, KVLogMemory, answering
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, lag_memory, recalled
 from lag_integrations.llama_index.tag import tag_of
+from lag_integrations.sources import Source, hash_of
 from tests.conftest import qa, random_model
 from tests.llama_index.recorder import (
     VAULT,
@@ -610,6 +613,49 @@ async def test_agents_get_the_logs_at_each_step(lag, logs, asked, kind, streamin
     assert all("lag" not in message.additional_kwargs for message in lag.get_all())
     assert str(await agent.run(OTHER, memory=lag)) == last
     assert named(seen[-1]) == [logs[1]]
+
+
+@pytest.mark.parametrize("form", ["kv", "text"])
+@pytest.mark.parametrize("kind", ["LAGMemory", "block"])
+@pytest.mark.parametrize("agent", ["function", "react"])
+async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
+    memory, no_worker, form, kind, agent
+):
+    memory.unjudged_documents = "any"  # each conversation is a thread of its own
+    source = Source(None, ("lima",), hash_of("The code is 7741."))
+    other, old = added(
+        memory,
+        qa("What is the code of the vault in Quito?", "It is 5123."),
+        VAULT.model_copy(update={"metadata": {"sources": [source.to_json()]}}),
+    )
+    settings = {"k": 1, "as_text": form == "text"}
+
+    async def given(note):
+        documents = [Document(text=note, id_="lima")]
+        index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(4))
+        tools = [RetrieverTool.from_defaults(index.as_retriever(), name="notes")]
+        if agent == "function":
+            llm, seen = recorder(called("notes", input="Lima"), "done")
+            made = FunctionAgent(llm=llm, tools=tools, streaming=False)
+        else:
+            step = 'Thought: Look.\nAction: notes\nAction Input: {"input": "Lima"}'
+            llm, seen = recorder(step, "Thought: I know.\nAnswer: done")
+            made = ReActAgent(llm=llm, tools=tools, streaming=False)
+        if kind == "LAGMemory":
+            used = LAGMemory(memory, **settings)
+        else:
+            used = Memory.from_defaults(
+                memory_blocks=[KVLogMemoryBlock(memory, **settings)],
+                insert_method=InsertMethod.USER,
+            )
+        await made.run(QUESTION, memory=used)
+        if form == "kv":
+            return [named(messages) for messages in seen]
+        logs = {old: "The code of the vault in Lima is 7741.", other: "It is 5123."}
+        return [[key for key in logs if logs[key] in texts(messages)] for messages in seen]
+
+    assert await given("The code is 7741.") == [[old], [old]]
+    assert await given("The code is 9006.") == [[old], [other]]
 
 
 async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):

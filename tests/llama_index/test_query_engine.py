@@ -31,6 +31,7 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
+from lag_integrations.llama_index.messages import node_sources
 from lag_integrations.llama_index.tag import tagged
 from lag_integrations.prompt import around_logs
 from tests.conftest import qa, random_model
@@ -493,10 +494,36 @@ def test_a_log_of_a_document_that_changed_is_not_given(way, capture, llm, memory
     assert used(documents(filed(LIMA)), again)["log_ids"] == [key]
     memory.delete(set(memory.store.ledger.ids()) - {key})
     lag = used(documents(filed(NEW)), again)
-    assert (lag["recalled"], lag["log_ids"], lag["injected_tokens"]) == ([key], [], 0)
+    assert (lag["recalled"], lag["log_ids"], lag["injected_tokens"]) == ([], [], 0)
     memory.delete(set(memory.store.ledger.ids()) - {key})
     assert used(documents(filed(LIMA)), again)["log_ids"] == [key]  # it is as it was again
     assert memory.get(key)[0].log.id == first
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", ["compact", "refine"])
+def test_another_log_takes_the_place_of_one_whose_document_changed(
+    mode, way, llm, memory, no_worker
+):
+    (node,) = documents(filed(LIMA)).as_retriever().retrieve(QUESTION)
+    sources = [source.to_json() for source in node_sources([node])]
+    other = memory.add(qa("What is the code of the vault in Quito?", "It is 5123."))
+    old = memory.add(VAULT.model_copy(update={"metadata": {"sources": sources}}))
+    memory.flush()
+
+    def used(text):
+        inner = documents(filed(text)).as_query_engine(
+            llm=llm, response_mode=mode, streaming=way.endswith("stream")
+        )
+        response, _ = ask(LAGQueryEngine(inner, memory, k=1, capture=False), way)
+        memory.flush()
+        lag = response.metadata["lag"]
+        assert lag["recalled"] == lag["log_ids"]
+        times = [info.times_recalled for info in memory.store.ledger.info([old, other])]
+        return lag["log_ids"], times
+
+    assert used(LIMA) == ([old], [1, 0])
+    assert used(NEW) == ([other], [1, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
