@@ -31,6 +31,7 @@ from lag_integrations.reasoning import (
     Splitter,
     Thought,
 )
+from lag_integrations.recalling import miss_report
 from lag_integrations.tools import (
     AnswerReader,
     CallEnded,
@@ -48,7 +49,6 @@ from lag_integrations.trace import Message
 
 if TYPE_CHECKING:
     from lag_integrations.memory import KVLogMemory
-    from lag_integrations.search import RecalledLog
 
 ANY_JSON: Schema = {"type": "object"}
 """Some JSON object."""
@@ -205,7 +205,7 @@ class Answer(Iterator[Part]):
             "log_ids": [log.id for log in logs],
             "scores": [log.score for log in logs],
             "relevance": [log.relevance for log in logs],
-            "nearest_miss": _miss(injection.nearest_miss),
+            "nearest_miss": miss_report(injection.nearest_miss),
             "form": "kv" if injection.logs else "text" if injection.read else None,
             "read_as_text": [log.id for log in injection.read],
             "injected_tokens": generation.injected_tokens,
@@ -322,12 +322,6 @@ class _Shape:
         if self._format is None:
             return None
         return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)
-
-
-def _miss(log: RecalledLog | None) -> dict[str, Any] | None:
-    if log is None:
-        return None
-    return {"log_id": log.id, "score": log.score, "relevance": log.relevance}
 
 
 def _whole(events: Sequence[Event]) -> Iterator[Part]:

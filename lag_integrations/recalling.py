@@ -267,3 +267,10 @@ class _Superfluous:
 def _nothing(error: StoreError) -> list[RecalledLog]:
     logger.warning("Nothing is recalled. %s", error)
     return []
+
+
+def miss_report(log: RecalledLog | None) -> dict[str, Any] | None:
+    """Return what is said of a nearest miss, if there is one."""
+    if log is None:
+        return None
+    return {"log_id": log.id, "score": log.score, "relevance": log.relevance}

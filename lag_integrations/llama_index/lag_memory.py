@@ -31,7 +31,7 @@ from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.tag import carrier, tagged
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.opened import opened_as, opened_at
-from lag_integrations.recalling import SafeRecall, check_where
+from lag_integrations.recalling import SafeRecall, check_where, miss_report
 from lag_integrations.run_metadata import checked_metadata
 from lag_integrations.search import RecalledLog
 from lag_integrations.store.database import LEDGER_FILE
@@ -154,7 +154,8 @@ class LAGMemory(BaseMemory):
     def last_recall(self) -> dict[str, Any] | None:
         """Return what was recalled last: ``recalled`` (log ids, best first) and their ``scores``.
 
-        And the ``run_id`` of the run that it was recalled for, for `KVLogMemory.feedback`; None if
+        Where nothing was, the ``nearest_miss`` is the most relevant log below the floor. And the
+        ``run_id`` of the run that it was recalled for, for `KVLogMemory.feedback`; None if
         that is not captured. None before the first recall.
         """
         return self._last_recall
@@ -290,13 +291,14 @@ class LAGMemory(BaseMemory):
             return memory, None
         owner = current_owner(self.metadata, self.session_id)
         recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
-        logs = self._tasks(recall, task, messages, self.session_id, run).logs
+        found = self._tasks(recall, task, messages, self.session_id, run)
         self._last_recall = {
             "run_id": run,
-            "recalled": [log.id for log in logs],
-            "scores": [log.score for log in logs],
+            "recalled": [log.id for log in found.logs],
+            "scores": [log.score for log in found.logs],
+            "nearest_miss": miss_report(found.nearest_miss),
         }
-        return memory, logs
+        return memory, found.logs
 
     def _with_logs(
         self,

@@ -26,7 +26,7 @@ from lag_integrations.llama_index.run_tags import current_tags
 from lag_integrations.llama_index.streams import acarried, carried
 from lag_integrations.memory import KVLogMemory
 from lag_integrations.provenance import Owner
-from lag_integrations.recalling import Recalled, SafeRecall, WhereFunction
+from lag_integrations.recalling import Recalled, SafeRecall, WhereFunction, miss_report
 from lag_integrations.run_metadata import Metadata, checked_metadata
 from lag_integrations.scope import Given, current_given, give
 from lag_integrations.store.filters import Where
@@ -43,11 +43,11 @@ class LAGQueryEngine(BaseQueryEngine):
     engines and ``QueryEngineTool``, around them or within.
 
     ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
-    ``scores``, ``log_ids`` that the LLM took, those of them ``read_as_text``, ``injected_tokens``,
-    ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as in the LLM's responses),
-    ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A streamed response has all
-    of it when it was read. The reports of the queries that each `LAGQueryEngine` within this one
-    answered (sub-questions, say) are ``within``.
+    ``scores``, or else the ``nearest_miss``, ``log_ids`` that the LLM took, those of them
+    ``read_as_text``, ``injected_tokens``, ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as
+    in the LLM's responses), ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A
+    streamed response has all of it when it was read. The reports of the queries that each
+    `LAGQueryEngine` within this one answered (sub-questions, say) are ``within``.
 
     A log is given to no call that is shown a document which was changed since (`is_outdated`);
     another one takes its place.
@@ -213,6 +213,7 @@ class _Task:
         self._report.update(
             recalled=[log.id for log in found.logs],
             scores=[log.score for log in found.logs],
+            nearest_miss=miss_report(found.nearest_miss),
             log_ids=list(dict.fromkeys(key for lag in used for key in lag["log_ids"])),
             read_as_text=list(dict.fromkeys(key for lag in used for key in lag["read_as_text"])),
             injected_tokens=sum(lag["injected_tokens"] for lag in used),

@@ -374,6 +374,13 @@ def test_the_last_recall_is_told(memory, logs, monkeypatch):
     assert lag.last_recall["run_id"] == "r1"
     assert lag.last_recall["recalled"] == [logs[0]]
     assert lag.last_recall["scores"][0] > 0.8
+    assert lag.last_recall["nearest_miss"] is None
+    strict = LAGMemory(memory, min_score=0.99)
+    strict.put(user(QUESTION))
+    strict.get()
+    assert strict.last_recall["recalled"] == []
+    assert strict.last_recall["nearest_miss"]["log_id"] == logs[0]
+    assert strict.last_recall["nearest_miss"]["score"] == lag.last_recall["scores"][0]
     assert copy.deepcopy(lag).last_recall is None
 
 

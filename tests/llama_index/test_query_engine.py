@@ -332,6 +332,21 @@ def test_logs_as_text(index, llm, memory, lima):
     assert 0 <= more - llm.engine.count_text(given) < 4
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_nearest_miss_is_told(way, index, llm, memory, lima):
+    inner = index.as_query_engine(llm=llm, streaming=way.endswith("stream"))
+
+    def lag(**settings):
+        response, _ = ask(LAGQueryEngine(inner, memory, capture=False, **settings), way)
+        return response.metadata["lag"]
+
+    strict, usual = lag(min_score=0.99), lag()
+    assert (strict["recalled"], strict["log_ids"]) == ([], [])
+    assert strict["nearest_miss"]["log_id"] == lima
+    assert strict["nearest_miss"]["score"] == usual["scores"][0]
+    assert usual["nearest_miss"] is None
+
+
 def test_an_llm_that_is_not_ours(index, memory, lima):
     engine = LAGQueryEngine(index.as_query_engine(llm=MockLLM(max_tokens=3)), memory)
     response = engine.query(QUESTION)
