@@ -46,6 +46,7 @@ from tests.llama_index.recorder import (
     texts,
     user,
 )
+from tests.puppet import calls
 
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."
@@ -341,6 +342,33 @@ async def test_what_a_react_agents_tool_gave_is_not_what_the_user_asked(puppet, 
     await ReActAgent(llm=llm, tools=[weather]).run(QUESTION)
     assert "Observation:" in puppet.prompts[1]
     assert puppet.injected == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["function", "react"])
+async def test_an_llm_with_a_query_of_ones_own_recalls_for_each_step(puppet, memory, logs, kind):
+    if kind == "function":
+        puppet.says(calls("look", at="Ostrava"), "Bees.")
+    else:
+        puppet.says(
+            'Thought: I must look.\nAction: look\nAction Input: {"at": "Ostrava"}',
+            "Thought: I can answer without using any more tools.\nAnswer: Bees.",
+        )
+
+    def look(at: str) -> str:
+        """Look at something."""
+        return f"What does the {at} ferry carry?"
+
+    searched = []
+
+    def step(messages):
+        searched.append("\n".join(message.content or "" for message in messages[-2:]))
+        return searched[-1]
+
+    llm = LAGLLM(puppet, memory=memory, k=1, query=step)
+    agent = (FunctionAgent if kind == "function" else ReActAgent)(llm=llm, tools=[look])
+    output = await agent.run(QUESTION)
+    assert ["Ostrava ferry" in query for query in searched] == [False, True]
+    assert output.raw["lag"]["log_ids"] == [logs[1]]
 
 
 def test_turns_that_stand_in_the_history_are_not_recalled(memory, logs):
