@@ -52,6 +52,10 @@ UNJUDGED = {"lag_unjudged": True}
 """Metadata of a run that ended well, or failed, as far as its capture knows: nobody judged it."""
 IMPORTED = {"lag_imported": True}
 """Metadata of a log that came from an archive which nobody vouched for."""
+NOT_RECALLED = {"lag_recall": False}
+"""Metadata of a trace that is kept, but never recalled, whatever its outcome."""
+OUTDATED = {"lag_outdated": True}
+"""Metadata of a log whose sources were said to have changed, until a new run confirms it."""
 QUARANTINED = "lag_quarantine"
 """Metadata of a log that is never recalled, as its `Screen` said: the reason."""
 VERDICT = "verdict"
@@ -59,6 +63,8 @@ VERDICT = "verdict"
 
 _ALLOWED = {SCOPE, *UNJUDGED}
 """Names that begin as the package's own, but can do no harm: they only restrict."""
+_RESTRICTING = {*_ALLOWED, *IMPORTED, *NOT_RECALLED, *OUTDATED, QUARANTINED}
+"""Names that only a memory sets, or that do no harm, and by which a log is recalled less."""
 _UNTRUSTED: tuple[MessageSource, ...] = ("document", "imported")
 _ORDER = get_args(MessageSource)
 _OF_ROLE: dict[Role, MessageSource] = {
@@ -149,17 +155,26 @@ def refuse_reserved(trace: Trace) -> None:
     Raises:
         TraceError: It has such metadata.
     """
-    found = [
-        key
-        for key in trace.metadata
-        if key == VERDICT or (key.startswith("lag_") and key not in _ALLOWED)
-    ]
+    found = [key for key in trace.metadata if _is_reserved(key) and key not in _ALLOWED]
     if found:
         raise TraceError(
             f"A trace has the metadata {', '.join(found)[:200]}, which only a memory itself sets "
             f"({VERDICT}, lag_…). Remove them, or carry logs from store to store by "
             "memory.export_to and import_from (`kvlog export` and `kvlog import`)."
         )
+
+
+def restricting(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata without what only a memory sets, but for what merely restricts its log."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if not _is_reserved(key) or key in _RESTRICTING
+    }
+
+
+def _is_reserved(key: str) -> bool:
+    return key == VERDICT or key.startswith("lag_")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, get_args
 
 from langchain_core.runnables import run_in_executor
@@ -24,7 +24,7 @@ from langgraph.store.base import (
 
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.memory import KVLogMemory
-from lag_integrations.store.ledger import NOT_RECALLED
+from lag_integrations.provenance import NOT_RECALLED
 from lag_integrations.trace import PLACE, Outcome, Trace
 
 _VALUE = "lag_value"
@@ -88,8 +88,8 @@ class LogBaseStore(BaseStore):
 
     def _read(self, op: Op) -> Result:
         if isinstance(op, GetOp):
-            found = self._at(op.namespace, op.key)
-            return _item(found[0][1]) if found else None
+            items = (_item(log) for _, log in self._at(op.namespace, op.key))
+            return next((item for item in items if item is not None), None)
         if isinstance(op, SearchOp):
             return self._search_by_query(op) if op.query else self._search(op)
         if isinstance(op, ListNamespacesOp):
@@ -102,7 +102,7 @@ class LogBaseStore(BaseStore):
         for op in ops:
             if op.value is not None:
                 known = before[op.namespace, op.key]
-                traces.append(_trace(op, known[0][1].started_at if known else None))
+                traces.append(_trace(op, known[0][1] if known else None))
         self._memory.add_own(traces)
         deleted, replaced = [], []
         for op in ops:
@@ -142,7 +142,7 @@ class LogBaseStore(BaseStore):
                 diversity=0,
                 unjudged_documents="any",
             )
-            items = [_item(log.log, log.score) for log in logs]
+            items = _items((log.log, log.score) for log in logs)
             scored = _newest([item for item in items if _fits(item.value, op.filter)])
             if len(scored) >= end or len(logs) < k:
                 break
@@ -154,9 +154,8 @@ class LogBaseStore(BaseStore):
 
     def _unscored(self, op: SearchOp, limit: int | None = None) -> list[SearchItem]:
         logs = self._ledger.having({_WITHIN: ".".join(op.namespace_prefix)}, limit=limit)
-        items = [_item(log) for log in logs.values()]
-        newest = _newest(items)
-        if limit is not None and len(newest) < len(items):
+        newest = _newest(_items((log, None) for log in logs.values()))
+        if limit is not None and len(newest) < len(logs):
             return self._unscored(op)
         return [item for item in newest if _fits(item.value, op.filter)]
 
@@ -171,7 +170,7 @@ class LogBaseStore(BaseStore):
         return sorted(kept)[op.offset : op.offset + op.limit]
 
 
-def _trace(op: PutOp, created_at: datetime | None) -> Trace:
+def _trace(op: PutOp, known: Trace | None) -> Trace:
     if op.ttl is not None:
         raise NotImplementedError(
             "A ttl of single items is not supported; KVLogMemory(ttl=…) holds for all of them."
@@ -195,6 +194,8 @@ def _trace(op: PutOp, created_at: datetime | None) -> Trace:
             "numbers, booleans, lists and dicts."
         ) from None
     now = datetime.now(timezone.utc)
+    if known is not None:  # whatever another's clock said
+        now = max(now, _updated_at(known) + timedelta(microseconds=1))
     metadata: dict[str, Any] = {
         PLACE: {"namespace": list(op.namespace), "key": key},
         _VALUE: value,
@@ -204,7 +205,7 @@ def _trace(op: PutOp, created_at: datetime | None) -> Trace:
     }
     fields: dict[str, Any] = {
         "metadata": metadata,
-        "started_at": created_at or now,
+        "started_at": known.started_at if known is not None else now,
         "ended_at": now,
     }
     texts = []
@@ -234,17 +235,24 @@ def _readable(value: Mapping[str, Any]) -> str:
     return "\n".join(lines) or "nothing"
 
 
-def _item(log: Trace, score: float | None = None) -> SearchItem:
-    place: Any = log.metadata[PLACE]
-    value: Any = log.metadata[_VALUE]
-    return SearchItem(
-        namespace=tuple(place["namespace"]),
-        key=place["key"],
-        value=value,
-        created_at=log.started_at,
-        updated_at=_updated_at(log),
-        score=score,
-    )
+def _item(log: Trace, score: float | None = None) -> SearchItem | None:
+    """Return the item that a log is; None if it only looks like one."""
+    match log.metadata.get(PLACE), log.metadata.get(_VALUE):
+        case {"namespace": [*labels], "key": str(key)}, dict(value):
+            return SearchItem(
+                namespace=tuple(str(label) for label in labels),
+                key=key,
+                value=value,
+                created_at=log.started_at,
+                updated_at=_updated_at(log),
+                score=score,
+            )
+    return None
+
+
+def _items(logs: Iterable[tuple[Trace, float | None]]) -> list[SearchItem]:
+    found = (_item(log, score) for log, score in logs)
+    return [item for item in found if item is not None]
 
 
 def _updated_at(log: Trace) -> datetime:

@@ -28,6 +28,8 @@ from lag_integrations.errors import StoreError, TraceError, TraceRefusedError
 from lag_integrations.provenance import (
     IMPORTED,
     NOBODY,
+    NOT_RECALLED,
+    OUTDATED,
     QUARANTINED,
     UNJUDGED,
     VERDICT,
@@ -37,6 +39,7 @@ from lag_integrations.provenance import (
     is_untrusted,
     least_trusted,
     refuse_reserved,
+    restricting,
     without,
     worst,
 )
@@ -64,10 +67,6 @@ MAX_BYTES = 64 * 2**20
 """Of a trace."""
 _CHUNK = 500
 """Rows a transaction: others get their turn, and databases limit the number of parameters."""
-NOT_RECALLED = {"lag_recall": False}
-"""Metadata of a trace that is kept, but never recalled, whatever its outcome."""
-OUTDATED = {"lag_outdated": True}
-"""Metadata of a log whose sources were said to have changed, until a new run confirms it."""
 _CERTAINTY: dict[Outcome, int] = {"incomplete": 0, "unknown": 1, "success": 2, "failure": 2}
 """How much an outcome says: of the same content captured twice, the more certain one is kept."""
 _JUDGED = 1
@@ -640,7 +639,7 @@ class Ledger:
         Args:
             found: The logs.
             imported: Whether nobody vouches for them. Then they are marked as imported, and no
-                verdict, judgement or counter of theirs is believed.
+                judgement, counter or reserved metadata of theirs is believed, unless it restricts.
 
         Returns:
             How many of the logs are new.
@@ -650,7 +649,8 @@ class Ledger:
             passed = []
             for trace, counters in found[start : start + _CHUNK]:
                 if imported:
-                    trace = _marked(trace, {**IMPORTED, **UNJUDGED}, but=VERDICT)
+                    marks = {**restricting(trace.metadata), **IMPORTED, **UNJUDGED}
+                    trace = trace.model_copy(update={"metadata": marks})
                     counters = {**_NEW, "captured_at": counters["captured_at"]}
                 try:
                     passed.append((self._gate(trace), counters))
@@ -734,9 +734,8 @@ class Ledger:
         return deleted
 
 
-def _marked(trace: Trace, marks: Mapping[str, bool], *, but: str = "") -> Trace:
-    metadata = {**without(trace.metadata, but), **marks}
-    return trace.model_copy(update={"metadata": metadata})
+def _marked(trace: Trace, marks: Mapping[str, bool]) -> Trace:
+    return trace.model_copy(update={"metadata": {**trace.metadata, **marks}})
 
 
 def _is_judged(trace: Trace) -> bool:

@@ -6,10 +6,10 @@ from collections import Counter
 
 from sqlalchemy import select, update
 
-from lag_integrations.provenance import UNJUDGED, VERDICT, without
+from lag_integrations.provenance import OUTDATED, UNJUDGED, VERDICT, without
 from lag_integrations.store.database import Database
 from lag_integrations.store.filters import of_run
-from lag_integrations.store.ledger import OUTDATED, Ledger
+from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.trace import Outcome
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
 import pytest
@@ -27,6 +27,7 @@ from lag_integrations.kv.segment import SegmentKey
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted, added, call
 
+KEY = bytes(range(32))
 ALICE, BOB = ("users", "alice"), ("users", "bob")
 FOOD = {"text": "Alice likes Thai food."}
 CITY = {"text": "Alice lives in Ostrava, near the river."}
@@ -246,13 +247,84 @@ def test_equal_values_under_different_keys_are_different_items(store, memory):
 def test_items_survive_reopening_and_moving(store, memory, embedder, tmp_path):
     store.put(ALICE, "food", FOOD)
     item = store.get(ALICE, "food")
-    memory.export_to(tmp_path / "a.lag")
+    memory.export_to(tmp_path / "a.lag", key=KEY)
     memory.close()
     with KVLogMemory(memory.path, embedder=embedder) as again:
         assert again.as_store().get(ALICE, "food") == item
     with KVLogMemory(tmp_path / "b", namespace="b", embedder=embedder) as moved:
-        moved.import_from(tmp_path / "a.lag")
+        moved.import_from(tmp_path / "a.lag", key=KEY)
         assert moved.as_store().search((), query="food")[0].value == FOOD
+
+
+FAR = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=timezone.utc)
+"""The last moment that there is."""
+
+
+def archive_of_items(folder, embedder, *, key=None):
+    """An archive with an item of the last moment, and logs that only look like items."""
+    with KVLogMemory(folder / "other", embedder=embedder) as other:
+        other.as_store().put(ALICE, "food", CITY)
+        (item,) = other.store.ledger.info()
+        other.add_own([item.trace.model_copy(update={"started_at": FAR, "ended_at": FAR})])
+        looks = {"lag_within": [""], "lag_namespace": "users.alice", "lag_key": "food"}
+        other.add_own(
+            [
+                qa("Food?", f"None {number}.", metadata={**looks, **more}, ended_at=FAR)
+                for number, more in enumerate(
+                    [
+                        {},
+                        {"lag_place": {"namespace": list(ALICE), "key": "food"}},
+                        {"lag_place": "x", "lag_value": FOOD},
+                        {"lag_place": {"namespace": "x", "key": "food"}, "lag_value": FOOD},
+                    ]
+                )
+            ]
+        )
+        other.export_to(folder / "items.lag", key=key)
+    return folder / "items.lag"
+
+
+def test_an_archive_of_anybody_has_no_items(store, memory, embedder, tmp_path):
+    store.put(ALICE, "food", FOOD)
+    assert memory.import_from(archive_of_items(tmp_path, embedder)).new == 5
+    assert store.get(ALICE, "food").value == FOOD
+    assert [item.value for item in store.search(())] == [FOOD]
+    assert [item.value for item in store.search((), query="food")] == [FOOD]
+    assert store.list_namespaces() == [ALICE]
+    imported = memory.store.ledger.info(where={"lag_imported": True})
+    assert {tuple(sorted(log.trace.metadata)) for log in imported} == {
+        ("lag_imported", "lag_unjudged")
+    }
+    store.put(ALICE, "food", {"text": "Alice likes soup."})
+    assert store.get(ALICE, "food").value == {"text": "Alice likes soup."}
+    store.delete(ALICE, "food")
+    assert store.get(ALICE, "food") is None
+    assert memory.store.ledger.count() == 5
+
+
+def test_a_put_replaces_what_a_trusted_archive_says_of_the_future(
+    store, memory, embedder, tmp_path
+):
+    memory.import_from(archive_of_items(tmp_path, embedder, key=KEY), key=KEY)
+    for query in (None, "food"):
+        assert [item.value for item in store.search((), query=query)] == [CITY]
+    assert store.search((), limit=1), "what is no item takes no place"
+    assert store.get(ALICE, "food").value == CITY
+    assert store.get(ALICE, "food").updated_at <= datetime.now(timezone.utc)
+    store.put(ALICE, "food", FOOD)
+    assert store.get(ALICE, "food").value == FOOD
+    assert memory.store.ledger.count() == 1
+
+
+def test_a_put_replaces_what_another_clock_says_of_the_future(store, memory):
+    store.put(ALICE, "food", FOOD)
+    (item,) = memory.store.ledger.info()
+    tomorrow = item.trace.ended_at + timedelta(days=1)
+    memory.add_own([item.trace.model_copy(update={"ended_at": tomorrow})])
+    for value in (CITY, FOOD):
+        store.put(ALICE, "food", value)
+        assert store.get(ALICE, "food").value == value
+        assert memory.store.ledger.count() == 1
 
 
 def test_items_and_logs_share_the_memory(store, memory):

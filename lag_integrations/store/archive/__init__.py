@@ -20,13 +20,15 @@ store's own. Anybody may have written one that is not trusted, and a segment can
 does not say. Of such an archive
 
 - segments are left out; they are made again from the traces;
-- ``times_seen`` is 1, ``times_recalled`` and ``times_helped`` are 0: they keep logs from eviction;
-- a ``verdict`` in the metadata and ``helped_by`` are left out: the one outlives judges, and
-  verdicts count for the logs that the other names. The outcome stays;
-- what only restricts stays: ``times_harmed``, ``lag_recall`` false, ``lag_outdated``;
+- ``times_seen`` is 1, the other counters are 0: they keep logs from eviction;
+- ``helped_by`` is left out, since verdicts count for the logs that it names; and so is reserved
+  metadata: a ``verdict`` outlives judges, and ``lag_place`` would make a log an item of a LangGraph
+  store. The outcome stays;
+- reserved metadata that only restricts stays: ``lag_recall`` false, ``lag_outdated``,
+  ``lag_quarantine``, ``lag_scope``;
 - a line of more than a million JSON values is refused.
 
-Of any archive, ``captured_at`` is now if it lies in the future.
+Of any archive, a time that lies in the future is now.
 
 **Limits.** Everything is read as a stream, and hashed before it is used: a line of ``logs.jsonl``
 can be as long as the ledger's longest trace, a segment as long as its line says, at most 4 GiB.

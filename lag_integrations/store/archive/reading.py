@@ -7,8 +7,8 @@ import hmac
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -219,11 +219,15 @@ class _Reader:
     def _restorable(self, log: LogLine) -> tuple[Trace, dict[str, Any]]:
         """Return a log as far as it is to be believed."""
         trace, counters = log.trace, {name: getattr(log, name) for name in COUNTERS}
-        # Not in the future: it would never grow old.
-        counters["captured_at"] = min(log.captured_at, time.time())
-        if not self._trusted:  # the ledger believes no verdict and no counter either
-            trace = trace.model_copy(update={"helped_by": ()})
-        return trace, counters
+        # Not in the future: it would never grow old, nor give way to what is put in its place.
+        now = datetime.now(timezone.utc)
+        counters["captured_at"] = min(log.captured_at, now.timestamp())
+        changes: dict[str, Any] = {"started_at": min(trace.started_at, now)}
+        if trace.ended_at is not None:
+            changes["ended_at"] = min(trace.ended_at, now)
+        if not self._trusted:  # the ledger believes no judgement and no counter either
+            changes["helped_by"] = ()
+        return trace.model_copy(update=changes), counters
 
     def _add_segment(
         self, store: LogStore, number: int, line: SegmentLine, new_id: str | None
