@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, insert, select, update
 
 from lag_integrations.errors import StoreError
+from lag_integrations.provenance import IMPORTED, UNJUDGED
 from lag_integrations.store.database import Database
+from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import logs, removals, segments
 
@@ -19,6 +21,8 @@ _SLACK = 0.005
 """Part of a budget that is freed at once, so that not every new log means an eviction."""
 _GRACE = 3_600.0
 """Seconds for which a new log is spared, if there are older ones: nobody can have used it yet."""
+_ANYBODYS = {**IMPORTED, **UNJUDGED}
+"""Metadata of logs that go first: what anybody wrote pushes nothing out that was captured here."""
 _STEP = 200
 
 
@@ -164,6 +168,7 @@ class Evictor:
 
 
 def _least_valuable_first() -> tuple[ColumnElement[Any], ...]:
-    new = case((logs.c.captured_at > time.time() - _GRACE, 1), else_=0)
+    is_new = logs.c.captured_at > time.time() - _GRACE
+    rank = case((condition(_ANYBODYS), 0), (is_new, 2), else_=1)
     helped = logs.c.times_helped - logs.c.times_harmed
-    return new, logs.c.used_at + _HELP_IS_WORTH * helped, logs.c.id
+    return rank, logs.c.used_at + _HELP_IS_WORTH * helped, logs.c.id

@@ -677,7 +677,7 @@ class Ledger:
         ).one_or_none()
         if row is None:
             self._add(connection, key, trace, _content(trace), source, counters["captured_at"])
-            values = {**counters, "used_at": counters["captured_at"]}
+            values = {**counters, "used_at": time.time()}
         else:
             known = self.intact(key, row.trace)
             if known is None:

@@ -31,7 +31,7 @@ logs = Table(
     Column("outcome", String(16), nullable=False),
     # Unix seconds; of the last capture, where a run was captured several times.
     Column("captured_at", Float, nullable=False),
-    Column("used_at", Float, nullable=False),  # last captured or recalled
+    Column("used_at", Float, nullable=False),  # last captured, imported or recalled
     Column("times_seen", Integer, nullable=False),
     Column("times_recalled", Integer, nullable=False),
     Column("times_helped", Integer, nullable=False),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from lag_integrations import KVLogMemory
 from lag_integrations.errors import (
     EmbedderMismatchError,
     EncodingError,
@@ -410,6 +411,49 @@ def test_the_number_of_logs_is_kept(open_store, tiny):
         assert numbered(0).task in kept, "what helped is kept"
         assert numbered(59).task in kept, "what is new is kept"
         assert numbered(1).task not in kept
+
+
+def test_what_anybody_wrote_evicts_nothing(open_store, tmp_path, monkeypatch):
+    key = bytes(range(32))
+    with KVLogMemory(tmp_path / "other", embedder=hash_embedder) as other:
+        other.add_many(numbered(number) for number in range(100, 120))
+        other.export_to(tmp_path / "a.lag", key=key)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 7_200)
+    with open_store(max_logs=20) as memory:
+        honest = memory.add_many(numbered(number) for number in range(20))
+        memory.feedback(honest[:10], helped=True)
+        monkeypatch.undo()
+        memory.import_from(tmp_path / "a.lag")
+        memory.prune()
+        assert set(memory.store.ledger.ids()) == set(honest)
+        memory.import_from(tmp_path / "a.lag")
+        judged = memory.store.ledger.info(limit=1)[0].id
+        memory.feedback(judged, outcome="success")
+        memory.prune()
+        kept = set(memory.store.ledger.ids())
+        assert judged in kept, "new, and no longer anybody's"
+        assert len(kept - set(honest)) == 1
+        memory.import_from(tmp_path / "a.lag", key=key)
+        memory.prune()
+        kept = set(memory.store.ledger.ids())
+        assert len(kept - set(honest)) > 1, "what a key vouches for is like others"
+
+
+def test_an_old_log_counts_as_used_when_it_is_imported(open_store, tmp_path, monkeypatch):
+    key, now = bytes(range(32)), time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 20_000)
+    with KVLogMemory(tmp_path / "other", embedder=hash_embedder) as other:
+        other.add_many(numbered(number) for number in range(100, 110))
+        other.export_to(tmp_path / "a.lag", key=key)
+    monkeypatch.setattr(time, "time", lambda: now() - 10_000)
+    with open_store(max_logs=20) as memory:
+        memory.add_many(numbered(number) for number in range(20))
+        monkeypatch.undo()
+        memory.import_from(tmp_path / "a.lag", key=key)
+        memory.prune()
+        kept = {log.trace.task for log in memory.store.ledger.info()}
+        assert {numbered(number).task for number in range(100, 110)} < kept
 
 
 def test_what_was_recalled_a_moment_ago_is_not_evicted(open_store):
