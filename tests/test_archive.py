@@ -465,6 +465,23 @@ def test_an_archive_of_anybody_is_taken_with_care(source, open_, tmp_path, tiny)
     assert (read.new, read.segments, read.trusted) == (0, 0, True)
 
 
+def test_earlier_archives_do_not_say_what_logs_follow(source, open_, tmp_path):
+    source.export_to(tmp_path / "a.zip", key=KEY)
+
+    def without(name: str, data: bytes) -> tuple[str, bytes]:
+        return name, data.replace(b', "source": "assistant"', b"")
+
+    old = rewritten(tmp_path / "a.zip", without, key=KEY)
+    assert b'"source":' in (rewritten(tmp_path / "a.zip")).read_bytes()
+    assert b'"source":' not in rewritten(tmp_path / "a.zip", without, key=KEY).read_bytes()
+    target = open_("target")
+    assert target.import_from(old, key=KEY).new == 3
+    assert {log.source for log in target.store.ledger.info()} == {"assistant"}
+    forged = rewritten(tmp_path / "a.zip", lines_changed(source="god"), key=KEY)
+    with pytest.raises(StoreError, match="line 1"):
+        open_("other").import_from(forged, key=KEY)
+
+
 def test_version_1_is_read_as_an_archive_of_anybody(source, open_, tmp_path):
     source.export_to(tmp_path / "a.zip", segments=True)
     old = rewritten(tmp_path / "a.zip", version=1)

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -74,6 +74,12 @@ _JUDGED = 1
 _RUNS = 100
 """Runs of the same content by which a log is found: the latest."""
 COUNTERS = ("captured_at", "times_seen", "times_recalled", "times_helped", "times_harmed")
+_SOURCE = (
+    select(tags.c.text)
+    .where(tags.c.log_id == logs.c.id, tags.c.key == SOURCE)
+    .scalar_subquery()
+    .label("source")
+)
 _NEW = {"times_seen": 1, "times_recalled": 0, "times_helped": 0, "times_harmed": 0}
 
 
@@ -113,6 +119,20 @@ class LogInfo:
         """Why it is in quarantine; None if it is not."""
         reason = self.trace.metadata.get(QUARANTINED)
         return None if reason is None else str(reason)
+
+
+class Restorable(NamedTuple):
+    """A log of another store.
+
+    Attributes:
+        trace: The run.
+        counters: The `COUNTERS` that it had there.
+        source: The least trusted source that it follows, as far as is known there.
+    """
+
+    trace: Trace
+    counters: Mapping[str, float]
+    source: MessageSource | None = None
 
 
 def in_quarantine() -> ColumnElement[bool]:
@@ -538,14 +558,13 @@ class Ledger:
         waiting = select(func.count()).where(
             embeddings.c.log_id == logs.c.id, embeddings.c.indexed_in.is_(None)
         )
-        source = select(tags.c.text).where(tags.c.log_id == logs.c.id, tags.c.key == SOURCE)
         statement = (
             select(
                 logs,
                 number.scalar_subquery().label("segments"),
                 size.scalar_subquery().label("segment_bytes"),
                 waiting.scalar_subquery().label("waiting"),
-                source.scalar_subquery().label("source"),
+                _SOURCE,
             )
             .where(self._mine)
             .order_by(logs.c.captured_at.desc(), logs.c.id)
@@ -627,14 +646,13 @@ class Ledger:
                         marked += 1
         return marked
 
-    def restore(
-        self, found: Sequence[tuple[Trace, Mapping[str, float]]], *, imported: bool = True
-    ) -> int:
+    def restore(self, found: Sequence[Restorable], *, imported: bool = True) -> int:
         """Record logs of another store with the `COUNTERS` that they had there.
 
         Logs that are here already stay as they are, but for counters that were higher there, an
         outcome where less is known here, and a trace that is damaged here. Doing it again changes
-        nothing. Logs that the gate refuses are left out.
+        nothing. Logs that the gate refuses are left out. A source is the less trusted of what is
+        said there and what is found here.
 
         Args:
             found: The logs.
@@ -647,18 +665,21 @@ class Ledger:
         new = 0
         for start in range(0, len(found), _CHUNK):
             passed = []
-            for trace, counters in found[start : start + _CHUNK]:
+            for trace, counters, source in found[start : start + _CHUNK]:
                 if imported:
                     marks = {**restricting(trace.metadata), **IMPORTED, **UNJUDGED}
                     trace = trace.model_copy(update={"metadata": marks})
                     counters = {**_NEW, "captured_at": counters["captured_at"]}
                 try:
-                    passed.append((self._gate(trace), counters))
+                    trace = self._gate(trace)
                 except TraceRefusedError:
                     logger.info("A log of another store was left out.")
+                    continue
+                here = self._source_of(trace)
+                passed.append((trace, counters, worst([here, source or here])))
             with self._db.write() as connection:
-                for trace, counters in passed:
-                    new += self._restore(connection, trace, counters, imported=imported)
+                for log in passed:
+                    new += self._restore(connection, *log, imported=imported)
         return new
 
     def _restore(
@@ -666,26 +687,28 @@ class Ledger:
         connection: Connection,
         trace: Trace,
         counters: Mapping[str, float],
+        source: MessageSource,
         *,
         imported: bool,
     ) -> bool:
         key = log_id(self.namespace, trace)
-        source = least_trusted(trace, self._gate.untrusted_tools)
         columns = (logs.c[name] for name in COUNTERS)
         row = connection.execute(
-            select(logs.c.outcome, logs.c.trace, *columns).where(self.mine_by_id, logs.c.id == key)
+            select(logs.c.outcome, logs.c.trace, _SOURCE, *columns).where(
+                self.mine_by_id, logs.c.id == key
+            )
         ).one_or_none()
         if row is None:
             self._add(connection, key, trace, _content(trace), source, counters["captured_at"])
             values = {**counters, "used_at": time.time()}
         else:
-            known = self.intact(key, row.trace)
+            known, source = self.intact(key, row.trace), worst([source, row.source or source])
             if known is None:
                 self.replace(connection, key, trace, source)
             elif imported:
                 return False
             elif _certainty(trace) > _certainty(known) and VERDICT not in known.metadata:
-                given = {k: v for k, v in trace.metadata.items() if k == VERDICT}
+                given = {k: v for k, v in trace.metadata.items() if k in (VERDICT, *UNJUDGED)}
                 metadata = {**without(known.metadata, *UNJUDGED), **given}
                 changes = {"outcome": trace.outcome, "metadata": metadata}
                 self.replace(connection, key, known.model_copy(update=changes), source)

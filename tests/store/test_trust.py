@@ -212,6 +212,50 @@ def test_an_archive_is_believed_only_if_it_is_trusted(open_here, tmp_path):
     assert log.trace.metadata["verdict"]["outcome"] == "success"
 
 
+def test_a_trusted_archive_keeps_what_its_logs_follow(open_here, tmp_path):
+    """By way of other logs and turns, which may be in no archive, and have another id there."""
+    source, target = open_here("source"), open_here("target", namespace="other")
+    poisoned = source.add(read(metadata={"thread_id": "t1"}))
+    earlier = read().messages[:1] + read().messages[3:]
+    source.add(qa("Ship ?", "Send it.", helped_by=(poisoned,), metadata={"user_id": "a"}))
+    source.add(qa("And ?", "Too.", earlier=earlier, metadata={"thread_id": "t1"}))
+    plain = qa("Who ?", "Me .", outcome="success")
+    source.add(plain)
+    source.delete(poisoned)
+    source.export_to(tmp_path / "a.zip", key=KEY)
+    target.import_from(tmp_path / "a.zip", key=KEY)
+    assert {log.trace.task: log.source for log in target.store.ledger.info()} == {
+        "Ship ?": "document",
+        "And ?": "document",
+        "Who ?": "assistant",
+    }
+    (known,) = recalled(target, user="eve")
+    assert target.get(known)[0].log == plain
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_trusted_archive_judges_only_what_was_judged(open_here, tmp_path, judged):
+    source, target = open_here("source"), open_here("target")
+    key = target.add(read(outcome="unknown"))
+    run = read(metadata={"user_id": "ada"}, outcome="success")
+    source.add_own([run], judged=judged)
+    source.export_to(tmp_path / "a.zip", key=KEY)
+    target.import_from(tmp_path / "a.zip", key=KEY)
+    assert target.get(key)[0].log.outcome == "success"
+    assert recalled(target, user="eve") == ({key} if judged else set())
+
+
+def test_a_trusted_archive_clears_no_log_that_is_here(open_here, tmp_path):
+    source, target = open_here("source"), open_here("target")
+    poisoned = target.add(read(metadata={"thread_id": "t1"}))
+    run = qa("Ship ?", "Send it.", metadata={"user_id": "a"})
+    key = target.add(run.model_copy(update={"helped_by": (poisoned,)}))
+    source.add_own([run.model_copy(update={"outcome": "success"})], judged=False)
+    source.export_to(tmp_path / "a.zip", key=KEY)
+    target.import_from(tmp_path / "a.zip", key=KEY)
+    assert source_of(target, key) == "document"
+
+
 def test_an_archive_does_not_change_logs_that_are_here(open_here, tmp_path):
     source, target = open_here("source"), open_here("target")
     for memory, outcome in ((source, "success"), (target, "unknown")):

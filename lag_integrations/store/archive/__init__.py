@@ -5,7 +5,8 @@ It is a zip file. Nothing in it is ever used as a path:
 - ``manifest.json``: ``format`` is ``lag-archive``, ``version`` is 2; ``namespace``, ``created``
   (ISO 8601), ``logs`` and ``segments`` (their numbers), ``sha256`` (of the next two, uncompressed,
   by name), ``signature``;
-- ``logs.jsonl``: one log a line, ``{"trace": {…}, "captured_at": …, "times_seen": …, …}``;
+- ``logs.jsonl``: one log a line, ``{"trace": {…}, "captured_at": …, "times_seen": …, …,
+  "source": …}``;
 - ``segments.jsonl``, if there are segments: one a line, ``{"log_id": …, "fingerprint": …,
   "selection": …, "codec": …, "bytes": …, "sha256": …}``. The file of the first line is
   ``segments/00000000.safetensors``, and so on. Log ids are those of the archive's namespace.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
+from lag_integrations.provenance import MessageSource
 from lag_integrations.store.ledger import MAX_BYTES
 from lag_integrations.trace import Trace
 
@@ -84,7 +85,7 @@ _Count = Field(ge=0, le=10**9)
 
 
 class LogLine(BaseModel):
-    """A log and its counters."""
+    """A log, its counters, and its least trusted source (earlier exports did not say it)."""
 
     trace: Trace
     captured_at: float = Field(ge=0, allow_inf_nan=False)
@@ -92,6 +93,7 @@ class LogLine(BaseModel):
     times_recalled: int = _Count
     times_helped: int = _Count
     times_harmed: int = _Count
+    source: MessageSource | None = None
 
 
 class SegmentLine(BaseModel):

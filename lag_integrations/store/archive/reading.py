@@ -37,9 +37,14 @@ from lag_integrations.store.archive.format import (
     segment_file,
 )
 from lag_integrations.store.archive.members import Lines, Members
-from lag_integrations.store.ledger import COUNTERS, MAX_BYTES, checked_namespace, log_id
+from lag_integrations.store.ledger import (
+    COUNTERS,
+    MAX_BYTES,
+    Restorable,
+    checked_namespace,
+    log_id,
+)
 from lag_integrations.store.store import LogStore
-from lag_integrations.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +221,7 @@ class _Reader:
             ) from None
         return found
 
-    def _restorable(self, log: LogLine) -> tuple[Trace, dict[str, Any]]:
+    def _restorable(self, log: LogLine) -> Restorable:
         """Return a log as far as it is to be believed."""
         trace, counters = log.trace, {name: getattr(log, name) for name in COUNTERS}
         # Not in the future: it would never grow old, nor give way to what is put in its place.
@@ -227,7 +232,7 @@ class _Reader:
             changes["ended_at"] = min(trace.ended_at, now)
         if not self._trusted:  # the ledger believes no judgement and no counter either
             changes["helped_by"] = ()
-        return trace.model_copy(update=changes), counters
+        return Restorable(trace.model_copy(update=changes), counters, log.source)
 
     def _add_segment(
         self, store: LogStore, number: int, line: SegmentLine, new_id: str | None

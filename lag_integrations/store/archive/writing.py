@@ -143,8 +143,8 @@ class _Writer:
                 self._skipped += damaged
                 logger.warning("%d damaged traces were left out of the archive.", damaged)
             for info in sorted(found, key=lambda info: info.id):
-                counters = {name: getattr(info, name) for name in COUNTERS}
-                line = f'{{"trace":{info.trace.to_json()},{json.dumps(counters)[1:]}\n'.encode()
+                rest = {name: getattr(info, name) for name in (*COUNTERS, "source")}
+                line = f'{{"trace":{info.trace.to_json()},{json.dumps(rest)[1:]}\n'.encode()
                 digest.update(line)
                 lines.write(line)
                 if self._with_segments:
