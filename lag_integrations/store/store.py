@@ -430,9 +430,15 @@ class LogStore:
         return True
 
     def save(
-        self, key: SegmentKey, segment: Segment, staged: Staged = _as_it_is
+        self, key: SegmentKey, segment: Segment, staged: Staged | None = None
     ) -> tuple[Segment, int]:
         """Store a segment; gives it as it reads back (some codecs lose a little), and its bytes.
+
+        Args:
+            key: The segment.
+            segment: What is to be stored.
+            staged: Brings it into the memory where it is to be held. Without, it is not held, and
+                given as it is: only who made it of its trace knows that it says the same.
 
         Raises:
             OSError: It cannot be written.
@@ -447,13 +453,14 @@ class LogStore:
         name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
         file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self.blobs.put(file, data)
-        if self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
+        if not self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
+            self.blobs.remove(file)
+            return segment, 0
+        if staged is not None:
             with computing():
-                stored = staged(load_segment(data, key, self._secret))
-            self.hot.put(file, key.log_id, stored, self.blobs.stamp(file))
-            return stored, len(data)
-        self.blobs.remove(file)
-        return segment, 0
+                segment = staged(load_segment(data, key, self._secret))
+            self.hot.put(file, key.log_id, segment, self.blobs.stamp(file))
+        return segment, len(data)
 
     def _chroma(self, index: str | ClientAPI | None) -> ChromaAccess:
         write_lock = partial(self.locks.hold, "chroma")

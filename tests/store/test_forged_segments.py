@@ -157,3 +157,19 @@ def test_with_another_secret_all_segments_are_made_again(memory, tiny, tmp_path)
             assert same(loaded(each), tiny.encode(trace))
             assert only_file(each)[1] not in old
         assert memory.verify() == other.verify() == []
+
+
+def test_an_imported_segment_is_compared_before_it_is_held(memory, tiny, tmp_path, caplog):
+    """Also of an archive that is signed with a key which both stores were given."""
+    key = bytes(range(32))
+    put_in_place(memory, tiny.encode(FORGED, tiny.selection), memory.store.facts.signing_key())
+    memory.export_to(tmp_path / "a.lag", segments=True, key=key)
+    with KVLogMemory(tmp_path / "target", embedder=hash_embedder, min_score=-1.0) as target:
+        target.attach(tiny)
+        assert target.import_from(tmp_path / "a.lag", key=key).segments == 1
+        target.flush()
+        assert same(loaded(target), tiny.encode(TRACE))
+        assert "is put aside" in caplog.text
+        assert same(loaded(target), tiny.encode(TRACE))
+        assert len(target.store.hot) == 1
+        assert target.verify() == []
