@@ -569,7 +569,10 @@ def test_what_changes_while_it_is_read_is_not_taken(source, open_, tmp_path, mon
 
 
 def test_bombs_take_little_memory(source, tmp_path):
-    """Of 8 GB for the first in an earlier version, and all at once for the last."""
+    """Of 8 GB for the first in an earlier version, and all at once for the last.
+
+    A page of many small values took 900 MB, and a line of as many numbers as may be 1.5 GB.
+    """
     source.export_to(tmp_path / "a.zip", segments=True)
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         manifest = json.loads(archive.read("manifest.json"))
@@ -591,10 +594,17 @@ def test_bombs_take_little_memory(source, tmp_path):
         return tmp_path / name
 
     mega = b"x" * 2**20
-    values = trace(0, 1, a=[]).replace(b'"a": []', b'"a": [' + b"{}," * (5 * 2**20) + b"1]")
+
+    def with_values(number: int, count: int, value: bytes = b"{}") -> bytes:
+        values = b'"a": [' + (value + b",") * count + b"1]"
+        return trace(number, 1, a=[]).replace(b'"a": []', values)
+
     bombs = {
         bomb("line.zip", (mega for _ in range(200))): "line 1 of logs.jsonl is too long",
-        bomb("values.zip", [values]): "too many values",
+        bomb("values.zip", [with_values(0, 5 * 2**20)]): "too many values",
+        bomb("eight.zip", (with_values(n, 663_000) for n in range(8)), logs=8): "too many values",
+        bomb("less.zip", (with_values(n, 130_000) for n in range(24)), logs=24): "",
+        bomb("most.zip", [with_values(0, 260_000, b"7")]): "",
         bomb("manifest.zip", (mega for _ in range(200)), member="manifest.json"): "not an archive",
         bomb("many.zip", (trace(n, 1) for n in range(2)), logs=1): "has more",
         bomb("logs.zip", (trace(n, 2**24) for n in range(8)), logs=8): "",

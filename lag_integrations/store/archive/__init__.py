@@ -27,14 +27,15 @@ does not say. Of such an archive
   store. The outcome stays;
 - reserved metadata that only restricts stays: ``lag_recall`` false, ``lag_outdated``,
   ``lag_quarantine``, ``lag_scope``;
-- a line of more than a million JSON values is refused.
+- a line of more than some hundred thousand JSON values is refused.
 
 Of any archive, a time that lies in the future is now.
 
 **Limits.** Everything is read as a stream, and hashed before it is used: a line of ``logs.jsonl``
 can be as long as the ledger's longest trace, a segment as long as its line says, at most 4 GiB.
-There are no more lines and files than the manifest says. Logs are added in pages of 16 MiB, so that
-an import takes memory for a page or for the longest line, whatever the archive holds.
+There are no more lines and files than the manifest says. Logs are added in pages of 16 MiB, in
+which a JSON value counts 64 bytes more than its text, so that an import takes memory for a page or
+for the longest line, whatever the archive holds.
 """
 
 from __future__ import annotations

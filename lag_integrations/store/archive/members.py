@@ -17,6 +17,7 @@ from lag_integrations.store.archive.format import pages
 _COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Others may take any amount of memory."""
 _BUFFER = 2**16
+_VALUE_BYTES = 64
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -179,4 +180,9 @@ class Lines:
             )
 
     def _raw_pages(self) -> Iterator[list[bytes]]:
-        return pages(self._members.lines(self.name, self._limit, self._number), len)
+        return pages(self._members.lines(self.name, self._limit, self._number), _weight)
+
+
+def _weight(line: bytes) -> int:
+    """Return what a line counts in a page: its values take more memory than their text."""
+    return len(line) + _VALUE_BYTES * sum(line.count(mark) for mark in (b",", b"[", b"{"))

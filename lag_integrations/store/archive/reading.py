@@ -49,8 +49,8 @@ from lag_integrations.store.store import LogStore
 logger = logging.getLogger(__name__)
 
 _TOKEN = re.compile(rb'"[^"]*"|[,\[{]')
-_MOST_TOKENS = 2 * 10**6
-"""Of a line: objects take thirty times the memory of the JSON that they are written in."""
+_MOST_TOKENS = 2**18
+"""Of a line: a number takes up to a kilobyte until it is in the ledger, where filters find it."""
 
 _Line = TypeVar("_Line", LogLine, SegmentLine)
 
