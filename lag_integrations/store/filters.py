@@ -6,6 +6,7 @@ The ledger is asked, not the index: a filtered Chroma query reads every entry (2
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -48,9 +49,11 @@ def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, A
     than 128 or with a "$" at the beginning, and what is nested otherwise cannot.
     """
     rows = []
+    places: Counter[str] = Counter()
     for key, value in metadata.items():
         items = value if isinstance(value, list) else [value]
-        for position, item in enumerate(names_in(items) if key == SOURCES else items):
+        name = _plain(key)  # of several keys, maybe
+        for item in names_in(items) if key == SOURCES else items:
             columns = _columns(item) if isinstance(item, Scalar) else None
             if columns is None or len(key) > _KEY_LENGTH or key.startswith("$") or key == SOURCE:
                 continue
@@ -59,12 +62,13 @@ def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, A
                 rows.append(
                     {
                         "log_id": log_id,
-                        "key": _plain(key),
-                        "position": position,
+                        "key": name,
+                        "position": places[name],
                         "text": text,
                         "number": number,
                     }
                 )
+                places[name] += 1
     return rows
 
 

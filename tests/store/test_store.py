@@ -396,6 +396,17 @@ def test_namespaces(open_store, tiny):
         assert ids(one.recall("vault")) == [key]
 
 
+def test_metadata_keys_that_a_database_cannot_tell_apart(open_store):
+    with open_store() as memory:
+        metadata = {"a\0": [1, 2], "a\ufffd": 3, "a\ufffe": "x", "b": [[], 4]}
+        key = memory.add(qa("What is the code of the vault ?", "It is 7.", metadata=metadata))
+        assert memory.get(key)[0].log.metadata == metadata
+        for where in ({"a\0": 3}, {"a\ufffd": 2}, {"a\ufffe": "x"}, {"b": 4}):
+            assert list(memory.store.ledger.ids(where)) == [key]
+        memory.feedback(key, outcome="success")
+        assert memory.verify() == []
+
+
 def test_the_number_of_logs_is_kept(open_store, tiny):
     with open_store(max_logs=20) as memory:
         memory.attach(tiny)
