@@ -325,7 +325,9 @@ def test_who_has_no_screen_releases_nothing(open_here, tmp_path):
 
 def test_imports_are_screened_and_redacted(open_here, tmp_path):
     source, target = open_here("source"), open_here("target", screen=screen, redact=without_cards)
-    source.add_many([read(), qa("refuse", "No."), qa("My card is 4111 ?", "It is 4111.")])
+    source.add_many(
+        [read(), qa("refuse", "No."), qa("My card is 4111-2222-3333 ?", "It is 4111-2222-3333.")]
+    )
     source.export_to(tmp_path / "a.zip", key=KEY)
     assert target.import_from(tmp_path / "a.zip").new == 2
     assert [log.quarantine for log in target.store.ledger.info() if log.quarantine]
@@ -336,29 +338,33 @@ def without_cards(trace):
     if "drop" in trace.task:
         return None
     if "raise" in trace.task:
-        raise LookupError("4111")
-    return Trace.from_json(re.sub(r"\b4111\b", "[]", trace.to_json()))
+        raise LookupError("4111-2222-3333")
+    return Trace.from_json(re.sub(r"\b4111-2222-3333\b", "[]", trace.to_json()))
 
 
 def test_what_is_redacted_is_nowhere(open_here, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     memory = open_here(redact=without_cards)
-    trace = qa("Is 4111 my card ?", "Yes, 4111.", metadata={"note": "4111"})
+    trace = qa(
+        "Is 4111-2222-3333 my card ?", "Yes, 4111-2222-3333.", metadata={"note": "4111-2222-3333"}
+    )
     memory.add(trace)
     for task in ("drop", "raise"):
         with pytest.raises(TraceRefusedError, match="redact="):
-            memory.add(qa(task, "4111"))
+            memory.add(qa(task, "4111-2222-3333"))
     memory.flush()
     (log,) = memory.store.ledger.info()
     assert (log.trace.task, log.trace.id) == ("Is [] my card ?", trace.id)
     assert log.trace.metadata == {"note": "[]"}
-    assert "4111" not in caplog.text
+    assert "4111-2222-3333" not in caplog.text
     assert [one.levelname for one in caplog.records if "redact=" in one.getMessage()] == [
         "INFO",
         "WARNING",
     ]
     memory.close()
-    assert not any(b"4111" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert not any(
+        b"4111-2222-3333" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()
+    )
 
 
 # Reserved metadata
