@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lag_integrations.store.found import Found
 from lag_integrations.trace import Trace
-from lag_integrations.traces.search_keys import SearchKey, search_keys
-from lag_integrations.traces.terms import terms
+from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,13 @@ class Candidate:
 def newest_of_each_task(
     logs: Sequence[RecalledLog], captured_at: Mapping[str, float]
 ) -> list[RecalledLog]:
-    """Return the newest log of each task, in their order; tasks of the same words are the same.
+    """Return the newest log of each task, in their order; see `task_identity`.
 
     Args:
         logs: The logs.
         captured_at: When each was captured, in Unix seconds.
     """
-    newest: dict[Hashable, str] = {}
+    newest: dict[str, str] = {}
     for log in sorted(logs, key=lambda log: captured_at.get(log.id, 0.0)):
-        newest[frozenset(terms(search_keys(log.log)[0].text)) or log.id] = log.id
+        newest[task_identity(log.log) or log.id] = log.id
     return [log for log in logs if log.id in newest.values()]

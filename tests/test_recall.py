@@ -166,6 +166,42 @@ def test_of_one_task_only_the_newest_is_given(tmp_path):
         assert why == [("there is a newer log of the same task",)]
 
 
+@pytest.mark.parametrize(
+    ("asked", "other"),
+    [
+        ("How do I sort a list in C++?", "How do I sort a list in C?"),
+        ("What is 12 * 4?", "What is 12 / 4?"),
+        ("For which x is x > 3?", "For which x is x < 3?"),
+        ("What are 5 euros in dollars?", "What are 5 dollars in euros?"),
+        ("Is Anna older than Ben?", "Is Ben older than Anna?"),
+        ("What is 10² plus 1?", "What is 102 plus 1?"),
+        ("How many orders are 4! in all?", "How many orders are 4 in all?"),
+        (
+            "Sum this up. " + "All is well. " * 400 + "In French?",
+            "Sum this up. " + "All is well. " * 400 + "In Dutch?",
+        ),
+    ],
+)
+def test_a_task_of_the_same_words_is_another(tmp_path, asked, other):
+    with KVLogMemory(tmp_path / "m") as memory:
+        mine = memory.add(qa(asked, "So it is."))
+        newer = memory.add(qa(other, "It is otherwise."))
+        memory.embed_pending()
+        found = memory.recall(asked, newest_only=True, min_relevance=0.0)
+        assert {log.id for log in found} == {mine, newer}
+
+
+@pytest.mark.parametrize(
+    "again", ["where is\nthe  Key", "WHERE IS THE KEY .", "Where is the key??"]
+)
+def test_a_task_is_the_same_whatever_its_case_and_spaces(tmp_path, again):
+    with KVLogMemory(tmp_path / "m") as memory:
+        memory.add(qa("Where is the key?", "On the hook."))
+        newer = memory.add(qa(again, "In the drawer."))
+        memory.embed_pending()
+        assert [log.id for log in memory.recall("Where is the key?", newest_only=True)] == [newer]
+
+
 class TestChatModel:
     """The same through LAGChatModel."""
 

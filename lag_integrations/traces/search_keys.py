@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,16 @@ def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
 def response_text(trace: Trace) -> str:
     """Return the task with the last response, by which a run like this one is found."""
     return f"{_task(trace)}\n{trace.last_response}"
+
+
+def task_identity(trace: Trace) -> str:
+    """Return a text that two traces share if they are of the same task, empty if there is none.
+
+    Case, spaces and a full stop or question mark at the end do not count. All else does, since
+    "C++" is not "C", "10²" not "102", and "Is Anna older than Ben" has an order.
+    """
+    folded = unicodedata.normalize("NFC", _task(trace)).casefold()
+    return " ".join(folded.split()).rstrip(".? ")
 
 
 def _task(trace: Trace) -> str:
