@@ -80,7 +80,7 @@ class Searcher:
             if skip is not None:
                 kept = [log for log in kept if not skip(log.log)]
             left_out = len(near) - len(kept)
-            if len(kept) >= wanted or not left_out or len(found) < logs:
+            if len(kept) >= wanted or not left_out or len(near) < logs:
                 break
             logs *= 2  # others take the places of those that are left out
         if not kept:
