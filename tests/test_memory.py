@@ -275,7 +275,7 @@ def test_an_embedder_that_fails_loses_nothing(tmp_path, embedder):
 
     with KVLogMemory(tmp_path / "m", embedder=flaky) as memory:
         memory.add(VAULT)
-        with pytest.raises(ConnectionError):
+        with pytest.raises(StoreError, match="ConnectionError"):
             memory.flush()
         broken = False
         memory.flush()

@@ -9,9 +9,10 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from lag_integrations import KVLogMemory
 from lag_integrations.langchain import LAGChatModel
+from lag_integrations.store.relevance import measure as measuring
 from lag_integrations.traces.queries import last_two
 from tests.conftest import qa
-from tests.store.model import tiny_engine
+from tests.store.model import hash_embedder, tiny_engine
 
 LONG = {
     "How do I get the survey drone ready for a flight?": (
@@ -245,3 +246,28 @@ class TestChatModel:
             lag = self.lag(model, HumanMessage(next(iter(LONG))), query=query)
         assert self.tasks(runs, lag) == [next(iter(LONG))]
         assert "it is left out" in caplog.text
+
+    @pytest.mark.parametrize("texts_at_once", [1, 2], ids=["always", "while it is measured"])
+    def test_an_embedder_that_is_down_from_the_start(
+        self, tmp_path, monkeypatch, texts_at_once, caplog
+    ):
+        def embed(texts):
+            if down and len(texts) >= texts_at_once:
+                raise ConnectionError(f"could not send {texts}")
+            return hash_embedder(texts)
+
+        monkeypatch.setattr(measuring, "_measured", [])
+        down = True
+        with KVLogMemory(tmp_path / "m", embedder=embed) as memory:
+            model = LAGChatModel(model=tiny_engine(), memory=memory, max_tokens=2)
+            key = memory.add(qa("Where is the secret door?", "Behind the oak."))
+            asked = HumanMessage("Where is the secret door?")
+            with caplog.at_level(logging.WARNING):
+                lag = self.lag(model, asked)
+            assert lag["log_ids"] == []
+            assert "Nothing is recalled" in caplog.text
+            assert "ConnectionError" in caplog.text
+            assert "secret" not in caplog.text
+            down = False
+            memory.flush()
+            assert self.lag(model, asked)["log_ids"] == [key]

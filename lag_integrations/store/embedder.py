@@ -61,8 +61,11 @@ class Embedder:
 
         Returns:
             fp32, ``[texts, dimension]``, each row of norm 1.
+
+        Raises:
+            StoreError: It does not work; for an embedder behind an API, perhaps just now.
         """
-        return self._units(self._loaded()[0], texts)
+        return self._units(texts, queries=False)
 
     def embed_query(self, text: str) -> Vectors:
         """Embed a query, fp32 ``[dimension]``: some models embed queries and documents apart.
@@ -70,35 +73,31 @@ class Embedder:
         What was asked lately is not embedded again.
 
         Raises:
-            StoreError: It does not work; for an embedder behind an API, perhaps just now.
+            StoreError: As for `embed`, or the vector is zero or not finite.
         """
         return self._embed_query(text)
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed queries, fp32 ``[texts, dimension]``, without holding them."""
-        return self._units(self._loaded()[1], texts)
+        """Embed queries, fp32 ``[texts, dimension]``, without holding them.
+
+        Raises:
+            StoreError: As for `embed`.
+        """
+        return self._units(texts, queries=True)
 
     def forget_queries(self) -> None:
         """Hold none of the queries any more."""
         self._embed_query.cache_clear()
 
     def _embed_query_now(self, text: str) -> Vectors:
-        try:
-            vector = np.asarray(self._units(self._loaded()[1], [text])[0])
-            if not np.linalg.norm(vector) > 0.5:  # an exception is not held, and tried again
-                raise StoreError(
-                    f"The embedder {self.name!r} gave a vector for the query that is zero or not "
-                    "finite."
-                )
-            vector.flags.writeable = False  # shared by all who ask
-            return vector
-        except StoreError:
-            raise
-        except Exception as error:
-            # The name only: others' messages may repeat the text.
+        vector = np.asarray(self._units([text], queries=True)[0])
+        if not np.linalg.norm(vector) > 0.5:  # an exception is not held, and tried again
             raise StoreError(
-                f"The embedder {self.name!r} failed on the query ({type(error).__name__})."
-            ) from error
+                f"The embedder {self.name!r} gave a vector for the query that is zero or not "
+                "finite."
+            )
+        vector.flags.writeable = False  # shared by all who ask
+        return vector
 
     def _loaded(self) -> tuple[_Function, _Function]:
         with self._lock:
@@ -106,10 +105,21 @@ class Embedder:
                 self._functions = _functions_of(_shared(self._source))
             return self._functions
 
-    def _units(self, function: _Function, texts: Sequence[str]) -> Vectors:
-        with computing():
-            vectors = np.asarray(function(list(texts)), dtype=np.float32)
-        if vectors.ndim != 2:
+    def _units(self, texts: Sequence[str], *, queries: bool) -> Vectors:
+        try:
+            of_documents, of_queries = self._loaded()
+            with computing():
+                found = (of_queries if queries else of_documents)(list(texts))
+                vectors = np.asarray(found, dtype=np.float32)
+        except StoreError:
+            raise
+        except Exception as error:
+            # The name only: others' messages may repeat the text.
+            raise StoreError(
+                f"The embedder {self.name!r} failed ({type(error).__name__}). Where it asks a "
+                "service, see whether that is up."
+            ) from error
+        if vectors.ndim != 2 or len(vectors) != len(texts):
             raise StoreError(
                 f"The embedder {self.name!r} gave an array of shape {vectors.shape} for "
                 f"{len(texts)} texts; it must give one vector a text."

@@ -393,20 +393,25 @@ def test_a_memory_that_fails_costs_the_agent_nothing(memory, ids, caplog, recall
     assert "secret" not in caplog.text
 
 
-def test_an_embedder_that_fails_costs_the_agent_nothing(tmp_path, embedder, caplog):
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_an_embedder_that_fails_costs_the_agent_nothing(
+    memory, ids, embedder, caplog, from_the_start
+):
     def embed(texts):
         if down:
             raise ConnectionError(f"could not send {texts}")
         return embedder.encode(texts)
 
-    down = False
-    with KVLogMemory(tmp_path / "m", embedder=embed) as memory:
-        added(memory, VAULT)
+    down = from_the_start
+    with KVLogMemory(memory.path, embedder=embed) as memory:
+        if not from_the_start:
+            assert memory.recall(QUESTION)
         down = True
         model = ScriptedLAG()
         ask(model, memory.middleware(), "my secret question")
         down = False
-    assert model.kwargs == [{"kv_log_ids": []}]
+        ask(model, memory.middleware())
+    assert model.kwargs == [{"kv_log_ids": []}, {"kv_log_ids": ids[:1]}]
     assert "ConnectionError" in caplog.text
     assert "secret" not in caplog.text
 
