@@ -29,8 +29,9 @@ _RARE = 500
 """Logs in which a word may be, so that logs are looked for by it."""
 _LOOKED_FOR = 8
 """Words by which logs are looked for: the rarest."""
-_COUNT_SECONDS = 60.0
-"""After which the number of logs is asked for again."""
+_MANY, _COUNT_SECONDS = 1_000, 60.0
+"""Logs from which their number is held, and for how long: to count them takes time, and some more
+hardly change how rare a word is. Among few they do."""
 
 # The two dialects: how often words occur, counted up to a limit, and which logs hold one.
 _FREQUENCIES = {
@@ -87,8 +88,8 @@ class LexicalIndex:
         words = self._hashed(query, _QUERY_TERMS)
         if not words:
             return {}
-        found = self._frequencies(words)
-        return {word: rarity(found.get(word, 0), self._number()) for word in words}
+        found, number = self._frequencies(words), self._number()
+        return {word: rarity(found.get(word, 0), number) for word in words}
 
     def candidates(self, rarities: Mapping[str, float], limit: int) -> list[str]:
         """Return the ids of logs that hold most of a query's rare words, best first."""
@@ -124,7 +125,7 @@ class LexicalIndex:
             return {row[0]: row[1] for row in connection.execute(statement, values)}
 
     def _number(self) -> int:
-        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+        if self._logs < _MANY or time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._logs, self._counted_at = self._ledger.count(), time.monotonic()
         return self._logs
 

@@ -36,6 +36,17 @@ def test_a_code_finds_its_log(memory):
         assert found[0].relevance > memory.recall("Who is there?", k=1)[0].relevance
 
 
+def test_words_are_as_rare_as_they_are_now(memory):
+    """A search of the empty store says nothing of how rare words are later."""
+    asked = "What happened in ticket OPS-2213 ?"
+    assert memory.recall(asked) == []
+    memory.add_many(ticket(2200 + number) for number in range(40))
+    memory.flush()
+    first, second = memory.explain(asked)[:2]
+    assert first.log.log.task == ticket(2213).task
+    assert second.words < 1.0 < first.words  # all hold the other five words
+
+
 def test_what_was_deleted_is_not_found(memory):
     keys = memory.add_many(ticket(number) for number in (1111, 2222, 3333))
     memory.flush()
