@@ -181,10 +181,10 @@ class Searcher:
     def _most_diverse(
         self, near: Sequence[Found], logs: Sequence[RecalledLog], k: int, diversity: float
     ) -> list[RecalledLog]:
-        by_id = {log.id: log for log in logs}
+        by_id, found = {log.id: log for log in logs}, {one.id: one for one in near}
         tasks = self._store.embeddings.tasks(list(by_id))
-        chosen = [one for one in near if one.id in by_id]
-        return [by_id[one.id] for one in most_diverse(chosen, tasks, k=k, diversity=diversity)]
+        candidates = [found[log_id] for log_id in by_id]
+        return [by_id[one.id] for one in most_diverse(candidates, tasks, k=k, diversity=diversity)]
 
     def _with_traces(self, found: Sequence[Found]) -> list[RecalledLog]:
         """By id from the ledger, which checks the namespace again and knows what was deleted.

@@ -21,24 +21,31 @@ def most_diverse(
     Carbonell and Goldstein (1998), with ``lambda = 1 - diversity``.
 
     Args:
-        candidates: Logs that were found, best first.
+        candidates: Logs that were found, best first. That order counts, whoever made it: the
+            relevance of the first is taken for the highest among them, and so on.
         vectors: An embedding of each, fp32 ``[dimension]``, of norm 1; logs without are left out.
         k: Most to choose.
         diversity: From 0 to 1.
+
+    Returns:
+        Those chosen, in their order.
 
     Raises:
         StoreError: ``diversity`` is out of its range.
     """
     if not 0 <= diversity <= 1:
         raise StoreError(f"diversity is {diversity}; give a number from 0 to 1.")
-    left = [found for found in candidates if found.id in vectors]
-    chosen: list[Found] = []
-    alike = dict.fromkeys(vectors, -1.0)  # similarity to the nearest that was chosen
+    candidates = [found for found in candidates if found.id in vectors]
+    left = [found.id for found in candidates]
+    by_relevance = sorted((found.relevance for found in candidates), reverse=True)
+    worth = dict(zip(left, by_relevance, strict=True))
+    alike = dict.fromkeys(left, -1.0)  # similarity to the nearest that was chosen
+    chosen: set[str] = set()
     while left and len(chosen) < k:
         weight = diversity if chosen else 0.0
-        best = max(left, key=lambda found: (1 - weight) * found.score - weight * alike[found.id])
+        best = max(left, key=lambda one: (1 - weight) * worth[one] - weight * alike[one])
         left.remove(best)
-        chosen.append(best)
-        for found in left:
-            alike[found.id] = max(alike[found.id], float(vectors[found.id] @ vectors[best.id]))
-    return sorted(chosen, key=lambda found: found.rank)
+        chosen.add(best)
+        for one in left:
+            alike[one] = max(alike[one], float(vectors[one] @ vectors[best]))
+    return [found for found in candidates if found.id in chosen]
