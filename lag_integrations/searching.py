@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy import ColumnElement
@@ -25,6 +25,32 @@ _FETCH = 5
 _FOLLOW_UP = 0.7
 """Least relevance of a log for a message behind the one before it. Half of these are no follow-ups
 but new subjects; see docs/recall.md."""
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """What was found by one text.
+
+    Attributes:
+        found: All that was looked at, best first.
+        near: What is near enough, as far as it exists, in the reranker's order.
+        kept: What of that is not left out, in the order in which it is given.
+    """
+
+    found: list[Found]
+    near: list[Found]
+    kept: list[RecalledLog]
+
+    @property
+    def missed(self) -> list[Found]:
+        """What is not near enough, best first. What is, but is left out, has not been missed."""
+        near = {one.id for one in self.near}
+        return [one for one in self.found if one.id not in near]
+
+    def or_else(self, other: _Fitting) -> _Fitting:
+        """What another text found instead, where this one found nothing to keep."""
+        found = sorted([*self.found, *other.found], key=lambda one: one.rank)
+        return _Fitting(found, [*self.near, *other.near], other.kept)
 
 
 class Searcher:
@@ -56,41 +82,54 @@ class Searcher:
         owner: Owner | None,
     ) -> SearchResult:
         """Return what fits a query, or else the nearest miss; see `KVLogMemory.recall`."""
-        logs = wanted = k * _FETCH if diversity or self._reranker is not None else k
+        wanted = k * _FETCH if diversity or self._reranker is not None else k
         allowed = self._store.ledger.recallable(outcomes, where, owner)
-        while True:
-            asked = query
-            look = partial(
-                self._look, logs=logs, floor=floor, allowed=allowed, filtered=where is not None
-            )
-            found = look(query)
-            near = [one for one in found if floor.reached_by(one)]
-            if not near and before and before.strip():
+        look = partial(self._look, floor=floor, allowed=allowed, filtered=where is not None)
+        fitting = partial(self._fitting, wanted=wanted, newest_only=newest_only, skip=skip)
+        fits = fitting(query, partial(look, query), floor.reached_by)
+        if not fits.kept and before and before.strip():
+            asked, said = follow_up(query, before), before
+
+            def behind(logs: int) -> list[Found]:
                 # Else each new subject would recall what was recalled for the one before.
-                earlier = {one.id: one.relevance for one in look(before)}
-                asked = follow_up(query, before)
-                both = look(asked)
-                both = [one for one in both if one.relevance >= earlier.get(one.id, 0.0)]
-                surer = replace(floor, relevance=max(floor.relevance, _FOLLOW_UP))
-                near = [one for one in both if surer.reached_by(one)]
-                found = sorted([*both, *found], key=lambda one: one.rank)
-            ordered, kept = self._reranked(asked, near, self._with_traces(near))
+                earlier = {one.id: one.relevance for one in look(said, logs)}
+                both = look(asked, logs)
+                return [one for one in both if one.relevance >= earlier.get(one.id, 0.0)]
+
+            def is_sure(one: Found) -> bool:
+                return floor.reached_by(one) and one.relevance >= _FOLLOW_UP
+
+            fits = fits.or_else(fitting(asked, behind, is_sure))
+        if not fits.kept:
+            missed = self._with_traces(fits.missed[:1])
+            return SearchResult(nearest_miss=missed[0] if missed else None)
+        if diversity:
+            return SearchResult(self._most_diverse(fits.near, fits.kept[:wanted], k, diversity))
+        return SearchResult(fits.kept[:k])
+
+    def _fitting(
+        self,
+        query: str,
+        look: Callable[[int], list[Found]],
+        is_near: Callable[[Found], bool],
+        *,
+        wanted: int,
+        newest_only: bool,
+        skip: Callable[[Trace], bool] | None,
+    ) -> _Fitting:
+        """Look for as many logs as are wanted, and further where some are left out."""
+        logs = wanted
+        while True:
+            found = look(logs)
+            near = [one for one in found if is_near(one)]
+            ordered, kept = self._reranked(query, near, self._with_traces(near))
             if newest_only:
                 kept = self._newest(ordered, kept)
             if skip is not None:
                 kept = [log for log in kept if not skip(log.log)]
-            left_out = len(near) - len(kept)
-            if len(kept) >= wanted or not left_out or len(near) < logs:
-                break
+            if len(kept) >= wanted or len(kept) == len(near) or len(near) < logs:
+                return _Fitting(found, ordered, kept)
             logs *= 2  # others take the places of those that are left out
-        if not kept:
-            # What fits, but is left out, has not been missed.
-            fits = {one.id for one in near}
-            missed = self._with_traces([one for one in found if one.id not in fits][:1])
-            return SearchResult(nearest_miss=missed[0] if missed else None)
-        if diversity:
-            return SearchResult(self._most_diverse(ordered, kept[:wanted], k, diversity))
-        return SearchResult(kept[:k])
 
     def explain(
         self,
@@ -107,7 +146,7 @@ class Searcher:
         ledger = self._store.ledger
         conditions = ledger.conditions(outcomes, where, owner)
         found = self._look(
-            query, logs=limit, floor=Floor(0.0), allowed=ledger.mine_by_id, filtered=False
+            query, limit, floor=Floor(0.0), allowed=ledger.mine_by_id, filtered=False
         )[:limit]
         ids = [one.id for one in found]
         lacking = {
@@ -138,8 +177,8 @@ class Searcher:
     def _look(
         self,
         query: str,
-        *,
         logs: int,
+        *,
         floor: Floor,
         allowed: ColumnElement[bool],
         filtered: bool,

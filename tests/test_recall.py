@@ -103,6 +103,36 @@ def test_a_follow_up_is_searched_with_what_was_said_before(runs, said, task):
     before, query = said
     assert last_two([before, query]) == (query, before)
     assert runs.recall(query, before=before)[0].log.task == task
+    assert runs.recall(query, before=before, min_score=0.5)[0].log.task == task
+
+
+def test_a_follow_up_is_searched_behind_what_was_said_if_its_own_turn_is_all_that_fits(tmp_path):
+    before, asked = FOLLOW_UPS[0]
+    with KVLogMemory(tmp_path / "m") as memory:
+        memory.add_many(qa(task, response) for task, response in FACTS.items())
+        memory.add(qa(asked, "What do you mean?"))
+        memory.embed_pending()
+
+        def search(**settings):
+            return memory.search(asked, skip=lambda trace: trace.task == asked, **settings)
+
+        assert memory.recall(asked)
+        assert search().logs == []
+        assert search().nearest_miss.log.task in FACTS
+        assert search(before=before).logs[0].log.task == next(iter(FACTS))
+        assert search(before="Hello there!").nearest_miss.log.task in FACTS
+
+
+def test_a_follow_up_has_to_be_surer_whatever_the_least_score(tmp_path):
+    before, asked = "the red door", "and in Lima ?"
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=0.6) as memory:
+        memory.add_many([qa("the red door in Lima", "blue house"), qa("now else", "so be it")])
+        memory.embed_pending()
+        (whole,) = memory.recall(f"{before}\n{asked}")
+        assert 0.6 < whole.relevance < 0.7 < whole.score
+        found = memory.search(asked, before=before)
+        assert found.logs == []
+        assert found.nearest_miss.id == whole.id
 
 
 def test_a_follow_up_alone_says_too_little(runs):
@@ -128,7 +158,9 @@ def test_the_nearest_miss_is_told(runs):
 @pytest.mark.parametrize("query", ["", "  \n", "word " * 20_000])
 def test_an_empty_or_a_huge_query_recalls_nothing(runs, query):
     assert runs.recall(query) == []
-    assert runs.explain(query) == [] or query.strip()
+    looked_at = runs.explain(query)
+    assert bool(looked_at) == bool(query.strip())
+    assert all("below the floor" in str(candidate.missed) for candidate in looked_at)
 
 
 def fact(place, name):
