@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lag_integrations import KVLogMemory
+from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.store.relevance import measure as measuring
 from lag_integrations.store.relevance.measure import measure, relevance_of
@@ -98,6 +99,25 @@ def test_it_is_measured_once_a_store_and_kept(tmp_path, monkeypatch):
             assert found.relevance > 0.9
             monkeypatch.setattr(measuring, "_measured", [])  # as another process
     assert len(calls) == 1
+
+
+def test_an_embedder_that_cannot_be_measured_is_refused_until_it_can(tmp_path, monkeypatch):
+    def broken(texts):
+        vectors = words(texts)
+        vectors[["Brightmoor" in text for text in texts]] = bad
+        return vectors
+
+    monkeypatch.setattr(measuring, "_measured", [])
+    bad = np.nan
+    with KVLogMemory(tmp_path / "m", embedder=broken) as memory:
+        memory.add(numbered(1))
+        for _ in range(2):
+            with pytest.raises(StoreError, match="not finite"):
+                memory.recall(numbered(1).task)
+        bad = 1.0
+        memory.flush()
+        (found,) = memory.recall(numbered(1).task)
+        assert 0.5 < found.relevance < 1.0
 
 
 def test_the_default_embedder_is_known(monkeypatch):

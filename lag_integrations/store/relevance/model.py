@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+from lag_integrations.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,22 @@ class Relevance:
         bias: The constant.
         similarity: The weight of the similarity, 0 or more.
         words: The weight of the words, 0 or more.
+
+    Raises:
+        StoreError: A weight is not finite: everything, or nothing, would fit.
     """
 
     bias: float
     similarity: float
     words: float
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, astuple(self))):
+            raise StoreError(
+                "What similarities of the embedder mean cannot be measured, since it gives vectors "
+                "that are not finite for some of the built-in texts. Use another embedder, or mend "
+                "this one; then call memory.reindex() (`kvlog reindex`)."
+            )
 
     def of(self, similarity: float, shared: float) -> float:
         """Return the probability that the log fits.
