@@ -109,9 +109,9 @@ def test_the_worker_embeds_and_encodes_by_itself(memory, engine):
     memory.attach(engine)
     memory.add(VAULT)
     deadline = time.monotonic() + 60
-    while not segment_files(memory.path) and time.monotonic() < deadline:
+    while not (segment_files(memory.path) and memory.recall("vault code Lima")):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert memory.recall("vault code Lima")
 
 
 def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path):

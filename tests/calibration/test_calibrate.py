@@ -11,7 +11,7 @@ import torch
 from lag_integrations import Engine, KVLogMemory
 from lag_integrations.calibration import record
 from lag_integrations.calibration.cases import CASES, KINDS
-from lag_integrations.calibration.measure import SETTINGS
+from lag_integrations.calibration.measure import SETTINGS, calibrate
 from lag_integrations.calibration.record import DEFAULTS, Calibration
 from lag_integrations.errors import CalibrationError
 from lag_integrations.kv.selection import LastTurn, TaskAndLastTurns
@@ -32,8 +32,8 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def measured() -> Calibration:
-    """A calibration of the tiny model; what it says is chance."""
-    return tiny_engine().calibrate()
+    """A calibration of the tiny model, not kept for other tests; what it says is chance."""
+    return calibrate(tiny_engine())
 
 
 def of(measured: Calibration, **changes: object) -> Calibration:

@@ -58,6 +58,7 @@ from pydantic import BaseModel
 from lag_integrations.errors import PromptError
 from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.recalling import SafeRecall
+from lag_integrations.search import SearchResult
 from tests.conftest import qa
 from tests.llama_index.choosers import Asks, Selects
 from tests.llama_index.recorder import added, named, user
@@ -426,14 +427,14 @@ async def test_the_event_loop_goes_on_while_logs_are_recalled(
     told, puppet, memory, lima, monkeypatch
 ):
     recalling = []
-    recall = SafeRecall.__call__
+    search = SafeRecall.search
 
     def slow(self, *args, **kwargs):
         recalling.append(threading.get_ident())
         time.sleep(0.1)
-        return recall(self, *args, **kwargs)
+        return search(self, *args, **kwargs)
 
-    monkeypatch.setattr(SafeRecall, "__call__", slow)
+    monkeypatch.setattr(SafeRecall, "search", slow)
     ticks = []
 
     async def tick():
@@ -674,9 +675,9 @@ async def test_a_block_is_read_beside_others_and_cancelled_with_them(memory, lim
     def slow(self, *args, **kwargs):
         begun.set()
         time.sleep(0.2)
-        return []
+        return SearchResult()
 
-    monkeypatch.setattr(SafeRecall, "__call__", slow)
+    monkeypatch.setattr(SafeRecall, "search", slow)
     await around.aput(user("Something else?"))
     task = asyncio.create_task(around.aget())
     await asyncio.to_thread(begun.wait, 5)
