@@ -1,6 +1,7 @@
 """How a store behaves as it grows: ``python -m lag_integrations.evaluation.growth``.
 
-Synthetic logs with small vectors and tiny segments: what is measured is the store, not the models.
+Synthetic logs with tiny segments. Small vectors that cost next to nothing, so that what is measured
+is the store; or with `--packaged` those of the default embedder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ _SHAPE = (2, 1, 4, 8)
 _RECALLS = 200
 _SEGMENT_EVERY = 10
 _FINGERPRINT = "synthetic"
+
+Settings = dict[str, Any]
+"""Of a memory: its embedder."""
 
 
 def embed(texts: Sequence[str]) -> Vectors:
@@ -63,12 +68,16 @@ def main() -> None:
     """Grow a store, and print a table of what it costs at each size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--packaged", action="store_true", help="Use the packaged embedder.")
     arguments = parser.parse_args()
-    console = Console(width=130)
+    settings: Settings = {} if arguments.packaged else {"embedder": embed}
+    console = Console(width=150)
     columns = [
         "logs",
         "add p50 / p95",
         "add many",
+        "until indexed",
+        "bytes a log",
         "recall p50 / p95",
         "with a filter",
         "rare filter",
@@ -78,19 +87,22 @@ def main() -> None:
         folder = Path(name)
         before = 0
         for size in sorted(arguments.sizes):
-            table.add_row(f"{size:,}", *_measure(folder, before, size, progress))
+            table.add_row(f"{size:,}", *_measure(folder, settings, before, size, progress))
             before = size
-        evictions = _evict(folder)
+        evictions = _evict(folder, settings)
     console.print(table)
     console.print(evictions)
 
 
-def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterator[str]:
+def _measure(
+    folder: Path, settings: Settings, before: int, size: int, progress: Progress
+) -> Iterator[str]:
     """Let the store grow to a size, and say what things take there (milliseconds)."""
-    with KVLogMemory(folder, embedder=embed, max_pending=10**9) as memory:
+    with KVLogMemory(folder, max_pending=10**9, **settings) as memory:
+        memory.search("Is the embedder loaded?")
         number = size - before - 100
         bar = progress.add_task(f"Adding up to {size:,} logs", total=number)
-        spent = 0.0
+        spent, begun = 0.0, time.perf_counter()
         for start in range(before, before + number, 1_000):
             traces = [synthetic(n) for n in range(start, min(start + 1_000, before + number))]
             spent += _seconds(partial(memory.add_many, traces))
@@ -99,6 +111,7 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         adds = [_seconds(partial(memory.add, trace)) for trace in traces]
         bar = progress.add_task("Embedding and indexing")
         memory.flush(lambda done, total: progress.update(bar, completed=done, total=total))
+        indexed = time.perf_counter() - begun  # the worker embeds while others are added
         # Every tenth log: writing a file takes longest, and nothing below depends on how many.
         chosen = sorted(set(memory.store.ledger.ids()))[::_SEGMENT_EVERY]
         for key in progress.track(chosen, description="Writing segments"):
@@ -108,6 +121,8 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         assert memory.store.ledger.count() == size
         yield _both(adds)
         yield f"{number / spent:,.0f} a second"
+        yield f"{indexed / (size - before) * 1e3:.1f}"
+        yield f"{_nbytes(folder) / size:,.0f}"
         chance = random.Random(size)
         queries = [synthetic(chance.randrange(size)).task for _ in range(_RECALLS)]
         yield _both([_seconds(partial(memory.recall, query)) for query in queries])
@@ -122,7 +137,7 @@ def _measure(folder: Path, before: int, size: int, progress: Progress) -> Iterat
         threes = [sample[start : start + 3] for start in range(0, len(sample), 3)]
         yield _both([_seconds(partial(_load, memory, three)) for three in threes])
     begun = time.perf_counter()
-    with KVLogMemory(folder, embedder=embed) as memory:
+    with KVLogMemory(folder, **settings) as memory:
         opened = time.perf_counter() - begun
         first = _seconds(lambda: memory.recall(queries[0]))
         yield f"{opened * 1e3:.0f} + {first * 1e3:.0f}"
@@ -138,11 +153,17 @@ def _load(memory: KVLogMemory, ids: Sequence[str]) -> None:
         assert memory.store.load(key, file) is not None
 
 
-def _evict(folder: Path) -> str:
-    with KVLogMemory(folder, embedder=embed) as memory:
+def _nbytes(folder: Path) -> int:
+    """Bytes of the ledger and of the index."""
+    files = [folder / "ledger.sqlite", *(folder / "index").rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _evict(folder: Path, settings: Settings) -> str:
+    with KVLogMemory(folder, **settings) as memory:
         traces, segments = memory.store.evictor.nbytes()
     budget = traces + segments // 2
-    with KVLogMemory(folder, embedder=embed, max_bytes=budget) as memory:
+    with KVLogMemory(folder, max_bytes=budget, **settings) as memory:
         seconds = _seconds(memory.flush)
         kept = sum(memory.store.evictor.nbytes())
         on_disk = sum(len(memory.store.blobs.get(name)) for name in memory.store.blobs.names(""))
