@@ -32,6 +32,11 @@ STEPS = ("logged", "deleted", "removed", "other work", "purged", "closed")
 _OTHERS = 30
 _PIECE = 16 * 2**20
 
+_OF_STORE = "files of the store"
+_OF_SERVER = "files of the server"
+_WRITE_AHEAD = "its write-ahead log"
+_IN_MEMORY = "copies in memory"
+
 
 def look(folder: Path, model: str, ledger: str | None, files: Path | None) -> dict[str, list[int]]:
     """Count a secret in files and memory after each of the `STEPS`.
@@ -44,21 +49,25 @@ def look(folder: Path, model: str, ledger: str | None, files: Path | None) -> di
 
     Returns:
         Files of the store and of the server that hold the secret, and its copies in memory.
+        The server's write-ahead log is counted apart: only the server recycles it.
     """
     secret = f"zq{secrets.token_hex(12)}"
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, folder, model, ledger), daemon=True)
     process.start()
-    found: dict[str, list[int]] = {"files of the store": [], "files of the server": []}
-    found["copies in memory"] = []
+    found: dict[str, list[int]] = {
+        name: [] for name in (_OF_STORE, _OF_SERVER, _WRITE_AHEAD, _IN_MEMORY)
+    }
     for step in STEPS:
         ours.send((step, secret if step == "logged" else ""))
         ours.recv()
-        found["files of the store"].append(len(_files_with(folder, secret)))
+        found[_OF_STORE].append(len(_files_with(folder, secret)))
         served = [] if files is None else _files_with(files, secret)
-        found["files of the server"].append(len(served))
-        found["copies in memory"].append(_copies(process.pid or 0, secret))
+        written_ahead = [path for path in served if "pg_wal" in path.parts]
+        found[_WRITE_AHEAD].append(len(written_ahead))
+        found[_OF_SERVER].append(len(served) - len(written_ahead))
+        found[_IN_MEMORY].append(_copies(process.pid or 0, secret))
     process.join(60)
     return found
 
