@@ -43,7 +43,7 @@ test-ladder: $(STAMP)
 
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.react --data $(DATA)
+	$(BIN)/python -m benchmarks.react --data $(DATA)
 
 # The paper's protocol and method, for a machine with a GPU.
 OUT ?= results
@@ -65,49 +65,49 @@ models: $(STAMP)
 	$(BIN)/python -m lag_integrations.packaged
 
 position: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.position --data $(DATA)
+	$(BIN)/python -m benchmarks.position --data $(DATA)
 
 # Answers to read, of any model: MODEL=…
 answers: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.answers $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.answers $(if $(MODEL),--model $(MODEL))
 
 # All that docs/performance.md is about, over an hour; COMPARE=bench.json says what changed since.
 bench: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.bench --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
+	$(BIN)/python -m benchmarks.performance --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
 
 query-engine: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.query_engine --data $(DATA)
+	$(BIN)/python -m benchmarks.query_engine --data $(DATA)
 
 forms: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.forms
+	$(BIN)/python -m benchmarks.forms
 
 agent: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.agent $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.agent $(if $(MODEL),--model $(MODEL))
 
 # Tool calls on BFCL's single-turn sets; MODEL is a hub id or folder.
 bfcl: $(STAMP)
 	@# Its declared needs are the clients of every vendor; its data and its checker need none.
 	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
-	$(BIN)/python -m lag_integrations.evaluation.bfcl --out $(OUT)/bfcl $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.bfcl --out $(OUT)/bfcl $(if $(MODEL),--model $(MODEL))
 
 # The figures of docs/reliability.md; DATA as above, with musique/train.json too.
 codecs: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.codecs --data $(DATA)
+	$(BIN)/python -m benchmarks.codecs --data $(DATA)
 
 growth: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.growth
+	$(BIN)/python -m benchmarks.growth
 
 # How long callers wait while 16 threads add, recall and delete; LEDGER is an empty database's URL.
 latency: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.latency $(if $(LEDGER),--ledger $(LEDGER))
+	$(BIN)/python -m benchmarks.latency $(if $(LEDGER),--ledger $(LEDGER))
 
 # What checks of stored segments cost a first token; MODEL=…
 checks: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.checks $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.checks $(if $(MODEL),--model $(MODEL))
 
 # Where a deleted secret is still found; LEDGER and FILES: a PostgreSQL server's URL and folder
 forensics: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.forensics $(if $(MODEL),--model $(MODEL)) \
+	$(BIN)/python -m benchmarks.forensics $(if $(MODEL),--model $(MODEL)) \
 	  $(if $(LEDGER),--ledger $(LEDGER)) $(if $(FILES),--files $(FILES))
 
 # The figures of docs/recall.md, without a model; DATA has musique, 2wiki, react and formula.
@@ -118,13 +118,13 @@ recall: $(STAMP)
 # Answers with recalled runs, to facts that later ones replace (DATA has facts), and from documents
 # that change; MODEL=…
 answers-of-runs: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.recall.answers --out $(OUT)/recall $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.recall.answers --out $(OUT)/recall $(if $(MODEL),--model $(MODEL))
 
 facts: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.facts --data $(DATA) --out $(OUT)/facts $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.facts --data $(DATA) --out $(OUT)/facts $(if $(MODEL),--model $(MODEL))
 
 changed: $(STAMP)
-	$(BIN)/python -m lag_integrations.evaluation.changed --out $(OUT)/changed $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.changed --out $(OUT)/changed $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf $(VENV)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lag_integrations.trace import Message, ToolCall, Trace
+from lag_integrations.traces.trace import Message, ToolCall, Trace
 
 if TYPE_CHECKING:
-    from lag_integrations.engine import Engine
-    from lag_integrations.memory import KVLogMemory
-    from lag_integrations.screening import Quarantine, Refuse
-    from lag_integrations.search import RecalledLog
+    from lag_integrations.calibration.calibrate import calibrate
+    from lag_integrations.engine.engine import Engine
+    from lag_integrations.kv_log_memory import KVLogMemory
+    from lag_integrations.memory.results import RecalledLog
+    from lag_integrations.traces.screening import Quarantine, Refuse
 
 __all__ = [
     "Engine",
@@ -21,14 +22,16 @@ __all__ = [
     "Refuse",
     "ToolCall",
     "Trace",
+    "calibrate",
 ]
 
 _LAZY = {
-    "Engine": "lag_integrations.engine",
-    "KVLogMemory": "lag_integrations.memory",
-    "Quarantine": "lag_integrations.screening",
-    "RecalledLog": "lag_integrations.memory",
-    "Refuse": "lag_integrations.screening",
+    "Engine": "lag_integrations.engine.engine",
+    "KVLogMemory": "lag_integrations.kv_log_memory",
+    "Quarantine": "lag_integrations.traces.screening",
+    "RecalledLog": "lag_integrations.memory.results",
+    "Refuse": "lag_integrations.traces.screening",
+    "calibrate": "lag_integrations.calibration.calibrate",
 }
 
 

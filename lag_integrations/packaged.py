@@ -26,8 +26,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from lag_integrations.errors import PackagedModelError
-from lag_integrations.folders import cache_folder
-from lag_integrations.loading import LOADING
+from lag_integrations.runtime.cache_folder import cache_folder
+from lag_integrations.runtime.loading_lock import LOADING
 
 _PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message.role.capitalize() }}: "

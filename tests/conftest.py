@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lag_integrations import Engine, KVLogMemory, Trace, packaged
-from lag_integrations.calibration import record
+from lag_integrations.engine import log_settings
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +22,7 @@ def _no_calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Models of tests have the settings of a model that nobody has calibrated on this machine."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "cache_folder", lambda: folder)
+        patch.setattr(log_settings, "cache_folder", lambda: folder)
         yield
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lag_integrations import Engine
-from lag_integrations.generation.row import Request, Row
+from lag_integrations.engine.generation.sequence import Request, Row
 from tests.conftest import random_model
 from tests.tools.templates import QWEN
 

@@ -11,11 +11,11 @@ import torch
 from tokenizers import AddedToken
 
 from lag_integrations import Engine
-from lag_integrations.answering import Answer, Form, Question
-from lag_integrations.generation.row import Generation
-from lag_integrations.reasoning import Thought
-from lag_integrations.tools import CallEnded, Text
-from lag_integrations.trace import Message
+from lag_integrations.chat.response import Answer, Form, Question
+from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.engine.generation.sequence import Generation
+from lag_integrations.engine.tools import CallEnded, Text
+from lag_integrations.traces.trace import Message
 from tests.conftest import random_model
 from tests.tools.templates import ALL
 

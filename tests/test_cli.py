@@ -23,9 +23,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 from lag_integrations import KVLogMemory, Quarantine, Trace
-from lag_integrations.calibration import record
 from lag_integrations.cli import app
 from lag_integrations.cli.options import parse_duration, parse_size
+from lag_integrations.engine import log_settings
 from lag_integrations.traces.search_keys import response_text
 from tests.conftest import overwrite, qa
 from tests.store.model import tiny_engine
@@ -537,7 +537,7 @@ def test_what_repair_cannot_mend_is_said(kvlog, filled, tmp_path):
 
 
 def test_calibrate(kvlog, filled, model_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(record, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(log_settings, "cache_folder", lambda: tmp_path / "cache")
     found = as_json(kvlog("calibrate", model_folder, "--store", filled, "--json"))
     assert found["form"] in ("kv", "text")
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 1

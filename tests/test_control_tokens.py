@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lag_integrations import Trace, packaged
-from lag_integrations.encoding import Encodable
+from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError
-from lag_integrations.kv.selection import WholeTrace
-from lag_integrations.prompt import ChatFormat
-from lag_integrations.trace import Message, ToolCall
+from lag_integrations.traces.trace import Message, ToolCall
 from tests.tools.templates import ALL
 
 TOKENS = re.compile(r"<[|｜]?[\w/▁]+[|｜]?>|\[/?[A-Z_]+\]|\[gMASK\]|<\|\"\|>")

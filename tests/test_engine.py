@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lag_integrations import Engine, Trace, packaged
+from lag_integrations.engine.log_texts import around_logs
+from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import (
     ContextWindowError,
     FingerprintMismatchError,
@@ -23,11 +25,9 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
+from lag_integrations.kv.inject import splice
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import WholeTrace
-from lag_integrations.kv.splice import splice
-from lag_integrations.prompt import around_logs
-from lag_integrations.trace import Message
+from lag_integrations.traces.trace import Message
 from tests.conftest import qa
 from tests.kv.families import feed, full_logits, greedy
 

@@ -13,11 +13,11 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import ModelCallLimitMiddleware
 from langchain_core.tools import tool
 
-from lag_integrations import Engine, KVLogMemory, packaged
-from lag_integrations.calibration import record
+from benchmarks.answers import RUNS, answered, is_right
+from lag_integrations import Engine, KVLogMemory, calibrate, packaged
 from lag_integrations.calibration.fluency import repetition
+from lag_integrations.engine import log_settings
 from lag_integrations.errors import PackagedModelError
-from lag_integrations.evaluation.answers import RUNS, answered, is_right
 from lag_integrations.langchain import LAGChatModel
 
 pytestmark = pytest.mark.ladder
@@ -53,8 +53,8 @@ def test_answers_with_logs_are_sound_and_none_is_worse_than_at_temperature_1(cap
 
 
 def test_it_is_given_logs_as_kv(capable, monkeypatch, tmp_path):
-    monkeypatch.setattr(record, "cache_folder", lambda: tmp_path)
-    found = capable.calibrate()
+    monkeypatch.setattr(log_settings, "cache_folder", lambda: tmp_path)
+    found = calibrate(capable)
     capable.calibration = None
     assert found.form == "kv"
     assert found.gain > 0.3

@@ -16,14 +16,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from lag_integrations import KVLogMemory, Trace, packaged
-from lag_integrations.deriving import _slot
+from lag_integrations.engine.token_selection import LastAction
 from lag_integrations.errors import (
     EmbedderMismatchError,
     EncodingError,
     StoreError,
     TraceError,
 )
-from lag_integrations.kv.selection import LastAction
+from lag_integrations.memory.indexer import _slot
 from lag_integrations.store import embedder as embedders
 from tests.conftest import overwrite, qa
 

@@ -4,15 +4,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from lag_integrations import Message, ToolCall, Trace, packaged
-from lag_integrations.errors import PromptError, TraceError
-from lag_integrations.kv.selection import (
+from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.token_selection import (
     LastAction,
     LastResponse,
     LastResponses,
     WholeTrace,
     WithoutContext,
 )
-from lag_integrations.prompt import ChatFormat
+from lag_integrations.errors import PromptError, TraceError
 
 # The ways in which chat templates differ, in small.
 TEMPLATES = {

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lag_integrations.reasoning import ChannelReader, ReasoningReader, Said, Thought
+from lag_integrations.engine.generation.reasoning import (
+    ChannelReader,
+    ReasoningReader,
+    Said,
+    Thought,
+)
 
 
 def read(pieces, opened=False, channels=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lag_integrations.sources import Source, is_outdated, names_in, sources_in
+from lag_integrations.traces.sources import Source, is_outdated, names_in, sources_in
 
 A = Source("a", ("doc",), "old a")
 B = Source("b", ("doc",), "old b")

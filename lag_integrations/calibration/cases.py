@@ -7,16 +7,16 @@ an answer off when its question comes back, and repeats the old answer when the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from lag_integrations.trace import Message, Role, ToolCall, Trace
+from lag_integrations.engine.log_settings import Kind
+from lag_integrations.traces.trace import Message, Role, ToolCall, Trace
 
-Kind = Literal["repeated", "several", "dropped", "instance", "foreign"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """``repeated``: the task of the only log comes back in other words. ``several``: the same, with two
 other logs beside it. ``dropped``: the answer stands in the run, but not in its last turn.
 ``instance``: the logged task with other particulars, for which the old answer is wrong.
 ``foreign``: no log answers, the prompt does."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,27 @@ from typing import TYPE_CHECKING
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.calibration.record import (
+from lag_integrations.engine.chat_template import Placement
+from lag_integrations.engine.generation.sequence import Request
+from lag_integrations.engine.log_settings import (
     SELECTIONS,
     Calibration,
     Figures,
     LogSettings,
 )
-from lag_integrations.errors import CalibrationError, ContextWindowError, PromptError, TraceError
-from lag_integrations.generation.row import Request
-from lag_integrations.injection import with_texts
+from lag_integrations.engine.log_texts import with_texts
+from lag_integrations.engine.token_selection import LastTurn, Selection, TaskAndLastTurns
+from lag_integrations.errors import (
+    CalibrationError,
+    ContextWindowError,
+    PromptError,
+    TraceError,
+)
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import LastTurn, Selection, TaskAndLastTurns
-from lag_integrations.prompt import Placement
-from lag_integrations.trace import Message, Trace
+from lag_integrations.traces.trace import Message, Trace
 
 if TYPE_CHECKING:
-    from lag_integrations.engine import Engine
+    from lag_integrations.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,7 @@ SETTINGS = tuple(
 """What is compared; the default first, see `choose.best`."""
 
 
-def calibrate(engine: Engine, progress: Progress | None = None) -> Calibration:
+def measure(engine: Engine, progress: Progress | None = None) -> Calibration:
     """Measure a model on the built-in set, and choose its settings.
 
     Args:

@@ -12,7 +12,7 @@ from lag_integrations.cli.options import AsJson, IndexUrl, LedgerUrl, SegmentsUr
 from lag_integrations.cli.output import progress_bar, say, show_json, show_table
 
 if TYPE_CHECKING:
-    from lag_integrations.calibration.record import Calibration
+    from lag_integrations.engine.log_settings import Calibration
 
 
 def calibrate(
@@ -43,14 +43,15 @@ def calibrate(
     if place is not None:
         place.require()  # before the model is loaded, which takes long
     from lag_integrations import packaged
-    from lag_integrations.engine import Engine
+    from lag_integrations.calibration.calibrate import calibrate as measured
+    from lag_integrations.engine.engine import Engine
 
     template: dict[str, Any] = {}
     if chat_template is not None:
         template["chat_template"] = chat_template.read_text("utf-8")
     engine = Engine.load(packaged.resolve(model), device=device, dtype=dtype, **template)
     with progress_bar("Calibrating") as progress:
-        found = engine.calibrate(progress, again=again)
+        found = measured(engine, progress, again=again)
     if place is not None:
         with place.store() as opened:
             opened.facts.set_calibration(found.fingerprint, found.model_dump_json())

@@ -241,7 +241,7 @@ def eval_(
             "--questions, to see what a store recalls."
         )
     from lag_integrations import packaged
-    from lag_integrations.engine import Engine
+    from lag_integrations.engine.engine import Engine
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load

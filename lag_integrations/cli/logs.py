@@ -32,13 +32,13 @@ from lag_integrations.cli.output import (
     warn,
 )
 from lag_integrations.errors import StoreError
-from lag_integrations.trace import Message
+from lag_integrations.traces.trace import Message
 
 if TYPE_CHECKING:
-    from lag_integrations.memory import KVLogMemory
-    from lag_integrations.search import Candidate, RecalledLog
+    from lag_integrations import KVLogMemory
+    from lag_integrations.memory.results import Candidate, RecalledLog
     from lag_integrations.store.ledger import LogInfo
-    from lag_integrations.trace import Trace
+    from lag_integrations.traces.trace import Trace
 
 _AT_ONCE = 500
 _SHORT_ID = 12
@@ -217,7 +217,7 @@ def add(
     "metadata": {...}}, of which only the messages are needed. A file holds one, a list, or one a
     line (JSONL).
     """
-    from lag_integrations.trace_file import TraceFile
+    from lag_integrations.traces.trace_file import TraceFile
 
     sources = [TraceFile(name) for name in files]
     total = sum(1 for source in sources for _ in source)  # looks at every one

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lag_integrations.errors import LogNotFoundError, StoreError
 
 if TYPE_CHECKING:
-    from lag_integrations.memory import KVLogMemory
+    from lag_integrations import KVLogMemory
     from lag_integrations.store.database import Database
     from lag_integrations.store.ledger import Ledger
     from lag_integrations.store.store import LogStore
@@ -88,7 +88,7 @@ class Place:
     @contextmanager
     def memory(self, embedder: str | None, **settings: Any) -> Iterator[KVLogMemory]:
         """The memory, with an embedder."""
-        from lag_integrations.memory import KVLogMemory
+        from lag_integrations import KVLogMemory
 
         self.require()
         with KVLogMemory(

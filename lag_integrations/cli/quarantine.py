@@ -27,7 +27,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the logs in quarantine, newest first."""
-    from lag_integrations.quarantine import LogQuarantine
+    from lag_integrations.memory.quarantine import LogQuarantine
 
     with Place(store, namespace, ledger).ledger_only() as (_, opened):
         found = LogQuarantine(opened).logs(limit)
@@ -82,7 +82,7 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """Let logs be recalled; none if one is not found."""
-    from lag_integrations.quarantine import LogQuarantine
+    from lag_integrations.memory.quarantine import LogQuarantine
 
     with Place(store, namespace, ledger).ledger_only() as (_, opened):
         ids = sorted({full_id(opened, log) for log in logs})

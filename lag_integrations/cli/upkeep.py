@@ -162,7 +162,7 @@ def reencode(
     """
     place = Place(store, namespace, ledger, segments_url, index)
     place.require()  # before the model is loaded, which takes long
-    from lag_integrations.engine import Engine
+    from lag_integrations.engine.engine import Engine
     from lag_integrations.kv.segment import SegmentKey
 
     with place.memory(embedder, codec=codec) as memory:

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from lag_integrations.engine import Engine
+from lag_integrations import KVLogMemory
+from lag_integrations.engine.chat_template import Placement
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.errors import LAGError
 from lag_integrations.evaluation.arms import Arm, Asked, AsText, Given
 from lag_integrations.evaluation.as_text import read_as_text
 from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
-from lag_integrations.generation.row import Generation, Request
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.prompt import Placement
-from lag_integrations.search import RecalledLog
-from lag_integrations.trace import Message, Trace
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.traces.trace import Message, Trace
 
 logger = logging.getLogger(__name__)
 

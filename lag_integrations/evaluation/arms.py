@@ -6,12 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lag_integrations.engine import Engine
-from lag_integrations.errors import EvaluationError
-from lag_integrations.evaluation.questions import Question
-from lag_integrations.injection import with_texts
-from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.selection import (
+from lag_integrations import KVLogMemory
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.log_texts import with_texts
+from lag_integrations.engine.token_selection import (
     LastAction,
     LastResponse,
     LastResponses,
@@ -20,9 +18,11 @@ from lag_integrations.kv.selection import (
     WholeTrace,
     WithoutContext,
 )
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.search import RecalledLog
-from lag_integrations.trace import Message, Trace
+from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.questions import Question
+from lag_integrations.kv.segment import Segment
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.traces.trace import Message, Trace
 
 
 @dataclass(frozen=True)

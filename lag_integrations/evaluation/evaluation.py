@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lag_integrations import KVLogMemory
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.engine import Engine
+from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
@@ -21,10 +22,9 @@ from lag_integrations.evaluation.records import Record, Records, cut_to_lines
 from lag_integrations.evaluation.scoring import same, scores
 from lag_integrations.evaluation.settings import Settings
 from lag_integrations.evaluation.tags import untagged
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.search import RecalledLog
+from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
-from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.trace import Outcome, Trace
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Literal
 
-from lag_integrations.trace import Trace
+from lag_integrations.traces.trace import Trace
 
 Stratum = Literal["seen", "overlapping", "unseen", "dropped", "twin", "instance"]
 """Seen: the question's own log is in the store. Overlapping: it is not, but a log whose question

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from lag_integrations.calibration.record import DEFAULTS, VERSION, LogSettings
+from lag_integrations.engine.log_settings import DEFAULTS, VERSION, LogSettings
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.agent_loop import Loop
 from lag_integrations.evaluation.machine import machine

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lag_integrations.errors import SegmentCorruptedError
-from lag_integrations.kv.positions import LayerGroup, Positions
+from lag_integrations.kv.position_scheme import LayerGroup, Positions
 from lag_integrations.kv.segment import Segment
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.errors import ContextWindowError
 from lag_integrations.kv.cache import new_cache, read_layers, widen
-from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.segment import Segment
 
 _AT_ONCE_BEHIND = 512

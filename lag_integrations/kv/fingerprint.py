@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.position_scheme import Positions
 
 # Settings that say how a model is run, not what it computes.
 _VOLATILE = (

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from lag_integrations.errors import UnsupportedModelError
 from lag_integrations.kv.cache import Slots, new_cache, read_layers, unsupported_layers
-from lag_integrations.kv.positions import LayerGroup, Positions
-from lag_integrations.kv.rotation import (
+from lag_integrations.kv.position_scheme import LayerGroup, Positions
+from lag_integrations.kv.rope import (
     AngleSource,
     Kernel,
     angle_sources,

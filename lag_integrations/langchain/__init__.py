@@ -16,7 +16,7 @@ except ImportError:
         "Install it with: pip install 'lag_integrations[langchain]'"
     ) from None
 
-from lag_integrations.langchain.callbacks import CaptureHandler
+from lag_integrations.langchain.capture.handler import CaptureHandler
 from lag_integrations.langchain.chat_models import LAGChatModel
 from lag_integrations.langchain.judge import LLMJudge
 from lag_integrations.langchain.retriever import LogRetriever

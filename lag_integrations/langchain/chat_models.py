@@ -25,15 +25,18 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
 
-from lag_integrations.answering import Answer, Question, stepwise
-from lag_integrations.asking import ask
-from lag_integrations.engine import Engine
-from lag_integrations.generation.constraint import can_constrain
-from lag_integrations.langchain.callbacks import captured_by, owner_of, retrieved
-from lag_integrations.langchain.configs import config_of
-from lag_integrations.langchain.structured import Method, structured_output
-from lag_integrations.langchain.together import Table, left, seated, take_seat
-from lag_integrations.langchain.translate import (
+from lag_integrations.chat.current import current_memory
+from lag_integrations.chat.request import ask
+from lag_integrations.chat.response import Answer, Question, stepwise
+from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
+from lag_integrations.chat.shared_engine import SharedEngine
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.constraint import can_constrain
+from lag_integrations.engine.tools import ToolChoice, select
+from lag_integrations.langchain.batching import Table, left, seated, take_seat
+from lag_integrations.langchain.capture.configs import config_of
+from lag_integrations.langchain.capture.handler import captured_by, owner_of, retrieved
+from lag_integrations.langchain.messages import (
     as_ai_message,
     as_chat,
     as_chunk,
@@ -41,13 +44,10 @@ from lag_integrations.langchain.translate import (
     response_metadata,
     usage_metadata,
 )
-from lag_integrations.provenance import NOBODY
-from lag_integrations.recalling import filter_for
-from lag_integrations.scope import current_memory
-from lag_integrations.settings import SAMPLING, ModelSettings, given_engine
-from lag_integrations.shared import SharedEngine
-from lag_integrations.sources import Source
-from lag_integrations.tools import ToolChoice, select
+from lag_integrations.langchain.structured_output import Method, structured_output
+from lag_integrations.memory.safe_recall import filter_for
+from lag_integrations.traces.provenance import NOBODY
+from lag_integrations.traces.sources import Source
 
 
 class LAGChatModel(BaseChatModel, ModelSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain_core.language_models import BaseChatModel
 
-from lag_integrations.yes_or_no import YesOrNo
+from lag_integrations.capture.yes_or_no import YesOrNo
 
 
 class LLMJudge(YesOrNo):

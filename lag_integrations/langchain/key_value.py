@@ -9,7 +9,7 @@ from langchain_core.stores import BaseStore
 from langgraph.store.base import GetOp, PutOp
 
 from lag_integrations.langchain.store import LogBaseStore
-from lag_integrations.memory import KVLogMemory
+from lag_integrations.memory.memory import LogMemory
 
 _ALL = 2**31 - 1
 
@@ -24,7 +24,7 @@ class LogKeyValueStore(BaseStore[str, dict[str, Any]]):
         name: The namespace; stores of different names do not see each other's keys.
     """
 
-    def __init__(self, memory: KVLogMemory, name: str = "key_value") -> None:
+    def __init__(self, memory: LogMemory, name: str = "key_value") -> None:
         self._store = LogBaseStore(memory)
         self._namespace = (name,)
 

@@ -1,151 +1,190 @@
-"""What LangChain hands to callbacks, read for a trace."""
+"""Between LangChain's messages and the package's: what goes into a model call, what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    ToolCall,
+)
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 
-from lag_integrations.errors import TraceError
-from lag_integrations.outcomes import STOP_KEYS, says_too_long
-from lag_integrations.sources import Source, hash_of
-from lag_integrations.trace import Message, as_message
+from lag_integrations.chat.response import Answer, Part
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.engine.generation.sequence import TokenLogprob
+from lag_integrations.engine.tools import CallEnded, InvalidCall, Text, new_call_id
+from lag_integrations.errors import PromptError
+from lag_integrations.traces.trace import Message, as_message
 
-# What chains commonly call their question, and their answer.
-_TASK_KEYS = ("question", "input", "query", "task", "messages")
-_ANSWER_KEYS = ("output", "answer", "result", "response", "text")
-
-
-def role_of(message: BaseMessage) -> str:
-    """Who says a message, or a chunk of one: ``human``, ``ai``, …"""
-    return message.type.removesuffix("MessageChunk").lower()
-
-
-def key_of(message: BaseMessage) -> Hashable:
-    """What makes a message the same as another one that has no id."""
-    if isinstance(message, ToolMessage) and message.tool_call_id:
-        return ("tool", message.tool_call_id)
-    calls = message.tool_calls if isinstance(message, AIMessage) else ()
-    names = tuple((call["name"], call["id"]) for call in calls)
-    return (role_of(message), str(message.text), names)
+_MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "document", "media"}
 
 
-def as_step(message: BaseMessage) -> Message | None:
-    """A message as a step of a trace, as if nothing had been recalled into it.
+def as_chat(messages: Sequence[BaseMessage]) -> list[Message]:
+    """The conversation.
 
-    What has no place in a trace is kept as text; None is a message that was made for what was
-    recalled.
+    Raises:
+        PromptError: It holds images or other media, which a text model cannot read.
+        TraceError: A message has an unknown role.
     """
-    lag = _lag(message.additional_kwargs)
-    if message.type == "system" and "system" in lag:
-        text = lag["system"]
-        return None if text is None else Message(role="system", content=text, id=message.id)
-    if "original" in lag:
-        return Message(role="user", content=str(lag["original"]), id=message.id)
-    try:
+    chat: list[Message] = []
+    for message in messages:
+        chat += _results(message)
         step = as_message(message)
-    except TraceError:
-        said = isinstance(message, AIMessage)
-        return Message(role="assistant" if said else "user", content=str(message.text))
-    if step.role != "tool":
-        return step
-    changes: dict[str, Any] = {"tool_call_id": step.tool_call_id or None}
-    if ids := log_ids_of(message):
-        changes["content"] = f"[recalled logs: {', '.join(ids)}]"
-    return step.model_copy(update=changes)
+        if isinstance(step.content, list):
+            kinds = {block.get("type") for block in step.content if isinstance(block, dict)}
+            if media := sorted(str(kind) for kind in kinds & _MEDIA):
+                raise PromptError(
+                    f"A message holds content of type {', '.join(media)}; this model reads text "
+                    "only. Leave it out, or put its text in."
+                )
+        # Anthropic's results stand inside of user messages, which may hold nothing else.
+        if not (step.is_empty and chat and chat[-1].role == "tool" and step.role == "user"):
+            chat.append(step)
+    return chat
 
 
-def log_ids_of(message: BaseMessage) -> list[str]:
-    """The logs that were recalled into a message, or into the call that it answers."""
-    found = _lag(message.additional_kwargs) or _lag(message.response_metadata)
-    if not found and isinstance(message, ToolMessage):
-        found = _lag(message.artifact)
-    return [key for key in found.get("log_ids") or () if isinstance(key, str)]
+def _results(message: BaseMessage) -> Iterator[Message]:
+    """Results of tools among the content blocks of a user message (Anthropic's form)."""
+    if not isinstance(message, HumanMessage) or not isinstance(message.content, list):
+        return
+    for block in message.content:
+        if isinstance(block, dict) and block.get("type") == "tool_result":
+            content = block.get("content") or ""
+            yield Message(
+                role="tool",
+                content=content if isinstance(content, str) else list(content),
+                tool_call_id=block.get("tool_use_id"),
+                status="error" if block.get("is_error") else "success",
+            )
 
 
-def _lag(holder: Any) -> Mapping[str, Any]:
-    lag = holder.get("lag") if isinstance(holder, Mapping) else None
-    return lag if isinstance(lag, Mapping) else {}
+def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
+    """A whole answer as one message."""
+    text, thoughts = "", ""
+    calls: list[ToolCall] = []
+    invalid: list[InvalidToolCall] = []
+    for part in parts:
+        if isinstance(part, Text):
+            text += part.text
+        elif isinstance(part, Thought):
+            thoughts += part.text
+        elif isinstance(part, CallEnded):
+            assert isinstance(part.call.args, dict)
+            args = dict(part.call.args)
+            calls.append(
+                ToolCall(name=part.call.name, args=args, id=new_call_id(), type="tool_call")
+            )
+        else:
+            invalid.append(_invalid(part.invalid, new_call_id()))
+    return AIMessage(
+        content=text,
+        additional_kwargs={"reasoning_content": thoughts} if thoughts else {},
+        tool_calls=calls,
+        invalid_tool_calls=invalid,
+        **fields,
+    )
 
 
-def was_cut_off(message: BaseMessage) -> bool:
-    """Whether an answer ended at the limit of its length."""
-    metadata = message.response_metadata
-    reasons = [metadata.get(key) for key in STOP_KEYS]
-    if isinstance(details := metadata.get("incomplete_details"), Mapping):
-        reasons.append(details.get("reason"))
-    return says_too_long(reasons)
+def as_chunk(part: Part) -> AIMessageChunk:
+    """A part of an answer as a chunk."""
+    if isinstance(part, Text):
+        return AIMessageChunk(content=part.text)
+    if isinstance(part, Thought):
+        return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
+    if isinstance(part, CallEnded):
+        name, args = part.call.name, json.dumps(part.call.args, ensure_ascii=False)
+    else:
+        # As a JSON string: merged chunks are read leniently, and half an object would pass as one.
+        name, args = part.invalid.name or "", json.dumps(part.invalid.args, ensure_ascii=False)
+    call = tool_call_chunk(name=name, args=args, id=new_call_id(), index=part.index)
+    chunk = AIMessageChunk(content="", tool_call_chunks=[call])
+    if not isinstance(part, CallEnded):
+        # LangChain makes it of the chunk, without the reason (and does so again where it merges).
+        chunk.invalid_tool_calls = [_invalid(part.invalid, call["id"])]
+    return chunk
 
 
-def is_unreadable(message: BaseMessage) -> bool:
-    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
-    return isinstance(message, AIMessage) and bool(message.invalid_tool_calls)
+def _invalid(call: InvalidCall, id: str | None) -> InvalidToolCall:
+    return InvalidToolCall(
+        name=call.name, args=call.args, id=id, error=call.error, type="invalid_tool_call"
+    )
 
 
-def log_id_of(document: Document) -> str | None:
-    """Return the id of the log that a document is; None if it is none."""
-    log_id = document.metadata.get("log_id")  # maybe a document's own field
-    return document.id if log_id is not None and log_id == document.id else None
+def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, Any]:
+    """What a message says about how it was made."""
+    generation = answer.generation
+    metadata: dict[str, Any] = {
+        "model_name": model,
+        "model_provider": "lag",
+        "finish_reason": generation.finish_reason,
+        "lag": answer.report(),
+    }
+    if answer.request.top_logprobs is not None:
+        content = [_logprob(engine, entry) for entry in generation.logprobs]
+        metadata["logprobs"] = {"content": content}
+    return metadata
 
 
-def source_of(document: Document) -> Source:
-    """Return a document as a source: mostly a piece of what its loader calls the source."""
-    name = document.metadata.get("source")
-    names = (name,) if isinstance(name, str) else ()
-    return Source(document.id, names, hash_of(document.page_content))
+def usage_metadata(answer: Answer) -> UsageMetadata:
+    """Tokens read and written; injected ones, and those read lately, count as read from a cache."""
+    read, written = answer.read_tokens, len(answer.generation.token_ids)
+    return UsageMetadata(
+        input_tokens=read,
+        output_tokens=written,
+        total_tokens=read + written,
+        input_token_details=InputTokenDetails(
+            cache_read=answer.cached_tokens,
+            cache_creation=answer.injection.encoded_tokens,
+        ),
+    )
 
 
-def messages_in(value: Any) -> list[BaseMessage]:
-    """The messages of a graph's state, of an update of it, or of a list."""
-    if isinstance(value, BaseMessage):
-        return [value]
-    if not isinstance(value, Mapping | list | tuple):
-        value = getattr(value, "update", None)  # a Command of LangGraph
-    if isinstance(value, Mapping):
-        value = value.get("messages")
-    if isinstance(value, BaseMessage):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [message for message in value if isinstance(message, BaseMessage)]
-    return []
+def json_schema_of(response_format: Any) -> dict[str, Any] | None:
+    """The JSON schema in a ``response_format``; None where it asks for plain text.
 
+    Raises:
+        PromptError: It is of no known form.
+    """
+    from langchain_core.utils.function_calling import convert_to_json_schema
 
-def answer_texts(outputs: Any) -> Iterable[str]:
-    """Texts with which a chain may have answered."""
-    if isinstance(outputs, str):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for key in _ANSWER_KEYS:
-            if isinstance(outputs.get(key), str):
-                yield outputs[key]
-
-
-def task_of(inputs: Any) -> str | None:
-    """The question in a chain's input; None where the model's messages must tell."""
-    if isinstance(inputs, str):
-        return inputs or None
-    if isinstance(inputs, Mapping):
-        for key in _TASK_KEYS:
-            if key in inputs and (task := task_of(inputs[key])):
-                return task
-        texts = [value for value in inputs.values() if isinstance(value, str)]
-        return (texts[0] or None) if len(inputs) == 1 and texts else None
-    if isinstance(inputs, BaseMessage):
-        return _user_text(inputs)
-    if isinstance(inputs, Sequence):
-        for item in reversed(inputs):
-            if isinstance(item, BaseMessage | Mapping | tuple) and (text := _user_text(item)):
-                return text
-    return None
-
-
-def _user_text(item: Any) -> str | None:
-    if isinstance(item, tuple) and len(item) == 2:  # ("human", "…")
-        item = {"role": item[0], "content": item[1]}
-    try:
-        step = as_step(item) if isinstance(item, BaseMessage) else as_message(item)
-    except TraceError:
+    if response_format is None or response_format == {"type": "text"}:
         return None
-    return step.text if step is not None and step.role == "user" else None
+    if isinstance(response_format, Mapping):
+        kind = response_format.get("type")
+        if kind == "json_object" and "properties" not in response_format:
+            inner = response_format.get("schema")
+            return dict(inner) if isinstance(inner, Mapping) else {"type": "object"}
+        if kind == "json_schema":
+            inner = response_format.get("json_schema")
+            schema = inner.get("schema") if isinstance(inner, Mapping) else None
+            if not isinstance(schema, Mapping):
+                raise PromptError(
+                    'response_format has the type "json_schema", but no schema in '
+                    '["json_schema"]["schema"].'
+                )
+            return dict(schema)
+        if "title" not in response_format:
+            return dict(response_format)
+    return dict(convert_to_json_schema(response_format))
+
+
+def _logprob(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:
+    """In OpenAI's form."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        text = engine.tokenizer.decode([token])
+        return {"token": text, "bytes": list(text.encode()), "logprob": logprob}
+
+    return {
+        **told(entry.token_id, entry.logprob),
+        "top_logprobs": [told(token, logprob) for token, logprob in entry.top],
+    }

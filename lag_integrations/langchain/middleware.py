@@ -20,19 +20,19 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 from typing_extensions import NotRequired
 
-from lag_integrations.langchain.callbacks import owner_of, retrieved
+from lag_integrations.chat.current import use_memory
+from lag_integrations.chat.query import QueryOf, query_of
+from lag_integrations.langchain.capture.configs import config_of
+from lag_integrations.langchain.capture.handler import owner_of, retrieved
+from lag_integrations.langchain.capture.messages import as_step
 from lag_integrations.langchain.chat_models import LAGChatModel
-from lag_integrations.langchain.configs import config_of
-from lag_integrations.langchain.messages import as_step
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.querying import QueryOf, query_of
-from lag_integrations.recalling import SafeRecall, WhereFunction
-from lag_integrations.scope import use_memory
-from lag_integrations.search import RecalledLog
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_text
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.memory.safe_recall import SafeRecall, WhereFunction
 from lag_integrations.store.filters import Where
-from lag_integrations.texts import HEADING, MAX_CHARS, logs_text
-from lag_integrations.trace import Message
 from lag_integrations.traces.queries import last_two
+from lag_integrations.traces.trace import Message
 
 
 class LogState(AgentState[Any]):
@@ -81,7 +81,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
 
     def __init__(
         self,
-        memory: KVLogMemory,
+        memory: LogMemory,
         *,
         recall: Literal["run", "step"] = "run",
         k: int | None = None,

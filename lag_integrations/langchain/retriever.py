@@ -14,13 +14,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict, Field
 
-from lag_integrations.langchain.callbacks import owner_of
-from lag_integrations.langchain.configs import config_of
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.recalling import Refused, filter_for
-from lag_integrations.search import RecalledLog
-from lag_integrations.texts import log_metadata, log_text
-from lag_integrations.trace import Outcome
+from lag_integrations.langchain.capture.configs import config_of
+from lag_integrations.langchain.capture.handler import owner_of
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.rendering import log_metadata, log_text
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.memory.safe_recall import Refused, filter_for
+from lag_integrations.traces.trace import Outcome
 
 
 class LogRetriever(BaseRetriever):
@@ -40,7 +40,7 @@ class LogRetriever(BaseRetriever):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    memory: KVLogMemory = Field(exclude=True, repr=False)
+    memory: LogMemory = Field(exclude=True, repr=False)
     """Where logs are recalled from."""
     k: int | None = None
     """Most logs to find; the memory's own by default, as for all that follow."""

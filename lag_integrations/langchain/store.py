@@ -23,9 +23,9 @@ from langgraph.store.base import (
 )
 
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.provenance import NOT_RECALLED
-from lag_integrations.trace import PLACE, Outcome, Trace
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.traces.provenance import NOT_RECALLED
+from lag_integrations.traces.trace import PLACE, Outcome, Trace
 
 _VALUE = "lag_value"
 _KEY, _NAMESPACE, _WITHIN = "lag_key", "lag_namespace", "lag_within"
@@ -62,7 +62,7 @@ class LogBaseStore(BaseStore):
 
     supports_ttl = False
 
-    def __init__(self, memory: KVLogMemory) -> None:
+    def __init__(self, memory: LogMemory) -> None:
         self._memory = memory
         self._ledger = memory.store.ledger
 

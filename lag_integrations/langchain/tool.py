@@ -8,12 +8,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, Field
 
-from lag_integrations.langchain.callbacks import owner_of
-from lag_integrations.langchain.configs import config_of
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.recalling import SafeRecall, WhereFunction
+from lag_integrations.langchain.capture.configs import config_of
+from lag_integrations.langchain.capture.handler import owner_of
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.rendering import MAX_CHARS, logs_text
+from lag_integrations.memory.safe_recall import SafeRecall, WhereFunction
 from lag_integrations.store.filters import Where
-from lag_integrations.texts import MAX_CHARS, logs_text
 
 DESCRIPTION = (
     "Recall how similar tasks were solved in earlier runs. Use it before working on a task that "
@@ -26,7 +26,7 @@ class _Question(BaseModel):
 
 
 def recall_tool(
-    memory: KVLogMemory,
+    memory: LogMemory,
     *,
     name: str = "recall_logs",
     description: str = DESCRIPTION,

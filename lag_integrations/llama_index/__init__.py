@@ -13,10 +13,10 @@ except ImportError:
         "Install it with: pip install 'lag_integrations[llama-index]'"
     ) from None
 
-from lag_integrations.llama_index.block import KVLogMemoryBlock
 from lag_integrations.llama_index.judge import LLMJudge
-from lag_integrations.llama_index.lag_memory import LAGMemory
 from lag_integrations.llama_index.llm import LAGLLM
+from lag_integrations.llama_index.memory import LAGMemory
+from lag_integrations.llama_index.memory_block import KVLogMemoryBlock
 from lag_integrations.llama_index.query_engine import LAGQueryEngine
 from lag_integrations.llama_index.retriever import LogRetriever
 

@@ -29,28 +29,28 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index.core.types import Model
 
-from lag_integrations.answering import Answer, stepwise
-from lag_integrations.asking import ask
-from lag_integrations.engine import Engine
+from lag_integrations.chat.current import Given, current_given, current_memory
+from lag_integrations.chat.request import ask
+from lag_integrations.chat.response import Answer, stepwise
+from lag_integrations.chat.settings import ModelSettings, given_engine
+from lag_integrations.chat.shared_engine import SharedEngine
+from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import ToolChoiceError
-from lag_integrations.llama_index.capture import (
+from lag_integrations.llama_index.capture.instrument import (
     captured_by,
     current_owner,
     current_run,
     is_choosing,
     retrieved,
 )
-from lag_integrations.llama_index.recalled import said_by_user
-from lag_integrations.llama_index.run_tags import current_tags
-from lag_integrations.llama_index.tag import is_carrier, tag_of
-from lag_integrations.llama_index.translate import Reply, as_chat
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.opened import opened_as
-from lag_integrations.recalling import Recalled, filter_for
-from lag_integrations.scope import Given, current_given, current_memory
-from lag_integrations.settings import ModelSettings, given_engine
-from lag_integrations.shared import SharedEngine
-from lag_integrations.sources import Source
+from lag_integrations.llama_index.capture.tags import current_tags
+from lag_integrations.llama_index.message_tag import is_carrier, tag_of
+from lag_integrations.llama_index.messages import Reply, as_chat
+from lag_integrations.llama_index.task_recall import said_by_user
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.registry import opened_as
+from lag_integrations.memory.safe_recall import Recalled, filter_for
+from lag_integrations.traces.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -385,12 +385,12 @@ class _Call:
 
     messages: Sequence[ChatMessage]
     settings: Mapping[str, Any]
-    memory: KVLogMemory | None
+    memory: LogMemory | None
     scope: Given | None
     recalled: Recalled | None
     shown: Sequence[Source]
     run_id: str | None
-    owner: KVLogMemory | None
+    owner: LogMemory | None
 
     def end(self, reply: Reply) -> ChatResponse:
         """The whole reply; whoever recalled is told what became of it."""

@@ -1,272 +1,208 @@
-"""What LlamaIndex hands to instrumentation, read for a trace."""
+"""Between LlamaIndex's messages and the package's: what goes into a model call, what comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from inspect import BoundArguments
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
-    CompletionResponse,
+    CitableBlock,
+    CitationBlock,
+    ContentBlock,
+    LogProb,
     MessageRole,
+    TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
-from llama_index.core.base.response.schema import (
-    AsyncStreamingResponse,
-    PydanticResponse,
-    Response,
-    StreamingResponse,
-)
-from llama_index.core.chat_engine.types import AgentChatResponse, StreamingAgentChatResponse
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from llama_index.core.tools.types import ToolOutput
-from llama_index.core.workflow import Event, StartEvent, StopEvent
-from pydantic import BaseModel
 
-from lag_integrations.errors import TraceError
-from lag_integrations.llama_index.translate import ROLES, calls_in, text_in
-from lag_integrations.outcomes import STOP_KEYS, says_too_long
-from lag_integrations.sources import Source, hash_of
-from lag_integrations.trace import Message, ToolCall, as_message
+from lag_integrations.chat.response import Answer, Part
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.engine.generation.sequence import TokenLogprob
+from lag_integrations.engine.tools import CallEnded, Text, new_call_id
+from lag_integrations.errors import PromptError
+from lag_integrations.traces.trace import Message, ToolCall, as_message
 
-# What engines and workflows commonly call their question.
-_TASK_KEYS = (
-    "user_msg",
-    "message",
-    "str_or_query_bundle",
-    "query_bundle",
-    "query",
-    "query_str",
-    "question",
-    "input",
-    "task",
-    "chat_history",
-    "messages",
-)
-# And their answer.
-_ANSWER_KEYS = ("response", "output", "answer", "result", "text")
-# Where readers say what a document is of: often its id is a new one whenever it is read.
-_FILE_KEYS = ("file_path", "url")
-NO_ANSWER = "Empty Response"
-"""What a query engine answers if it found nothing, or if an LLM said nothing."""
-CODE_RESULT = "Result of executing the code given:"
-"""What a ``CodeActAgent`` lets the user say."""
-_OBSERVATION = "Observation: "
-"""What a ``ReActAgent`` does."""
+ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.FUNCTION: "tool",
+    MessageRole.TOOL: "tool",
+}
 
 
-Key = tuple[Any, ...]
-"""Role and content of a message."""
+def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The conversation.
+
+    Raises:
+        PromptError: It holds images or other media, which a text model cannot read.
+        TraceError: A message is malformed.
+    """
+    return [_as_message(message) for message in messages]
 
 
-def key_of(message: ChatMessage) -> Key:
-    """What makes a message the same as another one. Cheap: a prompt repeats all that was said."""
-    role = ROLES.get(message.role, "user")
-    if role == "tool" and (call_id := message.additional_kwargs.get("tool_call_id")):
-        return ("tool", call_id)
-    calls = _calls_in(message) if role == "assistant" else ()
-    return (role, _text_in(message), tuple((call.name, call.id) for call in calls))
-
-
-def as_step(message: ChatMessage) -> Message:
-    """A message as a step of a trace; what has no place in one is named in brackets."""
-    role = ROLES.get(message.role, "user")
-    text = _text_in(message)
-    name = message.additional_kwargs.get("name")
-    call_id = message.additional_kwargs.get("tool_call_id")
-    try:
-        return as_message(
-            {
-                "role": role,
-                "content": text,
-                "tool_calls": _calls_in(message) if role == "assistant" else (),
-                "invalid_tool_calls": message.additional_kwargs.get("invalid_tool_calls"),
-                "tool_call_id": call_id if role == "tool" else None,
-                "name": name,
-            }
-        )
-    except TraceError:
-        return as_message({"role": role, "content": text})
-
-
-def said_in(response: ChatResponse | CompletionResponse) -> ChatMessage:
-    """What a model answered."""
-    if isinstance(response, ChatResponse):
-        return response.message
-    return ChatMessage(role=MessageRole.ASSISTANT, content=response.text)
-
-
-def log_ids_of(response: ChatResponse | CompletionResponse) -> list[str]:
-    """The logs that a model was given for its answer."""
-    lag = response.raw.get("lag") if isinstance(response.raw, Mapping) else None
-    ids = lag.get("log_ids") if isinstance(lag, Mapping) else None
-    return [key for key in ids or () if isinstance(key, str)]
-
-
-def was_cut_off(response: ChatResponse | CompletionResponse) -> bool:
-    """Whether an answer ended at the limit of its length."""
-    reasons = []
-    for holder in (response.raw, response.additional_kwargs):
-        for place in (holder, _first(holder, "choices"), _first(holder, "candidates")):
-            reasons += [_get(place, key) for key in STOP_KEYS]
-    reasons.append(_get(_get(response.raw, "incomplete_details"), "reason"))
-    return says_too_long(reasons)
-
-
-def is_unreadable(message: ChatMessage) -> bool:
-    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
-    return bool(message.additional_kwargs.get("invalid_tool_calls"))
-
-
-def result_of(output: ToolOutput, call_id: str | None) -> Message:
-    """What a tool gave back."""
-    return Message(
-        role="tool",
-        content=output.content or "",
-        tool_call_id=call_id,
-        name=output.tool_name,
-        status="error" if output.is_error else "success",
+def _as_message(message: ChatMessage) -> Message:
+    return as_message(
+        {
+            "role": ROLES[message.role],
+            "content": text_in(message, _refuse),
+            "tool_calls": calls_in(message),
+            "tool_call_id": message.additional_kwargs.get("tool_call_id"),
+            "name": message.additional_kwargs.get("name"),
+        }
     )
 
 
-def is_observation(text: str) -> bool:
-    """Whether an agent lets the user say this: what a tool or its code gave."""
-    return text.startswith((CODE_RESULT, _OBSERVATION))
+def calls_in(message: ChatMessage) -> list[Any]:
+    """The calls of a message, as `as_message` takes them."""
+    named = [_as_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
+    # Other integrations' messages, of before there were blocks for calls.
+    return named or [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
 
 
-def is_resumed(arguments: BoundArguments) -> bool:
-    """Whether a workflow goes on with what its context holds: it has no event to begin with."""
-    return arguments.arguments.get("start_event", "") is None
+def _as_call(block: ToolCallBlock) -> ToolCall:
+    return ToolCall(name=block.tool_name, args=block.tool_kwargs, id=block.tool_call_id)
 
 
-def task_of(arguments: BoundArguments) -> str | None:
-    """The question that a method was called with; None where the model's messages must tell."""
-    given = dict(arguments.arguments)
-    given.update(given.pop("kwargs", None) or {})
-    for value in given.values():
-        if isinstance(value, StartEvent):
-            return _task_in_event(value)
-    return _task_in(given)
+def _plain(call: Any) -> Any:
+    return call.model_dump() if hasattr(call, "model_dump") else call
 
 
-def _task_in_event(event: Event) -> str | None:
-    fields = _fields(event)
-    if task := _task_in(fields):
-        return task
-    texts = [value for value in fields.values() if isinstance(value, str)]
-    return (texts[0] or None) if len(texts) == 1 else None
+def text_in(message: ChatMessage, media: Callable[[str], str]) -> str:
+    """The text of a message.
+
+    Args:
+        message: The message.
+        media: What stands for content that is no text, by its type.
+    """
+    return "\n".join(text for block in message.blocks for text in _texts(block, media))
 
 
-def _task_in(given: Mapping[str, Any]) -> str | None:
-    for key in _TASK_KEYS:
-        if task := _asked(given.get(key)):
-            return task
-    return None
+def _texts(block: ContentBlock, media: Callable[[str], str]) -> Iterator[str]:
+    if isinstance(block, TextBlock):
+        yield block.text
+    elif isinstance(block, CitableBlock):
+        for inner in block.content:
+            yield from _texts(inner, media)
+    elif isinstance(block, CitationBlock):
+        yield from _texts(block.cited_content, media)
+    elif block.block_type in ("image", "audio", "video", "document"):
+        yield media(block.block_type)
 
 
-def _asked(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, QueryBundle):
-        return value.query_str or None
-    if isinstance(value, ChatMessage):
-        return _text_in(value) if value.role == MessageRole.USER else None
-    if isinstance(value, list | tuple):
-        return next((asked for item in reversed(value) if (asked := _asked(item))), None)
-    return None
-
-
-def answer_of(result: Any) -> str | None:
-    """The text with which a run answered; None where the last thing said must tell."""
-    if isinstance(result, str):
-        return result
-    if isinstance(result, Response | AgentChatResponse | StreamingAgentChatResponse):
-        return result.response
-    if isinstance(result, PydanticResponse):
-        return None if result.response is None else result.response.model_dump_json()
-    if isinstance(result, StreamingResponse | AsyncStreamingResponse):
-        return result.response_txt
-    if isinstance(result, ChatMessage):
-        return _text_in(result)
-    if isinstance(result, StopEvent):
-        if result.result is not None:
-            return answer_of(result.result)
-        fields = _fields(result)
-    elif isinstance(result, Event):  # an agent's output
-        return answer_of(getattr(result, "response", None))
-    elif isinstance(result, Mapping):
-        fields = dict(result)
-    else:
-        return None
-    for key in _ANSWER_KEYS:
-        if isinstance(value := fields.get(key), str):
-            return value
-    texts = [value for value in fields.values() if isinstance(value, str)]
-    return texts[0] if len(texts) == 1 else None
-
-
-def sources_of(result: Any) -> list[Source]:
-    """Return the nodes that a query engine or chat engine answered from."""
-    kinds = (Response, PydanticResponse, StreamingResponse, AsyncStreamingResponse)
-    if not isinstance(result, (*kinds, AgentChatResponse, StreamingAgentChatResponse)):
-        return []
-    return node_sources(result.source_nodes)
-
-
-def node_sources(nodes: Iterable[NodeWithScore]) -> list[Source]:
-    """Return nodes as sources; without those that are logs."""
-    return [_source(found) for found in nodes if log_id_of(found) is None]
-
-
-def log_id_of(found: NodeWithScore) -> str | None:
-    """Return the id of the log that a node is; None if it is a document's."""
-    log_id = found.node.metadata.get("log_id")  # maybe a document's own field
-    return found.node.node_id if log_id == found.node.node_id else None
-
-
-def _source(found: NodeWithScore) -> Source:
-    node = found.node
-    document = node.source_node
-    names = [None if document is None else document.node_id]
-    names += [node.metadata.get(key) for key in _FILE_KEYS]
-    return Source(
-        id=node.node_id,
-        documents=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
-        hash=hash_of(node.get_content(MetadataMode.LLM)),
-        version=None if document is None else document.hash,
-        score=None if found.score is None else float(found.score),
+def _refuse(media: str) -> str:
+    raise PromptError(
+        f"A message holds content of type {media}; this model reads text only. "
+        "Leave it out, or put its text in."
     )
 
 
-def _fields(event: Event) -> dict[str, Any]:
-    declared = {name: getattr(event, name, None) for name in type(event).model_fields}
-    return {**declared, **dict(event.items())}  # an event also takes what nobody declared
+class Reply:
+    """The reply to a chat, as it grows.
 
+    Args:
+        answer: The answer, whose parts are given one by one.
+        engine: The model.
+        model: Its name.
+        one_call: Leave out all calls but the first.
+    """
 
-def _text_in(message: ChatMessage) -> str:
-    return text_in(message, "[{}]".format)
+    def __init__(
+        self, answer: Answer, engine: Engine, model: str, *, one_call: bool = False
+    ) -> None:
+        self._answer = answer
+        self._engine = engine
+        self._model = model
+        self._one_call = one_call
+        self._text = self._thoughts = ""
+        self._calls: list[ToolCallBlock] = []
+        self._invalid: list[dict[str, Any]] = []
 
+    def add(self, part: Part) -> None:
+        """Take the next part."""
+        if isinstance(part, Text):
+            self._text += part.text
+        elif isinstance(part, Thought):
+            self._thoughts += part.text
+        elif isinstance(part, CallEnded):
+            if self._calls and self._one_call:
+                return
+            name, args, id = part.call.name, part.call.args, new_call_id()
+            self._calls.append(ToolCallBlock(tool_name=name, tool_kwargs=args, tool_call_id=id))
+        else:
+            self._invalid.append(asdict(part.invalid))
 
-def _calls_in(message: ChatMessage) -> tuple[ToolCall, ...]:
-    try:
-        calls = calls_in(message)
-        return as_message({"role": "assistant", "tool_calls": calls}).tool_calls if calls else ()
-    except (TraceError, ValueError):  # arguments that are no JSON
-        blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-        return tuple(
-            ToolCall(name=block.tool_name, args=str(block.tool_kwargs), id=block.tool_call_id)
-            for block in blocks
+    def more(self, part: Part) -> ChatResponse:
+        """Take the next part, and give the reply up to it."""
+        self.add(part)
+        delta = part.text if isinstance(part, Text) else ""
+        extra = {"thinking_delta": part.text} if isinstance(part, Thought) else {}
+        return ChatResponse(message=self._message(), delta=delta, additional_kwargs=extra)
+
+    def end(self, run_id: str | None) -> ChatResponse:
+        """The whole reply, with what is known once the answer has ended.
+
+        Args:
+            run_id: The captured run that it belongs to.
+        """
+        generation = self._answer.generation
+        read, written = self._answer.read_tokens, len(generation.token_ids)
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+        details = {"cached_tokens": self._answer.cached_tokens}
+        response = ChatResponse(
+            message=self._message(),
+            delta="",
+            raw={
+                "model": self._model,
+                "finish_reason": generation.finish_reason,
+                "usage": {**usage, "prompt_tokens_details": details},
+                "lag": {**self._answer.report(), "run_id": run_id},
+            },
+            additional_kwargs=dict(usage),
         )
+        if self._answer.request.top_logprobs is not None:
+            response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
+        return response
+
+    def _message(self) -> ChatMessage:
+        blocks: list[ContentBlock] = []
+        if self._thoughts:
+            blocks.append(ThinkingBlock(content=self._thoughts))
+        if self._text or not self._calls:
+            blocks.append(TextBlock(text=self._text))
+        blocks += self._calls
+        extra = {"invalid_tool_calls": list(self._invalid)} if self._invalid else {}
+        if self._calls:  # where streamed objects, for one, are looked for
+            extra["tool_calls"] = [_as_openai(call) for call in self._calls]
+        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
 
 
-def _first(holder: Any, key: str) -> Any:
-    items = _get(holder, key)
-    return items[0] if isinstance(items, list | tuple) and items else None
+def _as_openai(call: ToolCallBlock) -> dict[str, Any]:
+    arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
+    function = {"name": call.tool_name, "arguments": arguments}
+    return {"id": call.tool_call_id, "type": "function", "function": function}
 
 
-def _get(holder: Any, key: str) -> Any:
-    if isinstance(holder, Mapping):
-        return holder.get(key)
-    return getattr(holder, key, None) if isinstance(holder, BaseModel) else None
+def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:
+    """The token that was taken, and the others that were asked for."""
+    taken = (entry.token_id, entry.logprob)
+    others = [each for each in entry.top if each[0] != entry.token_id]
+
+    def told(token: int, logprob: float) -> LogProb:
+        text = engine.tokenizer.decode([token])
+        return LogProb(token=text, logprob=logprob, bytes=list(text.encode()))
+
+    return [told(*each) for each in (taken, *others)]

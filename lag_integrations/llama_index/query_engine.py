@@ -19,17 +19,22 @@ from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
+from lag_integrations.capture.run_metadata import Metadata, checked_metadata
+from lag_integrations.chat.current import Given, current_given, give
 from lag_integrations.errors import SettingsError
-from lag_integrations.llama_index.capture import current_owner, open_run, retrieved
-from lag_integrations.llama_index.messages import node_sources
-from lag_integrations.llama_index.run_tags import current_tags
+from lag_integrations.llama_index.capture.instrument import current_owner, open_run, retrieved
+from lag_integrations.llama_index.capture.messages import node_sources
+from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.streams import acarried, carried
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.provenance import Owner
-from lag_integrations.recalling import Recalled, SafeRecall, WhereFunction, miss_report
-from lag_integrations.run_metadata import Metadata, checked_metadata
-from lag_integrations.scope import Given, current_given, give
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.safe_recall import (
+    Recalled,
+    SafeRecall,
+    WhereFunction,
+    miss_report,
+)
 from lag_integrations.store.filters import Where
+from lag_integrations.traces.provenance import Owner
 
 dispatcher = get_dispatcher(__name__)
 
@@ -79,7 +84,7 @@ class LAGQueryEngine(BaseQueryEngine):
     def __init__(
         self,
         query_engine: BaseQueryEngine,
-        memory: KVLogMemory,
+        memory: LogMemory,
         *,
         k: int | None = None,
         min_score: float | None = None,
@@ -94,7 +99,7 @@ class LAGQueryEngine(BaseQueryEngine):
                 f"A LAGQueryEngine wraps a query engine, and was given a "
                 f"{type(query_engine).__name__}. Of an index, give index.as_query_engine()."
             )
-        if not isinstance(memory, KVLogMemory):
+        if not isinstance(memory, LogMemory):
             raise SettingsError(
                 "A LAGQueryEngine needs a memory of logs: "
                 "LAGQueryEngine(engine, memory=KVLogMemory('./logs'))."

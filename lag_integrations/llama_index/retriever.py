@@ -7,14 +7,14 @@ import asyncio
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
-from lag_integrations.llama_index.capture import current_owner
-from lag_integrations.llama_index.run_tags import current_tags
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.recalling import Refused, WhereFunction, check_where, filter_for
-from lag_integrations.search import RecalledLog
+from lag_integrations.llama_index.capture.instrument import current_owner
+from lag_integrations.llama_index.capture.tags import current_tags
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.rendering import log_metadata, log_text
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.memory.safe_recall import Refused, WhereFunction, check_where, filter_for
 from lag_integrations.store.filters import Where
-from lag_integrations.texts import log_metadata, log_text
-from lag_integrations.trace import Outcome
+from lag_integrations.traces.trace import Outcome
 
 
 class LogRetriever(BaseRetriever):
@@ -47,7 +47,7 @@ class LogRetriever(BaseRetriever):
 
     def __init__(
         self,
-        memory: KVLogMemory,
+        memory: LogMemory,
         *,
         k: int | None = None,
         min_score: float | None = None,

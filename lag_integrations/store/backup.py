@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.blobs import Blobs, sync_folder
 from lag_integrations.store.database import LEDGER_FILE
 from lag_integrations.store.private import make_private_file
+from lag_integrations.store.segment_files import Blobs, sync_folder
 from lag_integrations.store.store import LogStore
 
 logger = logging.getLogger(__name__)

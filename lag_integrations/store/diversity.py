@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.found import Found
+from lag_integrations.store.matches import Found
 
 
 def most_diverse(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
-from lag_integrations.loading import LOADING
-from lag_integrations.teams import computing
+from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.openmp import computing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

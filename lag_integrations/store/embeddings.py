@@ -21,11 +21,11 @@ from sqlalchemy import (
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.store.database import Database
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.facts import EMBEDDER, generation_of
 from lag_integrations.store.failures import Failures, failed
 from lag_integrations.store.ledger import Ledger, in_quarantine
 from lag_integrations.store.schema import embeddings, logs, settings
-from lag_integrations.trace import Trace
+from lag_integrations.store.store_metadata import EMBEDDER, generation_of
+from lag_integrations.traces.trace import Trace
 
 EMBED = "embed"
 """The task under which a failure to embed is recorded."""

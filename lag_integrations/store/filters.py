@@ -14,9 +14,9 @@ from pydantic import JsonValue
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.errors import StoreError
-from lag_integrations.provenance import MessageSource, Owner
-from lag_integrations.sources import SOURCES, names_in
 from lag_integrations.store.schema import logs, tags
+from lag_integrations.traces.provenance import MessageSource, Owner
+from lag_integrations.traces.sources import SOURCES, names_in
 
 Where = Mapping[str, Any]
 Scalar = str | bool | int | float

@@ -25,7 +25,21 @@ from sqlalchemy import (
 )
 
 from lag_integrations.errors import StoreError, TraceError, TraceRefusedError
-from lag_integrations.provenance import (
+from lag_integrations.store.database import Database
+from lag_integrations.store.filters import (
+    OWN,
+    RUN,
+    SOURCE,
+    Where,
+    condition,
+    readable_by,
+    run_row,
+    source_rows,
+    tag_rows,
+)
+from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
+from lag_integrations.store.store_metadata import note_deletion
+from lag_integrations.traces.provenance import (
     IMPORTED,
     NOBODY,
     NOT_RECALLED,
@@ -43,22 +57,8 @@ from lag_integrations.provenance import (
     without,
     worst,
 )
-from lag_integrations.screening import Gate
-from lag_integrations.store.database import Database
-from lag_integrations.store.facts import note_deletion
-from lag_integrations.store.filters import (
-    OWN,
-    RUN,
-    SOURCE,
-    Where,
-    condition,
-    readable_by,
-    run_row,
-    source_rows,
-    tag_rows,
-)
-from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
-from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.screening import Gate
+from lag_integrations.traces.trace import Outcome, Trace
 
 logger = logging.getLogger(__name__)
 

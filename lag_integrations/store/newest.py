@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.found import Found
+from lag_integrations.store.matches import Found
 from lag_integrations.store.relevance.model import Relevance
 
 _ALIKE = 0.2

@@ -6,8 +6,8 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from lag_integrations.store.blobs import Blobs
-from lag_integrations.store.removals import Removals
+from lag_integrations.store.deletion_queue import Removals
+from lag_integrations.store.segment_files import Blobs
 from lag_integrations.store.segments import SegmentTable
 
 MIN_AGE = 600.0

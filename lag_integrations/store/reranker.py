@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lag_integrations.errors import StoreError
-from lag_integrations.loading import LOADING
-from lag_integrations.teams import computing
+from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.openmp import computing
 
 logger = logging.getLogger(__name__)
 

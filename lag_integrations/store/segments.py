@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy import ColumnElement, and_, delete, insert, not_, select
 
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.provenance import NOT_RECALLED
 from lag_integrations.store.database import Database
 from lag_integrations.store.failures import failed
 from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger, chunks, in_quarantine
 from lag_integrations.store.schema import logs, removals, segments
-from lag_integrations.trace import Outcome
+from lag_integrations.traces.provenance import NOT_RECALLED
+from lag_integrations.traces.trace import Outcome
 
 
 def encode_task(key: SegmentKey) -> str:

@@ -9,7 +9,14 @@ from sqlalchemy import func, select
 
 from lag_integrations.store.database import Database
 from lag_integrations.store.migrations import HEAD
-from lag_integrations.store.schema import embeddings, failures, logs, models, removals, settings
+from lag_integrations.store.schema import (
+    embeddings,
+    failures,
+    logs,
+    models,
+    removals,
+    settings,
+)
 from lag_integrations.store.schema import segments as table
 
 

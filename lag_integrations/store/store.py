@@ -21,30 +21,30 @@ from lag_integrations.errors import (
 from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.screening import Gate
+from lag_integrations.runtime.openmp import computing
 from lag_integrations.store import receipts
-from lag_integrations.store.blobs import Blobs
 from lag_integrations.store.budget import Evictor
 from lag_integrations.store.chroma import Server, SharedFolder, Unreadable
 from lag_integrations.store.database import Database
+from lag_integrations.store.deletion_queue import Removal, Removals
 from lag_integrations.store.embeddings import EmbeddingTable
-from lag_integrations.store.facts import Facts
 from lag_integrations.store.failures import Failures
-from lag_integrations.store.found import Found, Query
-from lag_integrations.store.hot import HotTier
 from lag_integrations.store.index import ChromaAccess, Index
 from lag_integrations.store.ledger import Ledger, checked_namespace
 from lag_integrations.store.lexical import LexicalIndex
 from lag_integrations.store.locks import patiently
+from lag_integrations.store.matches import Found, Query
 from lag_integrations.store.migrations import BACKUPS
 from lag_integrations.store.orphans import Orphans
+from lag_integrations.store.outcomes import Verdicts
 from lag_integrations.store.receipts import Receipt, Remainder
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.store.removals import Removal, Removals
+from lag_integrations.store.segment_cache import HotTier
+from lag_integrations.store.segment_files import Blobs
 from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.store_metadata import Facts
 from lag_integrations.store.vector_search import VectorSearch
-from lag_integrations.store.verdicts import Verdicts
-from lag_integrations.teams import computing
+from lag_integrations.traces.screening import Gate
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI

@@ -10,12 +10,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import ColumnElement
 
-from lag_integrations.errors import (
-    BusyError,
-    EmbedderMismatchError,
-    ForkedError,
-    StoreError,
-)
+from lag_integrations.errors import BusyError, EmbedderMismatchError, ForkedError, StoreError
 from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.embeddings import EmbeddingTable, Entry
 from lag_integrations.store.index import Index

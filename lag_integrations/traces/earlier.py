@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lag_integrations.trace import Message
+from lag_integrations.traces.trace import Message
 
 _MOST_MESSAGES = 6
 _MOST_CHARACTERS = 8_000

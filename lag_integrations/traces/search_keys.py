@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lag_integrations.trace import Message, ToolCall, Trace
 from lag_integrations.traces.queries import follow_up
+from lag_integrations.traces.trace import Message, ToolCall, Trace
 
 MAX_KEYS = 16
 """Most keys of a trace. A log's entries in the index are numbered below this."""

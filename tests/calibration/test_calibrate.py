@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from lag_integrations import Engine, KVLogMemory
-from lag_integrations.calibration import record
+from lag_integrations.calibration.calibrate import calibrate
 from lag_integrations.calibration.cases import CASES, KINDS
-from lag_integrations.calibration.measure import SETTINGS, calibrate
-from lag_integrations.calibration.record import DEFAULTS, Calibration
+from lag_integrations.calibration.measure import SETTINGS, measure
+from lag_integrations.engine import log_settings
+from lag_integrations.engine.log_settings import DEFAULTS, Calibration
+from lag_integrations.engine.token_selection import LastTurn, TaskAndLastTurns
 from lag_integrations.errors import CalibrationError
-from lag_integrations.kv.selection import LastTurn, TaskAndLastTurns
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.trace import Message
+from lag_integrations.traces.trace import Message
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
 
@@ -26,14 +27,14 @@ VAULT = qa("What is the code of the vault in Lima ?", "The code of the vault in 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder for calibrations."""
-    monkeypatch.setattr(record, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(log_settings, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
 def measured() -> Calibration:
     """A calibration of the tiny model, not kept for other tests; what it says is chance."""
-    return calibrate(tiny_engine())
+    return measure(tiny_engine())
 
 
 def of(measured: Calibration, **changes: object) -> Calibration:
@@ -61,14 +62,14 @@ def test_the_defaults_are_preferred_where_nothing_is_better(cache):
 def test_it_is_measured_once(cache, measured):
     engine, done = tiny_engine(), []
     assert engine.calibration is None
-    found = engine.calibrate(lambda *of: done.append(of))
+    found = calibrate(engine, lambda *of: done.append(of))
     assert done[-1] == (len(CASES), len(CASES))
     assert found.figures == measured.figures
-    assert engine.calibrate() is found
+    assert calibrate(engine) is found
     other_process = tiny_engine()
     assert other_process.calibration == found
-    assert other_process.calibrate(lambda *_: pytest.fail("measured again")) == found
-    assert engine.calibrate(again=True) is not found
+    assert calibrate(other_process, lambda *_: pytest.fail("measured again")) == found
+    assert calibrate(engine, again=True) is not found
     assert tiny_engine(seed=1).calibration is None
 
 
@@ -92,7 +93,7 @@ def test_another_models_calibration_is_refused(measured):
 
 @pytest.mark.parametrize("damage", ["cut off", "not JSON", "other version", "other model"])
 def test_a_calibration_that_does_not_fit_is_not_used(cache, measured, caplog, damage):
-    path = record.save(measured)
+    path = log_settings.save(measured)
     text = path.read_text("utf-8")
     path.write_text(
         {
@@ -111,16 +112,16 @@ def test_a_calibration_that_does_not_fit_is_not_used(cache, measured, caplog, da
 
 def test_a_calibration_that_cannot_be_written_says_so(monkeypatch, tmp_path, measured):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(record, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(log_settings, "cache_folder", lambda: tmp_path / "file")
     with pytest.raises(CalibrationError, match="LAG_CACHE"):
-        record.save(measured)
+        log_settings.save(measured)
 
 
 def test_a_model_with_a_tiny_window_cannot_be_calibrated(cache):
     engine = tiny_engine()
     engine.positions.window = 64
     with pytest.raises(CalibrationError, match="window of 64 tokens"):
-        engine.calibrate()
+        calibrate(engine)
     assert not cache.exists()
 
 
@@ -196,7 +197,7 @@ def test_likelihoods_are_those_of_a_full_prefill(engine):
 
 @pytest.mark.slow
 def test_the_packaged_model_is_given_kv(cache, engine: Engine):
-    found = engine.calibrate()
+    found = calibrate(engine)
     assert found.form == "kv"
     assert found.gain > 0
     engine.calibration = None

@@ -7,15 +7,15 @@ import json
 import pytest
 from langchain_core.messages import HumanMessage
 
+from benchmarks import facts
+from benchmarks.asked import Answered, AnswerFile, Asked, ask, report, says
+from benchmarks.changed import __main__ as changed
+from benchmarks.changed.documents import pages
+from benchmarks.facts import Case, older_objects
+from benchmarks.recall import answers as recalled
+from benchmarks.recall.cases import own_cases, rows
 from lag_integrations import Engine
 from lag_integrations.errors import EvaluationError
-from lag_integrations.evaluation import facts
-from lag_integrations.evaluation.asked import Answered, AnswerFile, Asked, ask, report, says
-from lag_integrations.evaluation.changed import __main__ as changed
-from lag_integrations.evaluation.changed.documents import pages
-from lag_integrations.evaluation.facts import Case, older_objects
-from lag_integrations.evaluation.recall import answers as recalled
-from lag_integrations.evaluation.recall.cases import own_cases, rows
 from lag_integrations.langchain import LAGChatModel
 from tests.puppet import calls
 

@@ -8,19 +8,19 @@ from math import nan
 
 import pytest
 
+from benchmarks.performance import __main__ as bench
+from benchmarks.performance.asking import asking
+from benchmarks.performance.capture import capture
+from benchmarks.performance.decoding import decoding
+from benchmarks.performance.importing import importing
+from benchmarks.performance.memory_use import memory_use
+from benchmarks.performance.results import changes, markdown, read, save
+from benchmarks.performance.tasks import Task
+from benchmarks.performance.turns import Figure, Spread, figures, in_turns
+from benchmarks.performance.weights import weights
 from lag_integrations import Engine
-from lag_integrations.evaluation.bench import __main__ as bench
-from lag_integrations.evaluation.bench.asking import asking
-from lag_integrations.evaluation.bench.capture import capture
-from lag_integrations.evaluation.bench.decoding import decoding
-from lag_integrations.evaluation.bench.importing import importing
-from lag_integrations.evaluation.bench.memory_use import memory_use
-from lag_integrations.evaluation.bench.results import changes, markdown, read, save
-from lag_integrations.evaluation.bench.tasks import Task
-from lag_integrations.evaluation.bench.turns import Figure, Spread, figures, in_turns
-from lag_integrations.evaluation.bench.weights import weights
-from lag_integrations.kv.selection import LastTurn
-from lag_integrations.trace import Message
+from lag_integrations.engine.token_selection import LastTurn
+from lag_integrations.traces.trace import Message
 
 
 def test_ways_take_turns_and_the_first_round_only_warms_up():

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bfcl import __main__ as command
+from benchmarks.bfcl.answers import Call, Records
+from benchmarks.bfcl.cases import CATEGORIES, Case, as_tool, is_even, read_cases
+from benchmarks.bfcl.scores import is_right, rows
 from lag_integrations import Engine, packaged
+from lag_integrations.engine.tools import HERMES
 from lag_integrations.errors import EvaluationError
-from lag_integrations.evaluation.bfcl import __main__ as command
-from lag_integrations.evaluation.bfcl.answers import Call, Records
-from lag_integrations.evaluation.bfcl.cases import CATEGORIES, Case, as_tool, is_even, read_cases
-from lag_integrations.evaluation.bfcl.scores import is_right, rows
-from lag_integrations.tools import HERMES
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("bfcl_eval") is None,

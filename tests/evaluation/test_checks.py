@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lag_integrations.evaluation.checks import measure
+from benchmarks.checks import measure
 from tests.store.model import hash_embedder, tiny_engine
 
 

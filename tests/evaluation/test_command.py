@@ -110,7 +110,7 @@ def test_several_models_have_one_report(data, tmp_path):
 def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
     data, tmp_path, monkeypatch, arguments, told
 ):
-    monkeypatch.setattr("lag_integrations.engine.Engine.load", None)
+    monkeypatch.setattr("lag_integrations.engine.engine.Engine.load", None)
     out = tmp_path / "out"
     done = kvlog("eval", "--data", data, "--out", out, *arguments)
     assert done.exit_code != 0

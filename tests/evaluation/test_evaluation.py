@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lag_integrations.calibration.record import DEFAULTS
+from lag_integrations.engine.log_settings import DEFAULTS
+from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.evaluation import Evaluation, Shard
 from lag_integrations.evaluation.questions import Dataset, Question
 from lag_integrations.evaluation.records import read
 from lag_integrations.evaluation.settings import Settings, settle
-from lag_integrations.prompt import around_logs
-from lag_integrations.trace import Trace
+from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from lag_integrations.evaluation.forensics import _copies, _files_with
+from benchmarks.forensics import _copies, _files_with
 
 
 def test_a_secret_is_found_where_it_is(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lag_integrations.evaluation.latency import main
+from benchmarks.latency import main
 
 
 def test_calls_are_timed_and_nothing_goes_wrong(capsys):

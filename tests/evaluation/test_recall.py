@@ -8,12 +8,12 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.recall import __main__ as benchmark
+from benchmarks.recall import benchmark as ways
+from benchmarks.recall.benchmark import ONE_VECTOR, SHIPPED
+from benchmarks.recall.cases import Cases, from_facts, own_cases
 from lag_integrations import KVLogMemory
 from lag_integrations.cli import app
-from lag_integrations.evaluation.recall import __main__ as benchmark
-from lag_integrations.evaluation.recall import benchmark as ways
-from lag_integrations.evaluation.recall.benchmark import ONE_VECTOR, SHIPPED
-from lag_integrations.evaluation.recall.cases import Cases, from_facts, own_cases
 from lag_integrations.evaluation.recall.figures import by_kind
 from lag_integrations.evaluation.recall.queries import RecallQuery, is_held_out
 from lag_integrations.evaluation.recall.searches import Searched

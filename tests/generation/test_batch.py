@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lag_integrations.generation.batch import can_decode_together, decode_together, step
-from lag_integrations.generation.row import Request, Row
-from lag_integrations.generation.sampling import Sampling
+from lag_integrations.engine.generation.batch import can_decode_together, decode_together, step
+from lag_integrations.engine.generation.sampling import Sampling
+from lag_integrations.engine.generation.sequence import Request, Row
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
-from lag_integrations.trace import Message
+from lag_integrations.traces.trace import Message
 from tests.conftest import qa
 from tests.kv.families import FAMILIES, VOCABULARY, Family, load, tokens
 from tests.store.model import tiny_engine

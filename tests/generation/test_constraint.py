@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from lag_integrations import Engine
-from lag_integrations.errors import ConstraintError
-from lag_integrations.generation.constraint import Grammars
-from lag_integrations.generation.grammar import (
+from lag_integrations.engine.generation.constraint import Grammars
+from lag_integrations.engine.generation.grammar import (
     Marks,
     json_answer,
     json_or_calls,
     text_or_calls,
     text_without,
 )
-from lag_integrations.tools.schema import CallForms
-from lag_integrations.trace import Message
+from lag_integrations.engine.tools.schema import CallForms
+from lag_integrations.errors import ConstraintError
+from lag_integrations.traces.trace import Message
 from tests.conftest import random_model
 
 

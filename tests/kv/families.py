@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.positions import Positions
+from lag_integrations.kv.inject import splice
+from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.probe import probe
-from lag_integrations.kv.rotation import Kernel
+from lag_integrations.kv.rope import Kernel
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.splice import splice
 
 VOCABULARY = 128
 WINDOW = 2048

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import EncodingError, StoreError
 from lag_integrations.kv.cache import Slots
 from lag_integrations.kv.codecs import CODECS, codec
 from lag_integrations.kv.codecs.scaled import round_up
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.kv.selection import WholeTrace
 from tests.conftest import qa
 
 PLAIN = ("native", "fp32", "bf16", "fp16", "fp8", "int8", "int4")

@@ -11,12 +11,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode, encode_rows
-from lag_integrations.kv.positions import Positions
-from lag_integrations.kv.prefixes import PrefixCache
+from lag_integrations.kv.inject import splice
+from lag_integrations.kv.position_scheme import Positions
+from lag_integrations.kv.prefix_cache import PrefixCache
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.kv.splice import splice
 from tests.kv.families import (
     FAMILIES,
     FINGERPRINT,

@@ -11,14 +11,15 @@ import time
 import pytest
 import torch
 
-from lag_integrations.kv import pages, positions
+from lag_integrations.kv import pages
+from lag_integrations.kv import position_scheme as positions
 from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
 from lag_integrations.kv.pages import empty
-from lag_integrations.kv.positions import LayerGroup, Positions
-from lag_integrations.kv.rotation import Kernel
+from lag_integrations.kv.position_scheme import LayerGroup, Positions
+from lag_integrations.kv.rope import Kernel
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.store.blobs import Blobs
+from lag_integrations.store.segment_files import Blobs
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 
@@ -121,7 +122,7 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped):
     if not mapped:
-        monkeypatch.setattr("lag_integrations.store.blobs.is_local", lambda _: False)
+        monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: False)
     slots = torch.randn(2, 2, 300, 1024), torch.randn(2, 2, 300, 1024)
     key = SegmentKey("log", "model", "last_turn", "native")
     data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
@@ -160,13 +161,13 @@ def test_without_huge_pages_memory_is_ordinary(monkeypatch):
 def test_a_file_that_gets_shorter_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     blobs = Blobs(str(tmp_path))
     blobs.put("log", b"a segment")
-    monkeypatch.setattr("lag_integrations.store.blobs.mapped", lambda *_: None)
+    monkeypatch.setattr("lag_integrations.store.segment_files.mapped", lambda *_: None)
     real = os.fstat
 
     class Longer:
         def __init__(self, descriptor: int) -> None:
             self.st_size = real(descriptor).st_size + 5
 
-    monkeypatch.setattr("lag_integrations.store.blobs.os.fstat", Longer)
+    monkeypatch.setattr("lag_integrations.store.segment_files.os.fstat", Longer)
     with pytest.raises(OSError, match="cut short"):
         blobs.get("log")

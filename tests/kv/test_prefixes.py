@@ -7,7 +7,7 @@ import gc
 import torch
 
 from lag_integrations.kv.cache import new_cache, read_layers
-from lag_integrations.kv.prefixes import PUBLIC, Injected, PrefixCache
+from lag_integrations.kv.prefix_cache import PUBLIC, Injected, PrefixCache
 from lag_integrations.kv.segment import Segment
 
 BYTES = 2 * 2 * 3 * 4 * 4

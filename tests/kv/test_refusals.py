@@ -12,8 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 from lag_integrations.errors import ContextWindowError, UnsupportedModelError
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
+from lag_integrations.kv.inject import splice
 from lag_integrations.kv.probe import probe
-from lag_integrations.kv.splice import splice
 from tests.kv.families import (
     EXPERTS,
     FAMILIES,

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from lag_integrations.kv.cache import new_cache, read_layers
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.positions import Positions, sharpen
+from lag_integrations.kv.inject import splice
+from lag_integrations.kv.position_scheme import Positions, sharpen
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.splice import splice
 from tests.kv.families import FINGERPRINT, PREFIX, build, feed, rope, tokens, two_ropes
 
 BEFORE = 8

@@ -6,9 +6,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from lag_integrations import Trace, packaged
-from lag_integrations.encoding import Encodable
-from lag_integrations.errors import TraceError
-from lag_integrations.kv.selection import (
+from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.token_selection import (
     LastAction,
     LastResponse,
     LastResponses,
@@ -17,7 +17,7 @@ from lag_integrations.kv.selection import (
     WholeTrace,
     WithoutContext,
 )
-from lag_integrations.prompt import ChatFormat
+from lag_integrations.errors import TraceError
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import Field
 
 from lag_integrations import KVLogMemory
+from lag_integrations.chat.current import current_memory
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.scope import current_memory
 
 
 class Scripted(BaseChatModel):

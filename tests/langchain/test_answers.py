@@ -18,10 +18,11 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from pydantic import BaseModel, ValidationError
 
-from lag_integrations import Engine, KVLogMemory, deriving, packaged
+from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations.chat.current import use_memory
 from lag_integrations.errors import ConstraintError, PromptError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.scope import use_memory
+from lag_integrations.memory import indexer as deriving
 from tests.conftest import qa
 
 QUESTIONS = [
@@ -259,7 +260,7 @@ def test_no_tool_is_called_where_none_may_be(plain):
 
 def test_a_malformed_call_is_an_invalid_call(plain, monkeypatch):
     """Without llguidance, a small model writes what it likes."""
-    monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+    monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
     bound = plain.bind_tools([get_weather])
     asked = [
         HumanMessage("Weather in Oslo?"),

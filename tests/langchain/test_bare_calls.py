@@ -46,7 +46,7 @@ def puppet():
 def model(puppet, request, monkeypatch):
     """With llguidance, marked calls are held to their schemas; all else has to remain possible."""
     if not request.param:
-        monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+        monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
     return LAGChatModel(puppet, temperature=0, max_tokens=200)
 
 
@@ -159,7 +159,7 @@ def test_an_agent_runs_its_tool(model, puppet, memory, text):
 @pytest.mark.parametrize("text", [*WRONG, "<tool_call>\n{weather}\n</tool_call>"])
 @pytest.mark.usefixtures("no_worker")
 def test_a_run_that_ends_with_an_unreadable_call_is_a_failure(puppet, monkeypatch, memory, text):
-    monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+    monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
     model = LAGChatModel(puppet, temperature=0, max_tokens=200)
     bound = model.bind_tools([weather])
     judged = []
@@ -187,7 +187,7 @@ def test_a_run_that_goes_on_after_an_unreadable_call_may_succeed(puppet, memory)
 
 @pytest.mark.usefixtures("no_worker")
 def test_a_run_that_is_cut_off_is_incomplete_and_has_no_half_a_mark(puppet, monkeypatch, memory):
-    monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+    monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
     model = LAGChatModel(puppet, temperature=0, callbacks=[memory.callback_handler()])
     bound = model.bind_tools([weather])
     whole = f"Let me see.\n\n{calls('weather', city='Oslo')}"

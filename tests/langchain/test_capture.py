@@ -26,8 +26,8 @@ from langgraph.types import Command, RetryPolicy, Send
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import TraceError
-from lag_integrations.langchain import callbacks
-from lag_integrations.langchain.callbacks import CaptureHandler
+from lag_integrations.langchain.capture import handler as callbacks
+from lag_integrations.langchain.capture.handler import CaptureHandler
 from tests.conftest import qa
 from tests.langchain.talker import RAIN, Talker, calls, captured, look, said
 

@@ -18,7 +18,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from lag_integrations import KVLogMemory
-from lag_integrations.langchain import threads
+from lag_integrations.langchain.capture import pending_runs as threads
 from tests.langchain.talker import RAIN, Talker, calls, captured, look, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")

@@ -17,10 +17,10 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import tool
 
 from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError, SettingsError, TraceError
-from lag_integrations.kv.selection import WholeTrace
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.sources import hash_of
+from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa, random_model
 from tests.langchain.talker import Talker, calls, captured
 

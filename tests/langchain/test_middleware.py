@@ -18,10 +18,10 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from lag_integrations import KVLogMemory
+from lag_integrations.chat.current import current_memory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
-from lag_integrations.scope import current_memory
-from lag_integrations.sources import Source, hash_of
+from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted, ScriptedLAG, added, call
 

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.llama_index import LAGLLM
-from lag_integrations.llama_index.capture import _watch
-from lag_integrations.recalling import SafeRecall
-from lag_integrations.search import SearchResult
+from lag_integrations.llama_index.capture.instrument import _watch
+from lag_integrations.memory.results import SearchResult
+from lag_integrations.memory.safe_recall import SafeRecall
 from tests.llama_index.recorder import FERRY, VAULT, added
 from tests.puppet import Puppet
 

@@ -8,7 +8,7 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlo
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 
 from lag_integrations import KVLogMemory, Trace
-from lag_integrations.llama_index.tag import is_carrier, tag_of
+from lag_integrations.llama_index.message_tag import is_carrier, tag_of
 from tests.conftest import qa
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")

@@ -92,7 +92,7 @@ def test_an_agent_runs_its_tool(told, puppet, memory, streaming):
 def test_a_run_that_ends_with_an_unreadable_call_is_a_failure(
     told, puppet, monkeypatch, memory, text, streaming
 ):
-    monkeypatch.setattr("lag_integrations.engine.can_constrain", lambda: False)
+    monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
 
     async def run():
         with memory.capture():

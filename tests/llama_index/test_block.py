@@ -15,8 +15,18 @@ from llama_index.core.memory import InsertMethod, Memory, StaticMemoryBlock
 
 from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
-from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, block, recalled
-from lag_integrations.llama_index.tag import is_carrier
+from lag_integrations.llama_index import (
+    LAGLLM,
+    KVLogMemoryBlock,
+    LAGMemory,
+)
+from lag_integrations.llama_index import (
+    memory_block as block,
+)
+from lag_integrations.llama_index import (
+    task_recall as recalled,
+)
+from lag_integrations.llama_index.message_tag import is_carrier
 from tests.conftest import qa, random_model
 from tests.llama_index.recorder import (
     VAULT,

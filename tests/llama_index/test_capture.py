@@ -36,9 +36,13 @@ from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, 
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.capture import is_choosing, note_recalled, open_run
-from lag_integrations.llama_index.tag import carrier
-from lag_integrations.sources import hash_of
+from lag_integrations.llama_index.capture.instrument import (
+    is_choosing,
+    note_recalled,
+    open_run,
+)
+from lag_integrations.llama_index.message_tag import carrier
+from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa
 from tests.langchain.scripted import Scripted as LangChainScripted
 from tests.llama_index.scripted import Plain, Prices, Scripted, call, captured, index, said

@@ -27,9 +27,10 @@ from pydantic import BaseModel
 from workflows.errors import WorkflowCancelledByUser
 
 from lag_integrations import KVLogMemory
-from lag_integrations.judging import uncaptured
-from lag_integrations.llama_index import LAGMemory, LAGQueryEngine, watching
-from lag_integrations.llama_index.capture import open_run
+from lag_integrations.capture.judges import uncaptured
+from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
+from lag_integrations.llama_index.capture import tracker as watching
+from lag_integrations.llama_index.capture.instrument import open_run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
 from tests.llama_index.scripted import Scripted, call, captured, index, said

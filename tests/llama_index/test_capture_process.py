@@ -21,9 +21,11 @@ from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
-from lag_integrations.llama_index import LAGQueryEngine, spans, watching
-from lag_integrations.llama_index import capture as module
-from lag_integrations.llama_index.capture import _watch
+from lag_integrations.llama_index import LAGQueryEngine
+from lag_integrations.llama_index.capture import instrument as module
+from lag_integrations.llama_index.capture import spans
+from lag_integrations.llama_index.capture import tracker as watching
+from lag_integrations.llama_index.capture.instrument import _watch
 from lag_integrations.store.ledger import Ledger
 from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
 

@@ -57,8 +57,8 @@ from pydantic import BaseModel
 
 from lag_integrations.errors import PromptError
 from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEngine
-from lag_integrations.recalling import SafeRecall
-from lag_integrations.search import SearchResult
+from lag_integrations.memory.results import SearchResult
+from lag_integrations.memory.safe_recall import SafeRecall
 from tests.conftest import qa
 from tests.llama_index.choosers import Asks, Selects
 from tests.llama_index.recorder import added, named, user

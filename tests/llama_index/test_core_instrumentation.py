@@ -21,7 +21,7 @@ from llama_index_instrumentation.span import active_span_id
 from llama_index_instrumentation.span_handlers import BaseSpanHandler
 from pydantic import PrivateAttr
 
-from lag_integrations.llama_index import capture
+from lag_integrations.llama_index.capture import instrument as capture
 from tests.llama_index.recorder import user
 from tests.llama_index.scripted import Scripted, captured, said
 

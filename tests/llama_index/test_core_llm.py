@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
 from lag_integrations.errors import ToolChoiceError
 from lag_integrations.llama_index import LAGLLM
-from lag_integrations.llama_index.tag import tagged
+from lag_integrations.llama_index.message_tag import tagged
 from tests.conftest import qa
 from tests.llama_index.recorder import added
 from tests.puppet import calls

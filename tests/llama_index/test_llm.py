@@ -29,7 +29,7 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import PromptError, SettingsError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
-from lag_integrations.llama_index.translate import as_chat
+from lag_integrations.llama_index.messages import as_chat
 from tests.conftest import qa
 
 TALE = [ChatMessage(role="user", content="Tell me of the sea.")]

@@ -30,11 +30,22 @@ from llama_index.core.memory.memory import InsertMethod
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSerializer
 
-from lag_integrations import Engine, KVLogMemory, answering
+from lag_integrations import Engine, KVLogMemory
+from lag_integrations.chat import response as answering
 from lag_integrations.errors import EmbedderMismatchError, StoreError
-from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, lag_memory, recalled
-from lag_integrations.llama_index.tag import tag_of
-from lag_integrations.sources import Source, hash_of
+from lag_integrations.llama_index import (
+    LAGLLM,
+    KVLogMemoryBlock,
+    LAGMemory,
+)
+from lag_integrations.llama_index import (
+    memory as lag_memory,
+)
+from lag_integrations.llama_index import (
+    task_recall as recalled,
+)
+from lag_integrations.llama_index.message_tag import tag_of
+from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
 from tests.llama_index.recorder import (
     VAULT,

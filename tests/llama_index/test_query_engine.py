@@ -28,12 +28,12 @@ from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
 from lag_integrations import Engine, KVLogMemory
+from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.messages import node_sources
-from lag_integrations.llama_index.tag import tagged
-from lag_integrations.prompt import around_logs
+from lag_integrations.llama_index.capture.messages import node_sources
+from lag_integrations.llama_index.message_tag import tagged
 from tests.conftest import qa, random_model
 from tests.llama_index.choosers import Asks, Selects
 

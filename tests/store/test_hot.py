@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from lag_integrations.kv.segment import Segment
-from lag_integrations.store.hot import HotTier
+from lag_integrations.store.segment_cache import HotTier
 from tests.store.processes import numbered, open_memory
 
 

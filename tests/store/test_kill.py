@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lag_integrations import KVLogMemory, deriving
+from lag_integrations import KVLogMemory
+from lag_integrations.memory import indexer as deriving
 from lag_integrations.store.audit import Audit
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import (

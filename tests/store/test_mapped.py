@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lag_integrations.kv import mapped as mapping
-from lag_integrations.kv.mapped import mapped
-from lag_integrations.store import disks
-from lag_integrations.store.blobs import Blobs
+from lag_integrations.kv import mapped_file as mapping
+from lag_integrations.kv.mapped_file import mapped
+from lag_integrations.store import mounts as disks
+from lag_integrations.store.segment_files import Blobs
 from tests.conftest import overwrite
 from tests.store.processes import numbered, open_memory
 
@@ -34,7 +34,7 @@ MOUNTS = """\
 @pytest.fixture
 def local(monkeypatch):
     """As on a disk of this machine, whatever the tests run on."""
-    monkeypatch.setattr("lag_integrations.store.blobs.is_local", lambda _: True)
+    monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: True)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("local", [True, False])
 def test_files_are_mapped_on_local_disks_only(tmp_path, monkeypatch, local):
-    monkeypatch.setattr("lag_integrations.store.blobs.is_local", lambda _: local)
+    monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: local)
     seen = []
 
     def spy(path: str, nbytes: int) -> memoryview | None:
@@ -97,7 +97,7 @@ def test_files_are_mapped_on_local_disks_only(tmp_path, monkeypatch, local):
         seen.append((Path(path).name, content is not None))
         return content
 
-    monkeypatch.setattr("lag_integrations.store.blobs.mapped", spy)
+    monkeypatch.setattr("lag_integrations.store.segment_files.mapped", spy)
     blobs = Blobs(str(tmp_path))
     blobs.put("a", b"some")
     blobs.put("empty", b"")

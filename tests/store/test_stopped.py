@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from lag_integrations import KVLogMemory, deriving
+from lag_integrations import KVLogMemory
 from lag_integrations.errors import BusyError, StoreError
+from lag_integrations.memory import indexer as deriving
 from lag_integrations.store import chroma, database, locks
 from tests.store.conftest import logs_in_index
 from tests.store.processes import context, holding, numbered, open_memory, start

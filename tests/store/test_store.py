@@ -19,11 +19,11 @@ from lag_integrations.errors import (
     TraceError,
 )
 from lag_integrations.kv.codecs import CODECS
-from lag_integrations.sources import Source
 from lag_integrations.store import ledger
 from lag_integrations.store.budget import Budget
-from lag_integrations.trace import Trace
 from lag_integrations.traces.search_keys import SearchKey
+from lag_integrations.traces.sources import Source
+from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
 from tests.store.conftest import logs_in_index
 from tests.store.model import hash_embedder

@@ -9,7 +9,7 @@ import pytest
 
 from lag_integrations import KVLogMemory, Quarantine, Refuse, Trace
 from lag_integrations.errors import LogNotFoundError, StoreError, TraceError, TraceRefusedError
-from lag_integrations.provenance import message_sources
+from lag_integrations.traces.provenance import message_sources
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lag_integrations.tools import (
+from lag_integrations.engine.tools import (
     HERMES,
     AnswerReader,
     CallEnded,
@@ -17,8 +17,8 @@ from lag_integrations.tools import (
     ToolFormat,
     learn_tool_format,
 )
-from lag_integrations.tools.json_format import LLAMA
-from lag_integrations.trace import ToolCall
+from lag_integrations.engine.tools.json_format import LLAMA
+from lag_integrations.traces.trace import ToolCall
 from tests.tools.templates import ALL, applier
 
 NAMES = ("qwen", "llama", "mistral_named", "granite", "qwen_coder", "glm", "harmony", "gemma")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from lag_integrations.engine.tools import must_call, select
 from lag_integrations.errors import PromptError, ToolChoiceError
-from lag_integrations.tools import must_call, select
 
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name}} for name in ("search", "prüfe")

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from lag_integrations.tools import HERMES, ToolFormat, learn_tool_format, tool_result_text
-from lag_integrations.trace import Message, ToolCall
+from lag_integrations.engine.tools import (
+    HERMES,
+    ToolFormat,
+    learn_tool_format,
+    tool_result_text,
+)
+from lag_integrations.traces.trace import Message, ToolCall
 from tests.tools.templates import ALL, applier
 
 LEARNED = {name: learn_tool_format(applier(template)) for name, template in ALL.items()}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lag_integrations.tools import (
+from lag_integrations.engine.tools import (
     HERMES,
     AnswerReader,
     CallArgs,
@@ -21,8 +21,8 @@ from lag_integrations.tools import (
     ToolFormat,
     learn_tool_format,
 )
-from lag_integrations.tools.named_format import NamedFormat
-from lag_integrations.trace import ToolCall
+from lag_integrations.engine.tools.named_format import NamedFormat
+from lag_integrations.traces.trace import ToolCall
 from tests.tools.templates import ALL, applier
 
 SAME = {

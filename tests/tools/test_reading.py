@@ -5,14 +5,21 @@ from typing import Any
 
 import pytest
 
-from lag_integrations.tools import HERMES, AnswerReader, CallEnded, InvalidCall, Text, ToolFormat
-from lag_integrations.tools.gemma import GemmaFormat
-from lag_integrations.tools.glm import GLMFormat
-from lag_integrations.tools.harmony import HarmonyFormat
-from lag_integrations.tools.json_format import GRANITE, LLAMA, JsonFormat
-from lag_integrations.tools.named_format import NamedFormat
-from lag_integrations.tools.qwen_xml import QwenXMLFormat
-from lag_integrations.trace import ToolCall
+from lag_integrations.engine.tools import (
+    HERMES,
+    AnswerReader,
+    CallEnded,
+    InvalidCall,
+    Text,
+    ToolFormat,
+)
+from lag_integrations.engine.tools.gemma import GemmaFormat
+from lag_integrations.engine.tools.glm import GLMFormat
+from lag_integrations.engine.tools.harmony import HarmonyFormat
+from lag_integrations.engine.tools.json_format import GRANITE, LLAMA, JsonFormat
+from lag_integrations.engine.tools.named_format import NamedFormat
+from lag_integrations.engine.tools.qwen_xml import QwenXMLFormat
+from lag_integrations.traces.trace import ToolCall
 
 CITY = ToolCall(name="weather", args={"city": "Köln"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'

@@ -7,8 +7,8 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
-from lag_integrations.tools import HERMES, ToolFormat
-from lag_integrations.tools.json_format import GRANITE, LLAMA
+from lag_integrations.engine.tools import HERMES, ToolFormat
+from lag_integrations.engine.tools.json_format import GRANITE, LLAMA
 
 
 class Point(BaseModel):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lag_integrations.trace import Trace
 from lag_integrations.traces.search_keys import MAX_KEYS, SearchKey, search_keys
+from lag_integrations.traces.trace import Trace
 
 
 def call(name, **args):

@@ -13,8 +13,8 @@ from lag_integrations.evaluation.datasets.files import Folder, read_lines
 from lag_integrations.evaluation.datasets.options import MOST, letter_of, letters
 from lag_integrations.evaluation.datasets.splits import Split, split
 from lag_integrations.evaluation.questions import Dataset, Document, Question
-from lag_integrations.trace import Trace
-from lag_integrations.trace_file import TraceFile
+from lag_integrations.traces.trace import Trace
+from lag_integrations.traces.trace_file import TraceFile
 
 _Text = Annotated[str, Field(min_length=1)]
 

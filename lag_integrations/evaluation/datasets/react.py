@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from lag_integrations.evaluation.datasets.files import Folder, read_rows
 from lag_integrations.evaluation.questions import Dataset, Question
-from lag_integrations.trace import Outcome, Trace
+from lag_integrations.traces.trace import Outcome, Trace
 
 _OUTCOMES: dict[str, Outcome] = {"correct": "success", "incorrect": "failure", "halted": "failure"}
 

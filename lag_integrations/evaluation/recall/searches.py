@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from lag_integrations import KVLogMemory
 from lag_integrations.evaluation.recall.queries import RecallQuery
-from lag_integrations.memory import KVLogMemory
-from lag_integrations.search import RecalledLog
+from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
-from lag_integrations.store.found import Floor, Found, Query
+from lag_integrations.store.matches import Floor, Found, Query
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.trace import Trace
 from lag_integrations.traces.queries import follow_up
+from lag_integrations.traces.trace import Trace
 
 NEAREST = 3
 """Logs that are looked at, whatever the floor."""

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.provenance import MessageSource
 from lag_integrations.store.ledger import MAX_BYTES
-from lag_integrations.trace import Trace
+from lag_integrations.traces.provenance import MessageSource
+from lag_integrations.traces.trace import Trace
 
 VERSION: Literal[2] = 2
 

@@ -1,0 +1,1 @@
+"""Measurements of the package, for its developers: ``python -m benchmarks.NAME``."""

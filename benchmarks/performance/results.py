@@ -1,0 +1,84 @@
+"""A run's figures: as a file, as a table, and beside those of an earlier run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import torch
+import transformers
+from rich.table import Table
+
+from benchmarks.performance.turns import Figure
+from lag_integrations.evaluation.machine import machine
+
+
+def conditions(engine_name: str, dtype: str) -> dict[str, str]:
+    """What was measured on."""
+    return {
+        "date": str(date.today()),
+        "machine": machine(),
+        "model": f"{engine_name}, {dtype}",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"chromadb {chromadb.__version__}",
+    }
+
+
+def save(path: Path, about: dict[str, str], figures: Sequence[Figure]) -> None:
+    """Write a run."""
+    found = {"about": about, "figures": [figure.to_json() for figure in figures]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1), "utf-8")
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Figure]]:
+    """What `save` wrote."""
+    found = json.loads(path.read_text("utf-8"))
+    return found["about"], [Figure.from_json(figure) for figure in found["figures"]]
+
+
+def tables(figures: Iterable[Figure]) -> Iterator[Table]:
+    """A table a suite: each way's own value, and its ratios to others, with quartiles."""
+    for suite, of in groupby(figures, key=lambda figure: figure.suite):
+        rows = list(of)
+        bases = list(dict.fromkeys(base for row in rows for base in row.ratios))
+        table = Table("", "", "median", *(f"/ {base}" for base in bases), title=suite)
+        for row in rows:
+            _, place, way = row.key
+            ratios = (str(row.ratios.get(base, "")) for base in bases)
+            table.add_row(place, way, f"{row.value.median:.4g}", *ratios)
+        yield table
+
+
+def markdown(figures: Iterable[Figure]) -> str:
+    """The same as text, for documentation."""
+    parts = []
+    for table in tables(figures):
+        heads = [str(column.header) for column in table.columns]
+        cells = [list(column.cells) for column in table.columns]
+        lines = [f"**{table.title}**", "", _line(heads), _line(["---"] * len(heads))]
+        lines += [_line([str(cell) for cell in row]) for row in zip(*cells, strict=True)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def changes(before: Iterable[Figure], now: Iterable[Figure]) -> Table:
+    """Ratios that differ from an earlier run's by more than both runs' quartiles."""
+    table = Table("", "", "", "", "before", "now", title="Changed since")
+    known = {figure.key: figure for figure in before}
+    for figure in now:
+        earlier = known.get(figure.key)
+        for base, ratio in figure.ratios.items():
+            then = None if earlier is None else earlier.ratios.get(base)
+            if then is not None and (ratio.low > then.high or ratio.high < then.low):
+                table.add_row(*figure.key, f"/ {base}", str(then), str(ratio))
+    return table

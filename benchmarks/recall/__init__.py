@@ -1,0 +1,1 @@
+"""What is recalled, without a model, over public data and runs of our own."""

@@ -1,0 +1,1 @@
+"""One call of a chat model, without a framework."""

@@ -1,0 +1,157 @@
+"""What a framework's model can be told, whichever the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from transformers import GenerationConfig
+from typing_extensions import Self
+
+from lag_integrations.chat.context import MissingSegments
+from lag_integrations.chat.query import QueryOf
+from lag_integrations.engine.chat_template import Placement
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.sampling import Sampling
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.safe_recall import check_where
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+)
+"""Names of the settings for sampling."""
+
+
+class ModelSettings(BaseModel):
+    """The settings of a model; most of them may be given to a call, too."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str
+    """Name or path of the model."""
+    memory: LogMemory | None = Field(default=None, exclude=True, repr=False)
+    """Where logs are recalled from; without one, an ordinary LLM."""
+    k: int | None = Field(default=None, ge=0)
+    """Most logs to recall; the memory's own setting by default. 0 is off."""
+    min_score: float | None = None
+    """Least similarity of a recalled log; the memory's own setting by default."""
+    query: QueryOf | None = Field(default=None, exclude=True, repr=False)
+    """What logs are searched by: a text, or a function of the messages that returns one. By default
+    the user's last message, or where that recalls nothing, the last two."""
+    where: dict[str, Any] | Callable[[Any], Any] | None = Field(
+        default=None, exclude=True, repr=False
+    )
+    """Only logs with such metadata are recalled; or a function that returns such a filter, of the
+    call's config in LangChain, of its ``instrument_tags`` in LlamaIndex. If the function fails or
+    returns no filter, nothing is recalled."""
+    placement: Placement | None = None
+    """Where recalled segments stand in the prompt; by default what the model's calibration says,
+    ``before_turn`` without one."""
+    attention_temperature: float | None = None
+    """How the model attends to recalled segments: below 1 it is drawn to what fits best in their
+    last responses, and less to what led to these, which below 0.9 can hardly be asked for. By
+    default what the model's calibration says, 0.9 without one; 1 changes nothing."""
+    missing_segments: MissingSegments = "encode"
+    """What to do with a recalled log that has no valid segment for this model: encode its trace
+    now, or give its last response as text this time (the worker encodes it meanwhile)."""
+    best_last: bool = True
+    """Whether the most relevant log stands nearest to the question (else farthest)."""
+    max_tokens: int = 512
+    """Most tokens to generate."""
+    temperature: float | None = None
+    """Sampling temperature; 0 is greedy. By default as the model's generation config says, as for
+    the sampling settings that follow."""
+    top_p: float | None = None
+    """Probability mass to sample from."""
+    top_k: int | None = None
+    """Number of tokens to sample from."""
+    min_p: float | None = None
+    """Least probability to sample from, relative to the likeliest token."""
+    repetition_penalty: float | None = None
+    """Divides the logits of tokens that occurred, in the prompt too."""
+    presence_penalty: float | None = None
+    """Subtracted from the logits of tokens that were generated."""
+    frequency_penalty: float | None = None
+    """Subtracted once for each time a token was generated."""
+    logit_bias: dict[int, float] | None = None
+    """Added to the logits, by token id."""
+    seed: int | None = None
+    """Seed for sampling."""
+    stop: list[str] | None = None
+    """Texts that end the answer."""
+    logprobs: bool = False
+    """Whether to give the log probability of each generated token."""
+    top_logprobs: int | None = None
+    """Alternatives to give with each token's log probability."""
+    timeout: float | None = None
+    """Most seconds of generating; then `TimeoutError` is raised. Not for batches."""
+    cache_salt: str = Field(default="", exclude=True, repr=False)
+    """Whose prompts these are, where users share a model. What was read lately is reused under the
+    same salt only, so that nobody can tell by the time, or by the tokens reused, what others asked.
+    Each memory's namespace has a salt of its own already; this one divides it further."""
+    share_system: bool = False
+    """Whether the system message and the tools may be reused across namespaces and salts, since
+    they hold nothing that is one user's."""
+    device: str | None = None
+    """Where the model goes; the GPU if there is one, by default."""
+    dtype: str = "auto"
+    """dtype of the weights; the checkpoint's own by default."""
+    chat_template: str | None = None
+    """A Jinja template to use instead of the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables for the template: ``{"enable_thinking": False}``."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    """Further arguments of ``from_pretrained``; they may hold a token, so nobody is shown them."""
+
+    @field_validator("where")
+    @classmethod
+    def _check_where(cls, where: Any) -> Any:
+        check_where(where)
+        return where
+
+    @model_validator(mode="after")
+    def _can_be_sampled(self) -> Self:
+        """Refuse now what every call would refuse."""
+        Sampling.of(GenerationConfig(), {name: getattr(self, name) for name in SAMPLING})
+        return self
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `Engine.load`."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "chat_template": self.chat_template,
+            "template_kwargs": self.chat_template_kwargs,
+            **self.model_kwargs,
+        }
+
+
+def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Engine | None:
+    """The engine of a model that is given loaded; None if it is to be loaded by its name.
+
+    Raises:
+        ValueError: A model is given without its tokenizer.
+    """
+    if isinstance(model, Engine):
+        return model
+    if isinstance(model, str | Path):
+        return None
+    if tokenizer is None:
+        raise ValueError("Pass tokenizer=… together with a loaded model.")
+    return Engine(
+        model,
+        tokenizer,
+        chat_template=settings.get("chat_template"),
+        template_kwargs=settings.get("chat_template_kwargs"),
+    )

@@ -1,0 +1,1 @@
+"""The wrapped model: its chat template, its encoding of traces, its generation."""

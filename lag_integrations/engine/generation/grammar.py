@@ -1,0 +1,179 @@
+"""Grammars of answers, in llguidance's Lark dialect: JSON, calls amid text, text without calls.
+
+Grammars are plain text; `generation.constraint` compiles them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from lag_integrations.engine.generation.reasoning import CLOSE, OPEN
+from lag_integrations.engine.tools.schema import CallForms, Schema
+
+_OPTIONS = {
+    # As models write it; free white space would let a small one write nothing else.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    # Keywords that no grammar can say (uniqueItems) are left to whoever validates the answer.
+    "lenient": True,
+}
+
+
+def json_answer(schema: Schema) -> str:
+    """The answer is a JSON value of this schema."""
+    return f"start: {_json(schema)}\n"
+
+
+def rest_of_call(forms: CallForms, marks: Marks) -> str:
+    """The answer is one call: all of it between opening and closing."""
+    return "\n".join(["start: one", *_calls(forms, marks)]) + "\n"
+
+
+def text_or_calls(forms: CallForms, marks: Marks, *, thinking: bool = False) -> str:
+    """The answer is text; where the model begins a call in it, that call is one of these.
+
+    Args:
+        forms: The calls. The first mark of the opening, or else its first word, begins a call.
+        marks: The tokenizer's marks.
+        thinking: The answer begins within a thought.
+    """
+    begin, rest = marks.split(forms.opening)
+    body = f"{marks.literal(rest)} {_some(forms, marks)} {marks.literal(forms.closing)}"
+    if begin in marks.ids:
+        call = f"call: said {marks.literal(begin)} {body}\n"
+    else:
+        call = f"begun[lazy]: ANY {json.dumps(begin)}\ncall: said begun {body}\n"
+    banned = set(marks.within(forms.opening + (forms.between or "") + forms.closing))
+    rules = [
+        *_calls(forms, marks),
+        f"said: {marks.text(banned)}",
+        call,
+        "answer: call* said",
+        "TEXT: /(.|\\n)+/",
+        "ANY: /(.|\\n)*/",
+    ]
+    # What looks like a call within a thought is none.
+    thought = f"thought: {marks.text({CLOSE})}"
+    close, open_ = marks.ids.get(CLOSE), marks.ids.get(OPEN)
+    if thinking and close is not None:
+        return "\n".join([f"start: thought (<[{close}]> answer)?", thought, *rules]) + "\n"
+    if close is not None and open_ is not None:
+        started = f"<[{open_}]> thought (<[{close}]> answer)?"
+        return "\n".join([f"start: answer | {started}", thought, *rules]) + "\n"
+    return "\n".join(["start: answer", *rules]) + "\n"
+
+
+def json_or_calls(forms: CallForms, answer: Schema, marks: Marks, says: str = "") -> str:
+    """The answer is either calls, or JSON of a schema.
+
+    Args:
+        forms: The calls.
+        answer: The schema.
+        marks: The tokenizer's marks.
+        says: What stands before the JSON.
+    """
+    ends = marks.literal(forms.opening), marks.literal(forms.closing)
+    rules = [
+        "start: call | answer",
+        f"call: {ends[0]} {_some(forms, marks)} {ends[1]}",
+        f"answer: {marks.literal(says)} {_json(answer)}",
+        *_calls(forms, marks),
+    ]
+    return "\n".join(rules) + "\n"
+
+
+def text_without(starts: Sequence[str], marks: Marks) -> str:
+    """The answer is text in which no call begins."""
+    banned = [_regex(start) for start in starts if not marks.within(start)]
+    none = f" & ~/(.|\\n)*({'|'.join(banned)})(.|\\n)*/" if banned else ""
+    forbidden = {mark for start in starts for mark in marks.within(start)}
+    return f"start: said\nsaid: {marks.text(forbidden)}\nTEXT: /(.|\\n)+/{none}\n"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Tokens of a tokenizer that a grammar must name by their ids, since they are not text.
+
+    Attributes:
+        ids: The ids, by the tokens' text.
+        spoken: Those that may stand within an answer's text.
+    """
+
+    ids: Mapping[str, int]
+    spoken: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, added: Mapping[str, int], special: Collection[str]) -> Marks:
+        """The marks of a tokenizer.
+
+        Args:
+            added: Ids of all its added tokens. Those in angle brackets are marks for llguidance,
+                whether the tokenizer calls them special or not.
+            special: The special ones among them.
+        """
+        ids = {
+            token: index
+            for token, index in added.items()
+            if token in special or (token.startswith("<") and token.endswith(">"))
+        }
+        spoken = {token for token in ids if token not in special or token in (OPEN, CLOSE)}
+        return cls(ids, frozenset(spoken))
+
+    def text(self, banned: Collection[str]) -> str:
+        """Grammar of some text with spoken marks in it, but for some."""
+        allowed = [f"<[{self.ids[mark]}]>" for mark in sorted(self.spoken) if mark not in banned]
+        # One piece between marks: two could hold the halves of what may not stand in one.
+        return f"TEXT? (({' | '.join(allowed)}) TEXT?)*" if allowed else "TEXT?"
+
+    def within(self, text: str) -> list[str]:
+        """The marks in a text."""
+        return [mark for mark in self.ids if mark in text]
+
+    def split(self, opening: str) -> tuple[str, str]:
+        """A text's beginning, one mark or up to the first white space or mark, and the rest."""
+        pieces = self._pieces(opening.lstrip())
+        first = pieces[0]
+        if first not in self.ids:
+            first = first.split()[0]
+        return first, opening.lstrip()[len(first) :]
+
+    def literal(self, text: str) -> str:
+        """A text as grammar."""
+        return " ".join(
+            f"<[{self.ids[piece]}]>" if piece in self.ids else json.dumps(piece, ensure_ascii=False)
+            for piece in self._pieces(text)
+        )
+
+    def _pieces(self, text: str) -> list[str]:
+        if not self.ids or not text:
+            return [text] if text else []
+        # Of two marks at one place the longer is meant.
+        longest = sorted(self.ids, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+        return [piece for piece in pieces if piece]
+
+
+def _calls(forms: CallForms, marks: Marks) -> list[str]:
+    """Rules for one call: ``one``."""
+    names = [f"one_{index}" for index in range(len(forms.calls))]
+    bodies = [f"{marks.literal(text)} {_json(schema)}" for text, schema in forms.calls]
+    return [
+        f"one: {' | '.join(names)}",
+        *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
+    ]
+
+
+def _some(forms: CallForms, marks: Marks) -> str:
+    return "one" if forms.between is None else f"one ({marks.literal(forms.between)} one)*"
+
+
+def _json(schema: Schema) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': _OPTIONS})}"
+
+
+def _regex(text: str) -> str:
+    return "".join(c if c.isalnum() or not c.isascii() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,66 @@
+"""The calls of GLM 4.5 and later: the name, then pairs of tags for keys and values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lag_integrations.engine.tools.events import Block, InvalidCall
+from lag_integrations.engine.tools.format import ToolFormat, read_block
+from lag_integrations.engine.tools.values import read_value, written_args
+from lag_integrations.traces.trace import ToolCall
+
+_NAME = re.compile(r"\s*([^\s<>{}\[\]]+)\s*")
+_PAIR = re.compile(
+    r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|$)", re.DOTALL
+)
+_JSON = re.compile(r"<tool_call>\s*(?:[{\[`]|$)")
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLMFormat(ToolFormat):
+    """``<arg_key>`` and ``<arg_value>`` within ``<tool_call>``; forced calls in Hermes form."""
+
+    name: str = "glm"
+
+    def starts(self) -> tuple[str, ...]:
+        return (_OPEN,)
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        return "\n".join(map(_write, calls))
+
+    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
+        if _JSON.match(text):
+            return read_block(text, final)
+        end = text.find(_CLOSE)
+        if end < 0 and not final:
+            return None
+        body = text[len(_OPEN) : end if end >= 0 else len(text)]
+        # Without its end, a call is good if all its pairs are whole: a stop token may have cut it.
+        return Block(end + len(_CLOSE) if end >= 0 else len(text), (_read(body, tools),))
+
+
+def _write(call: ToolCall) -> str:
+    pairs = "".join(
+        f"<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>\n"
+        for name, value in written_args(call).items()
+    )
+    return f"{_OPEN}{call.name}\n{pairs}{_CLOSE}"
+
+
+def _read(body: str, tools: Sequence[dict[str, Any]]) -> ToolCall | InvalidCall:
+    named = _NAME.match(body)
+    if named is None:
+        return InvalidCall(None, body.strip(), "The call does not name a tool.")
+    name, position = named.group(1), named.end()
+    args = {}
+    while pair := _PAIR.match(body, position):
+        key = pair.group(1).strip()
+        args[key] = read_value(pair.group(2), name, key, tools)
+        position = pair.end()
+    if position < len(body):
+        return InvalidCall(name, body.strip(), "The arguments of the call cannot be read.")
+    return ToolCall(name=name, args=args)

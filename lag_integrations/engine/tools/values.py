@@ -1,0 +1,62 @@
+"""Arguments that are written as plain text, for formats without types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lag_integrations.engine.tools.json_text import load
+from lag_integrations.traces.trace import ToolCall
+
+_TYPES = {bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+_PYTHON = {"True": True, "False": False, "None": None}
+
+
+def written_args(call: ToolCall) -> dict[str, str]:
+    """A call's arguments as text; those that were never read stay as they were, in one."""
+    args = call.args if isinstance(call.args, dict) else {"arguments": call.args}
+    return {name: write_value(value) for name, value in args.items()}
+
+
+def write_value(value: Any) -> str:
+    """A value as these formats write it: strings as they are, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_value(text: str, tool: str, argument: str, tools: Sequence[dict[str, Any]]) -> Any:
+    """A value from its text: of the type the tool's schema wants, or else what it looks like."""
+    types = _types(_schema(tool, argument, tools))
+    if text.strip() in _PYTHON:
+        value = _PYTHON[text.strip()]
+    else:
+        try:
+            value = load(text)
+        except ValueError:
+            return text
+    if isinstance(value, str):
+        return text
+    kind = _TYPES.get(type(value), "null")
+    fits = not types or kind in types or (kind == "integer" and "number" in types)
+    return text if "string" in types and not fits else value
+
+
+def _schema(tool: str, argument: str, tools: Sequence[dict[str, Any]]) -> Any:
+    for known in tools:
+        function = known["function"]
+        if function["name"] == tool:
+            return ((function.get("parameters") or {}).get("properties") or {}).get(argument)
+    return None
+
+
+def _types(schema: Any) -> set[str]:
+    if not isinstance(schema, dict):
+        return set()
+    written = schema.get("type", [])
+    types = {written} if isinstance(written, str) else set(written)
+    for options in ("anyOf", "oneOf"):
+        for option in schema.get(options, []):
+            types |= _types(option)
+    if not types and all(isinstance(value, str) for value in schema.get("enum", [None])):
+        return {"string"}
+    return types

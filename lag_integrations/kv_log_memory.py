@@ -1,0 +1,200 @@
+"""KVLogMemory: the memory that users open, with the forms that frameworks expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from lag_integrations.memory.memory import LogMemory
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+    from lag_integrations.capture.judges import Judge
+    from lag_integrations.capture.run_metadata import Metadata
+    from lag_integrations.langchain.capture.handler import CaptureHandler
+    from lag_integrations.langchain.key_value import LogKeyValueStore
+    from lag_integrations.langchain.middleware import KVLogMiddleware
+    from lag_integrations.langchain.retriever import LogRetriever
+    from lag_integrations.langchain.store import LogBaseStore
+    from lag_integrations.llama_index.capture.instrument import Capture
+    from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
+
+
+_OF_LLAMA_INDEX = {
+    "aput",
+    "put",
+    "aget",
+    "set",
+    "aset",
+    "aput_messages",
+    "get_all",
+    "name",
+    "priority",
+}
+"""What LlamaIndex asks of a memory, or of a block of one."""
+
+
+class KVLogMemory(LogMemory):
+    """Remembers what agents did as KV segments, and recalls it for their next tasks.
+
+    Everything but the forms for frameworks is in `LogMemory`. A framework is imported when a form
+    for it is asked for.
+    """
+
+    if not TYPE_CHECKING:  # for type checkers, what is not there shall stay an error
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _OF_LLAMA_INDEX:
+                message += (
+                    "; what LlamaIndex's agents and chat engines take for a memory is "
+                    "LAGMemory(memory), and as a block of one KVLogMemoryBlock(memory)"
+                )
+            raise AttributeError(message)
+
+    def callback_handler(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> CaptureHandler:
+        """A LangChain callback handler that captures whole runs into this memory.
+
+        Pass it as ``config={"callbacks": [memory.callback_handler()]}``.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
+        """
+        from lag_integrations.langchain.capture.handler import CaptureHandler
+
+        return CaptureHandler(self, judge, metadata=metadata)
+
+    @contextmanager
+    def capture(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> Iterator[CaptureHandler | Capture]:
+        """Capture every run that begins in a ``with`` block, in coroutines, too.
+
+        Runs of LangChain and of LlamaIndex, whichever is installed: of agents, chains, workflows,
+        query and chat engines, and calls of bare models. An inner block takes over from an outer
+        one. What the block gives has ``wait_for_judge()``.
+
+        Breakpoints of LangGraph (``interrupt_before``) are only seen by a `callback_handler` in the
+        config. Threads are covered if they are started with a copy of the context, as LlamaIndex's
+        and ``asyncio.to_thread`` are.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
+        """
+        with ExitStack() as blocks:
+            captures: list[CaptureHandler | Capture] = []
+            if _is_installed("langchain_core"):
+                from lag_integrations.langchain.capture.handler import capture as of_langchain
+
+                captures.append(blocks.enter_context(of_langchain(self, judge, metadata=metadata)))
+            if _is_installed("llama_index.core"):
+                from lag_integrations.llama_index.capture.instrument import (
+                    capture as of_llama_index,
+                )
+
+                captures.append(
+                    blocks.enter_context(of_llama_index(self, judge, metadata=metadata))
+                )
+            if not captures:
+                raise ImportError(
+                    "There is nothing to capture: install 'lag_integrations[langchain]' or "
+                    "'lag_integrations[llama-index]'."
+                )
+            yield captures[0]
+
+    def instrument(
+        self, judge: Judge | None = None, *, metadata: Metadata | None = None
+    ) -> Capture:
+        """Capture every LlamaIndex run of this process that begins from now on, until ``stop()``.
+
+        Where a `capture` block is entered, that one captures.
+
+        Args:
+            judge: Says in the background whether a run was a success; see `CaptureHandler`.
+            metadata: Metadata of all its logs, such as ``{"project": "x"}``: texts, numbers,
+                booleans, or lists of these. It wins over what the runs' own config or tags say.
+
+        Raises:
+            TraceError: The metadata has a key that is taken, or a value of another kind.
+        """
+        from lag_integrations.llama_index.capture.instrument import instrument
+
+        return instrument(self, judge, metadata=metadata)
+
+    def as_retriever(self, **settings: Any) -> LogRetriever:
+        """A LangChain retriever that gives logs as documents.
+
+        Args:
+            **settings: The fields of `LogRetriever`: ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.langchain.retriever import LogRetriever
+
+        return LogRetriever(memory=self, **settings)
+
+    def as_llama_index_retriever(self, **settings: Any) -> LlamaIndexLogRetriever:
+        """A LlamaIndex retriever that gives logs as nodes (extra ``llama-index``).
+
+        Args:
+            **settings: Those of its `LogRetriever`: ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.llama_index.retriever import LogRetriever
+
+        return LogRetriever(self, **settings)
+
+    def as_tool(self, **settings: Any) -> BaseTool:
+        """A LangChain tool with which an agent recalls logs as text.
+
+        Args:
+            **settings: Those of `langchain.tool.recall_tool`: ``name``, ``description``, ``k``, …
+        """
+        from lag_integrations.langchain.tool import recall_tool
+
+        return recall_tool(self, **settings)
+
+    def as_store(self) -> LogBaseStore:
+        """A LangGraph store whose items are logs of this memory (extra ``agents``)."""
+        from lag_integrations.langchain import LogBaseStore
+
+        return LogBaseStore(self)
+
+    def as_key_value_store(self, name: str = "key_value") -> LogKeyValueStore:
+        """A LangChain key-value store whose values are logs of this memory (extra ``agents``).
+
+        Args:
+            name: The namespace of its keys in `as_store`.
+        """
+        from lag_integrations.langchain import LogKeyValueStore
+
+        return LogKeyValueStore(self, name)
+
+    def middleware(self, **settings: Any) -> KVLogMiddleware:
+        """Middleware that gives an agent of ``create_agent`` what fits (extra ``agents``).
+
+        Args:
+            **settings: Those of `KVLogMiddleware`: ``recall``, ``k``, ``min_score``, ``where``, …
+        """
+        from lag_integrations.langchain import KVLogMiddleware
+
+        return KVLogMiddleware(self, **settings)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # nor is the package that it is in
+        return False

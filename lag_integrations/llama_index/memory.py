@@ -1,0 +1,353 @@
+"""A memory for agents and chat engines: their conversation, and what similar runs did."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+)
+from llama_index.core.llms import LLM
+from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
+from llama_index.core.storage.chat_store import SimpleChatStore
+from pydantic import FieldSerializationInfo
+
+from lag_integrations.capture.run_metadata import checked_metadata
+from lag_integrations.errors import StoreError
+from lag_integrations.llama_index.capture.instrument import current_owner, open_run
+from lag_integrations.llama_index.capture.tags import current_tags
+from lag_integrations.llama_index.message_tag import carrier, tagged
+from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.registry import opened_as, opened_at
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.memory.safe_recall import SafeRecall, check_where, miss_report
+from lag_integrations.store.database import LEDGER_FILE
+
+logger = logging.getLogger(__name__)
+
+_opening = threading.Lock()
+
+
+class LAGMemory(BaseMemory):
+    """Gives agents and chat engines what similar runs did before, and captures what they do.
+
+    The conversation is kept by another memory, the history. When it is read, the logs that fit the
+    task (``input``, else the last user message) are recalled, once for a task, and named in a copy
+    of the last user message; a `LAGLLM` then gets their KV. What is stored stays as it was said.
+    Turns that stand in what the history returns are not recalled; those that it has let go are.
+    A memory of logs that fails is a warning, and the agent goes on without.
+
+    An LLM that is not a `LAGLLM` gets the logs as text with ``as_text=True``. A context chat engine
+    asks before the user's first message is in the history: the logs are then named in a message of
+    their own that `LAGLLM` takes out (``CondensePlusContextChatEngine`` takes it for a conversation
+    and condenses its first question, too, unless ``skip_condense=True``).
+
+    It is kept as JSON (``to_json``, ``from_json``, within a ``Context``) with a history that is a
+    ``ChatMemoryBuffer`` in memory, as it is by default; another history keeps its messages itself.
+    The logs are in their folder: the `KVLogMemory` that is open there is used again, else one is
+    opened with its defaults. Open yours before, if it has another embedder, ledger or index.
+
+    Example:
+        .. code-block:: python
+
+            memory = LAGMemory(KVLogMemory("./memory"))
+            agent = FunctionAgent(llm=llm, tools=tools)
+            await agent.run("How do we ship to Norway?", memory=memory)
+
+    Args:
+        memory: Where logs are recalled from, and runs are captured.
+        history: Keeps the conversation; a ``ChatMemoryBuffer`` of 3,000 tokens by default, or of
+            what fits an LLM with `from_defaults`.
+        k: Most logs to recall; the memory's own by default.
+        min_score: Least similarity; the memory's own by default.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
+        query: What logs are searched by instead: a text, or a function of the messages that returns
+            one; it is asked at each step.
+        as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
+        capture: Capture the runs in which this memory is read.
+        metadata: Metadata of their logs; wins over the ``instrument_tags``.
+        session_id: Names the conversation; a new one by default. It is the thread of its logs.
+
+    Raises:
+        ValueError: There is no memory, or a setting is not valid.
+        StoreError: The filter is malformed.
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    """Folder of the logs."""
+    namespace: str
+    """Tenant of the logs."""
+    k: int | None = Field(default=None, ge=0)
+    min_score: float | None = None
+    where: dict[str, Any] | Callable[[Any], Any] | None = None
+    query: str | Callable[[list[Any]], str] | None = None
+    as_text: bool = False
+    capture: bool = True
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    session_id: str = Field(default_factory=lambda: uuid4().hex)
+    history: BaseMemory = Field(default_factory=ChatMemoryBuffer.from_defaults, repr=False)
+
+    _memory: LogMemory | None = PrivateAttr(default=None)
+    _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
+    _last_recall: dict[str, Any] | None = PrivateAttr(default=None)
+
+    def __init__(self, memory: LogMemory | None = None, **settings: Any) -> None:
+        settings.pop("class_name", None)
+        if isinstance(memory, LogMemory):
+            settings.update(path=str(memory.path.absolute()), namespace=memory.namespace)
+        elif memory is not None or "path" not in settings:
+            raise ValueError(
+                "A LAGMemory needs a memory of logs: LAGMemory(KVLogMemory('./logs'))."
+            )
+        for name in ("history", "session_id"):
+            if settings.get(name) is None:
+                settings.pop(name, None)
+        super().__init__(**settings)
+        check_where(self.where)
+        self.metadata = checked_metadata(self.metadata)
+        self._memory = memory
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex serialises it."""
+        return "LAGMemory"
+
+    @classmethod
+    def from_defaults(
+        cls,
+        memory: LogMemory | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        llm: LLM | None = None,
+        token_limit: int | None = None,
+        **settings: Any,
+    ) -> LAGMemory:
+        """A memory that begins with a conversation, or whose history fits an LLM.
+
+        Args:
+            memory: Where logs are recalled from, and runs are captured.
+            chat_history: What was said before.
+            llm: The history takes three quarters of its window.
+            token_limit: Most tokens of the history instead.
+            **settings: Those of `LAGMemory`, but the history.
+        """
+        history = ChatMemoryBuffer.from_defaults(chat_history, llm, token_limit=token_limit)
+        return cls(memory, history=history, **settings)
+
+    @property
+    def last_recall(self) -> dict[str, Any] | None:
+        """Return what was recalled last: ``recalled`` (log ids, best first) and their ``scores``.
+
+        Where nothing was, the ``nearest_miss`` is the most relevant log below the floor. And the
+        ``run_id`` of the run that it was recalled for, for `KVLogMemory.feedback`; None if
+        that is not captured. None before the first recall.
+        """
+        return self._last_recall
+
+    @property
+    def tokenizer_fn(self) -> Callable[[str], list[Any]]:
+        """The history's: chat engines count by it what their prompts take."""
+        return self.history.tokenizer_fn  # type: ignore[attr-defined, no-any-return]
+
+    def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
+        """The conversation, with the logs that fit the task."""
+        messages = self.history.get(input, **kwargs)
+        return self._with_logs(messages, input, *self._recall(messages, input))
+
+    async def aget(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
+        """The conversation, with the logs that fit the task."""
+        messages = await self.history.aget(input, **kwargs)
+        found = await asyncio.to_thread(self._recall, messages, input)
+        return self._with_logs(messages, input, *found)
+
+    def get_all(self) -> list[ChatMessage]:
+        """The conversation as it was."""
+        return self.history.get_all()
+
+    async def aget_all(self) -> list[ChatMessage]:
+        """The conversation as it was."""
+        return await self.history.aget_all()
+
+    def put(self, message: ChatMessage) -> None:
+        """Add a message."""
+        self._listen([message])
+        self.history.put(message)
+
+    async def aput(self, message: ChatMessage) -> None:
+        """Add a message."""
+        self._listen([message])
+        await self.history.aput(message)
+
+    def put_messages(self, messages: list[ChatMessage]) -> None:
+        """Add messages."""
+        self._listen(messages)
+        self.history.put_messages(messages)
+
+    async def aput_messages(self, messages: list[ChatMessage]) -> None:
+        """Add messages."""
+        self._listen(messages)
+        await self.history.aput_messages(messages)
+
+    def set(self, messages: list[ChatMessage]) -> None:
+        """Replace the conversation."""
+        self._tasks.forget()
+        self.history.set(messages)
+
+    async def aset(self, messages: list[ChatMessage]) -> None:
+        """Replace the conversation."""
+        self._tasks.forget()
+        await self.history.aset(messages)
+
+    def reset(self) -> None:
+        """Forget the conversation, and begin a new session; no logs are forgotten."""
+        self.history.reset()
+        self.session_id = uuid4().hex
+
+    async def areset(self) -> None:
+        """Forget the conversation, and begin a new session; no logs are forgotten."""
+        await self.history.areset()
+        self.session_id = uuid4().hex
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LAGMemory:
+        # The logs are one, however many conversations there are.
+        history = copy.deepcopy(self.history, memo)
+        copied = self.model_copy(update={"history": history, "session_id": uuid4().hex})
+        copied._tasks = TaskRecall()
+        copied._last_recall = None
+        return copied
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {"__dict__": dict(self.__dict__)}  # the base class would try to pickle the clients
+
+    @field_serializer("where", "query")
+    def _no_function_as_json(self, value: Any, info: FieldSerializationInfo) -> Any:
+        if callable(value):  # without where=, everybody's logs would be recalled
+            raise ValueError(
+                f"A LAGMemory whose {info.field_name}= is a function does not go into JSON. Make "
+                "it again as you made it, with the same session_id."
+            )
+        return value
+
+    @field_serializer("history")
+    def _as_json(self, history: BaseMemory) -> dict[str, Any]:
+        if not isinstance(history, ChatMemoryBuffer) or not isinstance(
+            history.chat_store, SimpleChatStore
+        ):
+            raise ValueError(
+                f"A history that is a {history.class_name()} with a store of its own does not go "
+                "into JSON. Make it again as you made it, and a LAGMemory with it, with the same "
+                "session_id."
+            )
+        return {
+            "token_limit": history.token_limit,
+            "messages": [message.model_dump(mode="json") for message in history.get_all()],
+        }
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _from_json(cls, history: Any) -> Any:
+        if not isinstance(history, Mapping):
+            return history
+        messages = [ChatMessage.model_validate(message) for message in history["messages"]]
+        return ChatMemoryBuffer.from_defaults(messages, token_limit=history["token_limit"])
+
+    def _listen(self, messages: Sequence[ChatMessage]) -> None:
+        if any(is_task(message) for message in messages):
+            self._tasks.forget()
+
+    def _recall(
+        self, messages: Sequence[ChatMessage], input: str | None
+    ) -> tuple[LogMemory | None, list[RecalledLog] | None]:
+        """The memory, if there is one, and the logs, if there is a task."""
+        try:
+            memory = self._opened()
+        except StoreError as error:
+            logger.warning("Nothing is recalled. %s", error)
+            return None, None
+        # Context chat engines take a QueryBundle for a message, too, and hand it on.
+        said = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
+        task = task_of([*messages, *said], self.query)
+        asked = None if task is None else task.text
+        run = None
+        if self.capture:
+            run = open_run(memory, thread=self.session_id, metadata=self.metadata, task=asked)
+        if task is None:
+            return memory, None
+        owner = current_owner(self.metadata, self.session_id)
+        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
+        found = self._tasks(recall, task, messages, self.session_id, run)
+        self._last_recall = {
+            "run_id": run,
+            "recalled": [log.id for log in found.logs],
+            "scores": [log.score for log in found.logs],
+            "nearest_miss": miss_report(found.nearest_miss),
+        }
+        return memory, found.logs
+
+    def _with_logs(
+        self,
+        messages: list[ChatMessage],
+        input: str | None,
+        memory: LogMemory | None,
+        logs: list[RecalledLog] | None,
+    ) -> list[ChatMessage]:
+        if memory is None or logs is None:
+            return messages
+        users = [place for place, message in enumerate(messages) if is_task(message)]
+        ids = [log.id for log in logs]
+        # Text is for LLMs that may hand an unknown field of a message to their API: no tag then.
+        blocks = text_blocks(logs) if self.as_text else []
+        if not users and not self.as_text:
+            return [*messages, carrier(memory, ids)]
+        if not users or (self.as_text and input and messages[users[-1]].content != str(input)):
+            # The task is not in the history yet: what stands there is of an earlier one.
+            own = ChatMessage(role=MessageRole.USER, blocks=list(blocks))
+            return [*messages, own] if blocks else messages
+        messages, place = list(messages), users[-1]
+        messages[place] = (
+            _with_blocks(messages[place], blocks)
+            if self.as_text
+            else tagged(messages[place], memory, ids)
+        )
+        return messages
+
+    def _opened(self) -> LogMemory:
+        memory = self._memory
+        if memory is None or opened_as(memory.id) is None:  # made from JSON, or closed since
+            with _opening:
+                opened = opened_at(self.path, self.namespace)
+                if opened is None and memory is None:
+                    opened = _open(Path(self.path), self.namespace)
+            # What was closed on purpose stays closed.
+            self._memory = memory = opened or memory
+        assert memory is not None
+        return memory
+
+
+def _with_blocks(message: ChatMessage, blocks: Sequence[Any]) -> ChatMessage:
+    return message.model_copy(update={"blocks": [*blocks, *message.blocks]})
+
+
+def _open(path: Path, namespace: str) -> LogMemory:
+    if not (path / LEDGER_FILE).exists():
+        raise StoreError(
+            f"There is no memory of logs at {path}. If its ledger is on a server, or the folder "
+            "was moved, open the KVLogMemory before, or give it to a new LAGMemory."
+        )
+    return LogMemory(path, namespace=namespace)

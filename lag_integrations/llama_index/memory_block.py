@@ -1,0 +1,196 @@
+"""A block of LlamaIndex's `Memory` that recalls logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, get_args
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.memory import BaseMemoryBlock
+from llama_index.core.utils import get_tokenizer
+
+from lag_integrations.capture.run_metadata import Metadata, checked_metadata, in_scope
+from lag_integrations.errors import LAGError, SettingsError
+from lag_integrations.llama_index.capture.instrument import current_owner, open_run
+from lag_integrations.llama_index.capture.tags import current_tags, said_of_run
+from lag_integrations.llama_index.message_tag import carrier
+from lag_integrations.llama_index.messages import as_chat
+from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.safe_recall import SafeRecall, check_where
+from lag_integrations.store.filters import Where
+from lag_integrations.traces.search_keys import response_text
+from lag_integrations.traces.trace import Outcome, Trace
+
+logger = logging.getLogger(__name__)
+
+_MEDIA = ("image", "audio", "video", "document")
+_LOOKED_AT = 50
+"""Logs of a session among which a turn is looked for, the newest."""
+
+
+class KVLogMemoryBlock(BaseMemoryBlock[Any]):
+    """Gives what similar runs did before to agents and chat engines with a ``Memory``.
+
+    Logs are recalled by the last user message, once for a task, and named in a message that says
+    nothing and that `LAGLLM` takes out: for that LLM only. With ``as_text=True`` they are text, for
+    any LLM. A ``ReActAgent`` puts its own system message in the place of the memory's: for text it
+    needs ``Memory(…, insert_method=InsertMethod.USER)``.
+
+    Runs in which the memory is read are captured. Turns that the short-term memory ejects become
+    logs, if they are not yet, and are recalled like any other; those that stand in the prompt are
+    not. The session of the ``Memory`` is the thread of the logs.
+
+    A ``Memory`` cannot be kept within a ``Context``, with whichever blocks; `LAGMemory` can.
+
+    Example:
+        .. code-block:: python
+
+            memory = Memory.from_defaults(memory_blocks=[KVLogMemoryBlock(KVLogMemory("./memory"))])
+
+    Args:
+        memory: Where logs are recalled from.
+        name: Name of the block; a prompt with text shows it.
+        k: Most logs to recall; the memory's own by default.
+        min_score: Least similarity; the memory's own by default.
+        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
+            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
+        query: What logs are searched by instead: a text, or a function of the messages that returns
+            one; it is asked at each step.
+        as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
+        capture: Capture the runs in which the memory is read.
+        metadata: Metadata of all its logs; wins over the ``instrument_tags``.
+        **settings: Those of every block. With a ``priority`` other than 0, a ``Memory`` that is
+            over its token limit may leave the block out: text log by log, the worst first.
+
+    Raises:
+        ValueError: There is no memory of logs, or a setting is unknown or not valid.
+        StoreError: The filter is malformed.
+        TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int | None = Field(default=None, ge=0)
+    min_score: float | None = None
+    where: dict[str, Any] | Callable[[Any], Any] | None = None
+    query: str | Callable[[list[Any]], str] | None = None
+    as_text: bool = False
+    capture: bool = True
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    _memory: LogMemory = PrivateAttr()
+    _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
+
+    def __init__(self, memory: LogMemory, *, name: str = "similar_runs", **settings: Any) -> None:
+        if not isinstance(memory, LogMemory):
+            raise SettingsError(
+                "A KVLogMemoryBlock needs a memory of logs: "
+                "KVLogMemoryBlock(KVLogMemory('./logs'))."
+            )
+        super().__init__(name=name, **settings)
+        check_where(self.where)
+        self.metadata = checked_metadata(self.metadata)
+        self._memory = memory
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> KVLogMemoryBlock:
+        return self.model_copy()  # of the memory there is one
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> Any:
+        memory, session = self._memory, block_kwargs.get("session_id")
+        task = task_of(messages or [], self.query)
+        asked = None if task is None else task.text
+        run = None
+        if self.capture:
+            run = open_run(memory, thread=session, metadata=self.metadata, task=asked)
+        if task is None:
+            return []
+        owner = current_owner(self.metadata, session)
+        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
+        # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
+        once = TaskRecall() if run is None else self._tasks
+        found = await asyncio.to_thread(once, recall, task, messages or [], session, run)
+        logs = found.logs
+        return text_blocks(logs) if self.as_text else [carrier(memory, [log.id for log in logs])]
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        await asyncio.to_thread(self._keep, messages)
+
+    async def atruncate(self, content: Any, tokens_to_truncate: int) -> Any:
+        """Leave out the worst logs until the rest fits; a message that says nothing stays."""
+        if not content or not isinstance(content[0], TextBlock):
+            return content
+        kept, tokenizer = list(content), get_tokenizer()
+        while kept and tokens_to_truncate > 0:
+            tokens_to_truncate -= len(tokenizer(kept.pop().text))
+        return kept or None
+
+    def _keep(self, messages: Sequence[ChatMessage]) -> None:
+        try:
+            said = {**said_of_run(current_tags()), **self.metadata}
+            for turn in _turns(messages, in_scope(said)):
+                if not self._is_known(turn, said):
+                    self._memory.add_own([turn], judged=False)
+        except LAGError as error:
+            logger.warning("Messages that left the memory did not become logs. %s", error)
+
+    def _is_known(self, turn: Trace, said: Metadata) -> bool:
+        """Whether a log of its own says the same: its run was captured, maybe with more around."""
+        memory, response = self._memory, turn.last_response.strip()
+        session = turn.metadata.get("thread_id")
+        if session is not None:
+            ledger = memory.store.ledger
+            logs = ledger.having({"thread_id": session}, limit=_LOOKED_AT).values()
+            if any(_says(log, turn.task, response) for log in logs):
+                return True
+        outcomes = get_args(Outcome)
+        near = memory.recall(
+            response_text(turn),
+            k=5,
+            min_score=-1,
+            where=_alike(said),
+            outcomes=outcomes,
+            count=False,
+            unjudged_documents="any",
+        )
+        return any(_says(log.log, turn.task, response) for log in near)
+
+
+def _alike(said: Metadata) -> Where | None:
+    """A filter for logs with these metadata."""
+    values = [
+        {key: value}
+        for key, items in said.items()
+        for value in (items if isinstance(items, list) else [items])
+    ]
+    return {"$and": values} if values else None
+
+
+def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
+    """What was asked and answered, a trace for each task."""
+    turns: list[list[ChatMessage]] = []
+    for message in messages:
+        if is_task(message):
+            turns.append([])
+        if turns:
+            turns[-1].append(_without_media(message))
+    for turn in turns:
+        if not any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
+            continue
+        session = turn[0].additional_kwargs.get("session_id")
+        metadata = {**said, "source": "llama_index"} | ({"thread_id": session} if session else {})
+        yield Trace.from_messages(as_chat(turn), metadata=metadata)
+
+
+def _without_media(message: ChatMessage) -> ChatMessage:
+    blocks = [block for block in message.blocks if block.block_type not in _MEDIA]
+    return message.model_copy(update={"blocks": blocks})
+
+
+def _says(log: Trace, task: str, response: str) -> bool:
+    """Whether that was answered so; a ReAct agent's memory has the thoughts before the answer."""
+    said = log.last_response.strip()
+    return log.task.strip() == task.strip() and bool(said) and response.endswith(said)

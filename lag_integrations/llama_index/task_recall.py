@@ -1,0 +1,141 @@
+"""What a task recalls, once, however often the steps of an agent ask for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
+
+from lag_integrations.chat.query import QueryOf, query_of
+from lag_integrations.llama_index.capture.instrument import note_recalled, retrieved
+from lag_integrations.llama_index.capture.messages import CODE_RESULT, as_step, is_observation
+from lag_integrations.llama_index.message_tag import is_carrier
+from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
+from lag_integrations.memory.results import RecalledLog, SearchResult
+from lag_integrations.memory.safe_recall import Recalled, SafeRecall
+from lag_integrations.traces.queries import last_two
+
+_TASKS = 64
+"""Tasks that are at work at once, in all sessions that share a memory block."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a conversation asks for.
+
+    Attributes:
+        text: What the user said last.
+        turn: How many times the user spoke.
+        query: What logs are searched by.
+        before: What the user said before that.
+    """
+
+    text: str
+    turn: int
+    query: str
+    before: str | None = None
+
+
+def is_task(message: ChatMessage) -> bool:
+    """Whether the user says something here: no carrier, and not what an agent's code gave."""
+    return (
+        message.role == MessageRole.USER
+        and not is_carrier(message)
+        and not (message.content or "").startswith(CODE_RESULT)
+    )
+
+
+def said_by_user(messages: Sequence[ChatMessage]) -> list[str]:
+    """What the user said, in order: not what an agent's tools or code gave, in the user's name."""
+    said: list[str] = []
+    previous = None
+    for message in messages:
+        answered = previous is not None and previous.role == MessageRole.ASSISTANT
+        if is_task(message) and not (answered and is_observation(message.content or "")):
+            text = message.content or ""
+            # An agent's later steps give as input what stands in the history already.
+            if previous is None or not is_task(previous) or previous.content != text:
+                said.append(text)
+        previous = message
+    return said
+
+
+def task_of(messages: Sequence[ChatMessage], query: QueryOf | None = None) -> Task | None:
+    """The task at hand; None if the user said nothing.
+
+    Args:
+        messages: The conversation.
+        query: What logs are searched by instead: a text, or a function of the messages.
+    """
+    said = said_by_user(messages)
+    if not said:
+        return None
+    asked = query_of(query, [message for message in messages if not is_carrier(message)])
+    if asked is not None:
+        return Task(said[-1], len(said), asked)
+    text, before = last_two(said)
+    return Task(said[-1], len(said), text, before)
+
+
+class TaskRecall:
+    """Recalls once for each task."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, Recalled] = {}
+        self._lock = threading.Lock()
+
+    def __call__(
+        self,
+        recall: SafeRecall,
+        task: Task,
+        messages: Sequence[ChatMessage],
+        session: str | None,
+        run: str | None,
+    ) -> SearchResult:
+        """Return the logs of a task, but those of turns that stand in the prompt.
+
+        Logs that documents outdate which the steps retrieve are left out from then on.
+
+        Args:
+            recall: How logs are recalled.
+            task: The task.
+            messages: The conversation, as far as it stands in the prompt.
+            session: Its id.
+            run: The run in which it is asked for, as far as that is known.
+        """
+        settings = (
+            recall.memory.id,
+            recall.k,
+            recall.min_score,
+            json.dumps(recall.where, default=repr),
+            recall.owner,
+        )
+        key = (settings, session, task, run)
+        shown = retrieved()
+        with self._lock:
+            found = self._found.get(key)
+        if found is None:
+            prompt = [as_step(message) for message in messages if not is_carrier(message)]
+            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=shown)
+            with self._lock:
+                self._found[key] = found
+                if len(self._found) > _TASKS:
+                    del self._found[next(iter(self._found))]
+        return found.use(shown)
+
+    def forget(self) -> None:
+        """A new task begins, be it in the same words."""
+        with self._lock:
+            self._found.clear()
+
+
+def text_blocks(logs: Sequence[RecalledLog]) -> list[TextBlock]:
+    """Logs as text for a prompt, a block each; the worst that are too much are left out."""
+    texts = [f"{text}\n" for text in logs_texts(logs, MAX_CHARS)]
+    if texts:
+        texts[0] = HEADING + texts[0]
+    note_recalled({text: log.id for text, log in zip(texts, logs, strict=False)})
+    return [TextBlock(text=text) for text in texts]

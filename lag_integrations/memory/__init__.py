@@ -1,0 +1,1 @@
+"""`KVLogMemory` without a framework: what is captured, encoded and recalled."""

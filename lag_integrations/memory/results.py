@@ -1,0 +1,85 @@
+"""What a memory finds for a task, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lag_integrations.store.matches import Found
+from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
+from lag_integrations.traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class RecalledLog:
+    """A log that fits a task.
+
+    Attributes:
+        id: Id of the log.
+        log: What the run said and did.
+        score: Cosine similarity of the query and the nearest of the log's search keys; None if it
+            was asked for by its id.
+        key: That search key.
+        relevance: The probability that it fits the query, as measured for the embedder; logs come
+            in the order of it.
+    """
+
+    id: str
+    log: Trace
+    score: float | None
+    key: SearchKey | None = None
+    relevance: float | None = None
+
+    @classmethod
+    def of(cls, found: Found, trace: Trace) -> RecalledLog:
+        """Join what a search found with its trace."""
+        key = search_keys(trace)[found.key]
+        return cls(found.id, trace, round(found.score, 6), key, round(found.relevance, 6))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search gives.
+
+    Attributes:
+        logs: The logs that are recalled, the most relevant first.
+        nearest_miss: Where nothing is recalled, the most relevant log below the floor.
+    """
+
+    logs: list[RecalledLog] = field(default_factory=list)
+    nearest_miss: RecalledLog | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A log that was looked at for a task.
+
+    Attributes:
+        log: The log.
+        words: Rare words that it shares with the query, each counted as far as it is rare.
+        missed: Why it is not recalled; empty if it is.
+    """
+
+    log: RecalledLog
+    words: float
+    missed: tuple[str, ...]
+
+    @property
+    def is_recalled(self) -> bool:
+        """Whether it is recalled."""
+        return not self.missed
+
+
+def newest_of_each_task(
+    logs: Sequence[RecalledLog], captured_at: Mapping[str, float]
+) -> list[RecalledLog]:
+    """Return the newest log of each task, in their order; see `task_identity`.
+
+    Args:
+        logs: The logs.
+        captured_at: When each was captured, in Unix seconds.
+    """
+    newest: dict[str, str] = {}
+    for log in sorted(logs, key=lambda log: captured_at.get(log.id, 0.0)):
+        newest[task_identity(log.log) or log.id] = log.id
+    return [log for log in logs if log.id in newest.values()]

@@ -1,0 +1,1 @@
+"""What concerns the process and the machine, not the model's mathematics."""

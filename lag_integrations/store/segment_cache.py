@@ -1,0 +1,89 @@
+"""The hot tier: segments that were used lately, in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+from lag_integrations.kv import pages
+from lag_integrations.kv.segment import Segment
+from lag_integrations.store.segment_files import Stamp
+
+
+class _Held(NamedTuple):
+    log_id: str
+    segment: Segment
+    stamp: Stamp | None
+
+
+class HotTier:
+    """Least recently used segments go first, when there are more than so many bytes.
+
+    Shared by threads. Segments are never changed after they were made, so that many requests may
+    use one at once.
+
+    Args:
+        max_bytes: Most bytes of tensors to hold; a segment larger than that is not held at all.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, file: str, stamp: Stamp | None = None) -> Segment | None:
+        """The segment of a file, if it is held, and the file is as it was then.
+
+        Args:
+            file: The file's name. No name is used twice, but somebody may damage what is mapped.
+            stamp: The file's, now (`Blobs.stamp`).
+        """
+        with self._lock:
+            held = self._held.get(file)
+            if held is None or held.stamp != stamp:
+                return None
+            self._held.move_to_end(file)
+            return held.segment
+
+    def put(self, file: str, log_id: str, segment: Segment, stamp: Stamp | None = None) -> None:
+        """Hold a segment, and let go of others as far as needed."""
+        if segment.nbytes > self.max_bytes:
+            return
+        with self._lock:
+            self._drop([file] if file in self._held else [])
+            self._held[file] = _Held(log_id, segment, stamp)
+            self.nbytes += segment.nbytes
+            while self.nbytes > self.max_bytes:
+                self._drop([next(iter(self._held))])
+
+    def drop_logs(self, ids: Collection[str]) -> None:
+        """Let go of logs that were deleted."""
+        with self._lock:
+            self._drop([file for file, held in self._held.items() if held.log_id in ids])
+            pages.release()  # what was built of them may still stand there
+
+    def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
+        """Let go of files that are not live any more, whoever removed them."""
+        with self._lock:
+            files = list(self._held)
+        alive = set(live(files)) if files else set()
+        with self._lock:
+            gone = [file for file in files if file not in alive and file in self._held]
+            self._drop(gone)
+            if gone:
+                pages.release()
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._drop(list(self._held))
+
+    def _drop(self, files: Sequence[str]) -> None:
+        for file in files:
+            self.nbytes -= self._held.pop(file).segment.nbytes

@@ -1,0 +1,207 @@
+"""Where segment files live: a local folder, or anything that fsspec can write to."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from lag_integrations.errors import StoreError
+from lag_integrations.kv.mapped_file import mapped
+from lag_integrations.kv.pages import Data, buffer
+from lag_integrations.store.mounts import is_local
+
+Stamp = tuple[int, int, int]
+"""Number, size and time of a file."""
+
+
+class Blobs:
+    """Named pieces of bytes, each written as a whole or not at all.
+
+    Args:
+        url: Folder, or URL of a folder (``s3://bucket/memory``), for fsspec.
+        make: Make the folder, if it does not exist.
+
+    Raises:
+        StoreError: There is no such file system.
+    """
+
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+            if make and isinstance(self._fs, LocalFileSystem):
+                Path(self._root).mkdir(0o700, parents=True, exist_ok=True)
+            elif make:
+                self._fs.makedirs(self._root, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise StoreError(
+                f"Segments cannot be kept at {url!r} ({error}). Give a folder or a URL that fsspec "
+                "can write to, and install the package that it names."
+            ) from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._mapped = self._local and is_local(self._root)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file that does not exist yet; durable when this returns.
+
+        Raises:
+            OSError: It cannot be written (a full disk).
+        """
+        path = self._path(name)
+        if not self._local:
+            self._fs.pipe_file(path, data)  # object stores show an object when it is whole
+            return
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix = f".{Path(path).stem}-"  # whose it is can be seen, if it is left half written
+        descriptor, scratch = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                if self._mapped:  # whoever would write into it now makes another file instead
+                    os.fchmod(file.fileno(), 0o400)
+            os.replace(scratch, path)
+            sync_folder(folder)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+    def get(self, name: str) -> Data:
+        """The content of a file; on a local disk it is mapped into memory.
+
+        Raises:
+            OSError: It is missing or cannot be read.
+        """
+        path = self._path(name)
+        if not self._local:
+            data: bytes = self._fs.cat_file(path)
+            return data
+        size = os.stat(path).st_size
+        content = mapped(path, size) if self._mapped and size else None
+        return _read(path) if content is None else content
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Changes whenever a mapped file does, or goes; None for what is not mapped."""
+        if not self._mapped:
+            return None
+        try:
+            found = os.stat(self._path(name))
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is gone already is fine.
+
+        Raises:
+            OSError: It cannot be removed.
+            StoreError: A link leads to it.
+        """
+        self._refuse_links(posixpath.dirname(name))
+        try:
+            self._fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    def names(self, folder: str) -> Iterator[str]:
+        """All files below a folder, leftovers of interrupted writes included.
+
+        Raises:
+            StoreError: It is a link, or one leads to it.
+        """
+        self._refuse_links(folder)
+        try:
+            paths = self._fs.find(self._path(folder), withdirs=False)
+        except FileNotFoundError:
+            return
+        for path in paths:
+            yield posixpath.relpath(path, self._root)
+
+    def folders(self, folder: str) -> list[str]:
+        """The folders within a folder, links left out.
+
+        Raises:
+            StoreError: It is a link, or one leads to it.
+        """
+        self._refuse_links(folder)
+        try:
+            entries = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        found = (entry["name"] for entry in entries if entry["type"] == "directory")
+        return [posixpath.relpath(path, self._root) for path in found]
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was written, by the file system's clock and ours."""
+        try:
+            return float(time.time() - self._fs.modified(self._path(name)).timestamp())
+        except (NotImplementedError, FileNotFoundError):
+            return float("inf")
+
+    def move(self, name: str, target: str) -> None:
+        """Move a file; one that is gone already is fine.
+
+        Raises:
+            OSError: It cannot be moved.
+            StoreError: A link leads to it or to the target, or is the target.
+        """
+        self._refuse_links(posixpath.dirname(name))
+        self._refuse_links(target)
+        try:
+            self._fs.makedirs(posixpath.dirname(self._path(target)), exist_ok=True)
+            self._fs.mv(self._path(name), self._path(target))
+        except FileNotFoundError:
+            return
+
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Return whether this can be the name of a file here, and not of one elsewhere."""
+        return not name.startswith("/") and ".." not in name.split("/")
+
+    def _refuse_links(self, folder: str) -> None:
+        """Refuse what is reached by a link below the root: it may be somebody else's."""
+        place = self._path(folder)
+        while self._local and len(place) > len(self._root):
+            if os.path.islink(place):
+                raise StoreError(
+                    f"{place} is a link, which this store did not make and does not follow. "
+                    "Remove the link, or put what it leads to in its place."
+                )
+            place = posixpath.dirname(place)
+
+    def _path(self, name: str) -> str:
+        if not self.is_name(name):
+            raise StoreError(f"{name[:80]!r} is not the name of a segment file.")
+        return posixpath.join(self._root, name)
+
+
+def _read(path: str) -> Data:
+    with open(path, "rb", buffering=0) as file:
+        data = buffer(os.fstat(file.fileno()).st_size)
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view) and (some := file.readinto(view[done:])):
+                done += some
+    if done < len(data):
+        raise OSError(f"{path} was cut short while it was read")
+    return data
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable, where the system has a way to."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
