@@ -12,8 +12,8 @@ PROGRAM = """
 import os, sys, threading, tempfile
 import torch
 from lag_integrations import Engine, KVLogMemory, packaged
-from lag_integrations.teams import let_go
-from lag_integrations.trace import Message
+from lag_integrations.runtime.openmp import let_go
+from lag_integrations.traces.trace import Message
 from tests.conftest import qa
 
 torch.set_num_threads(3)
@@ -83,7 +83,7 @@ def test_teams_are_let_go():
 FORKED = """
 import os
 import torch
-from lag_integrations.teams import let_go
+from lag_integrations.runtime.openmp import let_go
 
 torch.set_num_threads(3)
 torch.ones(10**6).add_(1)

@@ -34,7 +34,6 @@ from lag_integrations.engine.tools import (
     AnswerReader,
     CallEnded,
     CallFailed,
-    Event,
     MarkReader,
     Text,
     ToolChoice,
@@ -237,15 +236,15 @@ class Answer(Iterator[Part]):
                 elif reader is None:
                     yield Text(part.text)
                 else:
-                    yield from _whole(reader.feed(part.text))
+                    yield from reader.feed(part.text)
 
         for piece in self._pieces():
             yield from parts(reasoning.feed(piece))
         yield from parts(reasoning.finish())
         if reader is not None:
-            yield from _whole(reader.feed(shape.after))
+            yield from reader.feed(shape.after)
             cut_off = self.generation.finish_reason == "length"
-            yield from _whole(reader.finish(cut_off=cut_off))
+            yield from reader.finish(cut_off=cut_off)
 
 
 async def stepwise(answer: Answer) -> AsyncIterator[Part]:
@@ -322,8 +321,3 @@ class _Shape:
         if self._format is None:
             return None
         return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)
-
-
-def _whole(events: Sequence[Event]) -> Iterator[Part]:
-    """Without the beginnings of calls: they come whole."""
-    return (event for event in events if isinstance(event, Text | CallEnded | CallFailed))

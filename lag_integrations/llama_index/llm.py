@@ -47,8 +47,7 @@ from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
 from lag_integrations.llama_index.messages import Reply, as_chat
 from lag_integrations.llama_index.task_recall import said_by_user
-from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.registry import opened_as
+from lag_integrations.memory.memory import LogMemory, open_memories
 from lag_integrations.memory.safe_recall import Recalled, filter_for
 from lag_integrations.traces.sources import Source
 
@@ -308,7 +307,11 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         tag, scope = tag_of(messages), current_given.get()
         log_ids: list[str] | None = None
         if tag is not None:
-            scope, memory, log_ids = None, opened_as(str(tag["memory"])), list(tag["log_ids"])
+            scope, memory, log_ids = (
+                None,
+                open_memories.find(str(tag["memory"])),
+                list(tag["log_ids"]),
+            )
         elif scope is not None:
             memory, log_ids = scope.memory, []
             # A log answers the question; it does not say which tool or document to choose.

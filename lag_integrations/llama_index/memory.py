@@ -30,8 +30,7 @@ from lag_integrations.llama_index.capture.instrument import current_owner, open_
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.message_tag import carrier, tagged
 from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
-from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.registry import opened_as, opened_at
+from lag_integrations.memory.memory import LogMemory, open_memories
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.safe_recall import SafeRecall, check_where, miss_report
 from lag_integrations.store.database import LEDGER_FILE
@@ -329,9 +328,11 @@ class LAGMemory(BaseMemory):
 
     def _opened(self) -> LogMemory:
         memory = self._memory
-        if memory is None or opened_as(memory.id) is None:  # made from JSON, or closed since
+        if (
+            memory is None or open_memories.find(memory.id) is None
+        ):  # made from JSON, or closed since
             with _opening:
-                opened = opened_at(self.path, self.namespace)
+                opened = open_memories.find_at(self.path, self.namespace)
                 if opened is None and memory is None:
                     opened = _open(Path(self.path), self.namespace)
             # What was closed on purpose stays closed.

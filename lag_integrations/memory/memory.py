@@ -30,7 +30,7 @@ from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.indexer import Deriver
 from lag_integrations.memory.quarantine import LogQuarantine
-from lag_integrations.memory.registry import forget, remember
+from lag_integrations.memory.registry import Registry
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
 from lag_integrations.memory.search import Searcher
 from lag_integrations.memory.worker import Worker
@@ -209,7 +209,7 @@ class LogMemory:
             self._worker.stop()
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
-        remember(self)
+        open_memories.register(self)
         unfinished = self.store.embeddings.count_missing(limit=1) or self.store.removals.next(1)
         if unfinished or budget != Budget():
             self._worker.notify()
@@ -931,7 +931,7 @@ class LogMemory:
             if self._closed or self._process != os.getpid():  # a fork's is its parent's
                 return
             self._closed = True
-        forget(self)
+        open_memories.unregister(self)
         atexit.unregister(self.close)
         self._worker.stop()
         self._forget_what_was_read()
@@ -1002,3 +1002,7 @@ def _hex(run_id: str | UUID) -> str:
         return UUID(str(run_id)).hex
     except ValueError:
         return str(run_id)
+
+
+open_memories: Registry[LogMemory] = Registry()
+"""The memories that are open in this process."""

@@ -1,43 +1,63 @@
-"""The memories that are open in this process: what can only be named is found here."""
+"""Registry of the memories that are open in this process, by id and by folder."""
 
 from __future__ import annotations
 
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-if TYPE_CHECKING:
-    from lag_integrations.memory.memory import LogMemory
 
-_lock = threading.Lock()
-_opened: WeakValueDictionary[str, LogMemory] = WeakValueDictionary()
+class OpenMemory(Protocol):
+    """What the registry asks of a memory."""
 
+    @property
+    def id(self) -> str:
+        """Identity within this process."""
+        ...
 
-def remember(memory: LogMemory) -> None:
-    """A memory was opened."""
-    with _lock:
-        _opened[memory.id] = memory
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        ...
 
-
-def forget(memory: LogMemory) -> None:
-    """A memory was closed."""
-    with _lock:
-        _opened.pop(memory.id, None)
-
-
-def opened_as(id: str) -> LogMemory | None:
-    """The open memory with an id."""
-    return _opened.get(id)
+    @property
+    def namespace(self) -> str:
+        """Its tenant."""
+        ...
 
 
-def opened_at(path: str | Path, namespace: str) -> LogMemory | None:
-    """The memory that was opened last with a folder and namespace, if it is open."""
-    place = os.path.realpath(path)
-    with _lock:
-        memories = list(_opened.values())
-    for memory in reversed(memories):
-        if memory.namespace == namespace and os.path.realpath(memory.path) == place:
-            return memory
-    return None
+M = TypeVar("M", bound=OpenMemory)
+
+
+class Registry(Generic[M]):
+    """Finds an open memory for what can only name it: a message, a memory made from JSON."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: WeakValueDictionary[str, M] = WeakValueDictionary()
+
+    def register(self, memory: M) -> None:
+        """Add a memory that was opened."""
+        with self._lock:
+            self._open[memory.id] = memory
+
+    def unregister(self, memory: M) -> None:
+        """Remove a memory that was closed."""
+        with self._lock:
+            self._open.pop(memory.id, None)
+
+    def find(self, id: str) -> M | None:
+        """Return the open memory with an id."""
+        return self._open.get(id)
+
+    def find_at(self, path: str | Path, namespace: str) -> M | None:
+        """Return the memory that was opened last with a folder and namespace, if it is open."""
+        place = os.path.realpath(path)
+        with self._lock:
+            memories = list(self._open.values())
+        for memory in reversed(memories):
+            if memory.namespace == namespace and os.path.realpath(memory.path) == place:
+                return memory
+        return None

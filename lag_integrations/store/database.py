@@ -18,9 +18,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
-    func,
     make_url,
-    select,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -33,14 +31,13 @@ from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
 from lag_integrations.store.private import make_private, make_private_file
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
+from lag_integrations.store.time_limits import set_time_limits
 
 LEDGER_FILE = "ledger.sqlite"
 _COMPACT_TRIES = 10
 _BUSY = 60
 """Seconds to wait for other threads, and then for other processes, that write to an SQLite file.
 What waits longest is an `add`, whose trace is lost if it gives up."""
-_TIMEOUTS = {"lock_timeout": "60s", "statement_timeout": "120s"}
-"""PostgreSQL's limits, unless the URL or the role sets others; `Database.take_time` lifts them."""
 _CONNECT_TIMEOUT = 10
 _REWRITE_WAIT = 10
 """Seconds to wait for those who use a table of a server that is to be written anew."""
@@ -106,13 +103,15 @@ class Database:
                 event.listen(self.engine, "connect", _configure)
             event.listen(self.engine, "begin", _begin)
         else:
-            event.listen(self.engine, "connect", _limit)
+            event.listen(self.engine, "connect", set_time_limits)
         locks = None if self.read_only else folder / "locks"
         self.locks = Locks(self.url, locks, self._reached_within())
         # SQLite has one writer at a time: threads queue here, which is fairer than its polling.
         self._writing = threading.RLock() if self.is_sqlite else None
         try:
-            self.migrated_from = bring_up_to_date(self, folder, backed_up=backed_up)
+            self.migrated_from = bring_up_to_date(
+                self.engine, self.locks, folder, read_only=self.read_only, backed_up=backed_up
+            )
         except DatabaseError as error:
             self.close()
             if self._is_busy(error, str(error.orig)):
@@ -217,12 +216,6 @@ class Database:
             yield connection
         finally:
             pooled.close()
-
-    def take_time(self, connection: Connection) -> None:
-        """Lift a server's time limits for the rest of a transaction that has much to do."""
-        if not self.is_sqlite:
-            for name in _TIMEOUTS:
-                connection.execute(select(func.set_config(name, "0", True)))
 
     def forget_values(self) -> None:
         """Let go of compiled statements: each holds the values that it was first made with."""
@@ -374,16 +367,6 @@ def _keep_journal(cursor: sqlite3.Cursor) -> None:
             if not str(error).endswith("is locked") or time.monotonic() > until:
                 raise
             wait_a_little()
-
-
-def _limit(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    for name, limit in _TIMEOUTS.items():
-        cursor.execute(
-            f"SELECT set_config('{name}', '{limit}', false) WHERE current_setting('{name}') = '0'"
-        )
-    cursor.close()
-    connection.commit()
 
 
 def _begin(connection: Connection) -> None:

@@ -25,6 +25,7 @@ from lag_integrations.store.failures import Failures, failed
 from lag_integrations.store.ledger import Ledger, in_quarantine
 from lag_integrations.store.schema import embeddings, logs, settings
 from lag_integrations.store.store_metadata import EMBEDDER, generation_of
+from lag_integrations.store.time_limits import lift_time_limits
 from lag_integrations.traces.trace import Trace
 
 EMBED = "embed"
@@ -197,7 +198,7 @@ class EmbeddingTable:
     def adopt(self, record: str) -> None:
         """Make an embedder the store's, and have every log of all namespaces embedded again."""
         with self._db.write() as connection:
-            self._db.take_time(connection)
+            lift_time_limits(connection)
             connection.execute(delete(embeddings))
             connection.execute(update(logs).values(embedded=False))
             connection.execute(

@@ -16,6 +16,7 @@ from benchmarks.bfcl.scores import is_right, rows
 from lag_integrations import Engine, packaged
 from lag_integrations.engine.tools import HERMES
 from lag_integrations.errors import EvaluationError
+from tests.tools.parsing import parse
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("bfcl_eval") is None,
@@ -106,7 +107,7 @@ def test_gold_calls_are_read_and_right_and_others_are_not(category):
     assert all(is_even(case.id, category) for case in cases)
     for case in cases:
         gold = gold_calls(case)
-        read = HERMES.parse(written(gold), case.tools)
+        read = parse(HERMES, written(gold), case.tools)
         assert [(call.name, call.args) for call in read.calls] == gold, case.id
         calls = [Call(name=name, args=args) for name, args in gold]
         assert is_right(case, calls), case.id

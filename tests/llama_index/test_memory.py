@@ -595,16 +595,16 @@ import threading
 from pathlib import Path
 from llama_index.core.llms import ChatMessage
 from lag_integrations.llama_index import LAGMemory
-from lag_integrations.opened import opened_at
+from lag_integrations.memory.memory import open_memories
 lag = LAGMemory.from_json(Path({str(tmp_path / "state.json")!r}).read_text())
 twin = LAGMemory.from_json(lag.to_json())
-assert opened_at(lag.path, lag.namespace) is None  # not before it is needed
+assert open_memories.find_at(lag.path, lag.namespace) is None  # not before it is needed
 for each in (lag, twin):
     each.put(ChatMessage(role="user", content={QUESTION!r}))
 readers = [threading.Thread(target=each.get) for each in (lag, twin, lag, twin)]
 [reader.start() for reader in readers]
 [reader.join() for reader in readers]
-assert lag._memory is twin._memory is opened_at(lag.path, lag.namespace)
+assert lag._memory is twin._memory is open_memories.find_at(lag.path, lag.namespace)
 print([m.content for m in lag.get_all()])
 print(lag.get()[-1].additional_kwargs["lag"]["log_ids"])
 """

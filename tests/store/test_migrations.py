@@ -21,64 +21,63 @@ from lag_integrations.store.chroma import SharedFolder
 from lag_integrations.store.database import Database
 from lag_integrations.store.ledger import log_id
 from lag_integrations.store.schema import metadata
+from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
 from tests.store.model import hash_embedder
 from tests.store.processes import open_memory
 
-# As the first release made it.
-FIRST = """
-CREATE TABLE logs (
-    id VARCHAR(32) NOT NULL, namespace VARCHAR(64) NOT NULL, content_hash VARCHAR(64) NOT NULL,
-    outcome VARCHAR(16) NOT NULL, trace TEXT NOT NULL, captured_at DATETIME NOT NULL,
-    times_seen INTEGER NOT NULL, indexed BOOLEAN NOT NULL, error TEXT, PRIMARY KEY (id));
-CREATE INDEX ix_logs_namespace ON logs (namespace);
-CREATE INDEX ix_logs_indexed ON logs (indexed);
-CREATE TABLE segments (
-    log_id VARCHAR(32) NOT NULL, fingerprint VARCHAR(64) NOT NULL, selection VARCHAR(64) NOT NULL,
-    file TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    PRIMARY KEY (log_id, fingerprint, selection),
-    FOREIGN KEY(log_id) REFERENCES logs (id) ON DELETE CASCADE);
-CREATE TABLE models (
-    fingerprint VARCHAR(64) NOT NULL, parts TEXT NOT NULL, PRIMARY KEY (fingerprint));
-CREATE TABLE settings (
-    "key" VARCHAR(64) NOT NULL, value TEXT NOT NULL, PRIMARY KEY ("key"));
-INSERT INTO settings VALUES ('schema_version', '1');
-"""
+FIRST = "0002"
+"""The revision that `migrations` begin with."""
+LOG = (
+    "INSERT INTO logs VALUES (:id, 'default', :hash, 'success', 1795168800.5, 1795168800.5, :seen, "
+    "0, 4, 0, true, 10, :trace)"
+)
 
 
-def first_store(folder: Path, logs: int = 3) -> dict[str, str]:
-    """A store of the first schema; gives its traces by id."""
+def old_store(folder: Path, logs: int = 3) -> dict[str, Trace]:
+    """A store of the first schema, with one embedding a log; gives its traces by id."""
     folder.mkdir()
-    ledger = sqlite3.connect(folder / "ledger.sqlite")
-    ledger.execute("PRAGMA journal_mode=WAL")
-    ledger.executescript(FIRST)
     traces = {}
-    for number in range(logs):
-        trace = qa(f"Which is number {number} ?", "That one .", metadata={"number": number})
-        key = log_id("default", trace)
-        traces[key] = trace
-        ledger.execute(
-            "INSERT INTO logs VALUES (?, 'default', ?, ?, ?, '2026-11-20 10:00:00.5', ?, 1, NULL)",
-            (key, trace.content_hash, trace.outcome, trace.to_json(), number + 1),
-        )
-        file = f"segments/abc/last_response/{key}.safetensors"
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_bytes(b"the old format")
-        values = (key, "abc", "last_response", file, 3, 14)
-        ledger.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", values)
-    ledger.execute("INSERT INTO models VALUES ('abc', '{}')")
-    probe = hash_embedder(["The quick brown fox jumps over the lazy dog."])[0]
-    probe /= (probe**2).sum() ** 0.5
-    embedder = {"name": "function", "vector": [round(float(x), 5) for x in probe]}
-    ledger.execute("INSERT INTO settings VALUES ('embedder', ?)", (json.dumps(embedder),))
-    ledger.commit()
-    ledger.close()
+    engine = create_engine(f"sqlite:///{folder / 'ledger.sqlite'}")
+    with engine.begin() as connection:
+        command.upgrade(migrations.alembic_config(connection), FIRST)
+
+        def execute(statement: str, **values: object) -> None:
+            connection.execute(text(statement), values)
+
+        for number in range(logs):
+            trace = qa(f"Which is number {number} ?", "That one .", metadata={"number": number})
+            key = log_id("default", trace)
+            traces[key] = trace
+            row = {"hash": trace.content_hash, "seen": number + 1, "trace": trace.to_json()}
+            execute(LOG, id=key, **row)
+            execute("INSERT INTO tags VALUES (:id, 'number', 0, NULL, :n)", id=key, n=number)
+            file = f"abc/last_response/native/{key}.safetensors"
+            (folder / "segments" / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "segments" / file).write_bytes(b"the old format")
+            execute(
+                "INSERT INTO segments VALUES (:id, 'abc', 'last_response', 'native', :file, 3, 14)",
+                id=key,
+                file=file,
+            )
+            (vector,) = hash_embedder([key])
+            execute(
+                "INSERT INTO embeddings VALUES (:id, 'default', 'old', :vector)",
+                id=key,
+                vector=(vector / 7).astype("<f4").tobytes(),
+            )
+        execute("INSERT INTO models VALUES ('abc', '{}')")
+        (probe,) = hash_embedder(["The quick brown fox jumps over the lazy dog."])
+        probe /= (probe**2).sum() ** 0.5
+        embedder = {"name": "function", "vector": [round(float(x), 5) for x in probe]}
+        execute("INSERT INTO settings VALUES ('embedder', :value)", value=json.dumps(embedder))
+        execute("INSERT INTO settings VALUES ('store_id', 'abcdefabcdef')")
+    engine.dispose()
     return traces
 
 
-def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
-    traces = first_store(tmp_path / "m")
-    before = (tmp_path / "m" / "ledger.sqlite").read_bytes()
+def test_an_old_store_is_migrated_after_a_backup(tmp_path):
+    traces = old_store(tmp_path / "m")
     with open_memory(tmp_path / "m") as memory:
         memory.flush()
         logs = {log.id: log for log in memory.store.ledger.info()}
@@ -88,9 +87,9 @@ def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
         assert len(memory.recall("Which is number 1 ?")) == 3
         assert len(memory.recall("Which is number 1 ?", where={"number": {"$gt": 0}})) == 2
         assert memory.verify() == []
+        assert not list((tmp_path / "m" / "segments" / "abc").rglob("*.safetensors"))
         assert "abc" in memory.store.facts.models()
-    (backup,) = (tmp_path / "m").glob("backup-0001-*.sqlite")
-    assert backup.read_bytes()[:16] == before[:16]
+    (backup,) = (tmp_path / "m").glob("backup-0002-*.sqlite")
     for file in (backup, tmp_path / "m" / "ledger.sqlite"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     saved = sqlite3.connect(backup)
@@ -101,28 +100,9 @@ def test_the_first_schema_is_migrated_after_a_backup(tmp_path):
     assert len(list((tmp_path / "m").glob("backup-*"))) == 1
 
 
-def second_store(folder: Path, logs: int = 3) -> dict[str, str]:
-    """A store of the second schema, with one embedding a log; gives its traces by id."""
-    traces = first_store(folder, logs)
-    engine = create_engine(f"sqlite:///{folder / 'ledger.sqlite'}")
-    with engine.begin() as connection:
-        config = migrations.alembic_config(connection)
-        command.stamp(config, "0001")
-        command.upgrade(config, "0002")
-        for key, vector in zip(traces, hash_embedder(list(traces)), strict=True):
-            connection.execute(
-                text("INSERT INTO embeddings VALUES (:key, 'default', 'old', :vector)"),
-                {"key": key, "vector": (vector / 7).astype("<f4").tobytes()},
-            )
-        connection.execute(text("UPDATE logs SET embedded = 1, times_helped = 4"))
-        connection.execute(text("INSERT INTO settings VALUES ('store_id', 'abcdefabcdef')"))
-    engine.dispose()
-    return traces
-
-
 def test_a_store_of_one_embedding_a_log_is_embedded_again(tmp_path):
-    """The second schema had one embedding a log: now all keys are embedded, in the background."""
-    traces = second_store(tmp_path / "m")
+    """The first schema had one embedding a log: now all keys are embedded, in the background."""
+    traces = old_store(tmp_path / "m")
     folder = SharedFolder.at(tmp_path / "m" / "index", tmp_path / "m" / "locks" / "index.lock")
     with folder.session(write=True) as client:
         client.create_collection("lag-abcdefabcdef-first-0123").add(
@@ -148,30 +128,31 @@ def test_a_store_of_one_embedding_a_log_is_embedded_again(tmp_path):
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path):
-    traces = first_store(tmp_path / "m")
+    traces = old_store(tmp_path / "m")
     ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
-    ledger.execute("UPDATE logs SET captured_at = 'yesterday' WHERE times_seen = 2")
+    ledger.execute("UPDATE settings SET value = 'no JSON' WHERE key = 'embedder'")
     ledger.commit()
     with pytest.raises(StoreError, match="Nothing was changed"):
         open_memory(tmp_path / "m")
     assert not list((tmp_path / "m").glob("backup-*"))
     assert {row[0] for row in ledger.execute("SELECT id FROM logs")} == set(traces)
-    assert not ledger.execute("SELECT 1 FROM sqlite_master WHERE name = 'embeddings'").fetchall()
-    ledger.execute("UPDATE logs SET captured_at = '2026-11-20 10:00:00'")
+    assert not ledger.execute("SELECT 1 FROM sqlite_master WHERE name = 'lexical'").fetchall()
+    ledger.execute("DELETE FROM settings WHERE key = 'embedder'")
     ledger.commit()
     ledger.close()
     with open_memory(tmp_path / "m") as memory:
         assert set(memory.store.ledger.ids()) == set(traces)
 
 
-def test_a_newer_store_is_refused(tmp_path):
+@pytest.mark.parametrize("version", ["0001", "0099"])
+def test_a_store_of_an_unknown_version_is_refused(tmp_path, version):
     with open_memory(tmp_path / "m") as memory:
         memory.add(qa("Who ?", "Me ."))
     ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
-    ledger.execute("UPDATE alembic_version SET version_num = '0099'")
+    ledger.execute(f"UPDATE alembic_version SET version_num = '{version}'")
     ledger.commit()
     ledger.close()
-    with pytest.raises(StoreError, match=r"0099.*Upgrade lag_integrations"):
+    with pytest.raises(StoreError, match=rf"{version}.*Upgrade lag_integrations"):
         open_memory(tmp_path / "m")
 
 
@@ -197,7 +178,7 @@ def test_an_older_server_is_only_migrated_when_there_is_a_backup(tmp_path, datab
     Database(database_url, tmp_path).close()
     engine = create_engine(database_url)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     engine.dispose()
     with pytest.raises(StoreError, match="pg_dump"):
         Database(database_url, tmp_path)
@@ -206,16 +187,15 @@ def test_an_older_server_is_only_migrated_when_there_is_a_backup(tmp_path, datab
 def test_a_server_is_migrated_with_its_logs(tmp_path, database_url):
     engine = create_engine(database_url)
     trace = qa("Which is number 1 ?", "That one .")
-    row = {"id": log_id("default", trace), "hash": trace.content_hash, "trace": trace.to_json()}
+    row = {
+        "id": log_id("default", trace),
+        "hash": trace.content_hash,
+        "seen": 1,
+        "trace": trace.to_json(),
+    }
     with engine.begin() as connection:
-        command.upgrade(migrations.alembic_config(connection), "0002")
-        connection.execute(
-            text(
-                "INSERT INTO logs VALUES (:id, 'default', :hash, 'success', 1, 1, 1, 0, 0, 0, "
-                "true, 10, :trace)"
-            ),
-            row,
-        )
+        command.upgrade(migrations.alembic_config(connection), FIRST)
+        connection.execute(text(LOG), row)
         connection.execute(
             text("INSERT INTO embeddings VALUES (:id, 'default', NULL, :vector)"),
             {"id": row["id"], "vector": b"1234" * 48},
@@ -238,7 +218,7 @@ def _is_ours(_object, name, kind, *_):
 
 def test_revisions_and_tables_agree(tmp_path):
     """What migrations make is what the code declares, and the newest is what it expects."""
-    first_store(tmp_path / "m")
+    old_store(tmp_path / "m")
     database = Database(None, tmp_path / "m")
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_object": _is_ours})

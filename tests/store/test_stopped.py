@@ -17,6 +17,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import BusyError, StoreError
 from lag_integrations.memory import indexer as deriving
 from lag_integrations.store import chroma, database, locks
+from lag_integrations.store.time_limits import lift_time_limits
 from tests.store.conftest import logs_in_index
 from tests.store.processes import context, holding, numbered, open_memory, start
 
@@ -249,7 +250,7 @@ def test_locks_and_statements_of_a_server(
         with within(20), pytest.raises(StoreError, match="timeout"), long as connection:
             connection.exec_driver_sql("SELECT pg_sleep(60)")
         with memory.store.database.write() as connection:
-            memory.store.database.take_time(connection)
+            lift_time_limits(connection)
             connection.exec_driver_sql("SELECT pg_sleep(2.5)")
         assert memory.delete(key, wait=True).logs == 1
         memory.reindex()

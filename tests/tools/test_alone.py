@@ -19,6 +19,7 @@ from lag_integrations.engine.tools import (
 )
 from lag_integrations.engine.tools.json_format import LLAMA
 from lag_integrations.traces.trace import ToolCall
+from tests.tools.parsing import parse
 from tests.tools.templates import ALL, applier
 
 NAMES = ("qwen", "llama", "mistral_named", "granite", "qwen_coder", "glm", "harmony", "gemma")
@@ -92,7 +93,7 @@ def weather(**args: Any) -> str:
 def test_an_answer_that_is_nothing_but_calls(
     form: ToolFormat, text: str, calls: list[ToolCall]
 ) -> None:
-    answer = form.parse(text, TOOLS)
+    answer = parse(form, text, TOOLS)
 
     assert answer.calls == tuple(calls)
     assert (answer.text, answer.invalid) == ("", ())
@@ -122,7 +123,7 @@ def test_an_answer_that_is_nothing_but_calls(
     ],
 )
 def test_any_other_json_is_text(form: ToolFormat, text: str) -> None:
-    answer = form.parse(text, TOOLS)
+    answer = parse(form, text, TOOLS)
 
     assert (answer.text, answer.calls, answer.invalid) == (text, (), ())
 
@@ -150,7 +151,7 @@ MARKED = [form for form in FORMATS.values() if form.name != "llama"]
     ],
 )
 def test_json_amid_something_else_is_text(form: ToolFormat, text: str) -> None:
-    answer = form.parse(text, TOOLS)
+    answer = parse(form, text, TOOLS)
 
     assert (answer.text, answer.calls, answer.invalid) == (text, (), ())
 
@@ -158,11 +159,11 @@ def test_json_amid_something_else_is_text(form: ToolFormat, text: str) -> None:
 def test_marked_calls_are_read_as_ever() -> None:
     marked = f"<tool_call>\n{CALL}\n</tool_call>"
     for text in (marked, f"```\n{marked}\n```", f"{CALL}\n{marked}", f"[1] {marked}"):
-        assert HERMES.parse(text, TOOLS).calls == (CITY,), text
+        assert parse(HERMES, text, TOOLS).calls == (CITY,), text
 
 
 def test_without_tools_there_is_nothing_to_call() -> None:
-    assert HERMES.parse(CALL).text == CALL
+    assert parse(HERMES, CALL).text == CALL
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
@@ -192,7 +193,7 @@ def test_without_tools_there_is_nothing_to_call() -> None:
 def test_a_call_of_a_tool_that_cannot_be_read(
     form: ToolFormat, text: str, error: str | None
 ) -> None:
-    answer = form.parse(text, TOOLS)
+    answer = parse(form, text, TOOLS)
 
     (invalid,) = answer.invalid
     assert invalid.name == ("now" if error is None else "weather")
@@ -221,11 +222,11 @@ def test_a_schema_with_references_and_one_that_is_none() -> None:
     tools = [{"type": "function", "function": {"name": "find", "parameters": parameters}}]
     for lat, fits in ((1, True), ("1", False)):
         text = json.dumps({"name": "find", "arguments": {"place": {"lat": lat}}})
-        assert bool(HERMES.parse(text, tools).calls) == fits
+        assert bool(parse(HERMES, text, tools).calls) == fits
     odd = [tool("find", [], at={"type": "spot"}), tool("seek", [], at={"$ref": "#/$defs/None"})]
     for name in ("find", "seek"):
         text = json.dumps({"name": name, "arguments": {"at": 1}})
-        assert HERMES.parse(text, odd).calls == (ToolCall(name=name, args={"at": 1}),)
+        assert parse(HERMES, text, odd).calls == (ToolCall(name=name, args={"at": 1}),)
 
 
 def test_text_is_held_back_only_while_it_may_be_a_call() -> None:
@@ -248,11 +249,11 @@ def test_text_is_held_back_only_while_it_may_be_a_call() -> None:
 
 def test_json_without_a_mark_calls_known_tools_only_where_it_is_the_models_form() -> None:
     call = CALL.replace("arguments", "parameters")
-    assert LLAMA.parse(f"Calling:\n{call}", TOOLS).calls == (CITY,)
+    assert parse(LLAMA, f"Calling:\n{call}", TOOLS).calls == (CITY,)
     for text in (f"Calling:\n{call}", f'So: {call[:-5]}"'):
         other = text.replace("weather", "climate")
-        answer = LLAMA.parse(other, TOOLS)
+        answer = parse(LLAMA, other, TOOLS)
         assert (answer.text, answer.calls, answer.invalid) == (other, (), ())
-    assert LLAMA.parse(f"So: {call[:-9]}", TOOLS).invalid == (
+    assert parse(LLAMA, f"So: {call[:-9]}", TOOLS).invalid == (
         InvalidCall("weather", call[:-9], "The call is cut off."),
     )

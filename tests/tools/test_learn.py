@@ -13,6 +13,7 @@ from lag_integrations.engine.tools import (
     tool_result_text,
 )
 from lag_integrations.traces.trace import Message, ToolCall
+from tests.tools.parsing import parse
 from tests.tools.templates import ALL, applier
 
 LEARNED = {name: learn_tool_format(applier(template)) for name, template in ALL.items()}
@@ -72,7 +73,7 @@ def test_calls_that_the_template_renders_are_read_back(template: str) -> None:
     chat.append(_assistant(calls, form))
     turn = apply(chat).removeprefix(asked)
 
-    answer = form.parse(turn)
+    answer = parse(form, turn)
 
     assert answer.calls == tuple(calls)
     assert answer.invalid == ()
@@ -101,7 +102,7 @@ def test_a_forced_call_is_read_back(template: str) -> None:
         call = {name_key: "search", args_key: {}}
     written = json.dumps([call] if schema.get("type") == "array" else call)
 
-    answer = form.parse(forms.opening + before + written + forms.closing)
+    answer = parse(form, forms.opening + before + written + forms.closing)
 
     assert answer.calls == (ToolCall(name="search"),)
     assert (answer.text, answer.invalid) == ("", ())

@@ -20,6 +20,7 @@ from lag_integrations.engine.tools.json_format import GRANITE, LLAMA, JsonFormat
 from lag_integrations.engine.tools.named_format import NamedFormat
 from lag_integrations.engine.tools.qwen_xml import QwenXMLFormat
 from lag_integrations.traces.trace import ToolCall
+from tests.tools.parsing import parse
 
 CITY = ToolCall(name="weather", args={"city": "Köln"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'
@@ -45,14 +46,14 @@ def hermes(*bodies: str) -> str:
     ],
 )
 def test_the_ways_models_write_a_call(body: str) -> None:
-    answer = HERMES.parse(hermes(body))
+    answer = parse(HERMES, hermes(body))
 
     assert answer.calls == (CITY,)
     assert (answer.text, answer.invalid) == ("", ())
 
 
 def test_text_around_calls() -> None:
-    answer = HERMES.parse(f"Let me see.\n\n{hermes(CALL)}\nAnd {hermes(CALL, CALL)} \n Done. \n")
+    answer = parse(HERMES, f"Let me see.\n\n{hermes(CALL)}\nAnd {hermes(CALL, CALL)} \n Done. \n")
 
     assert answer.text == "Let me see.\nAnd\nDone. \n"
     assert answer.calls == (CITY,) * 3
@@ -76,12 +77,12 @@ def test_the_beginning_of_a_mark_is_left_out_where_an_answer_is_cut_off(
         events = [event for piece in pieces for event in reader.feed(piece)]
         events += reader.finish(cut_off=True)
         assert "".join(event.text for event in events if isinstance(event, Text)) == kept
-    assert HERMES.parse(text).text == text  # said to its end
+    assert parse(HERMES, text).text == text  # said to its end
 
 
 def test_several_objects_in_one_block() -> None:
-    assert HERMES.parse(hermes(f"{CALL}\n{CALL}")).calls == (CITY, CITY)
-    assert HERMES.parse(hermes("[]")) == HERMES.parse("")
+    assert parse(HERMES, hermes(f"{CALL}\n{CALL}")).calls == (CITY, CITY)
+    assert parse(HERMES, hermes("[]")) == parse(HERMES, "")
 
 
 def test_several_objects_in_one_block_letter_by_letter() -> None:
@@ -98,20 +99,20 @@ def test_several_objects_in_one_block_letter_by_letter() -> None:
 def test_line_breaks_within_strings() -> None:
     text = hermes('{"name": "run", "arguments": {"code": "a\n\tb"}}')
 
-    assert HERMES.parse(text).calls == (ToolCall(name="run", args={"code": "a\n\tb"}),)
+    assert parse(HERMES, text).calls == (ToolCall(name="run", args={"code": "a\n\tb"}),)
 
 
 def test_a_broken_call_takes_no_other_with_it() -> None:
     broken = '{"name": "weather", "arguments": {"city": "it"s"}}'
     brackets = ToolCall(name="f", args={"a": "}}"})
-    answer = HERMES.parse(hermes(broken) + HERMES.write([brackets]))
+    answer = parse(HERMES, hermes(broken) + HERMES.write([brackets]))
     assert [(call.name, call.args) for call in answer.invalid] == [("weather", broken)]
     assert answer.calls == (brackets,)
 
     sections = JsonFormat(
         name="sections", begin="<calls>", opener="<call>", closer="</call>", end="</calls>"
     )
-    answer = sections.parse(f"<calls><call>bad</call>\n<call>{CALL}</call></calls>")
+    answer = parse(sections, f"<calls><call>bad</call>\n<call>{CALL}</call></calls>")
     assert [call.args for call in answer.invalid] == ["bad"]
     assert (answer.calls, answer.text) == ((CITY,), "")
 
@@ -120,13 +121,13 @@ def test_marks_and_braces_within_strings() -> None:
     code = 'if (a) { print("</tool_call> <tool_call> }") }'
     body = json.dumps({"name": "run", "arguments": {"code": code}})
 
-    assert HERMES.parse(hermes(body)).calls == (ToolCall(name="run", args={"code": code}),)
+    assert parse(HERMES, hermes(body)).calls == (ToolCall(name="run", args={"code": code}),)
 
 
 def test_without_its_end() -> None:
-    assert HERMES.parse(f"<tool_call>{CALL}").calls == (CITY,)
-    assert HERMES.parse(f"<tool_call>{CALL}\n</tool_c").calls == (CITY,)
-    assert HERMES.parse(f"<tool_call>{CALL}\n</tool_c").text == ""
+    assert parse(HERMES, f"<tool_call>{CALL}").calls == (CITY,)
+    assert parse(HERMES, f"<tool_call>{CALL}\n</tool_c").calls == (CITY,)
+    assert parse(HERMES, f"<tool_call>{CALL}\n</tool_c").text == ""
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_without_its_end() -> None:
     ],
 )
 def test_malformed_calls(body: str, name: str | None, error: str) -> None:
-    answer = HERMES.parse(f"So: {hermes(body, CALL)}")
+    answer = parse(HERMES, f"So: {hermes(body, CALL)}")
 
     (invalid,) = answer.invalid
     assert invalid.name == name
@@ -160,7 +161,7 @@ def test_malformed_calls(body: str, name: str | None, error: str) -> None:
 def test_a_call_that_is_cut_off(length: int) -> None:
     text = ("<tool_call>" + CALL)[:length]
 
-    answer = HERMES.parse(text)
+    answer = parse(HERMES, text)
 
     (invalid,) = answer.invalid
     assert invalid.error == "The call is cut off."
@@ -181,10 +182,10 @@ def test_text_is_not_held_back_longer_than_needed() -> None:
 
 def test_json_alone_is_a_call_only_if_it_looks_like_one() -> None:
     call = '{"name": "weather", "parameters": {"city": "Köln"}}'
-    assert LLAMA.parse(call).calls == (CITY,)
-    assert LLAMA.parse(f"<|python_tag|>{call}; {call}").calls == (CITY, CITY)
-    assert LLAMA.parse(f"{call}; {call}").calls == (CITY, CITY)
-    assert LLAMA.parse(f"Calling:\n```json\n{call}\n```").calls == (CITY,)
+    assert parse(LLAMA, call).calls == (CITY,)
+    assert parse(LLAMA, f"<|python_tag|>{call}; {call}").calls == (CITY, CITY)
+    assert parse(LLAMA, f"{call}; {call}").calls == (CITY, CITY)
+    assert parse(LLAMA, f"Calling:\n```json\n{call}\n```").calls == (CITY,)
     for text in (
         '{"name": "Ada", "age": 36}',
         '{"city": "Köln"}',
@@ -192,19 +193,19 @@ def test_json_alone_is_a_call_only_if_it_looks_like_one() -> None:
         '[{"name": "Ada"}, {"name": "Bob"}]',
         '```json\n{"name": "Ada"}\n```',
     ):
-        answer = LLAMA.parse(text)
+        answer = parse(LLAMA, text)
         assert (answer.text, answer.calls, answer.invalid) == (text, (), ()), text
 
 
 def test_json_alone_that_is_broken() -> None:
     for text in ('{"name": "weather", "parameters": {"city":', '{"name": "weather", "para'):
-        (invalid,) = LLAMA.parse(f"{text} ").invalid
+        (invalid,) = parse(LLAMA, f"{text} ").invalid
         assert invalid == InvalidCall("weather", text, "The call is cut off.")
 
 
 def test_lists() -> None:
-    assert GRANITE.parse(f"<|tool_call|>[{CALL}, {CALL}]").calls == (CITY, CITY)
-    mixed = GRANITE.parse(f'Hm. <|tool_call|>[{CALL}, {{"name": 3}}]')
+    assert parse(GRANITE, f"<|tool_call|>[{CALL}, {CALL}]").calls == (CITY, CITY)
+    mixed = parse(GRANITE, f'Hm. <|tool_call|>[{CALL}, {{"name": 3}}]')
     assert mixed.calls == (CITY,)
     assert mixed.invalid[0].error == "The call does not name a tool."
     cohere = JsonFormat(
@@ -216,22 +217,22 @@ def test_lists() -> None:
         args_key="parameters",
     )
     text = '[\n {"tool_call_id": "0", "tool_name": "weather", "parameters": {"city": "Köln"}}\n]'
-    assert cohere.parse(f"<|START_ACTION|>{text}<|END_ACTION|>").calls == (CITY,)
+    assert parse(cohere, f"<|START_ACTION|>{text}<|END_ACTION|>").calls == (CITY,)
 
 
 def test_names_outside_of_the_json() -> None:
     args = '{"city": "Köln"}'
-    assert MISTRAL.parse(f"[TOOL_CALLS]weather[ARGS]{args}").calls == (CITY,)
-    assert MISTRAL.parse(f"[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{args}").calls == (CITY,)
-    assert MISTRAL.parse(f"[TOOL_CALLS]weather{args}[TOOL_CALLS]weather{args}").calls == (
+    assert parse(MISTRAL, f"[TOOL_CALLS]weather[ARGS]{args}").calls == (CITY,)
+    assert parse(MISTRAL, f"[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{args}").calls == (CITY,)
+    assert parse(MISTRAL, f"[TOOL_CALLS]weather{args}[TOOL_CALLS]weather{args}").calls == (
         CITY,
         CITY,
     )
-    lost = MISTRAL.parse(f"[TOOL_CALLS]weather[TOOL_CALLS]weather[ARGS]{args}")
+    lost = parse(MISTRAL, f"[TOOL_CALLS]weather[TOOL_CALLS]weather[ARGS]{args}")
     assert lost.calls == (CITY,)
     assert "no arguments" in lost.invalid[0].error
-    assert MISTRAL.parse(f"[TOOL_CALLS][ARGS]{args}").invalid[0].name is None
-    assert MISTRAL.parse('[TOOL_CALLS]weather[ARGS]{"city').invalid == (
+    assert parse(MISTRAL, f"[TOOL_CALLS][ARGS]{args}").invalid[0].name is None
+    assert parse(MISTRAL, '[TOOL_CALLS]weather[ARGS]{"city').invalid == (
         InvalidCall("weather", '{"city', "The call is cut off."),
     )
 
@@ -246,7 +247,7 @@ def test_names_outside_of_the_json() -> None:
     ],
 )
 def test_harmony(header: str) -> None:
-    answer = HarmonyFormat().parse(f'Hm.{header}{{"city": "Köln"}}<|call|>')
+    answer = parse(HarmonyFormat(), f'Hm.{header}{{"city": "Köln"}}<|call|>')
 
     assert answer.calls == (CITY,)
     assert (answer.text, answer.invalid) == ("Hm.", ())
@@ -286,7 +287,7 @@ VALUES = {
 def test_values_without_types_are_of_the_types_the_tool_wants(form: ToolFormat) -> None:
     written = ToolCall(name="set", args={name: text for name, (text, _) in VALUES.items()})
 
-    (call,) = form.parse(form.write([written]), TYPED).calls
+    (call,) = parse(form, form.write([written]), TYPED).calls
 
     assert call.args == {name: value for name, (_, value) in VALUES.items()}
 
@@ -300,24 +301,24 @@ def test_null_where_it_is_allowed() -> None:
     form = GLMFormat()
     text = form.write([ToolCall(name="set", args={"maybe": "null"})])
 
-    assert form.parse(text, TYPED).calls[0].args == {"maybe": None}
+    assert parse(form, text, TYPED).calls[0].args == {"maybe": None}
 
 
 def test_qwen_coder_as_it_is_written() -> None:
     form = QwenXMLFormat()
     body = "<function=weather>\n<parameter=city>\nKöln\n</parameter>\n</function>"
     html = "<b>\n</parameter> {"
-    assert form.parse(f"I look.\n<tool_call>\n{body}\n</tool_call>").calls == (CITY,)
-    assert form.parse(body).calls == (CITY,)
-    assert form.parse(f"<tool_call>\n{body}").calls == (CITY,)
+    assert parse(form, f"I look.\n<tool_call>\n{body}\n</tool_call>").calls == (CITY,)
+    assert parse(form, body).calls == (CITY,)
+    assert parse(form, f"<tool_call>\n{body}").calls == (CITY,)
     asked = ToolCall(name="write", args={"html": html})
-    assert form.parse(form.write([asked])).calls == (asked,)
+    assert parse(form, form.write([asked])).calls == (asked,)
     for broken, name in (
         ("<tool_call>\n<function=f>\n<parameter=a>\nb\n</function>\n</tool_call>", "f"),
         ("<tool_call>\nf\n</tool_call>", None),
         ("<tool_call>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", None),
     ):
-        answer = form.parse(broken + form.write([CITY]))
+        answer = parse(form, broken + form.write([CITY]))
         assert [call.name for call in answer.invalid] == [name]
         assert answer.calls == (CITY,)
 
@@ -325,20 +326,20 @@ def test_qwen_coder_as_it_is_written() -> None:
 def test_glm_as_it_is_written() -> None:
     form = GLMFormat()
     pair = "<arg_key>city</arg_key>\n<arg_value>Köln</arg_value>"
-    assert form.parse(f"Well.\n<tool_call>weather\n{pair}\n</tool_call>").calls == (CITY,)
-    assert form.parse(f"<tool_call>weather{pair}</tool_call>").calls == (CITY,)
-    assert form.parse(f"<tool_call>weather\n{pair}").calls == (CITY,)
-    assert form.parse("<tool_call>now\n</tool_call>").calls == (ToolCall(name="now"),)
-    answer = form.parse("<tool_call>weather\n<arg_key>city</arg_key>\n</tool_call>")
+    assert parse(form, f"Well.\n<tool_call>weather\n{pair}\n</tool_call>").calls == (CITY,)
+    assert parse(form, f"<tool_call>weather{pair}</tool_call>").calls == (CITY,)
+    assert parse(form, f"<tool_call>weather\n{pair}").calls == (CITY,)
+    assert parse(form, "<tool_call>now\n</tool_call>").calls == (ToolCall(name="now"),)
+    answer = parse(form, "<tool_call>weather\n<arg_key>city</arg_key>\n</tool_call>")
     assert answer.invalid[0].name == "weather"
 
 
 def test_gemma_as_it_is_written() -> None:
     args = '{a:<|"|>x: {y}, "z"<|"|>,n:-1.5,l:[true,<|"|>1<|"|>],o:{k:null}}'
-    (call,) = GemmaFormat().parse(f"<|tool_call>call:f{args}<tool_call|>").calls
+    (call,) = parse(GemmaFormat(), f"<|tool_call>call:f{args}<tool_call|>").calls
 
     assert call == ToolCall(
         name="f", args={"a": 'x: {y}, "z"', "n": -1.5, "l": [True, "1"], "o": {"k": None}}
     )
-    assert GemmaFormat().parse("<|tool_call>call:f{a:b}<tool_call|>").invalid[0].name == "f"
-    assert GemmaFormat().parse("<|tool_call>f<tool_call|>").invalid[0].name is None
+    assert parse(GemmaFormat(), "<|tool_call>call:f{a:b}<tool_call|>").invalid[0].name == "f"
+    assert parse(GemmaFormat(), "<|tool_call>f<tool_call|>").invalid[0].name is None

@@ -3,13 +3,10 @@
 from lag_integrations.engine.tools.choice import ToolChoice, must_call, select
 from lag_integrations.engine.tools.detect import learn_tool_format
 from lag_integrations.engine.tools.events import (
-    CallArgs,
     CallEnded,
     CallFailed,
-    CallStarted,
     Event,
     InvalidCall,
-    ParsedAnswer,
     Text,
     new_call_id,
 )
@@ -20,15 +17,12 @@ from lag_integrations.engine.tools.stream_parser import AnswerReader, MarkReader
 __all__ = [
     "HERMES",
     "AnswerReader",
-    "CallArgs",
     "CallEnded",
     "CallFailed",
-    "CallStarted",
     "Event",
     "InvalidCall",
     "JsonFormat",
     "MarkReader",
-    "ParsedAnswer",
     "Text",
     "ToolChoice",
     "ToolFormat",

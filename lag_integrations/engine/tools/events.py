@@ -29,22 +29,6 @@ class InvalidCall:
 
 
 @dataclass(frozen=True)
-class ParsedAnswer:
-    """An answer taken apart.
-
-    Attributes:
-        text: The text around the calls. White space that touches a call is dropped; what stood
-            before and after a call is joined by a line break.
-        calls: The calls, in order, without ids.
-        invalid: The calls that cannot be read.
-    """
-
-    text: str
-    calls: tuple[ToolCall, ...]
-    invalid: tuple[InvalidCall, ...]
-
-
-@dataclass(frozen=True)
 class Text:
     """More of the text."""
 
@@ -52,24 +36,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class CallStarted:
-    """A call of a tool begins; calls of an answer, unreadable ones included, count from 0."""
-
-    index: int
-    name: str
-
-
-@dataclass(frozen=True)
-class CallArgs:
-    """More of a call's arguments, as JSON text."""
-
-    index: int
-    fragment: str
-
-
-@dataclass(frozen=True)
 class CallEnded:
-    """A call is complete."""
+    """A call is complete; calls of an answer, unreadable ones included, count from 0."""
 
     index: int
     call: ToolCall
@@ -77,13 +45,13 @@ class CallEnded:
 
 @dataclass(frozen=True)
 class CallFailed:
-    """A call cannot be read; no `CallStarted` came before."""
+    """A call cannot be read."""
 
     index: int
     invalid: InvalidCall
 
 
-Event = Text | CallStarted | CallArgs | CallEnded | CallFailed
+Event = Text | CallEnded | CallFailed
 
 
 @dataclass(frozen=True)

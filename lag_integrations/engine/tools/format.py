@@ -8,16 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lag_integrations.engine.tools.events import (
-    Block,
-    CallEnded,
-    CallFailed,
-    ParsedAnswer,
-    Text,
-)
+from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.json_text import read_json
 from lag_integrations.engine.tools.schema import CallForms, call_schema
-from lag_integrations.engine.tools.stream_parser import AnswerReader
 from lag_integrations.traces.trace import Message, ToolCall
 
 BLOCK = ("<tool_call>\n", "\n</tool_call>")
@@ -97,16 +90,6 @@ class ToolFormat(ABC):
             f"You can call these tools:\n{listed}\n"
             f"To call a tool, write exactly this, with its name and its arguments:\n{example}\n"
             "If no tool is needed, answer directly."
-        )
-
-    def parse(self, text: str, tools: Sequence[dict[str, Any]] = ()) -> ParsedAnswer:
-        """Take a whole answer apart; never raises, what cannot be read is among ``invalid``."""
-        reader = AnswerReader(self, tools)
-        events = reader.feed(text) + reader.finish()
-        return ParsedAnswer(
-            text="".join(event.text for event in events if isinstance(event, Text)),
-            calls=tuple(event.call for event in events if isinstance(event, CallEnded)),
-            invalid=tuple(event.invalid for event in events if isinstance(event, CallFailed)),
         )
 
     def special_tokens(self, known: Iterable[str]) -> frozenset[str]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lag_integrations.engine.tools.events import (
     Block,
-    CallArgs,
     CallEnded,
     CallFailed,
-    CallStarted,
     Event,
     InvalidCall,
     Text,
 )
+from lag_integrations.engine.tools.format import ToolFormat
 from lag_integrations.engine.tools.unmarked import read_alone
 from lag_integrations.traces.trace import ToolCall
-
-if TYPE_CHECKING:
-    from lag_integrations.engine.tools.format import ToolFormat
 
 
 class AnswerReader:
@@ -171,10 +166,5 @@ def _events_of(calls: Sequence[ToolCall | InvalidCall], first: int) -> list[Even
         if isinstance(call, InvalidCall):
             events.append(CallFailed(index, call))
         else:
-            arguments = json.dumps(call.args, ensure_ascii=False)
-            events += [
-                CallStarted(index, call.name),
-                CallArgs(index, arguments),
-                CallEnded(index, call),
-            ]
+            events.append(CallEnded(index, call))
     return events

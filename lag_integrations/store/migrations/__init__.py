@@ -7,20 +7,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.locks import Locks
 from lag_integrations.store.private import make_private_file
 from lag_integrations.store.schema import metadata
+from lag_integrations.store.time_limits import lift_time_limits
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-    from lag_integrations.store.database import Database
-
 HEAD = "0006"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
-_KNOWN = ("0001", "0002", "0003", "0004", "0005", "0006")
+_KNOWN = ("0002", "0003", "0004", "0005", "0006")
 BACKUPS = "backup-[0-9][0-9][0-9][0-9]-*Z.sqlite"
 """What copies of older ledgers are called, in their folder."""
 _MIGRATED_WITHIN = 600.0
@@ -31,82 +31,90 @@ _VERSION_TABLE = (
 )
 
 
-def bring_up_to_date(database: Database, folder: Path, *, backed_up: bool = False) -> str | None:
+def bring_up_to_date(
+    engine: Engine, locks: Locks, folder: Path, *, read_only: bool, backed_up: bool = False
+) -> str | None:
     """Make an empty database a ledger, or migrate an older one.
 
     An SQLite file is copied first. A server's database is migrated only when told that there is a
     backup.
 
     Args:
-        database: The database.
+        engine: Connects to the database.
+        locks: Keep other processes from doing the same.
         folder: Where the backup of an SQLite file goes.
+        read_only: The database cannot be written.
         backed_up: There is a backup already.
 
     Returns:
         The revision it was migrated from; None if there was nothing to do.
 
     Raises:
-        StoreError: The ledger is newer than this version, or is on a server and older.
+        StoreError: This version does not know the ledger's schema, or it is on a server and older.
     """
-    found = _revision(database)
+    name = _name(engine)
+    found = _revision(engine)
     if found == HEAD:
         return None
-    if database.read_only:
+    if read_only:
         raise StoreError(
-            f"{database} has the schema version {found}, not {HEAD}, and can only be read. Copy "
+            f"{name} has the schema version {found}, not {HEAD}, and can only be read. Copy "
             "the folder to where it can be written, and open it there."
         )
-    with database.locks.hold("migrate", timeout=_MIGRATED_WITHIN):
-        found = _revision(database)  # another process may have been faster
+    with locks.hold("migrate", timeout=_MIGRATED_WITHIN):
+        found = _revision(engine)  # another process may have been faster
         if found == HEAD:
             return None
         if found is None:
-            with database.engine.begin() as connection:
-                database.take_time(connection)
+            with engine.begin() as connection:
+                lift_time_limits(connection)
                 metadata.create_all(connection)
                 connection.execute(text(_VERSION_TABLE))
                 connection.execute(text(f"INSERT INTO alembic_version VALUES ('{HEAD}')"))
             return None
         if found not in _KNOWN:
             raise StoreError(
-                f"{database} has schema version {found}, which is newer than this version of "
-                f"lag_integrations knows ({HEAD}). Upgrade lag_integrations."
+                f"{name} has schema version {found}; this version of lag_integrations knows "
+                f"{_KNOWN[0]} to {HEAD}. Upgrade lag_integrations, or use the one that wrote it."
             )
         backup = None
-        if database.is_sqlite and not backed_up:
+        if engine.dialect.name == "sqlite" and not backed_up:
             backup = folder / f"backup-{found}-{_now()}.sqlite"
-            _back_up(Path(str(database)), backup)
+            _back_up(Path(name), backup)
         elif not backed_up:
             raise StoreError(
-                f"{database} has the older schema version {found}. Back it up (pg_dump), then run "
+                f"{name} has the older schema version {found}. Back it up (pg_dump), then run "
                 "`kvlog migrate --backed-up`."
             )
         try:
-            _migrate(database, found)
+            _migrate(engine)
         except Exception as error:
             if backup is not None:
                 backup.unlink()  # as good as the ledger itself
             raise StoreError(
-                f"{database} could not be migrated from schema version {found} "
+                f"{name} could not be migrated from schema version {found} "
                 f"({type(error).__name__}). Nothing was changed."
             ) from error
     return found
 
 
-def _revision(database: Database) -> str | None:
+def _revision(engine: Engine) -> str | None:
     """The revision of a ledger; None for an empty database."""
-    with database.engine.connect().execution_options(lag_read=True) as connection:
+    with engine.connect().execution_options(lag_read=True) as connection:
         tables = set(inspect(connection).get_table_names())
         if "alembic_version" in tables:
             return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
-        if {"logs", "settings"} <= tables:  # before Alembic
-            return "0001"
         if tables & set(metadata.tables):
             raise StoreError(
-                f"{database} holds tables with the names of a ledger's that are none. Give an "
+                f"{_name(engine)} holds tables with the names of a ledger's that are none. Give an "
                 "empty folder or database."
             )
     return None
+
+
+def _name(engine: Engine) -> str:
+    url = engine.url
+    return str(url.database) if engine.dialect.name == "sqlite" else url.render_as_string()
 
 
 def _back_up(source: Path, target: Path) -> None:
@@ -121,15 +129,12 @@ def _now() -> str:
     return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
 
 
-def _migrate(database: Database, found: str) -> None:
+def _migrate(engine: Engine) -> None:
     from alembic import command
 
-    with database.engine.begin() as connection:  # one transaction: all of it or nothing
-        database.take_time(connection)
-        config = alembic_config(connection)
-        if not inspect(connection).has_table("alembic_version"):
-            command.stamp(config, found)
-        command.upgrade(config, HEAD)
+    with engine.begin() as connection:  # one transaction: all of it or nothing
+        lift_time_limits(connection)
+        command.upgrade(alembic_config(connection), HEAD)
 
 
 def alembic_config(connection: Connection) -> Config:
