@@ -307,11 +307,8 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         tag, scope = tag_of(messages), current_given.get()
         log_ids: list[str] | None = None
         if tag is not None:
-            scope, memory, log_ids = (
-                None,
-                open_memories.find(str(tag["memory"])),
-                list(tag["log_ids"]),
-            )
+            scope, memory = None, open_memories.find(str(tag["memory"]))
+            log_ids = list(tag["log_ids"])
         elif scope is not None:
             memory, log_ids = scope.memory, []
             # A log answers the question; it does not say which tool or document to choose.

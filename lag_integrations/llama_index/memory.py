@@ -328,9 +328,8 @@ class LAGMemory(BaseMemory):
 
     def _opened(self) -> LogMemory:
         memory = self._memory
-        if (
-            memory is None or open_memories.find(memory.id) is None
-        ):  # made from JSON, or closed since
+        # It was made from JSON, or closed since.
+        if memory is None or open_memories.find(memory.id) is None:
             with _opening:
                 opened = open_memories.find_at(self.path, self.namespace)
                 if opened is None and memory is None:
