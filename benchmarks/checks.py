@@ -81,12 +81,12 @@ def measure(engine: Engine, logs: int, *, embedder: Any = None, rounds: int = _R
         with KVLogMemory(folder, hot_bytes=0, **settings) as memory:
             memory.attach(engine)
             first_token = _asked(engine, memory, traces, rounds)
-            store, secret = memory.store, memory.store.facts.signing_key()
+            store, secret = memory.store, memory.store.metadata.signing_key()
             files = [
-                (key, store.blobs.get(name), store.ledger.get([key.log_id])[key.log_id])
+                (key, store.segment_files.get(name), store.ledger.get([key.log_id])[key.log_id])
                 for key, name, _ in store.segments.all_files()
             ]
-            deletions = _milliseconds(lambda: store.facts.last_deletion(memory.namespace))
+            deletions = _milliseconds(lambda: store.metadata.last_deletion(memory.namespace))
             checksums, comparisons = [], []
             for key, data, trace in files * rounds:
                 checksums.append(_milliseconds(partial(hmac.digest, secret, data, "sha256")))

@@ -146,7 +146,7 @@ def _measure(
 def _load(memory: KVLogMemory, ids: Sequence[str]) -> None:
     """Load segments from their files, which the system still has in its own memory."""
     kind = SegmentKey("", _FINGERPRINT, "last_response", "native")
-    memory.store.hot.clear()
+    memory.store.segment_cache.clear()
     for log_id, file in memory.store.segments.files(kind, ids).items():
         key = SegmentKey(log_id, _FINGERPRINT, "last_response", "native")
         assert file is not None
@@ -166,7 +166,10 @@ def _evict(folder: Path, settings: Settings) -> str:
     with KVLogMemory(folder, max_bytes=budget, **settings) as memory:
         seconds = _seconds(memory.flush)
         kept = sum(memory.store.evictor.nbytes())
-        on_disk = sum(len(memory.store.blobs.get(name)) for name in memory.store.blobs.names(""))
+        on_disk = sum(
+            len(memory.store.segment_files.get(name))
+            for name in memory.store.segment_files.names("")
+        )
     return (
         f"Byte budget of {budget:,}: {kept / budget:.2%} of it used after {seconds:.0f} s of "
         f"eviction, {on_disk:,} bytes of segments on disk."

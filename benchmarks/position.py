@@ -32,7 +32,7 @@ from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import prefill
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
 from lag_integrations.traces.trace import Message
 
@@ -128,7 +128,7 @@ def _behind(engine: Engine, cases: Sequence[Case], documents: Sequence[Document]
     told = engine.tokens_of("\n\n".join(document_text(document) for document in documents[:200]))
     for count in _BEHIND:
         text = engine.tokenizer.decode(told[:count])
-        head = engine.format.render([Message(role="system", content=text)], generate=False)
+        head = engine.chat_template.render([Message(role="system", content=text)], generate=False)
         cache = new_cache()
         with torch.no_grad():
             prefill(engine.model, torch.tensor(head.token_ids), cache)
@@ -156,15 +156,15 @@ def _behind(engine: Engine, cases: Sequence[Case], documents: Sequence[Document]
 def _inject(engine: Engine, case: Case, cache: DynamicCache, start: int) -> int:
     """Put the log at a position; gives the position after it."""
     identity = engine.fingerprint.id
-    return splice(cache, engine.positions, [case.segment], start=start, fingerprint=identity)
+    return inject(cache, engine.positions, [case.segment], start=start, fingerprint=identity)
 
 
 def _turn(engine: Engine, case: Case) -> Sequence[int]:
     """The user's turn up to the log, without a system message that the template puts before it."""
     chat = [Message(role="system", content="x"), Message(role="user", content="x")]
-    rendered = engine.format.render(chat)
+    rendered = engine.chat_template.render(chat)
     header = rendered.token_ids[rendered.spans[1].start : rendered.spans[1].content_start]
-    plain = engine.format.render([Message(role="user", content="x")])
+    plain = engine.chat_template.render([Message(role="user", content="x")])
     return [*header, *case.before[plain.spans[-1].content_start :]]
 
 

@@ -154,7 +154,7 @@ def main() -> None:
                 run_id = response.metadata["lag"]["run_id"]
                 own.feedback(run_id, outcome="success" if right else "failure")
             corrected.attach(engine)
-            logs = {log.log.task: log.log for log in own.get(own.store.ledger.ids())}
+            logs = {log.trace.task: log.trace for log in own.get(own.store.ledger.ids())}
             corrected.add_many(_corrected(logs[case.question], case) for case in cases)
             for memory in (own, corrected):
                 memory.flush()

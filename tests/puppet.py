@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lag_integrations import Engine
-from lag_integrations.engine.generation.sequence import Request, Row
+from lag_integrations.engine.generation.sequence import Request, SequenceState
 from tests.conftest import random_model
 from tests.tools.templates import QWEN
 
@@ -41,7 +41,7 @@ class Puppet(Engine):
         """What it says from now on; what it was given before is forgotten."""
         self.answers, self.prompts, self.injected = list(answers), [], []
 
-    def row(self, request: Request) -> Row:
+    def row(self, request: Request) -> SequenceState:
         prompt = self.tokenizer.decode(request.prompt_ids)
         self.prompts.append(prompt)
         self.injected.append(len(request.segments))
@@ -54,7 +54,7 @@ class Puppet(Engine):
         return _Told(tokens, request, self.tokenizer, self.end_tokens)
 
 
-class _Told(Row):
+class _Told(SequenceState):
     def __init__(self, tokens: list[int], *args: Any) -> None:
         super().__init__(*args)
         self._told = iter(tokens)

@@ -11,8 +11,8 @@ import torch
 from tokenizers import AddedToken
 
 from lag_integrations import Engine
-from lag_integrations.chat.response import Answer, Form, Question
-from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.chat.response import ChatRequest, ModelResponse, OutputFormat
+from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import Generation
 from lag_integrations.engine.tools import CallEnded, Text
 from lag_integrations.traces.trace import Message
@@ -66,8 +66,8 @@ def harmony(engine):
 
 def ask(engine, **form):
     settings = {"temperature": 1.5, "seed": form.pop("seed", 0)}
-    form = Form(tools=TOOLS, **form)
-    return Answer(engine, None, Question(ASK, form, max_tokens=120, sampling=settings))
+    form = OutputFormat(tools=TOOLS, **form)
+    return ModelResponse(engine, None, ChatRequest(ASK, form, max_tokens=120, sampling=settings))
 
 
 def read(engine, text, **form):
@@ -111,10 +111,10 @@ def test_a_forced_call_is_written_in_the_models_own_form(family):
 
 
 def test_calls_of_its_own_accord_are_held_to_their_schemas(family):
-    format = family.format.tools
+    format = family.chat_template.tools
     written = format.write(calls_of(ask(family, tool_choice="point")) * 2)
     answer = ask(family)
-    if family.format.tools.name == "harmony":  # the mark of a call begins everything
+    if family.chat_template.tools.name == "harmony":  # the mark of a call begins everything
         assert answer.request.constraint is None
         return
     accept(family, answer.request.constraint, f"I look. {written} So.")
@@ -124,8 +124,8 @@ def test_calls_of_its_own_accord_are_held_to_their_schemas(family):
 
 def test_what_the_model_writes_is_read_back(family):
     call = calls_of(ask(family, tool_choice="point"))
-    before = "</think>" if family.format.opens_reasoning else ""
-    parts = read(family, before + family.format.tools.write(call))
+    before = "</think>" if family.chat_template.opens_reasoning else ""
+    parts = read(family, before + family.chat_template.tools.write(call))
     assert calls_of(parts) == call
     assert text_of(parts) == ""
 
@@ -133,10 +133,10 @@ def test_what_the_model_writes_is_read_back(family):
 def test_channels_are_thoughts_text_and_calls(harmony):
     thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
     parts = read(harmony, thought + "<|channel|>final<|message|>There.")
-    assert (text_of(parts, Thought), text_of(parts)) == ("Hm.", "There.")
+    assert (text_of(parts, ReasoningDelta), text_of(parts)) == ("Hm.", "There.")
     call = calls_of(ask(harmony, tool_choice="now"))
-    parts = read(harmony, thought + harmony.format.tools.write(call))
-    assert (text_of(parts, Thought), text_of(parts)) == ("Hm.", "")
+    parts = read(harmony, thought + harmony.chat_template.tools.write(call))
+    assert (text_of(parts, ReasoningDelta), text_of(parts)) == ("Hm.", "")
     assert calls_of(parts) == call
 
 
@@ -156,7 +156,7 @@ def test_what_is_held_to_a_form_is_said_in_its_channel(harmony):
 
 
 def test_marks_are_part_of_the_text_where_they_are_read(harmony):
-    hidden = set(harmony.tokenizer.convert_ids_to_tokens(harmony.format.hidden_tokens))
+    hidden = set(harmony.tokenizer.convert_ids_to_tokens(harmony.chat_template.suppressed_tokens))
     assert not hidden & {"<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|constrain|>"}
     assert "<|return|>" in hidden  # flagged as special, though the tokenizer does not name it
     assert harmony.tokenizer.eos_token in hidden

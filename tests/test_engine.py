@@ -25,7 +25,7 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
 from lag_integrations.traces.trace import Message
 from tests.conftest import qa
@@ -96,11 +96,11 @@ def test_every_position_is_exact(engine, start):
     answers = []
     for where in {0, start}:
         cache = new_cache()
-        splice(cache, engine.positions, [segment], start=where, fingerprint=identity)
+        inject(cache, engine.positions, [segment], start=where, fingerprint=identity)
         logits = feed(engine.model, cache, ids[20:], where + 20)
         assert (logits - expected).abs().max() < 1e-3
         cache = new_cache()
-        splice(cache, engine.positions, [segment], start=where, fingerprint=identity)
+        inject(cache, engine.positions, [segment], start=where, fingerprint=identity)
         answers.append(greedy(engine.model, cache, ids[20:], where + 20))
     assert answers[0] == answers[-1] == greedy(engine.model, new_cache(), ids, 0)
 
@@ -129,7 +129,7 @@ def test_segments_stand_where_placement_says(engine, placement):
     # A system message of its own: one that was read lately is not read again.
     before = [("system", f"You place segments {placement}."), ("user", "Hi"), ("assistant", "Hi.")]
     messages = user("Hello", *before)
-    rendered = engine.format.render(messages)
+    rendered = engine.chat_template.render(messages)
     segment = engine.encode(TRACE)
     with Passes(engine) as passes:
         result = engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
@@ -477,7 +477,7 @@ def test_a_trace_longer_than_the_window_is_cut_by_rule_and_said_so(engine, caplo
         ]
     )
     segment = engine.encode(trace)
-    rendered = engine.format.render(trace.messages, generate=False)
+    rendered = engine.chat_template.render(trace.messages, generate=False)
     assert int(segment.info["cut_tokens"]) == len(rendered.token_ids) - 300 > 0
     assert "cut" in caplog.text
     assert "sea" not in caplog.text

@@ -49,7 +49,7 @@ def test_add_then_recall(memory, engine):
     memory.flush()
     found = memory.recall("Which code opens the vault in Lima?")
     assert [item.id for item in found] == [vault]  # the ferry is below the floor
-    assert found[0].log == VAULT
+    assert found[0].trace == VAULT
     assert 0.5 < found[0].score <= 1
     everything = memory.recall("Which code opens the vault in Lima?", min_score=-1)
     assert [item.id for item in everything] == [vault, ferry]
@@ -66,7 +66,7 @@ def test_add_then_recall(memory, engine):
 def test_get_gives_logs_in_the_order_asked_for_of_this_namespace_only(memory, embedder):
     ids = memory.add_many([VAULT, FERRY])
     found = memory.get([ids[1], "unknown", ids[0], ids[1]])
-    assert [(log.id, log.log, log.score) for log in found] == [
+    assert [(log.id, log.trace, log.score) for log in found] == [
         (ids[1], FERRY, None),
         (ids[0], VAULT, None),
     ]
@@ -144,7 +144,7 @@ def test_a_later_verdict_counts(memory):
     memory.add(VAULT.model_copy(update={"outcome": "success"}))
     memory.add(VAULT)  # unknown: the verdict stays
     memory.flush()
-    assert [item.log.outcome for item in memory.recall("vault code Lima")] == ["success"]
+    assert [item.trace.outcome for item in memory.recall("vault code Lima")] == ["success"]
 
 
 def test_a_lost_index_is_made_again(tmp_path, memory, embedder):
@@ -191,7 +191,7 @@ def test_namespaces_see_only_their_own(tmp_path, embedder):
         assert theirs.add(FERRY)
         theirs.flush()
         assert [item.id for item in mine.recall("vault", min_score=-1)] == [key]
-        assert [item.log for item in theirs.recall("vault", min_score=-1)] == [FERRY]
+        assert [item.trace for item in theirs.recall("vault", min_score=-1)] == [FERRY]
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "ünï", "x" * 10_000, ".hidden", "a b", None])
@@ -221,7 +221,7 @@ def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
         file.unlink()
     else:
         overwrite(file, {"cut": data[:-100], "emptied": b"", "other": b"\x10" + data}[damage])
-    memory.store.hot.clear()
+    memory.store.segment_cache.clear()
     after = memory.segments(found)[0]
     for mine, theirs in zip(before.slots[0], after.slots[0], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)  # encoded anew, in parts

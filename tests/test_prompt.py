@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lag_integrations import Message, ToolCall, Trace, packaged
-from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.token_selection import (
     LastAction,
     LastResponse,
@@ -77,7 +77,7 @@ def tokenizer():
 
 @pytest.fixture(params=TEMPLATES)
 def chat_format(request, tokenizer):
-    return ChatFormat(tokenizer, TEMPLATES[request.param])
+    return ChatTemplate(tokenizer, TEMPLATES[request.param])
 
 
 def decode(chat_format, token_ids):
@@ -130,14 +130,14 @@ def test_the_line_of_the_question(chat_format):
 
 
 def test_head_holds_a_default_system_message(tokenizer):
-    rendered = ChatFormat(tokenizer).render(Trace.from_messages([CHAT[1]]).messages)
+    rendered = ChatTemplate(tokenizer).render(Trace.from_messages([CHAT[1]]).messages)
     head = tokenizer.decode(rendered.token_ids[: rendered.head])
     assert head.startswith("<|im_start|>system\n")
     assert head.endswith("<|im_end|>\n")
 
 
 def test_selections(tokenizer):
-    rendered = ChatFormat(tokenizer).render(Trace.from_messages(CHAT).messages, generate=False)
+    rendered = ChatTemplate(tokenizer).render(Trace.from_messages(CHAT).messages, generate=False)
 
     def kept(selection):
         return tokenizer.decode([rendered.token_ids[index] for index in selection.keep(rendered)])
@@ -167,13 +167,13 @@ def test_selections(tokenizer):
 )
 def test_last_action(tokenizer, content, action):
     trace = Trace.from_messages([CHAT[1], {"role": "assistant", "content": content}])
-    rendered = ChatFormat(tokenizer).render(trace.messages, generate=False)
+    rendered = ChatTemplate(tokenizer).render(trace.messages, generate=False)
     kept = [rendered.token_ids[index] for index in LastAction().keep(rendered)]
     assert tokenizer.decode(kept).strip() == action
 
 
 def test_selection_without_a_response_is_refused(tokenizer):
-    rendered = ChatFormat(tokenizer).render(Trace.from_messages(CHAT[:2]).messages)
+    rendered = ChatTemplate(tokenizer).render(Trace.from_messages(CHAT[:2]).messages)
     with pytest.raises(TraceError, match="no assistant response"):
         LastResponse().keep(rendered)
 
@@ -191,17 +191,19 @@ def test_tool_calls_are_shown_even_where_the_template_knows_none(tokenizer):
             {"role": "assistant", "content": "Rain."},
         ]
     )
-    text = ChatFormat(tokenizer).render(trace.messages, generate=False).text
+    text = ChatTemplate(tokenizer).render(trace.messages, generate=False).text
     assert '<tool_call>\n{"name": "look", "arguments": {"a": 1}}\n</tool_call>' in text
     assert "<|im_start|>user\n<tool_response>\nRain\n</tool_response><|im_end|>" in text
-    strict = ChatFormat(tokenizer, TEMPLATES["strict"]).render(trace.messages, generate=False).text
+    strict = (
+        ChatTemplate(tokenizer, TEMPLATES["strict"]).render(trace.messages, generate=False).text
+    )
     assert "<t>user\n<tool_response>\nRain\n</tool_response></t>" in strict
 
 
 @pytest.mark.parametrize("template", ["packaged", "tools", "strict"])
 def test_results_are_shown_in_the_order_of_their_calls(tokenizer, template):
     """Their ids are not."""
-    chat_format = ChatFormat(tokenizer, {**TEMPLATES, "tools": TOOLS}[template])
+    chat_format = ChatTemplate(tokenizer, {**TEMPLATES, "tools": TOOLS}[template])
     calls = tuple(
         ToolCall(name="price", args={"of": of}, id=f"call-{of}") for of in ("coffee", "tea")
     )
@@ -218,7 +220,7 @@ def test_results_are_shown_in_the_order_of_their_calls(tokenizer, template):
 
 def test_an_open_assistant_message_is_continued(tokenizer):
     messages = Trace.from_messages([CHAT[1], {"role": "assistant", "content": "The answer is"}])
-    rendered = ChatFormat(tokenizer).render(messages.messages)
+    rendered = ChatTemplate(tokenizer).render(messages.messages)
     assert rendered.text.endswith("<|im_start|>assistant\nThe answer is")
 
 
@@ -226,13 +228,13 @@ def test_a_tokenizer_without_template_is_refused(tokenizer):
     bare = AutoTokenizer.from_pretrained(packaged.chat_model())
     bare.chat_template = None
     with pytest.raises(PromptError, match="chat_template="):
-        ChatFormat(bare)
+        ChatTemplate(bare)
     with pytest.raises(PromptError, match="no messages"):
-        ChatFormat(tokenizer).render([])
+        ChatTemplate(tokenizer).render([])
 
 
 def last_response(tokenizer, template, messages):
-    rendered = ChatFormat(tokenizer, template).render(
+    rendered = ChatTemplate(tokenizer, template).render(
         Trace.from_messages(messages).messages, generate=False
     )
     return tokenizer.decode([rendered.token_ids[i] for i in LastResponse().keep(rendered)])
@@ -261,7 +263,7 @@ def test_a_short_answer_is_not_mistaken_for_an_argument_or_a_result(tokenizer):
         {"role": "tool", "content": "42", "tool_call_id": "1"},
         {"role": "assistant", "content": "42"},
     ]
-    rendered = ChatFormat(tokenizer, TOOLS).render(
+    rendered = ChatTemplate(tokenizer, TOOLS).render(
         Trace.from_messages(turns).messages, generate=False
     )
     assert rendered.spans[-1].characters[0] == rendered.text.rindex("42")
@@ -277,7 +279,7 @@ def test_a_template_that_refuses_the_calls_gets_them_as_text(tokenizer):
         {"role": "tool", "content": "blue"},
         {"role": "assistant", "content": "Both are blue."},
     ]
-    text = ChatFormat(tokenizer, ONE_CALL).render(Trace.from_messages(turns).messages).text
+    text = ChatTemplate(tokenizer, ONE_CALL).render(Trace.from_messages(turns).messages).text
     assert '"sea"' in text
     assert '"sky"' in text
 
@@ -288,4 +290,4 @@ def test_a_template_that_hides_the_response_is_refused(tokenizer):
     )
     turns = [{"role": role, "content": "x y"} for role in ("user", "assistant") * 3]
     with pytest.raises(PromptError, match="does not show the last response"):
-        ChatFormat(tokenizer, hiding).render(Trace.from_messages(turns).messages, generate=False)
+        ChatTemplate(tokenizer, hiding).render(Trace.from_messages(turns).messages, generate=False)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lag_integrations.engine.generation.reasoning import (
     ChannelReader,
+    ReasoningDelta,
     ReasoningReader,
-    Said,
-    Thought,
+    TextDelta,
 )
 
 
@@ -20,7 +20,8 @@ def read(pieces, opened=False, channels=False):
     reader = ChannelReader() if channels else ReasoningReader(opened)
     parts = [part for piece in pieces for part in reader.feed(piece)] + reader.finish()
     return tuple(
-        "".join(part.text for part in parts if isinstance(part, kind)) for kind in (Thought, Said)
+        "".join(part.text for part in parts if isinstance(part, kind))
+        for kind in (ReasoningDelta, TextDelta)
     )
 
 
@@ -56,9 +57,9 @@ def test_pieces_of_any_size_give_the_same(text, cuts, opened):
 
 def test_what_is_certain_is_given_at_once():
     reader = ReasoningReader(opened=False)
-    assert reader.feed("<think>I wonder") == [Thought("I wonder")]
+    assert reader.feed("<think>I wonder") == [ReasoningDelta("I wonder")]
     assert reader.feed("</think>") == []
-    assert reader.feed("So") == [Said("So")]
+    assert reader.feed("So") == [TextDelta("So")]
 
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
@@ -116,6 +117,6 @@ def test_channels_in_pieces_of_any_size_give_the_same(texts, cuts):
 
 def test_what_is_certain_of_a_channel_is_given_at_once():
     reader = ChannelReader()
-    assert reader.feed(f"{ANALYSIS}I wonder") == [Thought("I wonder")]
+    assert reader.feed(f"{ANALYSIS}I wonder") == [ReasoningDelta("I wonder")]
     assert reader.feed("<|e") == []
-    assert reader.feed(f"nd|><|start|>assistant{FINAL}So") == [Said("So")]
+    assert reader.feed(f"nd|><|start|>assistant{FINAL}So") == [TextDelta("So")]

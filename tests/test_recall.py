@@ -95,15 +95,15 @@ def test_the_answers_are_as_long_as_agents_write():
     ("query", "task"), [*zip(LONG, LONG, strict=True), *zip(OTHER_WORDS, LONG, strict=True)]
 )
 def test_a_long_answer_hides_no_task(runs, query, task):
-    assert [log.log.task for log in runs.recall(query)] == [task]
+    assert [log.trace.task for log in runs.recall(query)] == [task]
 
 
 @pytest.mark.parametrize(("said", "task"), zip(FOLLOW_UPS, FACTS, strict=True))
 def test_a_follow_up_is_searched_with_what_was_said_before(runs, said, task):
     before, query = said
     assert last_two([before, query]) == (query, before)
-    assert runs.recall(query, before=before)[0].log.task == task
-    assert runs.recall(query, before=before, min_score=0.5)[0].log.task == task
+    assert runs.recall(query, before=before)[0].trace.task == task
+    assert runs.recall(query, before=before, min_score=0.5)[0].trace.task == task
 
 
 def test_a_follow_up_is_searched_behind_what_was_said_if_its_own_turn_is_all_that_fits(tmp_path):
@@ -118,9 +118,9 @@ def test_a_follow_up_is_searched_behind_what_was_said_if_its_own_turn_is_all_tha
 
         assert memory.recall(asked)
         assert search().logs == []
-        assert search().nearest_miss.log.task in FACTS
-        assert search(before=before).logs[0].log.task == next(iter(FACTS))
-        assert search(before="Hello there!").nearest_miss.log.task in FACTS
+        assert search().nearest_miss.trace.task in FACTS
+        assert search(before=before).logs[0].trace.task == next(iter(FACTS))
+        assert search(before="Hello there!").nearest_miss.trace.task in FACTS
 
 
 def test_a_follow_up_has_to_be_surer_whatever_the_least_score(tmp_path):
@@ -150,7 +150,7 @@ def test_another_subject_does_not_recall_for_the_one_before(runs, query):
 def test_the_nearest_miss_is_told(runs):
     found = runs.search("Which songs are sung on a drone's birthday?")
     assert found.logs == []
-    assert found.nearest_miss.log.task == next(iter(LONG))
+    assert found.nearest_miss.trace.task == next(iter(LONG))
     assert 0 < found.nearest_miss.relevance < 0.5
     assert runs.search(next(iter(LONG))).nearest_miss is None
 
@@ -174,7 +174,7 @@ def test_the_newest_of_what_says_otherwise_comes_first(tmp_path):
 
         def recalled(query):
             memory.embed_pending()
-            return [log.log for log in memory.recall(query, newest_only=True)]
+            return [log.trace for log in memory.recall(query, newest_only=True)]
 
         for trace in (old, fact("Aldergate", "Mia Roth"), new, fact("Sandvik", "Per Lund")):
             memory.add(trace)
@@ -246,7 +246,7 @@ class TestChatModel:
         return model.invoke(list(messages), **settings).response_metadata["lag"]
 
     def tasks(self, runs, lag):
-        return [log.log.task for log in runs.get(lag["log_ids"])]
+        return [log.trace.task for log in runs.get(lag["log_ids"])]
 
     def test_a_conversation(self, runs, model):
         (before, text), task = FOLLOW_UPS[0], next(iter(FACTS))
@@ -260,7 +260,7 @@ class TestChatModel:
         lag = self.lag(model, HumanMessage("Which songs are sung on a drone's birthday?"))
         assert lag["log_ids"] == []
         (nearest,) = runs.get([lag["nearest_miss"]["log_id"]])
-        assert nearest.log.task == next(iter(LONG))
+        assert nearest.trace.task == next(iter(LONG))
         assert lag["nearest_miss"]["relevance"] < 0.5
 
     @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ with tempfile.TemporaryDirectory() as folder, KVLogMemory(folder, codec="int8") 
     def remembered():
         memory.add(log)
         memory.flush()
-        memory.store.hot.clear()
+        memory.store.segment_cache.clear()
         memory.segments(memory.recall("Where is the key?", min_score=-1))
     ways = {
         "operation": operation,

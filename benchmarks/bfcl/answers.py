@@ -12,13 +12,13 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.bfcl.cases import Case
-from lag_integrations.chat.response import Answer
+from lag_integrations.chat.response import ModelResponse
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.reasoning import (
     ChannelReader,
     ReasoningReader,
-    Said,
     Splitter,
+    TextDelta,
 )
 from lag_integrations.engine.tools import CallEnded, MarkReader
 from lag_integrations.evaluation.records import RecordFile
@@ -105,7 +105,7 @@ class _Writing(LAGChatModel):
     def __init__(self, engine: Engine, **settings: Any) -> None:
         super().__init__(engine, **settings)
 
-    def _result(self, parts: list[Any], answer: Answer, engine: Engine) -> ChatResult:
+    def _result(self, parts: list[Any], answer: ModelResponse, engine: Engine) -> ChatResult:
         result = super()._result(parts, answer, engine)
         (generation,) = result.generations
         assert isinstance(generation, ChatGeneration)
@@ -146,13 +146,13 @@ def _record(engine: Engine, name: str, case: Case, answer: AIMessage) -> Record:
 
 def _marked(engine: Engine, text: str, tools: Sequence[dict[str, Any]]) -> Iterator[Call]:
     """The calls that the marks of the model's tool format begin."""
-    format = engine.format
+    format = engine.chat_template
     splitter: Splitter = (
         ChannelReader() if format.tools.says else ReasoningReader(format.opens_reasoning)
     )
     parts = splitter.feed(text) + splitter.finish()
     reader = MarkReader(format.tools, tools)
-    events = reader.feed("".join(part.text for part in parts if isinstance(part, Said)))
+    events = reader.feed("".join(part.text for part in parts if isinstance(part, TextDelta)))
     for event in events + reader.finish():
         if isinstance(event, CallEnded):
             assert isinstance(event.call.args, dict)

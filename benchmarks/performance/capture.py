@@ -61,7 +61,7 @@ def capture(engine: Engine, embedder: Any, rounds: int) -> Iterator[Figure]:
                     taken[HANDLER].append(within.seconds)
                     new = set(memory.store.ledger.ids()) - before
                     (trace,) = memory.store.ledger.get(list(new)).values()
-                    rendered = engine.format.render(trace.messages, generate=False)
+                    rendered = engine.chat_template.render(trace.messages, generate=False)
                     read[WHOLE].append(len(rendered.token_ids))
                     read[LIVE].append(reading.tokens)
     yield from figures(RUN, {"tokens a call": _TOKENS}, taken, (PLAIN, CAPTURED))

@@ -21,7 +21,7 @@ from lag_integrations.engine.token_selection import LastTurn, WholeTrace
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
 
 SUITE = "first token, s"
@@ -97,12 +97,12 @@ class _Round:
         begun = time.perf_counter()
         logs = memory.recall(self._task.question(COLD).text, k=len(self._task.traces))
         recall = time.perf_counter() - begun
-        memory.store.hot.clear()  # the files are still in the system's page cache
+        memory.store.segment_cache.clear()  # the files are still in the system's page cache
         begun = time.perf_counter()
         segments = memory.segments(logs)
         load = time.perf_counter() - begun
         cold = load + self._seconds(COLD, segments)
-        memory.store.hot.clear()
+        memory.store.segment_cache.clear()
         segments = memory.segments(logs)  # others, so that the prefix cache does not know them
         hot = self._seconds(HOT, segments)
         least = self._least(segments)
@@ -116,7 +116,7 @@ class _Round:
         cache = new_cache(room=len(prompt_ids) + sum(map(len, segments)) + _ROOM)
         with torch.no_grad():
             prefill(engine.model, torch.tensor(prompt_ids[:split]), cache)
-            splice(
+            inject(
                 cache,
                 engine.positions,
                 [segment.to(engine.model.device) for segment in segments],
@@ -135,7 +135,7 @@ class _Round:
         way = "whole traces as text"
         whole = WholeTrace()
         traces = [
-            self._engine.format.render(trace.messages, generate=False)
+            self._engine.chat_template.render(trace.messages, generate=False)
             for trace in self._task.traces
         ]
         kept = [[one.token_ids[index] for index in whole.keep(one)] for one in traces]

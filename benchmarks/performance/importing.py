@@ -50,7 +50,7 @@ def importing(engine: Engine, embedder: Any, rounds: int, traces: int) -> Iterat
             ALIKE: partial(way, _OneByOne, _KEPT),
             TOGETHER: partial(way, Engine, _KEPT),
         }
-        rendered = engine.format.render(_trace(guide, 0).messages, generate=False)
+        rendered = engine.chat_template.render(_trace(guide, 0).messages, generate=False)
         tokens, alike = len(rendered.token_ids), rendered.head
         setting: Setting = {"traces": traces, "tokens": tokens, "alike": alike}
         yield from figures(SUITE, setting, in_turns(rounds, ways), (ONE,))

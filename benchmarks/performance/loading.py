@@ -15,10 +15,10 @@ from benchmarks.performance.by_chance import by_chance
 from benchmarks.performance.turns import Figure, Setting, figures, in_turns
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.segment_files import SegmentFiles
 
 SUITE = "loading three segments, ms"
 MAPPED, READ = "safetensors, mapped and summed", "safetensors, into memory"
@@ -41,7 +41,7 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     segments = [by_chance(engine, tokens // 3, seed) for seed in range(3)]
     key = SegmentKey("log", engine.fingerprint.id, "last_turn", codec)
     with tempfile.TemporaryDirectory() as folder:
-        blobs = Blobs(folder)
+        blobs = SegmentFiles(folder)
         plain = []
         for number, segment in enumerate(segments):
             blobs.put(f"{number}", dump_segment(segment, key, _SECRET))
@@ -60,13 +60,13 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     yield from figures(SUITE, setting, taken, (READ, MAPPED))
 
 
-def _load(blobs: Blobs, key: SegmentKey) -> list[Segment]:
+def _load(blobs: SegmentFiles, key: SegmentKey) -> list[Segment]:
     return [load_segment(blobs.get(f"{number}"), key, _SECRET) for number in range(3)]
 
 
 def _build(engine: Engine, segments: list[Segment]) -> object:
     cache = new_cache(room=sum(map(len, segments)) + 128)
-    splice(
+    inject(
         cache,
         engine.positions,
         [segment.to(engine.model.device) for segment in segments],

@@ -22,7 +22,7 @@ from lag_integrations.engine.token_selection import LastTurn
 from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.traces.trace import Message
 
 PEAK, GROWTH = "peak above the model, MB", "memory after so many requests, MB"
@@ -46,7 +46,7 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     key = SegmentKey("log", engine.fingerprint.id, "last_turn", "native")
     taken: dict[str, list[float]] = {OWN: [], WARM: [], COLD: []}
     with tempfile.TemporaryDirectory() as folder:
-        blobs = Blobs(folder)
+        blobs = SegmentFiles(folder)
         for number in range(rounds + 1):
             names = [f"{number}-{seed}" for seed in range(3)]
             segments = [by_chance(engine, 1024, seed) for seed in range(3)]
@@ -66,7 +66,7 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     yield from figures(PEAK, {"log tokens": 3072}, taken, (OWN,))
 
 
-def _read(blobs: Blobs, names: Sequence[str], key: SegmentKey) -> list[Segment]:
+def _read(blobs: SegmentFiles, names: Sequence[str], key: SegmentKey) -> list[Segment]:
     return [load_segment(blobs.get(name), key, _SECRET) for name in names]
 
 

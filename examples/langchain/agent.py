@@ -97,7 +97,7 @@ def main() -> None:
         show(agent.invoke(task, {"callbacks": [handler]}))
         handler.wait_for_judge()
         memory.flush()
-        log = memory.recall(task["messages"])[0].log
+        log = memory.recall(task["messages"])[0].trace
         console.print(f"  logged as a {log.outcome}: {len(log.messages)} messages")
 
         console.rule("2. A related question, with what the first run left")

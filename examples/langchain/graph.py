@@ -69,8 +69,8 @@ def main() -> None:
         console.print(f"Logs after it was resumed: {memory.store.ledger.count()}")
         memory.flush()
         for log in memory.recall("lighthouse or archive", k=5, min_score=-1):
-            roles = [step.role for step in log.log.messages]
-            console.print(f"  {roles}: {log.log.last_response}")
+            roles = [step.role for step in log.trace.messages]
+            console.print(f"  {roles}: {log.trace.last_response}")
 
         console.rule("3. Another thread knows it")
         state = say("tuesday", "When was the lighthouse of Velmora built?")

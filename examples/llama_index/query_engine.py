@@ -43,7 +43,7 @@ def main() -> None:
         console.print(f"[bold]{QUESTION}[/]\n  {response}")  # two hops: too much for 135M
         run_id = response.metadata["lag"]["run_id"]
         memory.flush()  # it is found a moment later, or now
-        log = memory.recall(QUESTION)[0].log
+        log = memory.recall(QUESTION)[0].trace
         console.print(f"Logged with {len(log.metadata['sources'])} sources")
 
         console.rule("2. A person corrects it")

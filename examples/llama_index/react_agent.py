@@ -87,7 +87,7 @@ async def main() -> None:
         for log in memory.store.ledger.info():
             steps = len(log.trace.messages)
             console.print(f"{log.trace.outcome}, {steps} messages: {log.trace.task}")
-        recalled = [log.log.task for log in memory.recall(question, k=3)]
+        recalled = [log.trace.task for log in memory.recall(question, k=3)]
         console.print(f"The guess is not recalled: {question not in recalled}")
 
         console.rule("2. The local model, without and with memory")

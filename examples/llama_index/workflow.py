@@ -77,7 +77,7 @@ async def main() -> None:
         said = f"{output.current_agent_name}: {output.response.content}"
         console.print(f"[bold]{question}[/]\n  {said}")
         memory.flush()
-        log = memory.recall(question)[0].log
+        log = memory.recall(question)[0].trace
         console.print(f"One log of {log.metadata['run_name']}: {[m.role for m in log.messages]}")
 
         console.rule("2. The writer alone remembers")

@@ -12,11 +12,11 @@ STOP_KEYS = ("finish_reason", "stop_reason", "done_reason")
 _TOO_LONG = {"length", "max_tokens", "max_output_tokens", "model_length"}  # what they call a limit
 
 
-def nobody_waits(error: BaseException) -> bool:
+def is_cancellation(error: BaseException) -> bool:
     """Whether a run ended because its stream was closed, or its task cancelled, or by Ctrl-C."""
     return isinstance(error, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt)
 
 
-def says_too_long(reasons: Iterable[Any]) -> bool:
+def is_length_stop(reasons: Iterable[Any]) -> bool:
     """Whether one of the reasons to stop is that an answer reached the limit of its length."""
     return any(str(getattr(one, "value", one)).lower() in _TOO_LONG for one in reasons)

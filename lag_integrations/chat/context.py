@@ -32,7 +32,7 @@ MissingSegments = Literal["encode", "text"]
 
 
 @dataclass(frozen=True)
-class Recall:
+class RetrievalSettings:
     """How logs are recalled.
 
     Attributes:
@@ -65,7 +65,7 @@ class Recall:
 
 
 @dataclass
-class Injection:
+class RetrievedContext:
     """What a task recalled.
 
     Attributes:
@@ -87,16 +87,16 @@ class Injection:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def inject(
+def retrieve_context(
     engine: Engine,
     memory: LogMemory | None,
     chat: Sequence[Message],
-    recall: Recall,
+    recall: RetrievalSettings,
     *,
-    words: str | None = None,
+    question_text: str | None = None,
     max_tokens: int,
     tools: Sequence[dict[str, Any]] = (),
-) -> Injection:
+) -> RetrievedContext:
     """Recall for what the user said last, and load what fits the window.
 
     Logs of which task and response stand in the conversation are not recalled by it.
@@ -108,7 +108,7 @@ def inject(
         EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
     """
     started = time.perf_counter()
-    injection = Injection(chat)
+    injection = RetrievedContext(chat)
     result = SearchResult() if memory is None else _recall(memory, chat, recall)
     found, injection.nearest_miss = result.logs, result.nearest_miss
     recalled = time.perf_counter()
@@ -116,15 +116,15 @@ def inject(
         # A quarter of the window is kept for the answer at most: it may well be shorter.
         room = engine.window - engine.count_tokens(chat, tools) - _SPARE
         _load(injection, memory, engine, found, recall, room - min(max_tokens, engine.window // 4))
-        texts = [log.log.last_response for log in injection.read]
-        injection.chat = with_texts(chat, texts[::-1] if recall.best_last else texts, words)
+        texts = [log.trace.last_response for log in injection.read]
+        injection.chat = with_texts(chat, texts[::-1] if recall.best_last else texts, question_text)
         if recall.best_last:
             injection.segments.reverse()
     injection.timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
     return injection
 
 
-def _recall(memory: LogMemory, chat: Sequence[Message], recall: Recall) -> SearchResult:
+def _recall(memory: LogMemory, chat: Sequence[Message], recall: RetrievalSettings) -> SearchResult:
     safe = SafeRecall(memory, recall.k, recall.min_score, recall.where, recall.owner)
     if recall.log_ids is not None:
         return SearchResult(safe.by_id(recall.log_ids, shown=recall.shown))
@@ -138,11 +138,11 @@ def _recall(memory: LogMemory, chat: Sequence[Message], recall: Recall) -> Searc
 
 
 def _load(
-    injection: Injection,
+    injection: RetrievedContext,
     memory: LogMemory,
     engine: Engine,
     found: Sequence[RecalledLog],
-    recall: Recall,
+    recall: RetrievalSettings,
     room: int,
 ) -> None:
     """Take the logs that fit into some tokens, the most relevant first."""
@@ -154,7 +154,7 @@ def _load(
             if encoded:
                 segment = memory.segments([log], engine)[0]
             length = (
-                engine.count_text(log.log.last_response) + 1 if segment is None else len(segment)
+                engine.count_text(log.trace.last_response) + 1 if segment is None else len(segment)
             )
         except (LAGError, RuntimeError, OSError) as error:  # of torch: out of memory
             logger.warning("Log %s is not used: %s", log.id, error)

@@ -29,7 +29,7 @@ def use_memory(memory: LogMemory) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Given:
+class InjectedLogs:
     """Logs that were recalled for all model calls of a task, whichever prompts these have.
 
     Attributes:
@@ -51,15 +51,15 @@ class Given:
     within: list[dict[str, Any]] = field(default_factory=list)
 
 
-current_given: ContextVar[Given | None] = ContextVar("lag_given", default=None)
+current_logs: ContextVar[InjectedLogs | None] = ContextVar("lag_given", default=None)
 """What the model calls of this thread or task are given."""
 
 
 @contextmanager
-def give(given: Given) -> Iterator[None]:
+def inject_logs(given: InjectedLogs) -> Iterator[None]:
     """Give logs to the model calls of this thread or task, and of what it starts."""
-    token = current_given.set(given)
+    token = current_logs.set(given)
     try:
         yield
     finally:
-        current_given.reset(token)
+        current_logs.reset(token)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lag_integrations.chat.context import Recall
+from lag_integrations.chat.context import RetrievalSettings
 from lag_integrations.chat.query import query_of
-from lag_integrations.chat.response import Form, Question
+from lag_integrations.chat.response import ChatRequest, OutputFormat
 from lag_integrations.chat.settings import SAMPLING, ModelSettings
 from lag_integrations.engine.tools.schema import Schema
 from lag_integrations.traces.provenance import NOBODY
@@ -18,7 +18,7 @@ from lag_integrations.traces.trace import Message
 _MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")
 
 
-def ask(
+def build_request(
     settings: ModelSettings,
     chat: Sequence[Message],
     given: Mapping[str, Any],
@@ -28,16 +28,16 @@ def ask(
     schema: Schema | None = None,
     shown: Sequence[Source] = (),
     said: Sequence[str] | None = None,
-) -> Question:
+) -> ChatRequest:
     """A question; what a call does not set is as the model says.
 
     Args:
         settings: The model.
         chat: The conversation.
         given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
-            ``logs_as_text``, ``question`` (its words), ``owner`` (see `Recall`), and OpenAI's names
-            of ``max_tokens``. What is left over is for sampling, which refuses what it does not
-            know.
+            ``logs_as_text``, ``question`` (its words), ``owner`` (see `RetrievalSettings`), and
+            OpenAI's names of ``max_tokens``. What is left over is for sampling, which refuses what
+            it does not know.
         messages: The conversation, as the framework has it.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
@@ -56,10 +56,10 @@ def ask(
     with_logprobs, top_logprobs = setting("logprobs"), setting("top_logprobs")
     stop = setting("stop") or ()
     sampling = {name: setting(name) for name in SAMPLING}
-    return Question(
+    return ChatRequest(
         chat=chat,
-        form=Form(tools=tools, tool_choice=rest.pop("tool_choice", None), schema=schema),
-        recall=Recall(
+        form=OutputFormat(tools=tools, tool_choice=rest.pop("tool_choice", None), schema=schema),
+        recall=RetrievalSettings(
             k=setting("k"),
             min_score=setting("min_score"),
             query=query_of(setting("query"), messages),
@@ -74,7 +74,7 @@ def ask(
         ),
         placement=setting("placement"),
         attention_temperature=setting("attention_temperature"),
-        words=rest.pop("question", None),
+        question_text=rest.pop("question", None),
         max_tokens=setting("max_tokens"),
         stop=[stop] if isinstance(stop, str) else stop,
         top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lag_integrations.chat.context import Injection, Recall, inject
+from lag_integrations.chat.context import RetrievalSettings, RetrievedContext, retrieve_context
 from lag_integrations.engine.chat_template import Placement, with_system_text
 from lag_integrations.engine.engine import Engine, EngineStream
 from lag_integrations.engine.generation.grammar import (
@@ -24,10 +24,10 @@ from lag_integrations.engine.generation.grammar import (
 from lag_integrations.engine.generation.reasoning import (
     CLOSE,
     ChannelReader,
+    ReasoningDelta,
     ReasoningReader,
-    Said,
     Splitter,
-    Thought,
+    TextDelta,
 )
 from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.engine.tools import (
@@ -56,7 +56,7 @@ _MOST_CALLS = 8
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputFormat:
     """What an answer must look like.
 
     Attributes:
@@ -71,7 +71,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatRequest:
     """One call of a chat model.
 
     Attributes:
@@ -90,11 +90,11 @@ class Question:
     """
 
     chat: Sequence[Message]
-    form: Form = field(default_factory=Form)
-    recall: Recall = field(default_factory=Recall)
+    form: OutputFormat = field(default_factory=OutputFormat)
+    recall: RetrievalSettings = field(default_factory=RetrievalSettings)
     placement: Placement | None = None
     attention_temperature: float | None = None
-    words: str | None = None
+    question_text: str | None = None
     max_tokens: int = 512
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
@@ -104,11 +104,11 @@ class Question:
     share_system: bool = False
 
 
-Part = Thought | Text | CallEnded | CallFailed
+Part = ReasoningDelta | Text | CallEnded | CallFailed
 """A part of an answer."""
 
 
-class Answer(Iterator[Part]):
+class ModelResponse(Iterator[Part]):
     """The answer to a question, part by part.
 
     Args:
@@ -131,18 +131,18 @@ class Answer(Iterator[Part]):
         self,
         engine: Engine,
         memory: LogMemory | None,
-        question: Question,
+        question: ChatRequest,
         owner: LogMemory | None = None,
     ) -> None:
         if not question.chat:
             raise PromptError("There is no message to answer; give at least one.")
-        shape = _Shape(engine, question)
-        self.injection: Injection = inject(
+        shape = OutputPlan(engine, question)
+        self.injection: RetrievedContext = retrieve_context(
             engine,
             memory,
             shape.chat(question.chat),
             question.recall,
-            words=question.words,
+            question_text=question.question_text,
             max_tokens=question.max_tokens,
             tools=shape.tools,
         )
@@ -151,7 +151,7 @@ class Answer(Iterator[Part]):
             self.injection.segments,
             placement=question.placement,
             attention_temperature=question.attention_temperature,
-            question=question.words,
+            question=question.question_text,
             tools=shape.tools,
             answer_prefix=shape.prefix,
             max_new_tokens=question.max_tokens,
@@ -173,7 +173,7 @@ class Answer(Iterator[Part]):
     def __next__(self) -> Part:
         return next(self._parts)
 
-    def give(self, generation: Generation) -> None:
+    def set_result(self, generation: Generation) -> None:
         """Take what was generated for `request` elsewhere (in a batch), instead of generating."""
         self.generation, self._given = generation, True
 
@@ -224,14 +224,14 @@ class Answer(Iterator[Part]):
         self.generation = self._stream.generation
         return self._stream
 
-    def _read(self, shape: _Shape) -> Iterator[Part]:
+    def _read(self, shape: OutputPlan) -> Iterator[Part]:
         reasoning, reader = shape.split(), shape.reader()
         if reader is not None:
             reader.feed(shape.before)
 
-        def parts(read: list[Thought | Said]) -> Iterator[Part]:
+        def parts(read: list[ReasoningDelta | TextDelta]) -> Iterator[Part]:
             for part in read:
-                if isinstance(part, Thought):
+                if isinstance(part, ReasoningDelta):
                     yield part
                 elif reader is None:
                     yield Text(part.text)
@@ -247,7 +247,7 @@ class Answer(Iterator[Part]):
             yield from reader.finish(cut_off=cut_off)
 
 
-async def stepwise(answer: Answer) -> AsyncIterator[Part]:
+async def aiter_events(answer: ModelResponse) -> AsyncIterator[Part]:
     """Each step on a thread, so that the event loop goes on; when cancelled, no further one."""
     done = object()
     while (part := await asyncio.to_thread(next, answer, done)) is not done:
@@ -263,11 +263,12 @@ def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:
     return f"{own}:{salt}" if salt else own
 
 
-class _Shape:
+class OutputPlan:
     """A form, worked out for a model: what it is told, what it is held to, how it is read."""
 
-    def __init__(self, engine: Engine, question: Question) -> None:
-        form, format, marks = question.form, engine.format.tools, engine.format.marks
+    def __init__(self, engine: Engine, question: ChatRequest) -> None:
+        form, template = question.form, engine.chat_template
+        format, special_tokens = template.tools, template.special_tokens
         held = engine.can_constrain
         self._format: ToolFormat | None = None
         self._schema = form.schema
@@ -277,7 +278,7 @@ class _Shape:
         forced = bool(self.tools) and must_call(form.tool_choice)
         # An answer that is continued has no thought before it.
         begins = question.chat[-1].role != "assistant"
-        opens = engine.format.opens_reasoning and begins
+        opens = engine.chat_template.opens_reasoning and begins
         says = format.says if begins else ""
         self.thinks = opens and not forced and form.schema is None
         # What is held to a form, or goes on with an answer, is not all of one.
@@ -289,16 +290,16 @@ class _Shape:
                 # The model gets the beginning for granted, and writes the rest alone.
                 self.prefix = self.before = calls.opening
                 self.after = calls.closing
-                self.grammar = rest_of_call(calls, marks)
+                self.grammar = rest_of_call(calls, special_tokens)
                 self._schema = None
             elif form.schema is not None:
-                self.grammar = json_or_calls(calls, form.schema, marks, says)
+                self.grammar = json_or_calls(calls, form.schema, special_tokens, says)
             elif held and format.is_marked:
-                self.grammar = text_or_calls(calls, marks, thinking=self.thinks)
+                self.grammar = text_or_calls(calls, special_tokens, thinking=self.thinks)
         elif form.schema is not None:
             self.prefix, self.grammar = says, json_answer(form.schema)
         elif form.tools and held:
-            self.prefix, self.grammar = says, text_without(format.starts(), marks)
+            self.prefix, self.grammar = says, text_without(format.starts(), special_tokens)
         self._channels = bool(says) and not self.prefix
         if opens and not self.thinks:  # no room for thoughts in what it is held to
             self.prefix = f"{CLOSE}\n\n{self.prefix}"

@@ -54,7 +54,7 @@ def calibrate(
         found = measured(engine, progress, again=again)
     if place is not None:
         with place.store() as opened:
-            opened.facts.set_calibration(found.fingerprint, found.model_dump_json())
+            opened.metadata.set_calibration(found.fingerprint, found.model_dump_json())
     if as_json:
         show_json(found.model_dump(mode="json"))
     else:

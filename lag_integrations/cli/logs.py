@@ -157,7 +157,7 @@ _FOUND = ("id", "relevance", "score", "by")
 def _row(log: RecalledLog) -> tuple[object, ...]:
     kind = "" if log.key is None else log.key.kind
     numbers = f"{log.relevance or 0:.2f}", f"{log.score or 0:.3f}"
-    return log.id[:_SHORT_ID], *numbers, kind, log.log.outcome, log.log.task
+    return log.id[:_SHORT_ID], *numbers, kind, log.trace.outcome, log.trace.task
 
 
 def _show_candidates(candidates: Sequence[Candidate], as_json: bool) -> None:
@@ -193,7 +193,7 @@ def _as_found(log: RecalledLog) -> dict[str, Any]:
         "relevance": log.relevance,
         "score": log.score,
         "key": None if log.key is None else vars(log.key),
-        **_of_trace(log.log),
+        **_of_trace(log.trace),
     }
 
 

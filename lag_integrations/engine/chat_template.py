@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.engine.control_tokens import ControlTokens, Cut
-from lag_integrations.engine.generation.grammar import Marks
+from lag_integrations.engine.generation.grammar import SpecialTokens
 from lag_integrations.engine.generation.reasoning import CLOSE, OPEN
 from lag_integrations.engine.rendered import RenderedPrompt, Span
 from lag_integrations.engine.tools import learn_tool_format, tool_result_text
@@ -29,7 +29,7 @@ turns, but within it, before the question's line, where it is known to hold more
 system message. ``before_prompt``: before everything, as in the paper."""
 
 
-class _Turn(ChatMessage):
+class TemplateMessage(ChatMessage):
     """A message for a template, with the role that it had before it was made to fit one."""
 
     origin: Role = "user"
@@ -40,7 +40,7 @@ _MARK = "LAGMARK{}X"
 _REFUSALS = (TemplateError, ValueError, TypeError)
 
 
-class ChatFormat:
+class ChatTemplate:
     """A tokenizer's chat template, and what can be learned about it by trying.
 
     Args:
@@ -50,7 +50,7 @@ class ChatFormat:
 
     Attributes:
         tools: How tools are shown to this model, and how it calls them.
-        marks: Tokens that are not text, for grammars.
+        special_tokens: Tokens that are not text, for grammars.
         hidden_tokens: Special tokens that are no part of an answer's text. Those that thoughts
             and calls are made of are part of it.
         opens_reasoning: Whether a prompt ends with ``<think>``, so that answers begin inside.
@@ -80,18 +80,18 @@ class ChatFormat:
         self._template_kwargs = dict(template_kwargs or {})
         self._header, self._tail = self._learn_turns()
         self.tools = learn_tool_format(self._try)
-        self._control = ControlTokens(tokenizer, self.template, own=(OPEN, CLOSE))
+        self._control = ControlTokens(tokenizer, self.source, own=(OPEN, CLOSE))
         special = _special_tokens(tokenizer)
         shown = self.tools.special_tokens(special) | ({OPEN, CLOSE} & special.keys())
-        self.hidden_tokens = frozenset(
+        self.suppressed_tokens = frozenset(
             index for token, index in special.items() if token not in shown
         )
-        self.marks = Marks.of({**tokenizer.get_added_vocab(), **special}, special)
-        asked = [_Turn(role="user", content=_MARK.format(0))]
+        self.special_tokens = SpecialTokens.of({**tokenizer.get_added_vocab(), **special}, special)
+        asked = [TemplateMessage(role="user", content=_MARK.format(0))]
         self.opens_reasoning = self._apply(asked, True, None).rstrip().endswith("<think>")
 
     @property
-    def template(self) -> str:
+    def source(self) -> str:
         """The template in use, for the fingerprint."""
         template = self.chat_template or self.tokenizer.chat_template
         text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
@@ -161,7 +161,7 @@ class ChatFormat:
         return RenderedPrompt(text, token_ids, starts, spans)
 
     def _apply(
-        self, chat: list[_Turn], generate: bool, tools: Sequence[dict[str, Any]] | None
+        self, chat: list[TemplateMessage], generate: bool, tools: Sequence[dict[str, Any]] | None
     ) -> str:
         open_turn = generate and chat[-1]["role"] == "assistant"
         text = self.tokenizer.apply_chat_template(
@@ -181,10 +181,12 @@ class ChatFormat:
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = False,
     ) -> str:
-        return self._apply([_Turn(**message) for message in messages], add_generation_prompt, tools)
+        return self._apply(
+            [TemplateMessage(**message) for message in messages], add_generation_prompt, tools
+        )
 
-    def _turn(self, message: Message, shows_calls: bool) -> _Turn:
-        turn = _Turn(role=message.role, content=message.text)
+    def _turn(self, message: Message, shows_calls: bool) -> TemplateMessage:
+        turn = TemplateMessage(role=message.role, content=message.text)
         turn.origin = message.role
         if message.tool_calls and shows_calls:
             turn["tool_calls"] = [
@@ -213,18 +215,18 @@ class ChatFormat:
     def _learn_turns(self) -> tuple[dict[str, str], dict[str, str]]:
         """What the template writes before and after a user's and an assistant's content."""
         user, assistant = {"role": "user"}, {"role": "assistant"}
-        marks = [_MARK.format(index) for index in range(4)]
+        placeholders = [_MARK.format(index) for index in range(4)]
         chat = [
-            _Turn(**turn, content=mark)
-            for turn, mark in zip((user, assistant, user, assistant), marks, strict=True)
+            TemplateMessage(**turn, content=mark)
+            for turn, mark in zip((user, assistant, user, assistant), placeholders, strict=True)
         ]
         try:
             # After the content of an opening user turn, and of a closing assistant turn.
             tail = {
-                "user": self._apply(chat[:1], False, None).split(marks[0])[1],
-                "assistant": self._apply(chat[:2], False, None).split(marks[1])[1],
+                "user": self._apply(chat[:1], False, None).split(placeholders[0])[1],
+                "assistant": self._apply(chat[:2], False, None).split(placeholders[1])[1],
             }
-            glue = _split(self._apply(chat, False, None), marks)
+            glue = _split(self._apply(chat, False, None), placeholders)
         except (*_REFUSALS, IndexError) as error:
             raise PromptError(
                 f"The chat template does not render a plain conversation: {error}"
@@ -239,7 +241,7 @@ class ChatFormat:
 
     def _locate(
         self,
-        chat: list[_Turn],
+        chat: list[TemplateMessage],
         text: str,
         generate: bool,
         tools: Sequence[dict[str, Any]] | None,
@@ -268,7 +270,7 @@ class ChatFormat:
 
     def _contents(
         self,
-        chat: list[_Turn],
+        chat: list[TemplateMessage],
         text: str,
         generate: bool,
         tools: Sequence[dict[str, Any]] | None,
@@ -279,23 +281,26 @@ class ChatFormat:
         the marks stands between the contents, also where the template rewrites a content (drops
         or wraps its reasoning, say).
         """
-        marks = {
+        placeholders = {
             index: _MARK.format(index) for index, turn in enumerate(chat) if turn["content"].strip()
         }
-        marked = [_Turn(turn, content=marks.get(index, "")) for index, turn in enumerate(chat)]
+        marked = [
+            TemplateMessage(turn, content=placeholders.get(index, ""))
+            for index, turn in enumerate(chat)
+        ]
         try:
             rest = self._apply(marked, generate, tools)
         except _REFUSALS as error:
             raise PromptError(f"The chat template reads what messages say: {error}") from error
         shown: list[int] = []
         glue: list[str] = []
-        for index, mark in marks.items():
+        for index, mark in placeholders.items():
             before, found, after = rest.partition(mark)
             if found:
                 shown.append(index)
                 glue.append(before)
                 rest = after
-        last = max((i for i in marks if chat[i]["role"] == "assistant"), default=None)
+        last = max((i for i in placeholders if chat[i]["role"] == "assistant"), default=None)
         if last is not None and last not in shown:
             raise PromptError("The chat template does not show the last response.")
         glue.append(rest)
@@ -348,8 +353,8 @@ def _without(value: Any, mark: str) -> Any:
         return value.replace(mark, "")
     if isinstance(value, dict):
         found = {_without(key, mark): _without(one, mark) for key, one in value.items()}
-        if isinstance(value, _Turn):
-            turn = _Turn(found)
+        if isinstance(value, TemplateMessage):
+            turn = TemplateMessage(found)
             turn.origin = value.origin
             return turn
         return found
@@ -365,10 +370,10 @@ def _short(call_id: str | None) -> str:
     return hashlib.blake2b((call_id or "").encode()).hexdigest()[:9]
 
 
-def _split(text: str, marks: Iterable[str]) -> list[str] | None:
+def _split(text: str, placeholders: Iterable[str]) -> list[str] | None:
     """The text between the marks, or None if one is missing."""
     pieces = []
-    for mark in marks:
+    for mark in placeholders:
         before, found, text = text.partition(mark)
         if not found:
             return None
@@ -391,20 +396,20 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {**{token.content: index for index, token in added if token.special}, **named}
 
 
-def _merge_roles(chat: list[_Turn]) -> list[_Turn]:
+def _merge_roles(chat: list[TemplateMessage]) -> list[TemplateMessage]:
     """Only alternating user and assistant turns: for templates that know nothing else."""
-    merged: list[_Turn] = []
+    merged: list[TemplateMessage] = []
     for turn in chat:
         role: Role = "assistant" if turn["role"] == "assistant" else "user"
         if merged and merged[-1]["role"] == role:
             merged[-1]["content"] += f"\n\n{turn['content']}"
         else:
-            merged.append(_Turn(role=role, content=turn["content"]))
+            merged.append(TemplateMessage(role=role, content=turn["content"]))
             merged[-1].origin = "tool" if turn.origin == "tool" else role
         if turn.origin == "user":
             merged[-1].origin = "user"
     if merged[0]["role"] == "assistant":
-        merged.insert(0, _Turn(role="user", content=""))
+        merged.insert(0, TemplateMessage(role="user", content=""))
     return merged
 
 

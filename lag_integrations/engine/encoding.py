@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.traces.trace import Trace
@@ -41,7 +41,7 @@ class Encodable:
         return len(self.token_ids)
 
     @classmethod
-    def of(cls, trace: Trace, selection: Selection, format: ChatFormat, window: int) -> Encodable:
+    def of(cls, trace: Trace, selection: Selection, format: ChatTemplate, window: int) -> Encodable:
         """Render a trace, and select of it.
 
         What is longer than the window is cut: the oldest tokens after the system message go.
@@ -79,7 +79,7 @@ class Encodable:
         return cls(token_ids, keep, head, info, background)
 
 
-def _rendered(trace: Trace, format: ChatFormat) -> tuple[RenderedPrompt, int]:
+def _rendered(trace: Trace, format: ChatTemplate) -> tuple[RenderedPrompt, int]:
     """A trace behind its earlier turns, which count as no messages; and where these begin."""
     if not trace.earlier:
         rendered = format.render(trace.messages, generate=False)

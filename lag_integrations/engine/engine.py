@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from lag_integrations.engine.attention import attend_in_groups
-from lag_integrations.engine.chat_template import ChatFormat, Placement
+from lag_integrations.engine.chat_template import ChatTemplate, Placement
 from lag_integrations.engine.encoding import Encodable, batches
 from lag_integrations.engine.generation.batch import can_decode_together, decode_together, step
 from lag_integrations.engine.generation.constraint import Grammars, can_constrain
 from lag_integrations.engine.generation.sampling import Sampling
-from lag_integrations.engine.generation.sequence import Generation, Request, Row
+from lag_integrations.engine.generation.sequence import Generation, Request, SequenceState
 from lag_integrations.engine.log_settings import (
     DEFAULTS,
     SELECTIONS,
@@ -51,7 +51,7 @@ from lag_integrations.kv.cache import beginning, stack
 from lag_integrations.kv.checks import check_segment
 from lag_integrations.kv.encode import encode_rows, prefill, takes
 from lag_integrations.kv.fingerprint import fingerprint
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.prefix_cache import PUBLIC, PrefixCache, length_of
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
@@ -119,10 +119,12 @@ class Engine:
         self._patience = _IDLE_AFTER
         self.name = str(model.name_or_path or type(model).__name__)
         self.tokenizer = tokenizer
-        self.format = ChatFormat(tokenizer, chat_template, template_kwargs)
+        self.chat_template = ChatTemplate(tokenizer, chat_template, template_kwargs)
         with computing():
             self.positions = probe(model)
-            self.fingerprint = fingerprint(model, tokenizer, self.format.template, self.positions)
+            self.fingerprint = fingerprint(
+                model, tokenizer, self.chat_template.source, self.positions
+            )
         self.calibration = saved(self.fingerprint.id)
 
     @classmethod
@@ -245,7 +247,7 @@ class Engine:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
     ) -> int:
         """Tokens of a rendered conversation, the header of the answer included."""
-        return len(self.format.render(messages, tools=tools).token_ids)
+        return len(self.chat_template.render(messages, tools=tools).token_ids)
 
     def count_text(self, text: str) -> int:
         """Number of tokens of a text."""
@@ -291,7 +293,7 @@ class Engine:
             selection: What to keep; `selection` by default.
             cache_salt: Whose trace it is; see `request`.
         """
-        found = Encodable.of(trace, selection or self.selection, self.format, self.window)
+        found = Encodable.of(trace, selection or self.selection, self.chat_template, self.window)
         return replace(found, cache_salt=cache_salt)
 
     def check(self, segment: Segment, trace: Encodable) -> None:
@@ -320,7 +322,10 @@ class Engine:
         """Which of the traces, by their indices, are encoded in one pass each."""
         with self._lock:
             known = [
-                (trace.cache_salt, self._prefixes.known(trace.token_ids, salt=trace.cache_salt))
+                (
+                    trace.cache_salt,
+                    self._prefixes.match_length(trace.token_ids, salt=trace.cache_salt),
+                )
                 for trace in traces
             ]
         found = []
@@ -336,7 +341,7 @@ class Engine:
     def unread(self, trace: Encodable) -> int:
         """Tokens of a trace that would have to be read to encode it now."""
         with self._lock:
-            known, _ = self._prefixes.known(trace.token_ids, salt=trace.cache_salt)
+            known, _ = self._prefixes.match_length(trace.token_ids, salt=trace.cache_salt)
             return len(trace) - known
 
     @property
@@ -349,7 +354,7 @@ class Engine:
         salt, moment = traces[0].cache_salt, self._prefixes.moment()
         alike = len(first) - 1 if len(traces) == 1 else _alike([one.token_ids for one in traces])
         with self._lock, torch.no_grad():
-            cache, known = self._prefixes.begin(first[: alike + 1], salt=salt)
+            cache, known = self._prefixes.fork(first[: alike + 1], salt=salt)
             if len(traces) > 1 and alike - known >= _WORTH_A_PASS:
                 prefill(self.model, torch.tensor(first[known:alike]), cache)
             segments = encode_rows(
@@ -365,7 +370,7 @@ class Engine:
             # remove it when they are deleted.
             if known < head <= cache.get_seq_length():
                 shared = beginning(cache, head)
-                self._prefixes.put(first[:head], shared, salt=salt, since=moment)
+                self._prefixes.insert(first[:head], shared, salt=salt, since=moment)
             return segments
 
     def generate(
@@ -459,7 +464,7 @@ class Engine:
         )
         public = 0
         if share_system and (not segments or split > 0):
-            public = min(self.format.render(messages, tools=tools).head, split)
+            public = min(self.chat_template.render(messages, tools=tools).head, split)
         if answer_prefix:
             prompt_ids = prompt_ids + self.tokens_of(answer_prefix)
         injected = sum(len(segment) for segment in segments)
@@ -492,7 +497,7 @@ class Engine:
             sampling=settings,
             constraint=None if grammar is None else self._grammars().constraint(grammar, most),
             top_logprobs=top_logprobs,
-            hidden=self.format.hidden_tokens | self.end_tokens,
+            suppressed_tokens=self.chat_template.suppressed_tokens | self.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,
             attention_temperature=attention_temperature,
             cache_salt=cache_salt,
@@ -534,9 +539,9 @@ class Engine:
             decode_together(self._step_together, rows, caches, wanted)
         return [row.generation for row in rows]
 
-    def row(self, request: Request) -> Row:
+    def row(self, request: Request) -> SequenceState:
         """The still empty answer to a request."""
-        return Row(request, self.tokenizer, self.end_tokens)
+        return SequenceState(request, self.tokenizer, self.end_tokens)
 
     @property
     def vocabulary(self) -> int:
@@ -610,7 +615,7 @@ class Engine:
         if placement not in get_args(Placement):
             known = ", ".join(get_args(Placement))
             raise PromptError(f"There is no placement {placement!r}; use one of {known}.")
-        rendered = self.format.render(messages, tools=tools)
+        rendered = self.chat_template.render(messages, tools=tools)
         token_ids = rendered.token_ids
         if placement == "before_prompt":
             return token_ids, 0
@@ -626,7 +631,7 @@ class Engine:
             split += len(begin)
         return token_ids, split
 
-    def _read(self, row: Row) -> tuple[DynamicCache, torch.Tensor]:
+    def _read(self, row: SequenceState) -> tuple[DynamicCache, torch.Tensor]:
         """Let the model read a prompt with its segments.
 
         Returns:
@@ -634,7 +639,7 @@ class Engine:
         """
         with self._working():
             cache, known = self._prepare(row.request, row.generation)
-            return cache, prefill(self.model, torch.tensor(row.request.pieces[known:]), cache)
+            return cache, prefill(self.model, torch.tensor(row.request.prompt_items[known:]), cache)
 
     def _prepare(self, request: Request, figures: Generation) -> tuple[DynamicCache, int]:
         """Make a cache with the beginning of a prompt: what is known of it, and its segments.
@@ -644,21 +649,23 @@ class Engine:
             figures: Where to note what was reused, and how long injecting took.
 
         Returns:
-            The cache, and how many of ``request.pieces`` it holds; the last is never among them.
+            The cache, and how many of ``request.prompt_items`` it holds; never the last.
         """
-        pieces = request.pieces
+        prompt_items = request.prompt_items
         salt = request.cache_salt
-        cache, known = self._prefixes.begin(pieces, min(request.max_new_tokens, _ROOM), salt=salt)
-        figures.reused_tokens = sum(isinstance(piece, int) for piece in pieces[:known])
+        cache, known = self._prefixes.fork(
+            prompt_items, min(request.max_new_tokens, _ROOM), salt=salt
+        )
+        figures.reused_tokens = sum(isinstance(piece, int) for piece in prompt_items[:known])
         begin, end = request.split, request.split + len(request.segments)
         if known < end and request.segments:
             if known < begin:
-                prefill(self.model, torch.tensor(pieces[known:begin]), cache)
+                prefill(self.model, torch.tensor(prompt_items[known:begin]), cache)
                 # Other logs may be recalled for the next question; this stands before them.
-                self._prefixes.put(pieces[:begin], cache, salt=salt, since=request.moment)
+                self._prefixes.insert(prompt_items[:begin], cache, salt=salt, since=request.moment)
             started = time.perf_counter()
             segments = request.segments[max(0, known - begin) :]
-            splice(
+            inject(
                 cache,
                 self.positions,
                 [segment.to(self.model.device) for segment in segments],
@@ -692,7 +699,7 @@ class Engine:
             for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
                 cache, known = self._prepare(request, Generation())
                 caches.append(cache)
-                unread = cast("tuple[int, ...]", request.pieces[known:])
+                unread = cast("tuple[int, ...]", request.prompt_items[known:])
                 key = (cache.get_seq_length(), (*unread, *answer[:-1]), tuple(answer))
                 groups.setdefault(key, []).append(index)
             for (_, unread, answer), members in groups.items():
@@ -712,7 +719,7 @@ class Engine:
                 found.update(zip(members, both, strict=True))
         return [found[index] for index in range(len(caches))]
 
-    def _remember(self, row: Row, cache: DynamicCache, *, wait: bool = True) -> None:
+    def _remember(self, row: SequenceState, cache: DynamicCache, *, wait: bool = True) -> None:
         """Keep what was read for prompts that begin alike."""
         # Whoever leaves a stream, perhaps on an event loop, does not wait for others' passes.
         if not self._lock.acquire(blocking=wait):
@@ -721,15 +728,15 @@ class Engine:
             # An error within a forward pass leaves a cache that holds more than was read.
             if self._model is not None and cache.get_seq_length() == length_of(row.read):
                 salt, public = row.request.cache_salt, row.request.public
-                self._prefixes.put(row.read, cache, salt=salt, since=row.request.moment)
+                self._prefixes.insert(row.read, cache, salt=salt, since=row.request.moment)
                 if public and not self._prefixes.holds(row.read[:public]):
                     shared = beginning(cache, public)
-                    self._prefixes.put(row.read[:public], shared, salt=PUBLIC)
+                    self._prefixes.insert(row.read[:public], shared, salt=PUBLIC)
         finally:
             self._lock.release()
 
     def _begin(
-        self, row: Row, started: float, *, fast_forward: bool = True
+        self, row: SequenceState, started: float, *, fast_forward: bool = True
     ) -> tuple[DynamicCache, str]:
         """Read a prompt and take the first token; gives the cache and the first text."""
         cache, logits = self._read(row)
@@ -780,7 +787,7 @@ class EngineStream(Iterator[str]):
         self._pieces.close()
 
     @staticmethod  # with itself in it, a stream that is dropped would not end at once
-    def _generate(engine: Engine, row: Row, started: float) -> Generator[str]:
+    def _generate(engine: Engine, row: SequenceState, started: float) -> Generator[str]:
         with computing():
             cache, piece = engine._begin(row, started)
             deadline = row.request.deadline
@@ -795,6 +802,6 @@ class EngineStream(Iterator[str]):
                         raise TimeoutError(
                             "The answer took too long; raise timeout= or lower max_tokens=."
                         )
-                    piece = row.advance(engine._step(row.unread, cache))
+                    piece = row.advance(engine._step(row.pending_tokens, cache))
             finally:
                 engine._remember(row, cache, wait=row.done)

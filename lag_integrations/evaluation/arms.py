@@ -139,7 +139,7 @@ class AsText(Arm):
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """The conversation, with the logs' text in it."""
-        texts = [whole_text(log.log) if self._whole else log.log.last_response for log in logs]
+        texts = [whole_text(log.trace) if self._whole else log.trace.last_response for log in logs]
         chat = with_texts(asked.chat, texts[::-1], asked.question.text)
         return Given(chat, stored_bytes=_bytes(texts))
 
@@ -152,7 +152,7 @@ class Cheatsheet(Arm):
         if not logs:
             return Given(asked.chat)
         solved = "\n\n".join(
-            f"Question: {log.log.task}\nResponse: {log.log.last_response}" for log in logs[::-1]
+            f"Question: {log.trace.task}\nResponse: {log.trace.last_response}" for log in logs[::-1]
         )
         task = Message(
             role="user",
@@ -164,7 +164,7 @@ class Cheatsheet(Arm):
         sheet = asked.engine.generate([task], max_new_tokens=asked.max_tokens, do_sample=False)
         return Given(
             with_texts(asked.chat, [sheet.text.strip()], asked.question.text),
-            stored_bytes=_bytes([log.log.last_response for log in logs]),
+            stored_bytes=_bytes([log.trace.last_response for log in logs]),
             computed_tokens=sheet.prompt_tokens - sheet.reused_tokens,
             generated_tokens=len(sheet.token_ids),
         )

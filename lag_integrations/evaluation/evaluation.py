@@ -250,4 +250,4 @@ def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = No
 
 def _source(log: RecalledLog) -> str:
     """The question that a log is of; else the log's own id."""
-    return str(log.log.metadata.get("question_id", log.id))
+    return str(log.trace.metadata.get("question_id", log.id))

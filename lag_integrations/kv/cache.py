@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lag_integrations.kv.pages import empty
 
-Slots = tuple[torch.Tensor, torch.Tensor]
+LayerKV = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
 
 _GROWTH = 64
@@ -37,11 +37,11 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, room: int = 0) -> None:
         super().__init__()
         self._room = room
-        self._memory: Slots | None = None
+        self._memory: LayerKV | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> Slots:
+    ) -> LayerKV:
         """Append tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -59,7 +59,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (whole[:, :, :end] for whole in self._memory)
         return self.keys, self.values
 
-    def adopt(self, memory: Slots, filled: Slots) -> None:
+    def adopt(self, memory: LayerKV, filled: LayerKV) -> None:
         """Take over tensors, and what of them is the layer's: their first tokens."""
         self.dtype, self.device = filled[0].dtype, filled[0].device
         self.is_initialized = True
@@ -73,10 +73,10 @@ class RoomyLayer(DynamicLayer):
 
 
 class _RoomyCache(DynamicCache):
-    def __init__(self, room: int, *, spliced: bool) -> None:
+    def __init__(self, room: int, *, with_segments: bool) -> None:
         super().__init__()
         self.room = room
-        self.layer_class_to_replicate = partial(RoomyLayer, 0 if spliced else room)
+        self.layer_class_to_replicate = partial(RoomyLayer, 0 if with_segments else room)
 
     def layer(self, index: int) -> RoomyLayer:
         while len(self.layers) <= index:
@@ -86,7 +86,7 @@ class _RoomyCache(DynamicCache):
 
 
 def new_cache(
-    layers: Sequence[Slots] = (), room: int = 0, *, spliced: bool = False
+    layers: Sequence[LayerKV] = (), room: int = 0, *, with_segments: bool = False
 ) -> DynamicCache:
     """A cache that keeps every token of every layer.
 
@@ -94,9 +94,9 @@ def new_cache(
         layers: What it holds already. The tensors are never changed: they are copied when the
             first token comes.
         room: Tokens for which there is room from the first on.
-        spliced: Whether `make_room` is still to come: the room is made then.
+        with_segments: Whether `make_room` is still to come: the room is made then.
     """
-    cache = _RoomyCache(room, spliced=spliced)
+    cache = _RoomyCache(room, with_segments=with_segments)
     for index, (keys, values) in enumerate(layers):
         layer = cache.layer(index)
         layer.lazy_initialization(keys, values)
@@ -104,12 +104,12 @@ def new_cache(
     return cache
 
 
-def first_tokens(layers: Sequence[Slots], number: int) -> list[Slots]:
+def first_tokens(layers: Sequence[LayerKV], number: int) -> list[LayerKV]:
     """Views of the first tokens of layers."""
     return [(first[:, :, :number], second[:, :, :number]) for first, second in layers]
 
 
-def read_layers(cache: DynamicCache) -> list[Slots]:
+def read_layers(cache: DynamicCache) -> list[LayerKV]:
     """The filled layers of a cache, in order, without copying.
 
     What is appended later leaves these tensors as they are.
@@ -126,7 +126,7 @@ def read_layers(cache: DynamicCache) -> list[Slots]:
     return slots
 
 
-def nbytes(layers: Sequence[Slots]) -> int:
+def nbytes(layers: Sequence[LayerKV]) -> int:
     """Bytes of memory behind the tensors of layers, what is room in it included."""
     memory = {
         slot.untyped_storage().data_ptr(): slot.untyped_storage().nbytes()
@@ -152,12 +152,12 @@ def widen(cache: DynamicCache, rows: int) -> DynamicCache:
     )
 
 
-def append_layer(cache: DynamicCache, layer: int, slots: Slots) -> None:
+def append_layer(cache: DynamicCache, layer: int, slots: LayerKV) -> None:
     """Append tokens to one layer; the given tensors are copied."""
     cache.update(slots[0], slots[1], layer)
 
 
-def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: Slots) -> Slots:
+def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: LayerKV) -> LayerKV:
     """Append tokens that are still to be written, to several layers at once.
 
     Args:
@@ -200,7 +200,7 @@ def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
     cache.batch_select_indices(torch.tensor(list(rows), device=read_layers(cache)[0][0].device))
 
 
-def _memory(like: Slots, tokens: int) -> Slots:
+def _memory(like: LayerKV, tokens: int) -> LayerKV:
     first, second = (
         empty((slot.shape[0], slot.shape[1], tokens, slot.shape[3]), slot) for slot in like
     )

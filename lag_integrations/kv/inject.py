@@ -13,7 +13,7 @@ from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.segment import Segment
 
 
-def splice(
+def inject(
     cache: DynamicCache,
     positions: Positions,
     segments: Sequence[Segment],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.rope import AngleSource, Kernel
 
 _CACHED_BYTES, _BLOCK_BYTES = 4 * 2**20, 2 * 2**20
@@ -67,10 +67,10 @@ class Positions:
     def apply(
         self,
         group: LayerGroup,
-        parts: Sequence[Slots],
+        parts: Sequence[LayerKV],
         positions: torch.Tensor,
         *,
-        out: Slots,
+        out: LayerKV,
         temperature: float = 1.0,
         backgrounds: Sequence[int] = (),
     ) -> None:
@@ -110,7 +110,7 @@ class Positions:
     def strip(
         self,
         group: LayerGroup,
-        slots: Slots,
+        slots: LayerKV,
         positions: torch.Tensor,
         *,
         out_dtype: torch.dtype,

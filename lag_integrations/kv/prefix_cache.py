@@ -11,7 +11,7 @@ from itertools import count
 
 from transformers import DynamicCache
 
-from lag_integrations.kv.cache import Slots, first_tokens, nbytes, new_cache, read_layers
+from lag_integrations.kv.cache import LayerKV, first_tokens, nbytes, new_cache, read_layers
 from lag_integrations.kv.segment import Segment
 
 _MOST = 32
@@ -38,11 +38,11 @@ class Injected:
         return cls(weakref.ref(segment), len(segment), temperature)
 
 
-Piece = int | Injected
+PromptItem = int | Injected
 """A token, or a segment."""
 
 
-def length_of(pieces: Sequence[Piece]) -> int:
+def length_of(pieces: Sequence[PromptItem]) -> int:
     """Number of cache slots that pieces take."""
     return sum(piece.length if isinstance(piece, Injected) else 1 for piece in pieces)
 
@@ -54,8 +54,8 @@ PUBLIC: None = None
 @dataclass(frozen=True)
 class _Entry:
     salt: str | None
-    pieces: tuple[Piece, ...]
-    layers: list[Slots]
+    pieces: tuple[PromptItem, ...]
+    layers: list[LayerKV]
     nbytes: int
     watched: list[weakref.ref[Segment]]
 
@@ -90,8 +90,8 @@ class PrefixCache:
         """Bytes held."""
         return sum(entry.nbytes for entry in list(self._entries.values()))
 
-    def begin(
-        self, pieces: Sequence[Piece], more: int = 0, *, salt: str = ""
+    def fork(
+        self, pieces: Sequence[PromptItem], more: int = 0, *, salt: str = ""
     ) -> tuple[DynamicCache, int]:
         """A cache with the longest beginning of a prompt that is known, but not all of it.
 
@@ -107,18 +107,18 @@ class PrefixCache:
         """
         known, number, entry = self._longest(pieces, salt)
         room = length_of(pieces) + more
-        spliced = any(isinstance(piece, Injected) for piece in pieces[known:])
-        layers: Sequence[Slots] = ()
+        with_segments = any(isinstance(piece, Injected) for piece in pieces[known:])
+        layers: Sequence[LayerKV] = ()
         if entry is not None:
             self._touch(number)
             layers = first_tokens(entry.layers, length_of(pieces[:known]))
-        return new_cache(layers, room, spliced=spliced), known
+        return new_cache(layers, room, with_segments=with_segments), known
 
-    def known(self, pieces: Sequence[Piece], *, salt: str = "") -> tuple[int, int]:
-        """How many of the pieces `begin` would find, and the number of the entry it would use."""
+    def match_length(self, pieces: Sequence[PromptItem], *, salt: str = "") -> tuple[int, int]:
+        """How many of the pieces `fork` would find, and the number of the entry it would use."""
         return self._longest(pieces, salt)[:2]
 
-    def _longest(self, pieces: Sequence[Piece], salt: str) -> tuple[int, int, _Entry | None]:
+    def _longest(self, pieces: Sequence[PromptItem], salt: str) -> tuple[int, int, _Entry | None]:
         """The longest beginning that is known, and the entry that has it."""
         known, number, best = 0, 0, None
         for other, entry in reversed(list(self._entries.items())):
@@ -133,9 +133,9 @@ class PrefixCache:
         """Return a number that is above those of all that was forgotten so far."""
         return next(self._numbers)
 
-    def put(
+    def insert(
         self,
-        pieces: Sequence[Piece],
+        pieces: Sequence[PromptItem],
         cache: DynamicCache,
         *,
         salt: str | None = "",
@@ -189,7 +189,7 @@ class PrefixCache:
         with suppress(KeyError):  # it went with its segment meanwhile, on another thread
             self._entries.move_to_end(number)
 
-    def holds(self, pieces: Sequence[Piece]) -> bool:
+    def holds(self, pieces: Sequence[PromptItem]) -> bool:
         """Return whether all of a beginning is known, and public."""
         return any(
             entry.salt is PUBLIC and _common(entry.pieces, pieces) == len(pieces)
@@ -215,7 +215,7 @@ def _is_within(salt: str, outer: str) -> bool:
     return salt == outer or salt.startswith(f"{outer}:")
 
 
-def _common(one: Sequence[Piece], other: Sequence[Piece]) -> int:
+def _common(one: Sequence[PromptItem], other: Sequence[PromptItem]) -> int:
     """Length of the common beginning."""
     for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
         if mine != theirs:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lag_integrations.errors import UnsupportedModelError
-from lag_integrations.kv.cache import Slots, new_cache, read_layers, unsupported_layers
+from lag_integrations.kv.cache import LayerKV, new_cache, read_layers, unsupported_layers
 from lag_integrations.kv.position_scheme import LayerGroup, Positions
 from lag_integrations.kv.rope import (
     AngleSource,
@@ -122,7 +122,7 @@ def _probe_tokens(model: PreTrainedModel) -> torch.Tensor:
 
 def _prefill(
     model: PreTrainedModel, tokens: torch.Tensor, offset: int, name: str, *, alone: bool = False
-) -> list[Slots]:
+) -> list[LayerKV]:
     """The cache layers, ``[1, heads, tokens, dim]``, of tokens that stand at an offset.
 
     Args:
@@ -224,7 +224,7 @@ def _fit(
 
 
 def _group(
-    layers: list[Slots],
+    layers: list[LayerKV],
     rotations: list[list[SlotRotation | float | None]],
 ) -> tuple[LayerGroup, ...]:
     """Layers of equal shape and kernel together; a layer without positions joins any kernel."""
@@ -267,7 +267,7 @@ def _usable_window(
     model: PreTrainedModel,
     positions: Positions,
     tokens: torch.Tensor,
-    near: list[Slots],
+    near: list[LayerKV],
     name: str,
 ) -> int:
     """The largest stated window at whose end the scheme still holds.
@@ -306,7 +306,7 @@ def _steady(positions: Positions, count: int, offset: int, device: torch.device)
 
 
 def _largest_residual(
-    positions: Positions, near: list[Slots], far: list[Slots], offset: int
+    positions: Positions, near: list[LayerKV], far: list[LayerKV], offset: int
 ) -> float:
     """How much slots at an offset differ from those at the start, moved there; relative."""
     worst = 0.0
@@ -323,7 +323,7 @@ def _largest_residual(
     return worst
 
 
-def _largest_difference(actual: list[Slots], expected: list[Slots]) -> float:
+def _largest_difference(actual: list[LayerKV], expected: list[LayerKV]) -> float:
     """The largest relative difference of any slot of any layer."""
     return max(
         _residual(actual[layer][slot].float(), expected[layer][slot].float())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Segment:
     """
 
     token_ids: torch.Tensor
-    slots: tuple[Slots, ...]
+    slots: tuple[LayerKV, ...]
     fingerprint: str
     info: dict[str, str] = field(default_factory=dict)
     background: int = 0

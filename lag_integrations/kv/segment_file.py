@@ -45,7 +45,7 @@ from lag_integrations.errors import (
     FingerprintMismatchError,
     SegmentCorruptedError,
 )
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs import Codec, codec
 from lag_integrations.kv.pages import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
@@ -221,7 +221,7 @@ def _require_key(metadata: dict[str, str], key: SegmentKey) -> None:
 def _decode(tensors: dict[str, torch.Tensor], metadata: dict[str, str], used: Codec) -> Segment:
     dtype = _DTYPES[metadata["dtype"]]
     token_ids = tensors["token_ids"].clone()  # a view would keep all of the file in memory
-    slots: list[Slots] = []
+    slots: list[LayerKV] = []
     for group in range(int(metadata["groups"])):
         prefix = f"slots.{group}."
         stored = {

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from lag_integrations.chat.response import Answer
+from lag_integrations.chat.response import ModelResponse
 from lag_integrations.engine.engine import Engine
 
 
@@ -25,9 +25,9 @@ class Table:
     def __init__(self, seats: int) -> None:
         self._lock = threading.Lock()
         self._missing = seats
-        self._waiting: list[tuple[Engine, Answer, Future[None]]] = []
+        self._waiting: list[tuple[Engine, ModelResponse, Future[None]]] = []
 
-    def hand_in(self, engine: Engine, answer: Answer) -> Future[None]:
+    def hand_in(self, engine: Engine, answer: ModelResponse) -> Future[None]:
         """Hand in a question; whoever is last answers them all, before this returns."""
         future: Future[None] = Future()
         with self._lock:
@@ -51,7 +51,7 @@ class Table:
             _answer(waiting)
 
 
-def _answer(waiting: Sequence[tuple[Engine, Answer, Future[None]]]) -> None:
+def _answer(waiting: Sequence[tuple[Engine, ModelResponse, Future[None]]]) -> None:
     taken = [entry for entry in waiting if entry[2].set_running_or_notify_cancel()]
     try:
         if taken:
@@ -60,7 +60,7 @@ def _answer(waiting: Sequence[tuple[Engine, Answer, Future[None]]]) -> None:
                 lambda place: not taken[place][1].abandoned,
             )
             for (_, answer, _), generation in zip(taken, generations, strict=True):
-                answer.give(generation)
+                answer.set_result(generation)
     except BaseException as error:
         for _, _, future in taken:
             future.set_exception(error)

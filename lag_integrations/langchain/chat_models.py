@@ -26,8 +26,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
 
 from lag_integrations.chat.current import current_memory
-from lag_integrations.chat.request import ask
-from lag_integrations.chat.response import Answer, Question, stepwise
+from lag_integrations.chat.request import build_request
+from lag_integrations.chat.response import ChatRequest, ModelResponse, aiter_events
 from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
@@ -302,7 +302,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
             except asyncio.CancelledError:
                 answer.abandoned = True
                 raise
-        parts = [part async for part in stepwise(answer)]
+        parts = [part async for part in aiter_events(answer)]
         return self._result(parts, answer, engine)
 
     def _stream(
@@ -328,7 +328,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, run_manager)
-        async for part in stepwise(answer):
+        async for part in aiter_events(answer):
             yield ChatGenerationChunk(message=as_chunk(part))
         yield self._last_chunk(answer, engine)
 
@@ -408,7 +408,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         kwargs: dict[str, Any],
         run: BaseRunManager | None,
         table: Table | None = None,
-    ) -> tuple[Answer, Engine]:
+    ) -> tuple[ModelResponse, Engine]:
         """Recall, load the segments, and get ready to generate."""
         try:
             engine = self.engine
@@ -422,7 +422,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
                 kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
             question = self._question(messages, stop, dict(kwargs), shown)
             owner = current_memory.get() or captured_by(run)
-            return Answer(engine, memory, question, owner), engine
+            return ModelResponse(engine, memory, question, owner), engine
         except BaseException:
             if table is not None:
                 table.leave()
@@ -434,12 +434,12 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         stop: list[str] | None,
         given: dict[str, Any],
         shown: Sequence[Source],
-    ) -> Question:
+    ) -> ChatRequest:
         tools = [convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()]
         schema = json_schema_of(given.pop("response_format", None))
         if stop is not None:
             given["stop"] = stop
-        return ask(
+        return build_request(
             self,
             as_chat(messages),
             given,
@@ -449,7 +449,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
             shown=shown,
         )
 
-    def _result(self, parts: list[Any], answer: Answer, engine: Engine) -> ChatResult:
+    def _result(self, parts: list[Any], answer: ModelResponse, engine: Engine) -> ChatResult:
         message = as_ai_message(
             parts,
             response_metadata=response_metadata(answer, engine, self.model),
@@ -457,7 +457,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, answer: Answer, engine: Engine) -> ChatGenerationChunk:
+    def _last_chunk(self, answer: ModelResponse, engine: Engine) -> ChatGenerationChunk:
         return ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",

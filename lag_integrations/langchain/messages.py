@@ -17,9 +17,9 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 
-from lag_integrations.chat.response import Answer, Part
+from lag_integrations.chat.response import ModelResponse, Part
 from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, InvalidCall, Text, new_call_id
 from lag_integrations.errors import PromptError
@@ -75,7 +75,7 @@ def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
     for part in parts:
         if isinstance(part, Text):
             text += part.text
-        elif isinstance(part, Thought):
+        elif isinstance(part, ReasoningDelta):
             thoughts += part.text
         elif isinstance(part, CallEnded):
             assert isinstance(part.call.args, dict)
@@ -98,7 +98,7 @@ def as_chunk(part: Part) -> AIMessageChunk:
     """A part of an answer as a chunk."""
     if isinstance(part, Text):
         return AIMessageChunk(content=part.text)
-    if isinstance(part, Thought):
+    if isinstance(part, ReasoningDelta):
         return AIMessageChunk(content="", additional_kwargs={"reasoning_content": part.text})
     if isinstance(part, CallEnded):
         name, args = part.call.name, json.dumps(part.call.args, ensure_ascii=False)
@@ -119,7 +119,7 @@ def _invalid(call: InvalidCall, id: str | None) -> InvalidToolCall:
     )
 
 
-def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, Any]:
+def response_metadata(answer: ModelResponse, engine: Engine, model: str) -> dict[str, Any]:
     """What a message says about how it was made."""
     generation = answer.generation
     metadata: dict[str, Any] = {
@@ -134,7 +134,7 @@ def response_metadata(answer: Answer, engine: Engine, model: str) -> dict[str, A
     return metadata
 
 
-def usage_metadata(answer: Answer) -> UsageMetadata:
+def usage_metadata(answer: ModelResponse) -> UsageMetadata:
     """Tokens read and written; injected ones, and those read lately, count as read from a cache."""
     read, written = answer.read_tokens, len(answer.generation.token_ids)
     return UsageMetadata(

@@ -100,4 +100,4 @@ class LogRetriever(BaseRetriever):
 
 
 def _document(log: RecalledLog) -> Document:
-    return Document(id=log.id, page_content=log_text(log.log), metadata=log_metadata(log))
+    return Document(id=log.id, page_content=log_text(log.trace), metadata=log_metadata(log))

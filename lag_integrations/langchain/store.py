@@ -142,7 +142,7 @@ class LogBaseStore(BaseStore):
                 diversity=0,
                 unjudged_documents="any",
             )
-            items = _items((log.log, log.score) for log in logs)
+            items = _items((log.trace, log.score) for log in logs)
             scored = _newest([item for item in items if _fits(item.value, op.filter)])
             if len(scored) >= end or len(logs) < k:
                 break

@@ -29,9 +29,9 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index.core.types import Model
 
-from lag_integrations.chat.current import Given, current_given, current_memory
-from lag_integrations.chat.request import ask
-from lag_integrations.chat.response import Answer, stepwise
+from lag_integrations.chat.current import InjectedLogs, current_logs, current_memory
+from lag_integrations.chat.request import build_request
+from lag_integrations.chat.response import ModelResponse, aiter_events
 from lag_integrations.chat.settings import ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
@@ -270,7 +270,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     ) -> ChatResponse:
         call = self._call(messages, given)
         answer, reply = await asyncio.to_thread(self._answer, call)
-        async for part in stepwise(answer):
+        async for part in aiter_events(answer):
             reply.add(part)
         return call.end(reply)
 
@@ -295,7 +295,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
         async def responses() -> ChatResponseAsyncGen:
             answer, reply = await asyncio.to_thread(self._answer, call)
-            async for part in stepwise(answer):
+            async for part in aiter_events(answer):
                 yield reply.more(part)
             yield call.end(reply)
 
@@ -304,7 +304,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Call:
         """What is asked and which logs are given: now, since a stream may be read elsewhere."""
         settings, memory, recalled = dict(given), self.memory, None
-        tag, scope = tag_of(messages), current_given.get()
+        tag, scope = tag_of(messages), current_logs.get()
         log_ids: list[str] | None = None
         if tag is not None:
             scope, memory = None, open_memories.find(str(tag["memory"]))
@@ -336,7 +336,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         conversation = self._with_system_prompt(conversation)
         return _Call(conversation, settings, memory, scope, recalled, shown, run_id, owner)
 
-    def _answer(self, call: _Call) -> tuple[Answer, Reply]:
+    def _answer(self, call: _Call) -> tuple[ModelResponse, Reply]:
         """Recall, load the segments, and get ready to generate."""
         engine, settings = self.engine, dict(call.settings)
         if call.memory is not None and call.memory is not self.memory:
@@ -345,7 +345,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             settings["kv_log_ids"] = [log.id for log in call.recalled.use(call.shown).logs]
         tools = settings.pop("tools", None) or ()
         one_call = settings.pop("parallel_tool_calls", None) is False
-        question = ask(
+        question = build_request(
             self,
             as_chat(call.messages),
             settings,
@@ -354,7 +354,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             shown=call.shown,
             said=said_by_user(call.messages),
         )
-        answer = Answer(engine, call.memory, question, call.owner)
+        answer = ModelResponse(engine, call.memory, question, call.owner)
         return answer, Reply(answer, engine, self.model, one_call=one_call)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -386,7 +386,7 @@ class _Call:
     messages: Sequence[ChatMessage]
     settings: Mapping[str, Any]
     memory: LogMemory | None
-    scope: Given | None
+    scope: InjectedLogs | None
     recalled: Recalled | None
     shown: Sequence[Source]
     run_id: str | None

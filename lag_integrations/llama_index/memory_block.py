@@ -156,7 +156,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             count=False,
             unjudged_documents="any",
         )
-        return any(_says(log.log, turn.task, response) for log in near)
+        return any(_says(log.trace, turn.task, response) for log in near)
 
 
 def _alike(said: Metadata) -> Where | None:

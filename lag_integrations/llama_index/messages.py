@@ -20,9 +20,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from lag_integrations.chat.response import Answer, Part
+from lag_integrations.chat.response import ModelResponse, Part
 from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.generation.reasoning import Thought
+from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
 from lag_integrations.errors import PromptError
@@ -117,7 +117,7 @@ class Reply:
     """
 
     def __init__(
-        self, answer: Answer, engine: Engine, model: str, *, one_call: bool = False
+        self, answer: ModelResponse, engine: Engine, model: str, *, one_call: bool = False
     ) -> None:
         self._answer = answer
         self._engine = engine
@@ -131,7 +131,7 @@ class Reply:
         """Take the next part."""
         if isinstance(part, Text):
             self._text += part.text
-        elif isinstance(part, Thought):
+        elif isinstance(part, ReasoningDelta):
             self._thoughts += part.text
         elif isinstance(part, CallEnded):
             if self._calls and self._one_call:
@@ -145,7 +145,7 @@ class Reply:
         """Take the next part, and give the reply up to it."""
         self.add(part)
         delta = part.text if isinstance(part, Text) else ""
-        extra = {"thinking_delta": part.text} if isinstance(part, Thought) else {}
+        extra = {"thinking_delta": part.text} if isinstance(part, ReasoningDelta) else {}
         return ChatResponse(message=self._message(), delta=delta, additional_kwargs=extra)
 
     def end(self, run_id: str | None) -> ChatResponse:

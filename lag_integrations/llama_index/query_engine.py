@@ -20,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
-from lag_integrations.chat.current import Given, current_given, give
+from lag_integrations.chat.current import InjectedLogs, current_logs, inject_logs
 from lag_integrations.errors import SettingsError
 from lag_integrations.llama_index.capture.instrument import current_owner, open_run, retrieved
 from lag_integrations.llama_index.capture.messages import node_sources
@@ -141,7 +141,7 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = self._begin(query_bundle, nodes)
-        with give(task.given):
+        with inject_logs(task.given):
             return task.finish(
                 self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
             )
@@ -155,18 +155,18 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = await asyncio.to_thread(self._begin, query_bundle, nodes)
-        with give(task.given):
+        with inject_logs(task.given):
             response = await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
             return task.finish(response)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = self._begin(query_bundle)
-        with give(task.given):
+        with inject_logs(task.given):
             return task.finish(self._engine.query(query_bundle))
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = await asyncio.to_thread(self._begin, query_bundle)
-        with give(task.given):
+        with inject_logs(task.given):
             return task.finish(await self._engine.aquery(query_bundle))
 
     def _begin(self, query_bundle: QueryBundle, nodes: Sequence[NodeWithScore] = ()) -> _Task:
@@ -179,19 +179,19 @@ class LAGQueryEngine(BaseQueryEngine):
         owner = Owner(current_owner(self._metadata).user)
         shown = node_sources(nodes)
         recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=shown)
-        given = Given(self._memory, recalled, question, self._as_text, shown)
+        given = InjectedLogs(self._memory, recalled, question, self._as_text, shown)
         return _Task(given, run_id, time.perf_counter() - started)
 
 
 class _Task:
     """A query that is being answered."""
 
-    def __init__(self, given: Given, run_id: str | None, seconds: float) -> None:
+    def __init__(self, given: InjectedLogs, run_id: str | None, seconds: float) -> None:
         self.given = given
         self._seconds = seconds
         self._report: dict[str, Any] = {"run_id": run_id}
         self._update()
-        if (around := current_given.get()) is not None:
+        if (around := current_logs.get()) is not None:
             around.within.append(self._report)
 
     def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
@@ -205,7 +205,7 @@ class _Task:
             )
         elif isinstance(response, AsyncStreamingResponse):
             response.response_gen = acarried(
-                response.response_gen, variables={current_given: self.given}, ended=self._update
+                response.response_gen, variables={current_logs: self.given}, ended=self._update
             )
         else:
             self._update()

@@ -91,7 +91,7 @@ def _node(log: RecalledLog) -> TextNode:
     metadata = log_metadata(log)
     return TextNode(
         id_=log.id,
-        text=log_text(log.log),
+        text=log_text(log.trace),
         metadata=metadata,
         excluded_llm_metadata_keys=list(metadata),
         excluded_embed_metadata_keys=list(metadata),

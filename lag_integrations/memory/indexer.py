@@ -69,7 +69,7 @@ _INDEX_BUSY = 30.0
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
 
 
-class Deriver:
+class Indexer:
     """Does the derived work of one namespace, a small step at a time.
 
     Several processes may do so for one store: locks keep them from doing work twice, and what a
@@ -119,7 +119,7 @@ class Deriver:
         selection = self._selection or engine.selection
         return SegmentKey(log_id, engine.fingerprint.id, selection.name, self._codec)
 
-    def step(
+    def run_once(
         self, engine: Engine | None, outcomes: Sequence[Outcome], *, thorough: bool = False
     ) -> bool:
         """Do a little of what is to do; False if there is nothing that others are not doing.
@@ -172,11 +172,11 @@ class Deriver:
         with self._lock:
             return self._embed_some(wait=True)
 
-    def look_again(self) -> None:
+    def rescan(self) -> None:
         """An old log may have lost its segment."""
         self._done_until = 0.0
 
-    def settle(self, *, thorough: bool = False) -> None:
+    def maintain(self, *, thorough: bool = False) -> None:
         """What is to do now and then: keep the budget, let go of what others deleted.
 
         Args:
@@ -199,7 +199,7 @@ class Deriver:
             if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
                 self._store.remove_orphans()
                 self._swept_at = time.monotonic()
-            self._store.hot.keep_only(self._store.segments.live_files)
+            self._store.segment_cache.keep_only(self._store.segments.live_files)
 
     def _enforce(self) -> None:
         self._steps = self._written = 0
@@ -243,8 +243,8 @@ class Deriver:
             segment, size = self._store.save(self.key(log_id, engine), segment, engine.staged)
         except OSError as error:
             raise StoreError(
-                f"A segment cannot be written to {self._store.blobs.url} ({error}). The trace is "
-                "safe; the segment is made again when there is room."
+                f"A segment cannot be written to {self._store.segment_files.url} ({error}). The "
+                "trace is safe; the segment is made again when there is room."
             ) from error
         self._written += size
         return segment
@@ -288,7 +288,7 @@ class Deriver:
                     self._not_waited_for[name] = time.monotonic() + _ALL_TWICE_AFTER
             yield
 
-    def query(self, text: str) -> Query:
+    def embed_query(self, text: str) -> Query:
         """Embed a text that logs are searched by.
 
         Raises:
@@ -488,10 +488,10 @@ class Deriver:
 
     def _check_embedder(self) -> None:
         """The store remembers how its embedder embeds one known sentence."""
-        if self._generation and self._generation == self._store.facts.generation():
+        if self._generation and self._generation == self._store.metadata.generation():
             return
         mine = self._describe_embedder()
-        recorded = json.loads(self._store.facts.first_setting(EMBEDDER, json.dumps(mine)))
+        recorded = json.loads(self._store.metadata.first_setting(EMBEDDER, json.dumps(mine)))
         ours, theirs = (np.asarray(one["vector"], dtype=np.float32) for one in (mine, recorded))
         if ours.shape != theirs.shape or not float(theirs @ ours) >= 0.999:
             raise EmbedderMismatchError(
@@ -507,10 +507,10 @@ class Deriver:
     def _measured(self, generation: str, probe: Vectors) -> Relevance:
         """What the store's record says of its embedder, which is measured once a store."""
         key = f"relevance:{generation}"
-        found = self._store.facts.setting(key)
+        found = self._store.metadata.setting(key)
         if found is None:
             relevance = relevance_of(self._embedder, probe)
-            found = self._store.facts.first_setting(key, json.dumps(astuple(relevance)))
+            found = self._store.metadata.first_setting(key, json.dumps(astuple(relevance)))
         return Relevance(*json.loads(found))
 
 

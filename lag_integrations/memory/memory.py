@@ -28,7 +28,7 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.kv.segment import Segment
-from lag_integrations.memory.indexer import Deriver
+from lag_integrations.memory.indexer import Indexer
 from lag_integrations.memory.quarantine import LogQuarantine
 from lag_integrations.memory.registry import Registry
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
@@ -181,7 +181,7 @@ class LogMemory:
         self._process = os.getpid()
         self.path = self.store.path
         self.namespace = namespace
-        self._deriver = Deriver(
+        self._indexer = Indexer(
             self.store,
             self._embedding,
             selection=selection,
@@ -190,13 +190,13 @@ class LogMemory:
             record_uses=self._record_uses,
         )
         self._searcher = Searcher(
-            self.store, self._deriver, None if reranker is None else Reranker(reranker)
+            self.store, self._indexer, None if reranker is None else Reranker(reranker)
         )
         self._engine: Engine | None = None
         self._engines: WeakSet[Engine] = WeakSet()  # whose prefix caches may hold something of ours
         self._shared: dict[str, Calibration | None] = {}  # by model, as last seen
         self._reported: dict[tuple[str, str], str] = {}
-        self._last_deletion = self.store.facts.last_deletion(namespace)
+        self._last_deletion = self.store.metadata.last_deletion(namespace)
         self._uses: Counter[str] = Counter()
         self._uses_lock = threading.Lock()
         self._counted_at = time.monotonic()
@@ -210,7 +210,9 @@ class LogMemory:
         # A worker inside torch while the interpreter goes down would crash it.
         atexit.register(self.close)
         open_memories.register(self)
-        unfinished = self.store.embeddings.count_missing(limit=1) or self.store.removals.next(1)
+        unfinished = self.store.embeddings.count_missing(limit=1) or self.store.deletion_queue.next(
+            1
+        )
         if unfinished or budget != Budget():
             self._worker.notify()
 
@@ -227,7 +229,7 @@ class LogMemory:
         if self._engine is not None and self._engine.fingerprint.id == engine.fingerprint.id:
             self._engine = engine
             return
-        known = self.store.facts.models()
+        known = self.store.metadata.models()
         if known and engine.fingerprint.id not in known:
             for parts in known.values():
                 logger.info(
@@ -235,7 +237,7 @@ class LogMemory:
                     "encoded again from their traces.",
                     ", ".join(engine.fingerprint.differences(parts)),
                 )
-        self.store.facts.add_model(engine.fingerprint.id, engine.fingerprint.to_json())
+        self.store.metadata.add_model(engine.fingerprint.id, engine.fingerprint.to_json())
         self._engine = engine
         self._worker.notify()
 
@@ -244,7 +246,7 @@ class LogMemory:
         model = engine.fingerprint.id
         if model in self._shared and self._shared[model] is engine.calibration:
             return
-        stored = self.store.facts.calibration(model)
+        stored = self.store.metadata.calibration(model)
         found = None
         if stored is not None:
             try:
@@ -254,7 +256,7 @@ class LogMemory:
             except CalibrationError as error:
                 logger.warning("A calibration in %s is not used: %s", self.path, error)
         if engine.calibration is not None and engine.calibration != found:
-            self.store.facts.set_calibration(model, engine.calibration.model_dump_json())
+            self.store.metadata.set_calibration(model, engine.calibration.model_dump_json())
         self._shared[model] = calibration = engine.calibration
         if calibration is not None and calibration.form == "text":
             logger.warning(
@@ -518,7 +520,7 @@ class LogMemory:
         engine = self._engine_for(engine)
         stored = zip(logs, self._stored_segments(logs, engine), strict=True)
         return [
-            self._deriver.segment(log.id, log.log, engine) if segment is None else segment
+            self._indexer.segment(log.id, log.trace, engine) if segment is None else segment
             for log, segment in stored
         ]
 
@@ -533,20 +535,20 @@ class LogMemory:
         found = self._stored_segments(logs, engine)
         for log, segment in zip(logs, found, strict=True):
             if segment is None and not self.store.read_only:  # an evicted one is wanted again
-                self.store.segments.forget(self._deriver.key(log.id, engine), None)
+                self.store.segments.forget(self._indexer.key(log.id, engine), None)
         if None in found:
-            self._deriver.look_again()
+            self._indexer.rescan()
             self._worker.notify()
         return found
 
     def _stored_segments(self, logs: Sequence[RecalledLog], engine: Engine) -> list[Segment | None]:
         self._heed_deletions()
-        files = self.store.segments.files(self._deriver.key("", engine), [log.id for log in logs])
+        files = self.store.segments.files(self._indexer.key("", engine), [log.id for log in logs])
         found: list[Segment | None] = []
         for log in logs:
             if log.id not in files:
                 raise LogNotFoundError(f"There is no log {log.id} in {self.namespace} (any more).")
-            found.append(self._deriver.load(log.id, log.log, files[log.id], engine))
+            found.append(self._indexer.load(log.id, log.trace, files[log.id], engine))
         return found
 
     @overload
@@ -596,13 +598,13 @@ class LogMemory:
         if outcome not in get_args(Outcome):
             known = ", ".join(get_args(Outcome))
             raise StoreError(f"{str(outcome)[:80]!r} is no outcome; known are {known}.")
-        verdicts, text = self.store.verdicts, _hex(run_id)
+        verdicts, text = self.store.outcomes, _hex(run_id)
         log_id = verdicts.log_of_run(text) or text
-        if not verdicts.give(log_id, outcome):
+        if not verdicts.set_by_user(log_id, outcome):
             # An interrupted run is logged with the one that resumed it.
             earlier = self.store.ledger.having({"earlier_runs": text}, limit=1)
             resumed = next(iter(earlier), None)
-            if resumed is None or not verdicts.give(resumed, outcome):
+            if resumed is None or not verdicts.set_by_user(resumed, outcome):
                 raise LogNotFoundError(
                     f"There is no log of a run {str(run_id)[:80]} in {self.namespace} (any more). "
                     "Give the id of a root run that has ended, or a log id."
@@ -620,7 +622,7 @@ class LogMemory:
             LogNotFoundError: There is no such log.
         """
         self._check_open()
-        verdicts = self.store.verdicts
+        verdicts = self.store.outcomes
         if not verdicts.set(verdicts.log_of_run(log_id) or log_id, outcome):
             raise LogNotFoundError(f"There is no log {log_id} in {self.namespace} (any more).")
         self._worker.notify()
@@ -728,7 +730,7 @@ class LogMemory:
     def _heed_deletions(self) -> None:
         """Let go of what is held in memory of logs, if another process has deleted some."""
         try:
-            last = self.store.facts.last_deletion(self.namespace)
+            last = self.store.metadata.last_deletion(self.namespace)
             if last == self._last_deletion:
                 return
             self.store.let_go()
@@ -745,7 +747,7 @@ class LogMemory:
     def prune(self) -> None:
         """Evict now what the budget demands; the worker does so by itself."""
         self._check_open()
-        self._deriver.settle(thorough=True)
+        self._indexer.maintain(thorough=True)
 
     def export_to(
         self,
@@ -811,7 +813,7 @@ class LogMemory:
         """
         self._check_open()
         self.store.change_key()
-        self._deriver.look_again()
+        self._indexer.rescan()
         self._worker.notify()
 
     def backup_to(
@@ -849,7 +851,7 @@ class LogMemory:
         """
         self._check_open()
         problems = Audit(self.store, progress, min_age=min_age).repair()
-        self._deriver.look_again()
+        self._indexer.rescan()
         self._worker.notify()
         return problems
 
@@ -859,7 +861,7 @@ class LogMemory:
         A store has one embedder: other namespaces are embedded again when they are next used.
         """
         self._check_open()
-        self._deriver.adopt_embedder()
+        self._indexer.adopt_embedder()
         self.store.vectors.rebuild()
         self.flush(progress)
 
@@ -921,7 +923,7 @@ class LogMemory:
         """
         self._check_open()
         while self.store.embeddings.count_missing(limit=1):
-            if not self._deriver.embed_some():
+            if not self._indexer.embed_some():
                 wait_a_little()  # another process is at it
             self._check_open()
 
@@ -965,13 +967,13 @@ class LogMemory:
         return engine
 
     def _pending(self) -> int:
-        return self._deriver.pending(self._usable_engine, self.outcomes)
+        return self._indexer.pending(self._usable_engine, self.outcomes)
 
     def _step(self, *, thorough: bool = False) -> bool:
-        return self._deriver.step(self._usable_engine, self.outcomes, thorough=thorough)
+        return self._indexer.run_once(self._usable_engine, self.outcomes, thorough=thorough)
 
     def _settle(self, *, thorough: bool = False) -> None:
-        self._deriver.settle(thorough=thorough)
+        self._indexer.maintain(thorough=thorough)
         self._record_uses()
 
     def _record_uses(self) -> None:

@@ -36,12 +36,12 @@ def log_text(log: Trace) -> str:
 def log_metadata(log: RecalledLog) -> dict[str, Any]:
     """What a document or node says of its log, besides the text."""
     return {
-        **log.log.metadata,
+        **log.trace.metadata,
         "log_id": log.id,
         "score": log.score,
-        "task": log.log.task,
-        "outcome": log.log.outcome,
-        "started_at": log.log.started_at.isoformat(),
+        "task": log.trace.task,
+        "outcome": log.trace.outcome,
+        "started_at": log.trace.started_at.isoformat(),
     }
 
 
@@ -53,7 +53,7 @@ def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
     parts: list[str] = []
     room = max_chars
     for number, log in enumerate(logs, 1):
-        part = f"[{number}] {log_text(log.log)}"
+        part = f"[{number}] {log_text(log.trace)}"
         if len(part) > room:
             if not parts and room > 0:
                 parts.append(f"{part[: room - 1]}…")

@@ -16,7 +16,7 @@ class RecalledLog:
 
     Attributes:
         id: Id of the log.
-        log: What the run said and did.
+        trace: What the run said and did.
         score: Cosine similarity of the query and the nearest of the log's search keys; None if it
             was asked for by its id.
         key: That search key.
@@ -25,7 +25,7 @@ class RecalledLog:
     """
 
     id: str
-    log: Trace
+    trace: Trace
     score: float | None
     key: SearchKey | None = None
     relevance: float | None = None
@@ -81,5 +81,5 @@ def newest_of_each_task(
     """
     newest: dict[str, str] = {}
     for log in sorted(logs, key=lambda log: captured_at.get(log.id, 0.0)):
-        newest[task_identity(log.log) or log.id] = log.id
+        newest[task_identity(log.trace) or log.id] = log.id
     return [log for log in logs if log.id in newest.values()]

@@ -183,7 +183,7 @@ class SafeRecall:
         except StoreError as error:
             return _nothing(error)
         skip = _Superfluous(prompt, shown)
-        return [log for log in logs if not skip(log.log)]
+        return [log for log in logs if not skip(log.trace)]
 
 
 class Recalled:
@@ -222,7 +222,7 @@ class Recalled:
             shown: Documents that the call is shown.
         """
         with self._lock:
-            known = [sources_in(log.log.metadata) for log in self.result.logs]
+            known = [sources_in(log.trace.metadata) for log in self.result.logs]
             if any(is_outdated(sources, shown) for sources in known):
                 self.result = self._search(shown=shown)
             new = {log.id for log in self.result.logs} - self._used

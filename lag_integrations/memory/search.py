@@ -8,7 +8,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement
 
-from lag_integrations.memory.indexer import Deriver
+from lag_integrations.memory.indexer import Indexer
 from lag_integrations.memory.results import (
     Candidate,
     RecalledLog,
@@ -67,9 +67,9 @@ class Searcher:
         reranker: Orders what reaches the floor, if there is one.
     """
 
-    def __init__(self, store: LogStore, deriver: Deriver, reranker: Reranker | None = None) -> None:
+    def __init__(self, store: LogStore, indexer: Indexer, reranker: Reranker | None = None) -> None:
         self._store = store
-        self._deriver = deriver
+        self._indexer = indexer
         self._reranker = reranker
 
     def search(
@@ -131,7 +131,7 @@ class Searcher:
             if newest_only:
                 kept = self._newest(ordered, kept)
             if skip is not None:
-                kept = [log for log in kept if not skip(log.log)]
+                kept = [log for log in kept if not skip(log.trace)]
             if len(kept) >= wanted or len(kept) == len(near) or len(near) < logs:
                 return _Fitting(found, ordered, kept)
             logs *= 2  # others take the places of those that are left out
@@ -188,9 +188,9 @@ class Searcher:
         allowed: ColumnElement[bool],
         filtered: bool,
     ) -> list[Found]:
-        relevance = self._deriver.relevance
+        relevance = self._indexer.relevance
         return self._store.search(
-            self._deriver.query(query),
+            self._indexer.embed_query(query),
             relevance,
             logs=logs,
             # What is far below is of interest only to say what was nearest.
@@ -205,7 +205,7 @@ class Searcher:
         """Both in the reranker's order, if there is one."""
         if self._reranker is None:
             return found, logs
-        texts = [f"{log.log.task}\n{log.log.last_response}" for log in logs]
+        texts = [f"{log.trace.task}\n{log.trace.last_response}" for log in logs]
         ordered = [logs[place] for place in self._reranker.order(query, texts)]
         by_id = {one.id: one for one in found}
         return [by_id[log.id] for log in ordered], ordered
@@ -217,8 +217,8 @@ class Searcher:
         by_id = {log.id: log for log in logs}
         times = self._store.ledger.captured_at(list(by_id))
         # A turn of a conversation is alike to the one before, of which its task speaks, too.
-        alone = [log.id for log in logs if not log.log.earlier and log.id in times]
-        tasks, relevance = self._store.embeddings.tasks(alone), self._deriver.relevance
+        alone = [log.id for log in logs if not log.trace.earlier and log.id in times]
+        tasks, relevance = self._store.embeddings.tasks(alone), self._indexer.relevance
         ordered = newest_first([one for one in near if one.id in by_id], tasks, times, relevance)
         return newest_of_each_task([by_id[one.id] for one in ordered], times)
 

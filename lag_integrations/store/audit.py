@@ -103,7 +103,7 @@ class Audit:
             if problem.kind in ("segment_missing", "segment_damaged"):
                 store.discard(self._keys[problem.subject], problem.subject)
             elif problem.kind == "orphan_file":
-                store.blobs.remove(problem.subject)
+                store.segment_files.remove(problem.subject)
             elif problem.kind in ("index_unusable", "index_differs"):
                 rebuild = True
         store.retry_removals()
@@ -115,7 +115,7 @@ class Audit:
         store = self._store
         for detail in store.database.damage():
             yield Problem("ledger_damaged", "ledger", detail)
-        for removal in store.removals.next(1):
+        for removal in store.deletion_queue.next(1):
             yield Problem(
                 "removal_pending",
                 removal.log_id or removal.file or "",
@@ -140,10 +140,10 @@ class Audit:
             self._progress(done, len(stored))
 
     def _wrong_with(self, key: SegmentKey, file: str, size: int) -> tuple[Kind, str] | None:
-        if not self._store.blobs.is_name(file):
+        if not self._store.segment_files.is_name(file):
             return "segment_missing", "this is no name of a file of ours"
         try:
-            data = self._store.blobs.get(file)
+            data = self._store.segment_files.get(file)
             self._store.decode(data, key)
         except FileNotFoundError as error:
             return "segment_missing", str(error)

@@ -20,7 +20,7 @@ from pathlib import Path
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import LEDGER_FILE
 from lag_integrations.store.private import make_private_file
-from lag_integrations.store.segment_files import Blobs, sync_folder
+from lag_integrations.store.segment_files import SegmentFiles, sync_folder
 from lag_integrations.store.store import LogStore
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def back_up(
         raise StoreError(f"{target} exists already; give the name of a new folder.")
     with _new_folder(target) as scratch:
         ledger = store.database.sqlite_connection()
-        return _copy(ledger, store.blobs if segments else None, scratch, progress)
+        return _copy(ledger, store.segment_files if segments else None, scratch, progress)
 
 
 def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> Copied:
@@ -98,7 +98,7 @@ def restore(backup: str | Path, path: str | Path, progress: Progress | None = No
         raise StoreError(f"There is no backup at {source}: it has no {LEDGER_FILE}.")
     if target.is_symlink() or (target.exists() and not _is_empty(target)):
         raise StoreError(f"{target} is not empty; give a new or empty folder.")
-    blobs = Blobs(str(source / _SEGMENTS)) if (source / _SEGMENTS).is_dir() else None
+    blobs = SegmentFiles(str(source / _SEGMENTS)) if (source / _SEGMENTS).is_dir() else None
     with _new_folder(target) as scratch:
         return _copy(_opened(source / LEDGER_FILE), blobs, scratch, progress)
 
@@ -135,7 +135,7 @@ def _opened(ledger: Path) -> Iterator[sqlite3.Connection]:
 
 def _copy(
     ledger: AbstractContextManager[sqlite3.Connection],
-    blobs: Blobs | None,
+    blobs: SegmentFiles | None,
     folder: Path,
     progress: Progress | None,
 ) -> Copied:
@@ -148,7 +148,7 @@ def _copy(
             f"The ledger cannot be copied: it is damaged, or no ledger ({error}). Take another "
             "backup, or import an export."
         ) from error
-    copies = Blobs(str(folder / _SEGMENTS))
+    copies = SegmentFiles(str(folder / _SEGMENTS))
     copied = 0
     for done, file in enumerate(files if blobs is not None else (), 1):
         copied += blobs is not None and _copy_file(blobs, copies, file)
@@ -171,7 +171,7 @@ def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]
         return logs, [row[0] for row in rows]
 
 
-def _copy_file(source: Blobs, target: Blobs, file: str) -> bool:
+def _copy_file(source: SegmentFiles, target: SegmentFiles, file: str) -> bool:
     """Copy a segment file; say whether it was there."""
     try:
         data = bytes(source.get(file))

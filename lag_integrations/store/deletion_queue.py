@@ -26,7 +26,7 @@ class Removal:
     file: str | None
 
 
-class Removals:
+class DeletionQueue:
     """The durable queue of removals of one namespace: a crash cannot leave anything behind.
 
     Args:

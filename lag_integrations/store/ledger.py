@@ -719,7 +719,7 @@ class Ledger:
     def delete(self, ids: Sequence[str], *, evicted: bool = False) -> set[str]:
         """Delete logs with everything derived; gives the ids that existed.
 
-        Index entries and files are queued in the same transaction: see `Removals`.
+        Index entries and files are queued in the same transaction: see `DeletionQueue`.
 
         Args:
             ids: The logs.

@@ -6,8 +6,8 @@ import posixpath
 import re
 from collections.abc import Iterator
 
-from lag_integrations.store.deletion_queue import Removals
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.deletion_queue import DeletionQueue
+from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segments import SegmentTable
 
 MIN_AGE = 600.0
@@ -28,12 +28,12 @@ class Orphans:
     """
 
     def __init__(
-        self, blobs: Blobs, store_id: str, segments: SegmentTable, removals: Removals
+        self, blobs: SegmentFiles, store_id: str, segments: SegmentTable, removals: DeletionQueue
     ) -> None:
-        self._blobs = blobs
+        self._segment_files = blobs
         self._store_id = store_id
         self._segments = segments
-        self._removals = removals
+        self._deletion_queue = removals
         name = r"[^/]{1,16}/[0-9a-f]{2}/([0-9a-f-]+\.safetensors|\.[^/]+\.part)"
         self._ours = re.compile(f"{re.escape(store_id)}/{name}")
 
@@ -43,32 +43,34 @@ class Orphans:
         Args:
             min_age: Seconds since they were written; before, another process may be at it.
         """
-        names = [name for name in self._blobs.names(self._store_id) if self._ours.fullmatch(name)]
+        names = [
+            name for name in self._segment_files.names(self._store_id) if self._ours.fullmatch(name)
+        ]
         # Asked after the files were listed: a file is recorded after it was written.
         for start in range(0, len(names), _CHUNK):
             part = names[start : start + _CHUNK]
-            known = self._segments.live_files(part) | self._removals.files(part)
+            known = self._segments.live_files(part) | self._deletion_queue.files(part)
             for name in part:
-                if name not in known and self._blobs.age(name) >= min_age:
+                if name not in known and self._segment_files.age(name) >= min_age:
                     yield name
 
     def of_log(self, log_id: str) -> set[str]:
         """Return the files of a deleted log that were not recorded, whole or half written."""
         names = [
             name
-            for folder in self._blobs.folders(self._store_id)
-            for name in self._blobs.names(f"{folder}/{log_id[:2]}")
+            for folder in self._segment_files.folders(self._store_id)
+            for name in self._segment_files.names(f"{folder}/{log_id[:2]}")
             if posixpath.basename(name).lstrip(".").startswith(f"{log_id}-")
             and self._ours.fullmatch(name)
         ]
         # It may have been added again; and what is queued is removed by itself.
-        return set(names) - self._segments.live_files(names) - self._removals.files(names)
+        return set(names) - self._segments.live_files(names) - self._deletion_queue.files(names)
 
     def aside(self, log_id: str) -> list[str]:
         """Return the damaged files of a log that were put aside."""
         folder = f"{self._store_id}/{_QUARANTINE}/{log_id}"
         ours = re.compile(re.escape(f"{folder}/{log_id}") + r"-[0-9a-f]+\.safetensors")
-        return [name for name in self._blobs.names(folder) if ours.fullmatch(name)]
+        return [name for name in self._segment_files.names(folder) if ours.fullmatch(name)]
 
     def put_aside(self, log_id: str, file: str) -> None:
         """Move a damaged file of a log out of the way.
@@ -78,4 +80,4 @@ class Orphans:
             StoreError: A link leads to where it is, or would be.
         """
         name = posixpath.basename(file)
-        self._blobs.move(file, f"{self._store_id}/{_QUARANTINE}/{log_id}/{name}")
+        self._segment_files.move(file, f"{self._store_id}/{_QUARANTINE}/{log_id}/{name}")

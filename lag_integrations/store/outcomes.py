@@ -14,7 +14,7 @@ from lag_integrations.traces.provenance import OUTDATED, UNJUDGED, VERDICT, with
 from lag_integrations.traces.trace import Outcome
 
 
-class Verdicts:
+class Outcomes:
     """The outcomes that judges and people give to logs of a namespace.
 
     Args:
@@ -41,7 +41,7 @@ class Verdicts:
         """Record an outcome, unless someone gave a verdict; false if there is no such log."""
         return self._set(key, outcome, verdict=False)
 
-    def give(self, key: str, outcome: Outcome) -> bool:
+    def set_by_user(self, key: str, outcome: Outcome) -> bool:
         """Record someone's verdict on a log, and count it for the logs that were recalled into it.
 
         A verdict is counted once for each run; another one on the same run takes it back. A success

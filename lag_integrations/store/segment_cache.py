@@ -42,7 +42,7 @@ class HotTier:
 
         Args:
             file: The file's name. No name is used twice, but somebody may damage what is mapped.
-            stamp: The file's, now (`Blobs.stamp`).
+            stamp: The file's, now (`SegmentFiles.stamp`).
         """
         with self._lock:
             held = self._held.get(file)

@@ -21,7 +21,7 @@ Stamp = tuple[int, int, int]
 """Number, size and time of a file."""
 
 
-class Blobs:
+class SegmentFiles:
     """Named pieces of bytes, each written as a whole or not at all.
 
     Args:

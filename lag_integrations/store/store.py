@@ -26,7 +26,7 @@ from lag_integrations.store import receipts
 from lag_integrations.store.budget import Evictor
 from lag_integrations.store.chroma import Server, SharedFolder, Unreadable
 from lag_integrations.store.database import Database
-from lag_integrations.store.deletion_queue import Removal, Removals
+from lag_integrations.store.deletion_queue import DeletionQueue, Removal
 from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.index import ChromaAccess, Index
@@ -36,13 +36,13 @@ from lag_integrations.store.locks import patiently
 from lag_integrations.store.matches import Found, Query
 from lag_integrations.store.migrations import BACKUPS
 from lag_integrations.store.orphans import Orphans
-from lag_integrations.store.outcomes import Verdicts
+from lag_integrations.store.outcomes import Outcomes
 from lag_integrations.store.receipts import Receipt, Remainder
 from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.segment_cache import HotTier
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segments import SegmentTable
-from lag_integrations.store.store_metadata import Facts
+from lag_integrations.store.store_metadata import StoreMetadata
 from lag_integrations.store.vector_search import VectorSearch
 from lag_integrations.traces.screening import Gate
 
@@ -107,7 +107,7 @@ class LogStore:
         self.database = Database(ledger, self.path)
         try:
             place = segments or str(self.path / "segments")
-            self.blobs = Blobs(place, make=not self.read_only)
+            self.segment_files = SegmentFiles(place, make=not self.read_only)
             self._open_parts(index, ttl, hot_bytes, gate)
         except BaseException:
             self.database.close()
@@ -122,21 +122,21 @@ class LogStore:
     ) -> None:
         self.locks = self.database.locks
         self.ledger = Ledger(self.database, self.namespace, ttl, gate)
-        self.verdicts = Verdicts(self.database, self.ledger)
+        self.outcomes = Outcomes(self.database, self.ledger)
         self.lexical = LexicalIndex(self.database, self.ledger)
         self.failures = Failures(self.database, self.ledger)
         self.embeddings = EmbeddingTable(self.database, self.ledger, self.failures)
         self.segments = SegmentTable(self.database, self.ledger)
-        self.removals = Removals(self.database, self.namespace)
-        self.facts = Facts(self.database)
+        self.deletion_queue = DeletionQueue(self.database, self.namespace)
+        self.metadata = StoreMetadata(self.database)
         self.evictor = Evictor(self.database, self.ledger)
         # Others may keep theirs in the same bucket, or on the same server.
-        self.id = self.facts.first_setting("store_id", uuid4().hex[:12])
-        self.orphans = Orphans(self.blobs, self.id, self.segments, self.removals)
-        self._secret = self.facts.signing_key()
-        self.index = Index(self._chroma(index), self.id, self.namespace, self.facts.generation)
+        self.id = self.metadata.first_setting("store_id", uuid4().hex[:12])
+        self.orphans = Orphans(self.segment_files, self.id, self.segments, self.deletion_queue)
+        self._secret = self.metadata.signing_key()
+        self.index = Index(self._chroma(index), self.id, self.namespace, self.metadata.generation)
         self.vectors = VectorSearch(self.ledger, self.embeddings, self.index, self._hold)
-        self.hot = HotTier(hot_bytes)
+        self.segment_cache = HotTier(hot_bytes)
         self._stuck: dict[int, str] = {}  # removals that do not work
         self._uncompacted = False  # the ledger's journal still has something of what was deleted
 
@@ -144,7 +144,7 @@ class LogStore:
         """Release everything."""
         self.index.close()
         self.database.close()
-        self.hot.clear()
+        self.segment_cache.clear()
 
     # Recall
 
@@ -200,21 +200,23 @@ class LogStore:
             BusyError: Others use the index, from which entries have to go.
             StoreError: The index does not work.
         """
-        found = [removal for removal in self._removals() if self._remove(removal)]
+        found = [removal for removal in self._due() if self._remove(removal)]
         if not found:
             return False
-        self.hot.drop_logs({removal.log_id for removal in found if removal.log_id is not None})
+        self.segment_cache.drop_logs(
+            {removal.log_id for removal in found if removal.log_id is not None}
+        )
         if any(removal.log_id is not None for removal in found):
             self._compact()
         with self._hold("merge"):
             # Others may have been faster, and SQLite gives the number of a row again.
-            mine = set(self._removals()).intersection(found)
-            self.removals.done([removal for removal in mine if removal.log_id is None])
+            mine = set(self._due()).intersection(found)
+            self.deletion_queue.done([removal for removal in mine if removal.log_id is None])
             logs = {removal: removal.log_id for removal in mine if removal.log_id is not None}
             try:
                 if logs:
                     self.vectors.remove(list(set(logs.values())))
-                    self.removals.done(list(logs))
+                    self.deletion_queue.done(list(logs))
             except ForkedError as error:  # others will
                 self._stuck |= {removal.id: str(error) for removal in logs}
         return True
@@ -240,7 +242,7 @@ class LogStore:
         """Remove the files of no log, which a crash left behind, if no other process is at it."""
         with self.locks.hold_free(["orphans"]) as held:
             for name in self.orphans.find() if held else ():
-                self.blobs.remove(name)
+                self.segment_files.remove(name)
 
     def finish_removals(self) -> None:
         """Wait until nothing is left of what was deleted.
@@ -260,8 +262,8 @@ class LogStore:
                 f"{'; '.join(list(self._stuck.values())[:3])}. It is tried again."
             )
 
-    def _removals(self) -> list[Removal]:
-        return self.removals.next(_REMOVED_AT_ONCE, but=list(self._stuck))
+    def _due(self) -> list[Removal]:
+        return self.deletion_queue.next(_REMOVED_AT_ONCE, but=list(self._stuck))
 
     def _compact(self) -> None:
         self._uncompacted = not self.database.compact()
@@ -269,16 +271,16 @@ class LogStore:
     def _remove(self, removal: Removal) -> bool:
         """Remove what is in files; gives whether it is gone."""
         try:
-            if removal.file is not None and not self.blobs.is_name(removal.file):
+            if removal.file is not None and not self.segment_files.is_name(removal.file):
                 logger.warning(
                     "A row names %.80r to be removed, which is no file of ours.", removal.file
                 )
             elif removal.file is not None:
-                self.blobs.remove(removal.file)
+                self.segment_files.remove(removal.file)
             if removal.log_id is not None:
                 aside = self.orphans.aside(removal.log_id)
                 for name in [*aside, *self.orphans.of_log(removal.log_id)]:
-                    self.blobs.remove(name)
+                    self.segment_files.remove(name)
         except (OSError, StoreError) as error:
             self._stuck[removal.id] = f"{removal.file or removal.log_id}: {error}"
             logger.warning("A segment file cannot be removed yet: %s", error)
@@ -302,13 +304,13 @@ class LogStore:
             StoreError: The ledger fails; nothing is deleted.
         """
         deleted = self.ledger.delete(ids)
-        self.hot.drop_logs(deleted)
+        self.segment_cache.drop_logs(deleted)
         self.database.forget_values()
         return deleted
 
     def let_go(self) -> None:
         """Let go of what is held in memory of logs that others deleted."""
-        self.hot.keep_only(self.segments.live_files)
+        self.segment_cache.keep_only(self.segments.live_files)
         self.database.forget_values()
 
     def receipt(self, ids: Collection[str], *, swept: bool) -> Receipt:
@@ -369,16 +371,16 @@ class LogStore:
             file: Its file.
             staged: Brings it into the memory where it is to be held.
         """
-        if not self.blobs.is_name(file):  # somebody else wrote that row
+        if not self.segment_files.is_name(file):  # somebody else wrote that row
             self.discard(key, file)
             return None
-        stamp = self.blobs.stamp(file)
-        held = self.hot.get(file, stamp)
+        stamp = self.segment_files.stamp(file)
+        held = self.segment_cache.get(file, stamp)
         if held is not None:
             return held
         try:
             with computing():
-                segment = staged(self.decode(self.blobs.get(file), key))
+                segment = staged(self.decode(self.segment_files.get(file), key))
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
                 why = f"{file} is missing." if isinstance(error, OSError) else error
@@ -387,9 +389,9 @@ class LogStore:
         except OSError as error:  # the storage's fault, not the file's
             logger.warning("The segment of log %s cannot be read now: %s", key.log_id, error)
             return None
-        self.hot.put(file, key.log_id, segment, stamp)
+        self.segment_cache.put(file, key.log_id, segment, stamp)
         if not self.segments.live_files([file]):  # deleted while it was read
-            self.hot.drop_logs({key.log_id})
+            self.segment_cache.drop_logs({key.log_id})
         return segment
 
     def decode(self, data: Data, key: SegmentKey) -> Segment:
@@ -402,7 +404,7 @@ class LogStore:
         try:
             return load_segment(data, key, self._secret)
         except SegmentCorruptedError:
-            secret, self._secret = self._secret, self.facts.signing_key()
+            secret, self._secret = self._secret, self.metadata.signing_key()
             if secret == self._secret:
                 raise
             return load_segment(data, key, self._secret)
@@ -412,15 +414,15 @@ class LogStore:
 
         A secret that somebody may know proves nothing, so all segments are made again.
         """
-        self.facts.new_signing_key()
-        self.hot.clear()
+        self.metadata.new_signing_key()
+        self.segment_cache.clear()
         self.retry_removals()
 
     def discard(self, key: SegmentKey, file: str) -> bool:
         """Put a damaged file aside, and have its segment made again; False if it was already."""
         if self.read_only or not self.segments.forget(key, file):
             return self.read_only
-        if not self.blobs.is_name(file):
+        if not self.segment_files.is_name(file):
             logger.warning("The segment of log %s was recorded under no name of ours.", key.log_id)
             return True
         try:
@@ -446,20 +448,20 @@ class LogStore:
         """
         if self.read_only:
             return segment, 0
-        self._secret = self.facts.signing_key()  # it may have been changed meanwhile
+        self._secret = self.metadata.signing_key()  # it may have been changed meanwhile
         with computing():
             data = dump_segment(segment, key, self._secret)
         # Never used twice: what is still being read, or removed, is another file.
         name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
         file = f"{self.id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
-        self.blobs.put(file, data)
+        self.segment_files.put(file, data)
         if not self.segments.add(key, file=file, tokens=len(segment), size=len(data)):
-            self.blobs.remove(file)
+            self.segment_files.remove(file)
             return segment, 0
         if staged is not None:
             with computing():
                 segment = staged(load_segment(data, key, self._secret))
-            self.hot.put(file, key.log_id, segment, self.blobs.stamp(file))
+            self.segment_cache.put(file, key.log_id, segment, self.segment_files.stamp(file))
         return segment, len(data)
 
     def _chroma(self, index: str | ClientAPI | None) -> ChromaAccess:

@@ -37,7 +37,7 @@ def generation_of(record: str | None) -> str:
     return "none" if record is None else str(json.loads(record).get("generation", "first"))
 
 
-class Facts:
+class StoreMetadata:
     """Settings and models. They hold for all namespaces.
 
     Args:

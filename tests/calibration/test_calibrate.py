@@ -137,8 +137,8 @@ def test_the_store_keeps_it_for_processes_without_the_cache(cache, tmp_path, mea
         newer = of(measured, temperature=0.85)
         elsewhere.use_calibration(newer)
         memory.attach(elsewhere)
-        assert memory.store.facts.calibration(measured.fingerprint) == newer.model_dump_json()
-        memory.store.facts.set_calibration(measured.fingerprint, "{")
+        assert memory.store.metadata.calibration(measured.fingerprint) == newer.model_dump_json()
+        memory.store.metadata.set_calibration(measured.fingerprint, "{")
     with KVLogMemory(tmp_path / "m", embedder=hash_embedder) as memory:
         memory.attach(unlucky := tiny_engine())
         assert unlucky.calibration is None

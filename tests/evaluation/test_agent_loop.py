@@ -85,7 +85,7 @@ def test_segments_are_injected_best_last_and_more_each_round(agent, puppet, memo
     puppet.says("<keywords>president of Peru</keywords>", "<ans>Boluarte</ans>")
     run = agent(name).run(QUESTION)
     assert puppet.injected == [1, 2]
-    assert {log.log.task for log in run.logs} == {LIMA.task, PERU.task}
+    assert {log.trace.task for log in run.logs} == {LIMA.task, PERU.task}
     assert run.logs[0].score >= run.logs[1].score
     kept = [len(segment) for segment in memory.segments(run.logs, puppet)]
     assert run.injected_tokens >= sum(kept) + min(kept)
@@ -99,7 +99,7 @@ def test_text_stands_before_the_question_and_after_the_documents(agent, puppet, 
     run = agent(name).run(QUESTION)
     assert puppet.injected == [0, 0]
     whole = name == "text_all"
-    best, other = (whole_text(log.log) if whole else log.log.last_response for log in run.logs)
+    best, other = (whole_text(log.trace) if whole else log.trace.last_response for log in run.logs)
     read = puppet.prompts[1]
     places = [read.index(text) for text in (TEXTS["president"], other, best, QUESTION.text)]
     assert places == sorted(places)

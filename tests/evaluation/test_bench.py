@@ -90,7 +90,7 @@ def test_tasks_are_as_long_as_asked_for_and_no_two_alike(engine):
     assert len(words) == 6
     for text in words:  # what they begin with alike is the system message and the turn's header
         shared = engine.generate([Message(role="user", content=text)], max_new_tokens=1)
-        head = engine.format.render([Message(role="user", content=text)]).head
+        head = engine.chat_template.render([Message(role="user", content=text)]).head
         assert shared.reused_tokens <= head + 8
 
 

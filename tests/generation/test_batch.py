@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lag_integrations.engine.generation.batch import can_decode_together, decode_together, step
 from lag_integrations.engine.generation.sampling import Sampling
-from lag_integrations.engine.generation.sequence import Request, Row
+from lag_integrations.engine.generation.sequence import Request, SequenceState
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
 from lag_integrations.traces.trace import Message
@@ -38,7 +38,7 @@ def rows_and_caches(model: PreTrainedModel):
     rows, caches = [], []
     for length, limit in zip((4, 31, 12, 31), LIMITS, strict=True):
         request = Request(tokens(length, seed=length), 0, (), limit, (), Sampling())
-        row, cache = Row(request, tokenizer, frozenset()), new_cache()
+        row, cache = SequenceState(request, tokenizer, frozenset()), new_cache()
         row.advance(prefill(model, torch.tensor(request.prompt_ids), cache))
         rows.append(row)
         caches.append(cache)
@@ -55,7 +55,7 @@ def test_together_as_alone(family: Family) -> None:
         alone, caches = rows_and_caches(model)
         for row, cache in zip(alone, caches, strict=True):
             while not row.done:
-                row.advance(prefill(model, torch.tensor(row.unread), cache))
+                row.advance(prefill(model, torch.tensor(row.pending_tokens), cache))
     assert [row.generation.token_ids for row in together] == [
         row.generation.token_ids for row in alone
     ]

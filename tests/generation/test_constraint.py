@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from lag_integrations import Engine
 from lag_integrations.engine.generation.constraint import Grammars
 from lag_integrations.engine.generation.grammar import (
-    Marks,
+    SpecialTokens,
     json_answer,
     json_or_calls,
     text_or_calls,
@@ -207,7 +207,7 @@ def grammars(engine):
 
 def test_a_call_amid_text_is_whole(engine, grammars):
     """The model is free until it begins a call; then it must finish one, and is free again."""
-    grammar = text_or_calls(FORMS, Marks({}))
+    grammar = text_or_calls(FORMS, SpecialTokens({}))
     for seed in range(5):
         begun = engine.tokenizer("Let me see. <tool_call>")["input_ids"]
         text = engine.tokenizer.decode(drive(grammars, grammar, begun, seed))
@@ -223,25 +223,25 @@ def test_a_call_amid_text_is_whole(engine, grammars):
 def marked(engine):
     """A tokenizer whose marks are tokens of their own, as most models' are."""
     tokenizer = copy.deepcopy(engine.tokenizer)
-    marks = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
-    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in marks])
+    special_tokens = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in special_tokens])
     return tokenizer
 
 
 def test_marks_that_are_tokens(marked):
     grammars = Compiled(marked)
-    marks = Marks.of(marked.get_added_vocab(), marked.all_special_tokens)
-    grammar = text_or_calls(FORMS, marks)
+    special_tokens = SpecialTokens.of(marked.get_added_vocab(), marked.all_special_tokens)
+    grammar = text_or_calls(FORMS, special_tokens)
     for seed, thought in enumerate(("", "<think>I could <tool_call> it.</think>\n\n")):
         begun = marked(thought + "Well. <tool_call>")["input_ids"]
         text = marked.decode(drive(grammars, grammar, begun, seed))
         assert text.startswith(thought + "Well. " + OPENING)
         call = text.removeprefix(thought + "Well. " + OPENING).split(CLOSING)[0]
         jsonschema.validate(json.loads(call), CALL)
-    inside = text_or_calls(FORMS, marks, thinking=True)
+    inside = text_or_calls(FORMS, special_tokens, thinking=True)
     begun = marked("I could <tool_call> it.</think>Hello.")["input_ids"]
     assert drive(grammars, inside, begun, most=len(begun)) == begun
-    none = text_without(["<tool_call>"], marks)
+    none = text_without(["<tool_call>"], special_tokens)
     begun = marked("<think>Hm.</think>Hello.")["input_ids"]
     assert drive(grammars, none, begun, most=len(begun)) == begun
     with pytest.raises(AssertionError, match="may not stand"):
@@ -310,7 +310,7 @@ def test_penalties_do_not_undo_a_grammar(wild):
 
 def test_either_a_call_or_an_object(wild):
     answer_schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-    grammar = json_or_calls(FORMS, answer_schema, Marks({}))
+    grammar = json_or_calls(FORMS, answer_schema, SpecialTokens({}))
     kinds = set()
     for seed in range(12):
         text = write(wild, grammar, seed=seed, max_new_tokens=60).text
@@ -326,7 +326,7 @@ def test_either_a_call_or_an_object(wild):
 def test_text_in_which_no_call_may_begin(engine, grammars):
     begun = engine.tokenizer("Write <tool_call")["input_ids"]
     (close,) = engine.tokenizer(">")["input_ids"]
-    grammar = text_without(["<tool_call>", '{"name"'], Marks({}))
+    grammar = text_without(["<tool_call>", '{"name"'], SpecialTokens({}))
     assert drive(grammars, grammar, begun, most=len(begun)) == begun
     with pytest.raises(AssertionError, match="may not stand"):
         drive(grammars, grammar, [*begun, close])

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.rope import Kernel
@@ -336,21 +336,22 @@ def whole_prefix(model: PreTrainedModel, positions: Positions) -> Segment:
     return encode(model, positions, ids, range(PREFIX), fingerprint=FINGERPRINT)
 
 
-def spliced(positions: Positions, segment: Segment, start: int) -> DynamicCache:
+def with_segments(positions: Positions, segment: Segment, start: int) -> DynamicCache:
     """A cache that holds one segment only, from a given position on."""
     cache = new_cache()
-    end = splice(cache, positions, [segment], start=start, fingerprint=FINGERPRINT)
+    end = inject(cache, positions, [segment], start=start, fingerprint=FINGERPRINT)
     assert end == start + len(segment)
     return cache
 
 
 def differences(model: PreTrainedModel, positions: Positions) -> list[torch.Tensor]:
-    """Logits after a spliced segment less those of a full run, for each start."""
+    """Logits after a with_segments segment less those of a full run, for each start."""
     ids = tokens()
     expected = full_logits(model, ids)[PREFIX:]
     segment = whole_prefix(model, positions)
     return [
-        feed(model, spliced(positions, segment, start), ids[PREFIX:], start + PREFIX) - expected
+        feed(model, with_segments(positions, segment, start), ids[PREFIX:], start + PREFIX)
+        - expected
         for start in STARTS
     ]
 

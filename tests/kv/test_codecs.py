@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import EncodingError, StoreError
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs import CODECS, codec
 from lag_integrations.kv.codecs.scaled import round_up
 from lag_integrations.kv.segment import Segment, SegmentKey
@@ -25,7 +25,7 @@ SCALE = 1 + 2**-7  # a bf16 scale that was rounded up
 LAYERS, HEADS = 3, 2
 
 
-def pair(tokens: int, dims: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> Slots:
+def pair(tokens: int, dims: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> LayerKV:
     """Keys with a few large, shifted channels and values with a few large tokens, as models have.
 
     A scale over the wrong axis makes the small ones next to them vanish. Some rows are zero.

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode, encode_rows
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.prefix_cache import PrefixCache
 from lag_integrations.kv.probe import probe
@@ -29,9 +29,9 @@ from tests.kv.families import (
     full_logits,
     greedy,
     load,
-    spliced,
     tokens,
     whole_prefix,
+    with_segments,
 )
 
 # fp32 angles at positions near 1000 are exact to 6e-5; sharp random attention amplifies that.
@@ -88,10 +88,10 @@ def test_probe_finds_the_scheme(case: Case) -> None:
 @pytest.mark.parametrize("start", STARTS)
 def test_splice_equals_full_prefill(case: Case, start: int) -> None:
     rest = tokens()[PREFIX:]
-    cache = spliced(case.positions, case.segment, start)
+    cache = with_segments(case.positions, case.segment, start)
     logits = feed(case.model, cache, rest, start + PREFIX)
     assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
-    cache = spliced(case.positions, case.segment, start)
+    cache = with_segments(case.positions, case.segment, start)
     assert greedy(case.model, cache, rest, start + PREFIX) == case.answer
 
 
@@ -99,7 +99,7 @@ def test_wrong_position_is_noticed(case: Case) -> None:
     """The test of the tests: keys that stand elsewhere must change the logits visibly."""
     if not case.family.rotary:
         pytest.skip("its cache carries no positions")
-    cache = spliced(case.positions, case.segment, 7)
+    cache = with_segments(case.positions, case.segment, 7)
     logits = feed(case.model, cache, tokens()[PREFIX:], PREFIX)
     assert distance(logits, case.logits[PREFIX:]) > 50 * TOLERANCE
 
@@ -115,7 +115,7 @@ def test_after_ordinary_tokens(case: Case) -> None:
     def filled() -> DynamicCache:
         cache = new_cache()
         feed(case.model, cache, ids[:before], 0)
-        splice(cache, case.positions, [segment], start=before, fingerprint=FINGERPRINT)
+        inject(cache, case.positions, [segment], start=before, fingerprint=FINGERPRINT)
         return cache
 
     logits = feed(case.model, filled(), ids[PREFIX:], PREFIX)
@@ -128,13 +128,13 @@ def test_what_was_read_lately_is_not_read_again(case: Case) -> None:
     other = [*ids[:PREFIX], *tokens(9, seed=4)]
     cache = new_cache()
     feed(case.model, cache, other, 0)
-    prefixes.put(other, cache)
+    prefixes.insert(other, cache)
     before = [pair[0].clone() for pair in read_layers(cache)]
     for _ in range(2):  # the second time, the first answer must have left it as it was
-        begun, known = prefixes.begin(ids)
+        begun, known = prefixes.fork(ids)
         assert known == begun.get_seq_length() == PREFIX
         assert greedy(case.model, begun, ids[PREFIX:], PREFIX) == case.answer
-        begun, _ = prefixes.begin(ids)
+        begun, _ = prefixes.fork(ids)
         logits = feed(case.model, begun, ids[PREFIX:], PREFIX)
         assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
     assert all(map(torch.equal, before, (pair[0] for pair in read_layers(cache))))
@@ -144,13 +144,13 @@ def test_a_trace_that_was_read_already_is_encoded_from_what_is_there(case: Case)
     ids, prefixes, passes = tokens(), PrefixCache(2**20), 0
     cache = new_cache()
     feed(case.model, cache, ids[:PREFIX], 0)
-    prefixes.put(ids[:PREFIX], cache)
+    prefixes.insert(ids[:PREFIX], cache)
 
     def count(_: object, arguments: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
         nonlocal passes
         passes += kwargs["input_ids"].shape[1]
 
-    begun, _ = prefixes.begin(ids[:PREFIX])
+    begun, _ = prefixes.fork(ids[:PREFIX])
     with case.model.register_forward_pre_hook(count, with_kwargs=True):
         (live,) = encode_rows(
             case.model,
@@ -202,14 +202,14 @@ def test_encoding_together_is_encoding_alone(
 
 
 def test_two_segments_in_other_order(case: Case) -> None:
-    """Each encoded alone and spliced as B, A: as if computed alone, but at those positions."""
+    """Each encoded alone and injected as B, A: as if computed alone, but at those positions."""
     first, second = tokens(11, seed=2), tokens(14, seed=3)
     segments = [
         encode(case.model, case.positions, ids, range(len(ids)), fingerprint=FINGERPRINT)
         for ids in (second, first)
     ]
     cache = new_cache()
-    end = splice(cache, case.positions, segments, start=0, fingerprint=FINGERPRINT)
+    end = inject(cache, case.positions, segments, start=0, fingerprint=FINGERPRINT)
     assert end == len(first) + len(second)
 
     expected = new_cache()
@@ -232,13 +232,13 @@ def test_two_segments_in_other_order(case: Case) -> None:
 def test_attention_temperature_scales_deviations_of_keys_and_nothing_else(case: Case) -> None:
     plain, latents = case.positions, case.model.config.get_text_config()
     sharper = new_cache()
-    splice(sharper, plain, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=0.5)
+    inject(sharper, plain, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=0.5)
     halves = []
     for group, (keys, values) in zip(plain.groups, case.segment.slots, strict=True):
         mean = keys.mean(2, keepdim=True) if group.has_keys else 0.0
         halves.append((2 * keys - mean if group.has_keys else keys, values))
     expected = replace(case.segment, slots=tuple(halves))
-    pairs = zip(read_layers(sharper), read_layers(spliced(plain, expected, 7)), strict=True)
+    pairs = zip(read_layers(sharper), read_layers(with_segments(plain, expected, 7)), strict=True)
     for (keys, values), (other_keys, other_values) in pairs:
         assert torch.equal(values, other_values)
         assert distance(keys, other_keys) < TOLERANCE
@@ -248,8 +248,8 @@ def test_attention_temperature_scales_deviations_of_keys_and_nothing_else(case: 
 
 def test_temperature_1_changes_no_bit(case: Case) -> None:
     cache = new_cache()
-    splice(cache, case.positions, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=1.0)
-    plain = read_layers(spliced(case.positions, case.segment, 7))
+    inject(cache, case.positions, [case.segment], start=7, fingerprint=FINGERPRINT, temperature=1.0)
+    plain = read_layers(with_segments(case.positions, case.segment, 7))
     for pair, before in zip(read_layers(cache), plain, strict=True):
         assert all(map(torch.equal, pair, before))
 
@@ -260,13 +260,13 @@ def test_file_round_trip(case: Case) -> None:
     assert torch.equal(read.token_ids, case.segment.token_ids)
     for pair, stored in zip(read.slots, case.segment.slots, strict=True):
         assert all(torch.equal(*slots) for slots in zip(pair, stored, strict=True))
-    logits = feed(case.model, spliced(case.positions, read, 5), tokens()[PREFIX:], 5 + PREFIX)
+    logits = feed(case.model, with_segments(case.positions, read, 5), tokens()[PREFIX:], 5 + PREFIX)
     assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
 
 
 def test_segment_is_never_changed_or_shared(case: Case) -> None:
     stored = [[slot.clone() for slot in pair] for pair in case.segment.slots]
-    caches = [spliced(case.positions, case.segment, 0) for _ in range(2)]
+    caches = [with_segments(case.positions, case.segment, 0) for _ in range(2)]
     storages = [
         {slot.untyped_storage().data_ptr() for pair in pairs for slot in pair}
         for pairs in (case.segment.slots, *map(read_layers, caches))

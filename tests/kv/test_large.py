@@ -13,13 +13,13 @@ import torch
 
 from lag_integrations.kv import pages
 from lag_integrations.kv import position_scheme as positions
-from lag_integrations.kv.cache import Slots, append_layer, new_cache, read_layers
+from lag_integrations.kv.cache import LayerKV, append_layer, new_cache, read_layers
 from lag_integrations.kv.pages import empty
 from lag_integrations.kv.position_scheme import LayerGroup, Positions
 from lag_integrations.kv.rope import Kernel
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.segment_files import SegmentFiles
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 
@@ -105,7 +105,7 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
     group = LayerGroup(tuple(range(layers)), (Kernel("half", 0, 4), None), (), (2, 2), (6, 6))
     part = torch.randn(layers, 2, tokens, 6), torch.randn(layers, 2, tokens, 6)
 
-    def rotated() -> Slots:
+    def rotated() -> LayerKV:
         out = torch.empty_like(part[0]), torch.empty_like(part[1])
         Positions((group,), 10, torch.float32).apply(
             group, [part], torch.arange(tokens), out=out, temperature=0.5, backgrounds=[2]
@@ -126,7 +126,7 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped)
     slots = torch.randn(2, 2, 300, 1024), torch.randn(2, 2, 300, 1024)
     key = SegmentKey("log", "model", "last_turn", "native")
     data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
-    blobs = Blobs(str(tmp_path))
+    blobs = SegmentFiles(str(tmp_path))
     blobs.put("log", data)
     for _ in range(2):  # the second time, into memory that was used
         assert bytes(blobs.get("log")) == data
@@ -159,7 +159,7 @@ def test_without_huge_pages_memory_is_ordinary(monkeypatch):
 
 
 def test_a_file_that_gets_shorter_while_it_is_read_is_an_error(tmp_path, monkeypatch):
-    blobs = Blobs(str(tmp_path))
+    blobs = SegmentFiles(str(tmp_path))
     blobs.put("log", b"a segment")
     monkeypatch.setattr("lag_integrations.store.segment_files.mapped", lambda *_: None)
     real = os.fstat

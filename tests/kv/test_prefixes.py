@@ -25,7 +25,7 @@ def segment_of(tokens: int) -> Segment:
 
 def put(prefixes: PrefixCache, *pieces) -> None:
     length = sum(1 if isinstance(piece, int) else piece.length for piece in pieces)
-    prefixes.put(pieces, cache_of(length))
+    prefixes.insert(pieces, cache_of(length))
 
 
 def test_the_longest_beginning_is_found_and_the_last_piece_left():
@@ -40,9 +40,9 @@ def test_the_longest_beginning_is_found_and_the_last_piece_left():
         ([9, 2], 0),
         ([1], 0),
     ):
-        cache, found = prefixes.begin(prompt)
+        cache, found = prefixes.fork(prompt)
         assert (found, cache.get_seq_length()) == (known, known)
-    cache, _ = prefixes.begin([1, 2, 4, 9])
+    cache, _ = prefixes.fork([1, 2, 4, 9])
     keys, values = read_layers(cache)[1]
     assert torch.equal(keys, read_layers(cache_of(4))[1][0][:, :, :3])
     assert torch.equal(values, read_layers(cache_of(4))[1][1][:, :, :3])
@@ -52,12 +52,12 @@ def test_a_segment_is_found_only_as_itself_and_at_its_temperature():
     prefixes = PrefixCache(10_000)
     segment, twin = segment_of(3), segment_of(3)
     put(prefixes, 1, Injected.of(segment, 0.9), 2)
-    assert prefixes.begin([1, Injected.of(segment, 0.9), 2, 5])[1] == 3
-    cache, known = prefixes.begin([1, Injected.of(segment, 0.9), 7])
+    assert prefixes.fork([1, Injected.of(segment, 0.9), 2, 5])[1] == 3
+    cache, known = prefixes.fork([1, Injected.of(segment, 0.9), 7])
     assert (known, cache.get_seq_length()) == (2, 4)
-    assert prefixes.begin([1, Injected.of(twin, 0.9), 2, 5])[1] == 1
-    assert prefixes.begin([1, Injected.of(segment, 1.0), 2, 5])[1] == 1
-    assert prefixes.begin([1, 0, 1, 2, 2])[1] == 1, "its tokens as text are something else"
+    assert prefixes.fork([1, Injected.of(twin, 0.9), 2, 5])[1] == 1
+    assert prefixes.fork([1, Injected.of(segment, 1.0), 2, 5])[1] == 1
+    assert prefixes.fork([1, 0, 1, 2, 2])[1] == 1, "its tokens as text are something else"
 
 
 def test_an_entry_goes_with_its_segment():
@@ -68,7 +68,7 @@ def test_an_entry_goes_with_its_segment():
     del other
     gc.collect()
     assert len(prefixes) == 1
-    assert prefixes.begin([1, Injected.of(segment, 0.9), 2])[1] == 1
+    assert prefixes.fork([1, Injected.of(segment, 0.9), 2])[1] == 1
 
 
 def test_what_stands_before_segments_outlives_them():
@@ -79,7 +79,7 @@ def test_what_stands_before_segments_outlives_them():
     assert len(prefixes) == 2
     del segment
     gc.collect()
-    assert prefixes.begin([1, 2, 4])[1] == 2
+    assert prefixes.fork([1, 2, 4])[1] == 2
 
 
 def test_what_stands_before_segments_is_as_recent_as_they_are():
@@ -89,7 +89,7 @@ def test_what_stands_before_segments_is_as_recent_as_they_are():
     put(prefixes, 7, 8)
     put(prefixes, 1, 2, Injected.of(segment, 0.9))
     put(prefixes, 5)
-    assert [prefixes.begin([*known, 9])[1] for known in ([7, 8], [1, 2], [5])] == [0, 2, 1]
+    assert [prefixes.fork([*known, 9])[1] for known in ([7, 8], [1, 2], [5])] == [0, 2, 1]
 
 
 def test_a_conversation_that_goes_on_is_one_entry():
@@ -107,15 +107,15 @@ def test_the_oldest_go_when_there_is_no_room():
     prefixes = PrefixCache(5 * BYTES)
     put(prefixes, 1, 2)
     put(prefixes, 3, 4)
-    prefixes.begin([1, 2, 9])  # used
+    prefixes.fork([1, 2, 9])  # used
     put(prefixes, 5, 6)
     assert prefixes.nbytes == 4 * BYTES
-    assert [prefixes.begin([token, token + 1, 9])[1] for token in (1, 3, 5)] == [2, 0, 2]
+    assert [prefixes.fork([token, token + 1, 9])[1] for token in (1, 3, 5)] == [2, 0, 2]
     put(prefixes, *range(10, 16))
     assert prefixes.nbytes == 4 * BYTES, "larger than all that may be held"
     prefixes.clear()
     assert (len(prefixes), prefixes.nbytes) == (0, 0)
-    assert prefixes.begin([1, 2, 9])[1] == 0
+    assert prefixes.fork([1, 2, 9])[1] == 0
 
 
 def test_no_bytes_are_no_cache():
@@ -133,21 +133,21 @@ def test_entries_are_few():
 
 def test_what_one_salt_read_is_nothing_to_another():
     prefixes = PrefixCache(10_000)
-    prefixes.put([1, 2, 3], cache_of(3), salt="lima")
-    assert prefixes.begin([1, 2, 3, 4], salt="lima")[1] == 3
+    prefixes.insert([1, 2, 3], cache_of(3), salt="lima")
+    assert prefixes.fork([1, 2, 3, 4], salt="lima")[1] == 3
     for salt in ("", "quito", "lim"):
-        assert prefixes.begin([1, 2, 3, 4], salt=salt)[1] == 0
-        assert prefixes.known([1, 2, 3, 4], salt=salt)[0] == 0
-    prefixes.put([1, 2, 3], cache_of(3), salt="quito")  # nor does it take the other's place
+        assert prefixes.fork([1, 2, 3, 4], salt=salt)[1] == 0
+        assert prefixes.match_length([1, 2, 3, 4], salt=salt)[0] == 0
+    prefixes.insert([1, 2, 3], cache_of(3), salt="quito")  # nor does it take the other's place
     assert len(prefixes) == 2
 
 
 def test_what_is_public_is_everybodys():
     prefixes = PrefixCache(10_000)
-    prefixes.put([1, 2], cache_of(2), salt=PUBLIC)
-    prefixes.put([1, 2, 3], cache_of(3), salt="lima")
-    assert prefixes.begin([1, 2, 3, 4], salt="quito")[1] == 2
-    assert prefixes.begin([1, 2, 3, 4], salt="lima")[1] == 3
+    prefixes.insert([1, 2], cache_of(2), salt=PUBLIC)
+    prefixes.insert([1, 2, 3], cache_of(3), salt="lima")
+    assert prefixes.fork([1, 2, 3, 4], salt="quito")[1] == 2
+    assert prefixes.fork([1, 2, 3, 4], salt="lima")[1] == 3
     assert prefixes.holds([1, 2])
     assert not prefixes.holds([1, 2, 3])
 
@@ -155,9 +155,11 @@ def test_what_is_public_is_everybodys():
 def test_a_salt_is_forgotten_with_all_within_it():
     prefixes = PrefixCache(10_000)
     for salt in ("lima", "lima:ada", "limax", "quito"):
-        prefixes.put([1, 2], cache_of(2), salt=salt)
+        prefixes.insert([1, 2], cache_of(2), salt=salt)
     prefixes.forget("lima")
-    found = [prefixes.known([1, 2, 3], salt=each)[0] for each in ("lima", "lima:ada", "limax")]
+    found = [
+        prefixes.match_length([1, 2, 3], salt=each)[0] for each in ("lima", "lima:ada", "limax")
+    ]
     assert found == [0, 0, 2]
     assert len(prefixes) == 2
 
@@ -166,9 +168,9 @@ def test_what_was_forgotten_meanwhile_is_not_put_back():
     prefixes = PrefixCache(10_000)
     begun = prefixes.moment()
     prefixes.forget("lima")
-    prefixes.put([1, 2], cache_of(2), salt="lima:ada", since=begun)
-    prefixes.put([1, 2], cache_of(2), salt="quito", since=begun)
-    prefixes.put([3, 4], cache_of(2), salt="lima", since=prefixes.moment())
-    assert prefixes.known([1, 2, 3], salt="lima:ada")[0] == 0
-    assert prefixes.known([1, 2, 3], salt="quito")[0] == 2
-    assert prefixes.known([3, 4, 5], salt="lima")[0] == 2
+    prefixes.insert([1, 2], cache_of(2), salt="lima:ada", since=begun)
+    prefixes.insert([1, 2], cache_of(2), salt="quito", since=begun)
+    prefixes.insert([3, 4], cache_of(2), salt="lima", since=prefixes.moment())
+    assert prefixes.match_length([1, 2, 3], salt="lima:ada")[0] == 0
+    assert prefixes.match_length([1, 2, 3], salt="quito")[0] == 2
+    assert prefixes.match_length([3, 4, 5], salt="lima")[0] == 2

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 from lag_integrations.errors import ContextWindowError, UnsupportedModelError
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.probe import probe
 from tests.kv.families import (
     EXPERTS,
@@ -179,9 +179,9 @@ def test_window_is_enforced() -> None:
     positions = probe(model)
     assert positions.window == 100
     segment = whole_prefix(model, positions)
-    assert splice(new_cache(), positions, [segment], start=76, fingerprint=FINGERPRINT) == 100
+    assert inject(new_cache(), positions, [segment], start=76, fingerprint=FINGERPRINT) == 100
     with pytest.raises(ContextWindowError, match="usable window of 100"):
-        splice(new_cache(), positions, [segment], start=77, fingerprint=FINGERPRINT)
+        inject(new_cache(), positions, [segment], start=77, fingerprint=FINGERPRINT)
     with pytest.raises(ContextWindowError, match="usable window of 100"):
         encode(model, positions, tokens(101), [0], fingerprint=FINGERPRINT)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lag_integrations.kv.cache import new_cache, read_layers
 from lag_integrations.kv.encode import encode
-from lag_integrations.kv.inject import splice
+from lag_integrations.kv.inject import inject
 from lag_integrations.kv.position_scheme import Positions, sharpen
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
@@ -80,7 +80,7 @@ def attention(model: PreTrainedModel, temperature: float, background: int) -> to
     segment = encoded(model, positions, background)
     cache = new_cache()
     feed(model, cache, tokens(BEFORE, seed=4), 0)
-    end = splice(
+    end = inject(
         cache,
         positions,
         [segment],
@@ -134,7 +134,7 @@ def test_what_led_to_the_answer_gets_the_inverse():
     def keys(temperature: float, background: int) -> list[torch.Tensor]:
         segment = encoded(model, positions, background).to(torch.device("cpu"))
         cache = new_cache()
-        splice(
+        inject(
             cache,
             positions,
             [segment, segment],

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lag_integrations import Trace, packaged
-from lag_integrations.engine.chat_template import ChatFormat
+from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encoding import Encodable
 from lag_integrations.engine.token_selection import (
     LastAction,
@@ -21,8 +21,8 @@ from lag_integrations.errors import TraceError
 
 
 @pytest.fixture(scope="module")
-def template() -> ChatFormat:
-    return ChatFormat(AutoTokenizer.from_pretrained(packaged.chat_model()))
+def template() -> ChatTemplate:
+    return ChatTemplate(AutoTokenizer.from_pretrained(packaged.chat_model()))
 
 
 def trace(*turns: str, system: str = "You are terse.") -> Trace:
@@ -31,14 +31,14 @@ def trace(*turns: str, system: str = "You are terse.") -> Trace:
     return Trace.from_messages([{"role": role, "content": text} for role, text in messages])
 
 
-def kept(template: ChatFormat, run: Trace, most: int) -> str:
+def kept(template: ChatTemplate, run: Trace, most: int) -> str:
     rendered = template.render(run.messages, generate=False)
     indices = TaskAndLastTurns(most).keep(rendered)
     assert indices == sorted(set(indices))
     return template.tokenizer.decode([rendered.token_ids[index] for index in indices])
 
 
-def answer(template: ChatFormat, run: Trace, most: int, window: int = 4096) -> str:
+def answer(template: ChatTemplate, run: Trace, most: int, window: int = 4096) -> str:
     ready = Encodable.of(run, TaskAndLastTurns(most), template, window)
     tokens = [ready.token_ids[index] for index in ready.keep[ready.background :]]
     return template.tokenizer.decode(tokens)

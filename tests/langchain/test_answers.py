@@ -269,7 +269,7 @@ def test_a_malformed_call_is_an_invalid_call(plain, monkeypatch):
     for answer in (bound.invoke(asked, max_tokens=3), *bound.stream("Write: <tool_call>")):
         assert isinstance(answer, AIMessage)
     monkeypatch.setattr(
-        type(plain.engine.format.tools), "starts", lambda self: ("The ",), raising=True
+        type(plain.engine.chat_template.tools), "starts", lambda self: ("The ",), raising=True
     )
     broken = bound.invoke([HumanMessage("What is the capital of France?")])
     (invalid,) = broken.invalid_tool_calls

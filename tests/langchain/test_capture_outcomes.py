@@ -129,7 +129,7 @@ def test_a_verdict_by_run_id(memory):
     memory.feedback(str(ids[1]), outcome="unknown")
     memory.feedback(ids[2].hex, outcome="success")
     assert outcomes(memory) == ["failure", "unknown", "success"]
-    tasks = {log.log.task for log in memory.recall("Code 0?", min_score=-1)}
+    tasks = {log.trace.task for log in memory.recall("Code 0?", min_score=-1)}
     assert tasks == {"Code 1?", "Code 2?"}  # failures are not recalled
     memory.feedback(ids[0], outcome="success")
     assert len(memory.recall("Code 0?", min_score=-1)) == 3

@@ -127,8 +127,8 @@ def test_a_chat_by_hand_is_logged_turn_by_turn(memory):
     memory.flush()
     assert memory.recall("And how much does it cost?") == []  # of something else
     asked = memory.recall("And how much does it cost?", before="I was told of a Team plan.")
-    assert asked[0].log == second
-    assert memory.recall("How much does the Team plan cost?", k=2)[0].log == second
+    assert asked[0].trace == second
+    assert memory.recall("How much does the Team plan cost?", k=2)[0].trace == second
 
 
 def test_turns_before_the_first_captured_one_are_its_context(memory):

@@ -35,7 +35,7 @@ def model(engine, memory):
 
 def logs(memory: KVLogMemory):
     memory.flush()
-    return [item.log for item in memory.recall("anything", k=50, min_score=-1)]
+    return [item.trace for item in memory.recall("anything", k=50, min_score=-1)]
 
 
 def test_injection_through_the_chat_model_is_exact(engine, embedder, tmp_path):
@@ -190,7 +190,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
     def refuse(*_):
         raise TraceError("no good")
 
-    monkeypatch.setattr(memory._deriver, "encode", refuse)
+    monkeypatch.setattr(memory._indexer, "encode", refuse)
     answer = model.invoke(QUESTION)
     assert answer.content
     assert answer.response_metadata["lag"]["log_ids"] == []
@@ -336,7 +336,7 @@ def test_a_log_of_a_document_that_changed_is_not_recalled(quick, memory, way):
     assert used(LIMA, config) == []
     (key,) = memory.store.ledger.ids()
     memory.feedback(key, outcome="success")  # it was cut off for length
-    sources = memory.get(key)[0].log.metadata["sources"]
+    sources = memory.get(key)[0].trace.metadata["sources"]
     assert [(source["id"], source["documents"]) for source in sources] == [
         (None, ["lima.txt"]),
         ("n1", ["cities.txt"]),

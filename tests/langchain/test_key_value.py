@@ -53,7 +53,7 @@ def test_a_value_is_recalled_as_a_log(memory):
     memory.as_key_value_store().mset([("tea", {"text": "Ada drinks her tea with lemon."})])
     memory.embed_pending()
     found = memory.recall("How does Ada drink her tea?")
-    assert [log.log.last_response for log in found] == ["text: Ada drinks her tea with lemon."]
+    assert [log.trace.last_response for log in found] == ["text: Ada drinks her tea with lemon."]
 
 
 def test_what_is_not_json_is_refused(memory):

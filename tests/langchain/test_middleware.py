@@ -373,8 +373,8 @@ def test_what_was_recalled_is_not_captured_as_new(memory, ids):
     ask(Scripted(), memory.middleware(), config=config, system_prompt="Be brief.")
     memory.embed_pending()
     new = [log for log in memory.recall(QUESTION, k=9, min_score=-1) if log.id not in ids]
-    assert [message.text for message in new[0].log.messages] == ["Be brief.", QUESTION, "done"]
-    assert new[0].log.helped_by == (ids[0],)
+    assert [message.text for message in new[0].trace.messages] == ["Be brief.", QUESTION, "done"]
+    assert new[0].trace.helped_by == (ids[0],)
 
 
 # When the memory fails

@@ -334,7 +334,7 @@ def test_items_and_logs_share_the_memory(store, memory):
     memory.embed_pending()
     found = memory.recall("What food does Alice like?")
     assert {one.id for one in found} > {log}
-    assert "text: Alice likes Thai food." in [one.log.last_response for one in found]
+    assert "text: Alice likes Thai food." in [one.trace.last_response for one in found]
     assert max(one.score for one in found) > 0.6  # keys and ids do not blur it
 
 
@@ -348,8 +348,8 @@ def test_a_conversation_becomes_one(store, memory):
     assert store.search(ALICE, filter={"rating": {"$gt": 4}})[0].key == "chat"
     memory.embed_pending()
     (found,) = memory.recall("Where is the key of the boat house?")
-    assert found.log.task == "Where is the key of the boat house?"
-    assert [message.text for message in found.log.messages] == [one["content"] for one in chat]
+    assert found.trace.task == "Where is the key of the boat house?"
+    assert [message.text for message in found.trace.messages] == [one["content"] for one in chat]
 
 
 @pytest.mark.parametrize("messages", [[], ["x"], [{"role": "user", "content": "No answer?"}], "x"])
@@ -369,11 +369,11 @@ def test_what_is_not_to_be_indexed_is_found_by_key_and_filter_only(store, other,
         found = each.search(ALICE, query="What does Alice like to eat?")
         assert found[0].key == "city"
         assert [item.score is None for item in found] == [False, True, True]
-    assert {one.log.last_response for one in memory.recall("Alice likes", k=9, min_score=-1)} == {
+    assert {one.trace.last_response for one in memory.recall("Alice likes", k=9, min_score=-1)} == {
         "text: Alice lives in Ostrava, near the river."
     }
     to_encode = memory.store.segments.missing(SegmentKey("", "m", "s", "c"), ["unknown"], limit=9)
-    assert [one.log.metadata["lag_key"] for one in memory.get(to_encode)] == ["city"]
+    assert [one.trace.metadata["lag_key"] for one in memory.get(to_encode)] == ["city"]
     assert memory.verify() == []
     store.put(ALICE, "food", FOOD)  # now it is
     assert store.search(ALICE, query="What does Alice like to eat?")[0].key == "food"
@@ -384,7 +384,7 @@ def test_only_the_fields_named_are_indexed(store, memory):
     store.put(ALICE, "boats", value, index=["title", "parts[*].say"])
     memory.embed_pending()
     (found,) = memory.recall("What does the ferry carry?", min_score=0.4)
-    assert found.log.last_response == "Boats\nThe ferry carries bees."
+    assert found.trace.last_response == "Boats\nThe ferry carries bees."
     assert store.get(ALICE, "boats").value == value
 
 

@@ -211,7 +211,7 @@ def test_runs_of_two_users_that_say_the_same_are_two_logs(memory, no_worker):
     }
     for user in USERS:
         (found,) = memory.recall(QUESTION, where={"user_id": user})
-        assert found.log.metadata["user_id"] == user
+        assert found.trace.metadata["user_id"] == user
     assert len(memory.recall(QUESTION)) == 1  # for everybody: once is enough
     (info,) = memory.store.ledger.info(where={"user_id": "ada"})
     memory.delete(info.id)
@@ -230,5 +230,5 @@ def test_metadata_of_odd_values_survives_a_restart(memory, no_worker, embedder, 
     memory.import_from(archive)
     memory.embed_pending()
     (log,) = memory.recall(QUESTION, where={"user_id": "ada", "d": True}, min_score=-1)
-    assert log.log.metadata["a"] == float("inf")
+    assert log.trace.metadata["a"] == float("inf")
     assert list(memory.store.ledger.damaged()) == []

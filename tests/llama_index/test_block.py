@@ -150,7 +150,7 @@ async def test_ejected_turns_are_recalled_again(memory, no_worker, short):
     prompt = await short.aget()
     assert "Zorbo" not in texts(prompt)
     (log,) = memory.get(named(prompt))
-    assert log.log.last_response == "Noted: Zorbo is your lamp."
+    assert log.trace.last_response == "Noted: Zorbo is your lamp."
 
 
 async def test_runs_are_captured_with_the_session_as_their_thread(memory, logs, monkeypatch):

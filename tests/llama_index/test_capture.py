@@ -870,5 +870,5 @@ def test_a_block_captures_both_frameworks_into_one_memory(memory):
         Scripted("From LlamaIndex.").chat([user("How do we ship to Sweden?")])
     memory.embed_pending()
     found = memory.recall("How do we ship to Norway?", k=2, min_score=0)
-    assert [log.log.last_response for log in found] == ["From LangChain.", "From LlamaIndex."]
-    assert [log.log.metadata["source"] for log in found] == ["langchain", "llama_index"]
+    assert [log.trace.last_response for log in found] == ["From LangChain.", "From LlamaIndex."]
+    assert [log.trace.metadata["source"] for log in found] == ["langchain", "llama_index"]

@@ -812,7 +812,7 @@ def test_a_context_engine_uses_no_log_of_a_document_that_changed(memory, engine,
 
     assert chat("The code is 7741.") == []
     (key,) = memory.store.ledger.ids()
-    assert memory.get(key)[0].log.metadata["sources"][0]["documents"] == ["lima"]
+    assert memory.get(key)[0].trace.metadata["sources"][0]["documents"] == ["lima"]
     assert chat("The code is 7741.") == [key]
     assert key not in chat("The code is 9006.")
 

@@ -105,7 +105,7 @@ def ask(engine, way, question=QUESTION):
 
 
 def all_logs(memory):
-    return [log.log for log in memory.get(memory.store.ledger.ids())]
+    return [log.trace for log in memory.get(memory.store.ledger.ids())]
 
 
 def logs(memory):
@@ -512,7 +512,7 @@ def test_a_log_of_a_document_that_changed_is_not_given(way, capture, llm, memory
     assert (lag["recalled"], lag["log_ids"], lag["injected_tokens"]) == ([], [], 0)
     memory.delete(set(memory.store.ledger.ids()) - {key})
     assert used(documents(filed(LIMA)), again)["log_ids"] == [key]  # it is as it was again
-    assert memory.get(key)[0].log.id == first
+    assert memory.get(key)[0].trace.id == first
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -642,7 +642,7 @@ def test_logs_cross_the_frameworks(index, small, llm, memory):
     (of_llama_index,) = set(memory.store.ledger.ids()) - {of_langchain}
     used = model.invoke(f"{asked} Tell me.").response_metadata["lag"]
     assert of_llama_index in used["log_ids"]
-    assert memory.get(of_llama_index)[0].log.metadata["source"] == "llama_index"
+    assert memory.get(of_llama_index)[0].trace.metadata["source"] == "llama_index"
 
 
 def test_feedback_names_the_run(index, llm, memory, lima):

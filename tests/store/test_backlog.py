@@ -50,7 +50,7 @@ def test_what_was_left_over_is_done_after_reopening(tmp_path):
         deadline = time.monotonic() + 30
         while memory.store.embeddings.count() < 6 and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert {log.log.task for log in memory.recall("vault", k=9)} == {
+        assert {log.trace.task for log in memory.recall("vault", k=9)} == {
             numbered(number).task for number in range(3)
         }
 

@@ -78,11 +78,11 @@ def test_others_let_go_at_their_next_use(tmp_path, tiny):
         model = LAGChatModel(tiny, memory=memory, max_tokens=2)
         assert model.invoke(TRACE.task).response_metadata["lag"]["log_ids"] == [log_id]
         memory.segments(memory.get(log_id), tiny)
-        assert len(memory.store.hot) == 1
+        assert len(memory.store.segment_cache) == 1
         assert SECRET in read_lately(tiny)
         other.delete(log_id)
         model.invoke("Hello")
-        assert len(memory.store.hot) == 0
+        assert len(memory.store.segment_cache) == 0
         assert read_lately(tiny)
         assert SECRET not in read_lately(tiny)
 
@@ -161,7 +161,7 @@ def test_a_purge_leaves_nothing_in_the_index(tmp_path):
         left = [path for path in folder.iterdir() if path.is_dir()]
         assert len(left) == len(before) - 1
         (log,) = other.recall("What is the code of o 5 ?", k=1)
-        assert log.log.last_response == "The code of o 5 is 35."
+        assert log.trace.last_response == "The code of o 5 is 35."
         assert other.verify() == []
 
 

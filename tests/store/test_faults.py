@@ -316,7 +316,7 @@ def test_an_index_made_again_by_another_process(tmp_path, tiny):
 def test_a_file_that_cannot_be_removed_holds_up_nothing(tmp_path, monkeypatch):
     ids = filled(tmp_path / "m")
     with open_memory(tmp_path / "m") as memory:
-        works = memory.store.blobs.remove
+        works = memory.store.segment_files.remove
         poison = memory.store.segments.files(next(memory.store.segments.all_files())[0], ids)[
             ids[0]
         ]
@@ -326,7 +326,7 @@ def test_a_file_that_cannot_be_removed_holds_up_nothing(tmp_path, monkeypatch):
                 raise PermissionError(name)
             works(name)
 
-        monkeypatch.setattr(memory.store.blobs, "remove", remove)
+        monkeypatch.setattr(memory.store.segment_files, "remove", remove)
         with pytest.raises(StoreError, match="deleted, but"):
             memory.delete(ids[:3], wait=True)
         assert {log.id for log in memory.recall("vault", k=9)} == set(ids[3:])
@@ -347,7 +347,7 @@ def test_nothing_is_left_of_a_deleted_log(tmp_path):
         (secret,) = memory.recall("Where does xylophanes live ? In the garden .", k=1)
         (file,) = (tmp_path / "m" / "segments").rglob(f"{secret.id}*")
         overwrite(file, b"damaged")
-        memory.store.hot.clear()
+        memory.store.segment_cache.clear()
         memory.segments([secret])  # goes to quarantine
         memory.delete(secret.id, wait=True)
         left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]

@@ -116,7 +116,7 @@ def test_a_link_among_the_segments_is_not_followed(tmp_path, remove, place):
         assert ids[0] not in memory.store.ledger.ids()
         link.unlink()
         memory.flush()
-        assert memory.store.removals.next(1) == []
+        assert memory.store.deletion_queue.next(1) == []
     assert tree(precious) == before
 
 

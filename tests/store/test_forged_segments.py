@@ -115,7 +115,7 @@ NOT_WRITTEN: dict[str, Callable[[bytes], bytes]] = {
 def test_what_the_trace_does_not_say_is_put_aside(memory, tiny, forgery, caplog):
     """Written by somebody who knows the secret: shapes, numbers and tokens are looked at, too."""
     right = tiny.encode(TRACE)
-    secret = memory.store.facts.signing_key()
+    secret = memory.store.metadata.signing_key()
     if forgery in FORGERIES:
         put_in_place(memory, FORGERIES[forgery](tiny, right), secret)
     else:
@@ -134,7 +134,7 @@ def test_what_the_trace_does_not_say_is_put_aside(memory, tiny, forgery, caplog)
 
 def test_a_segment_that_this_store_wrote_is_read(memory, tiny, caplog):
     """The test of these tests: nothing is put aside that is right."""
-    put_in_place(memory, tiny.encode(TRACE), memory.store.facts.signing_key())
+    put_in_place(memory, tiny.encode(TRACE), memory.store.metadata.signing_key())
     _, path = only_file(memory)
     assert same(loaded(memory), tiny.encode(TRACE))
     assert path.exists()
@@ -162,7 +162,7 @@ def test_with_another_secret_all_segments_are_made_again(memory, tiny, tmp_path)
 def test_an_imported_segment_is_compared_before_it_is_held(memory, tiny, tmp_path, caplog):
     """Also of an archive that is signed with a key which both stores were given."""
     key = bytes(range(32))
-    put_in_place(memory, tiny.encode(FORGED, tiny.selection), memory.store.facts.signing_key())
+    put_in_place(memory, tiny.encode(FORGED, tiny.selection), memory.store.metadata.signing_key())
     memory.export_to(tmp_path / "a.lag", segments=True, key=key)
     with KVLogMemory(tmp_path / "target", embedder=hash_embedder, min_score=-1.0) as target:
         target.attach(tiny)
@@ -171,5 +171,5 @@ def test_an_imported_segment_is_compared_before_it_is_held(memory, tiny, tmp_pat
         assert same(loaded(target), tiny.encode(TRACE))
         assert "is put aside" in caplog.text
         assert same(loaded(target), tiny.encode(TRACE))
-        assert len(target.store.hot) == 1
+        assert len(target.store.segment_cache) == 1
         assert target.verify() == []

@@ -73,8 +73,8 @@ def keeps_or_refuses(memory: KVLogMemory, metadata: Any, text: str, args: Any) -
     except TraceError:
         return
     (log,) = memory.get(key)
-    assert log.log.content_hash == made.content_hash
-    assert Trace.from_json(log.log.to_json()).to_json() == log.log.to_json()  # NaN is not NaN
+    assert log.trace.content_hash == made.content_hash
+    assert Trace.from_json(log.trace.to_json()).to_json() == log.trace.to_json()  # NaN is not NaN
     assert memory.delete(key).logs == 1
 
 

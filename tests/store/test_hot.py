@@ -49,7 +49,7 @@ def test_threads_share_what_is_read_once(tmp_path, tiny):
         first = memory.segments(found)
         copies = [[slot.clone() for slot in held.slots[0]] for held in first]
         reads = []
-        memory.store.blobs.get = reads.append  # no file is read any more
+        memory.store.segment_files.get = reads.append  # no file is read any more
         wrong = []
 
         def use() -> None:
@@ -74,10 +74,10 @@ def test_what_another_memory_deleted_is_let_go(tmp_path, tiny):
         keys = one.add_many([numbered(1), numbered(2)])
         one.flush()
         one.segments(one.recall("vault"))
-        assert len(one.store.hot) == 2
+        assert len(one.store.segment_cache) == 2
         other.delete(keys[0])
         one.flush()
-        assert len(one.store.hot) == 1
+        assert len(one.store.segment_cache) == 1
 
 
 def test_the_budget_is_the_memorys(tmp_path, tiny):
@@ -86,7 +86,7 @@ def test_the_budget_is_the_memorys(tmp_path, tiny):
         memory.flush()
         found = memory.recall("vault")
         assert memory.segments(found)[0] is not memory.segments(found)[0]
-        assert len(memory.store.hot) == 0
+        assert len(memory.store.segment_cache) == 0
 
 
 def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
@@ -102,7 +102,7 @@ def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
             (held,) = memory.segments(found)
             assert held.info == {"staged": "yes"}
             assert memory.segments(found)[0] is held
-            memory.store.hot.clear()
+            memory.store.segment_cache.clear()
 
 
 def test_without_a_gpu_segments_stay_where_they_are(tiny):

@@ -136,4 +136,4 @@ def test_a_store_of_an_older_version_survives_kills_while_it_is_embedded_again(
         assert memory.verify() == []
         for number in chance.sample(range(logs), 5):
             (found,) = memory.recall(f"Which is number {number} ?", k=1)
-            assert found.log.task == f"Which is number {number} ?"
+            assert found.trace.task == f"Which is number {number} ?"

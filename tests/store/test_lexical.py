@@ -43,7 +43,7 @@ def test_words_are_as_rare_as_they_are_now(memory):
     memory.add_many(ticket(2200 + number) for number in range(40))
     memory.flush()
     first, second = memory.explain(asked)[:2]
-    assert first.log.log.task == ticket(2213).task
+    assert first.log.trace.task == ticket(2213).task
     assert second.words < 1.0 < first.words  # all hold the other five words
 
 

@@ -11,7 +11,7 @@ import torch
 from lag_integrations.kv import mapped_file as mapping
 from lag_integrations.kv.mapped_file import mapped
 from lag_integrations.store import mounts as disks
-from lag_integrations.store.segment_files import Blobs
+from lag_integrations.store.segment_files import SegmentFiles
 from tests.conftest import overwrite
 from tests.store.processes import numbered, open_memory
 
@@ -98,7 +98,7 @@ def test_files_are_mapped_on_local_disks_only(tmp_path, monkeypatch, local):
         return content
 
     monkeypatch.setattr("lag_integrations.store.segment_files.mapped", spy)
-    blobs = Blobs(str(tmp_path))
+    blobs = SegmentFiles(str(tmp_path))
     blobs.put("a", b"some")
     blobs.put("empty", b"")
     assert bytes(blobs.get("a")) == b"some"
@@ -119,7 +119,7 @@ def test_a_file_that_is_damaged_while_it_is_held_is_made_again(
         memory.add(numbered(1))
         memory.flush()
         found = memory.recall("vault")
-        memory.store.hot.clear()
+        memory.store.segment_cache.clear()
         (held,) = memory.segments(found)
         assert memory.segments(found)[0] is held
         copies = [slot.clone() for slot in held.slots[0]]

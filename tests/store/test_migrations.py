@@ -88,7 +88,7 @@ def test_an_old_store_is_migrated_after_a_backup(tmp_path):
         assert len(memory.recall("Which is number 1 ?", where={"number": {"$gt": 0}})) == 2
         assert memory.verify() == []
         assert not list((tmp_path / "m" / "segments" / "abc").rglob("*.safetensors"))
-        assert "abc" in memory.store.facts.models()
+        assert "abc" in memory.store.metadata.models()
     (backup,) = (tmp_path / "m").glob("backup-0002-*.sqlite")
     for file in (backup, tmp_path / "m" / "ledger.sqlite"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -206,7 +206,7 @@ def test_a_server_is_migrated_with_its_logs(tmp_path, database_url):
     database.close()
     with open_memory(tmp_path, ledger=database_url) as memory:
         memory.flush()
-        assert memory.recall("Which is number 1 ?")[0].log == trace
+        assert memory.recall("Which is number 1 ?")[0].trace == trace
         assert memory.store.embeddings.count() == 2
         assert memory.verify() == []
 
@@ -258,6 +258,6 @@ def test_booleans_are_told_from_numbers_in_older_stores(tmp_path):
     ledger.close()
     with open_memory(tmp_path / "m") as memory:
         for value, task in ((True, "Is it True ?"), (1, "Is it 1 ?")):
-            assert [log.log.task for log in memory.recall("it", where={"k": value})] == [task]
+            assert [log.trace.task for log in memory.recall("it", where={"k": value})] == [task]
         for value in (0, False):
             assert len(memory.recall("it", where={"k": value})) == 1

@@ -90,8 +90,8 @@ def recall(folder: Path) -> tuple[str, bool, list[Problem]]:
         memory.attach(engine)
         (log,) = memory.recall(QUESTION, k=1)
         (segment,) = memory.segments([log])
-        right = torch.equal(segment.token_ids, engine.encode(log.log).token_ids)
-        return log.log.last_response, right, memory.verify()
+        right = torch.equal(segment.token_ids, engine.encode(log.trace).token_ids)
+        return log.trace.last_response, right, memory.verify()
 
 
 def test_it_is_recalled_from(folder):
@@ -109,7 +109,7 @@ def back_up(folder: Path) -> tuple[Copied, Copied, str, list[Problem]]:
         with open_memory(out / "m") as memory:
             memory.flush()
             (log,) = memory.recall("What is the code of attic 99 ?", k=1)
-            return made, restored, log.log.last_response, memory.verify()
+            return made, restored, log.trace.last_response, memory.verify()
     finally:
         shutil.rmtree(out)
 
@@ -152,7 +152,7 @@ def test_a_journal_is_read_too(folder):
 def newest(folder: Path) -> str:
     with KVLogMemory(folder, embedder=hash_embedder, min_score=-1.0) as memory:
         (log,) = memory.recall("What is the code of attic 99 ?", k=1)
-        return log.log.last_response
+        return log.trace.last_response
 
 
 def write(folder: Path) -> list[str]:

@@ -46,10 +46,10 @@ def blue_first(pairs):
 @pytest.mark.usefixtures("fill")
 def test_a_reranker_orders_what_is_recalled(open_memory):
     memory = open_memory(blue_first)
-    assert memory.recall(TASKS[0], k=1)[0].log.task == TASKS[1]
-    assert [log.log.task for log in memory.recall(TASKS[0])][:1] == [TASKS[1]]
+    assert memory.recall(TASKS[0], k=1)[0].trace.task == TASKS[1]
+    assert [log.trace.task for log in memory.recall(TASKS[0])][:1] == [TASKS[1]]
     (first, *others) = [one for one in memory.explain(TASKS[0], k=1) if not one.missed]
-    assert first.log.log.task == TASKS[1]
+    assert first.log.trace.task == TASKS[1]
     assert others == []
 
 

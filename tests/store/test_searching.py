@@ -33,7 +33,7 @@ def test_a_log_that_is_left_out_costs_no_look_at_the_whole_store(thousands, monk
 
     monkeypatch.setattr(memory.store.index, "search", counted)
     (found,) = memory.recall(task, newest_only=True)
-    assert found.log.last_response == "Lima ."
+    assert found.trace.last_response == "Lima ."
     assert memory.recall(task, skip=lambda trace: trace.task == task) == []
     assert len(asked) == 2
     assert max(asked) < 500
@@ -43,7 +43,7 @@ PAINT = {"red": "at noon .", "blue": "at night .", "grey": "at ten ."}
 
 
 def tasks(logs):
-    return [log.log.task for log in logs]
+    return [log.trace.task for log in logs]
 
 
 def test_diversity_keeps_the_order_of_a_reranker(tmp_path):

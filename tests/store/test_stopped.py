@@ -194,12 +194,12 @@ def test_deleting_waits_for_the_ledger_only(tmp_path: Path, monkeypatch) -> None
         memory.flush()
         assert set(ids[30:]) == logs_in_index(memory)
         assert len(removed) < 5 < 30 <= sum(removed)
-        files = {name.rpartition("/")[2][:32] for name in memory.store.blobs.names("")}
+        files = {name.rpartition("/")[2][:32] for name in memory.store.segment_files.names("")}
         assert files == set(ids[30:])
         assert memory.delete(ids[30]).logs == 1
     with open_memory(tmp_path / "m") as memory:  # closed at once, so the next one has to
         for _ in range(600):
-            if not memory.store.removals.next(1):
+            if not memory.store.deletion_queue.next(1):
                 break
             time.sleep(0.05)
         assert logs_in_index(memory) == set(ids[31:])
@@ -223,7 +223,7 @@ def test_a_removal_is_not_taken_for_another_of_the_same_number(tmp_path: Path, m
         monkeypatch.setattr(late.store.locks, "hold", slowly)
         late.store.delete([first])
         late.store.sweep()
-        assert second in {removal.log_id for removal in memory.store.removals.next(9)}
+        assert second in {removal.log_id for removal in memory.store.deletion_queue.next(9)}
         memory.store.retry_removals()
         assert logs_in_index(memory) == set(others)
         assert memory.verify() == []

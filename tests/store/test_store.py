@@ -161,18 +161,18 @@ def test_outcomes(open_store):
         for outcome in ("success", "failure", "incomplete", "unknown"):
             memory.add(qa(f"Was it a {outcome} ?", "Yes.", outcome=outcome))
         memory.flush()
-        usual = {log.log.outcome for log in memory.recall("Was it a failure ?")}
+        usual = {log.trace.outcome for log in memory.recall("Was it a failure ?")}
         assert usual == {"success", "unknown"}
         (failed,) = memory.recall("Was it a failure ?", outcomes=["failure"])
-        memory.add(failed.log.model_copy(update={"outcome": "success"}))
+        memory.add(failed.trace.model_copy(update={"outcome": "success"}))
         memory.flush()
         assert len(memory.recall("Was it a failure ?", outcomes=["success"])) == 2
         for less in ("unknown", "incomplete"):
-            memory.add(failed.log.model_copy(update={"outcome": less}))  # the verdict stays
+            memory.add(failed.trace.model_copy(update={"outcome": less}))  # the verdict stays
         assert memory.recall("Was it a failure ?", outcomes=["failure"]) == []
         assert len(memory.recall("Was it a failure ?", outcomes=["success"])) == 2
         (stopped,) = memory.recall("Was it a failure ?", outcomes=["incomplete"])
-        memory.add(stopped.log.model_copy(update={"outcome": "unknown"}))  # it came to its end
+        memory.add(stopped.trace.model_copy(update={"outcome": "unknown"}))  # it came to its end
         assert memory.recall("Was it a failure ?", outcomes=["incomplete"]) == []
 
 
@@ -206,7 +206,7 @@ def test_metadata_filters(open_store, where, numbers):
         memory.flush()
         memory.add(qa("What about 99 ?", "Fine.", metadata={"color": "violet"}))
         found = memory.recall("What about it ?", k=9, where=where)
-        assert {int(log.log.task.split()[2]) for log in found} - {99} == numbers
+        assert {int(log.trace.task.split()[2]) for log in found} - {99} == numbers
         assert len(memory.recall("What about it ?", k=1, where=where)) == min(1, len(numbers))
 
 
@@ -240,9 +240,9 @@ def test_diversity(open_store):
         memory.add(qa("Where is the red boat today ?", "On the lake ."))
         memory.flush()
         near = memory.recall("Where is the red door ?", k=2)
-        assert all("door" in log.log.task for log in near)
+        assert all("door" in log.trace.task for log in near)
         apart = memory.recall("Where is the red door ?", k=2, diversity=0.6)
-        assert ["door" in log.log.task for log in apart] == [True, False]
+        assert ["door" in log.trace.task for log in apart] == [True, False]
         with pytest.raises(StoreError, match="from 0 to 1"):
             memory.recall("Where is the red door ?", diversity=1.5)
 
@@ -324,7 +324,7 @@ def test_the_next_logs_take_the_places_of_those_that_are_skipped(open_store):
         for diversity in (0.0, 0.5):
             found = memory.recall("the red door", k=3, diversity=diversity, **asked)
             assert len(found) == 3
-            assert all(log.log.task.count("x") >= 20 for log in found)
+            assert all(log.trace.task.count("x") >= 20 for log in found)
         assert len(memory.recall("the red door", k=30, **asked)) == 20
         memory.flush()
         infos = memory.store.ledger.info()
@@ -340,12 +340,14 @@ def test_deletion_is_complete(open_store, tiny):
         memory.flush()
         found = memory.recall("vault")
         memory.segments(found)
-        assert len(memory.store.hot) == 2
+        assert len(memory.store.segment_cache) == 2
         assert memory.delete([gone, "unknown"], wait=True).logs == 1
         assert memory.delete(gone).logs == 0
         assert ids(memory.recall("vault")) == [kept]
         assert logs_in_index(memory) == {kept}
-        assert len(list(memory.store.blobs.names(""))) == len(memory.store.hot) == 1
+        assert (
+            len(list(memory.store.segment_files.names(""))) == len(memory.store.segment_cache) == 1
+        )
         with pytest.raises(LogNotFoundError):
             memory.segments(found)
         assert memory.verify() == []
@@ -367,11 +369,14 @@ def test_purge_leaves_nothing_and_nobody_else_is_touched(open_store, tiny, tmp_p
         assert mine.purge().logs == 2
         assert mine.recall("vault") == []
         assert (
-            mine.store.ledger.count() == mine.store.embeddings.count() == len(mine.store.hot) == 0
+            mine.store.ledger.count()
+            == mine.store.embeddings.count()
+            == len(mine.store.segment_cache)
+            == 0
         )
         assert logs_in_index(mine) == set()
         assert len(theirs.recall("vault")) == 1
-        assert len(list(theirs.store.blobs.names(""))) == 1
+        assert len(list(theirs.store.segment_files.names(""))) == 1
         assert mine.verify() == theirs.verify() == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if b"zanzibar" in path.read_bytes()]
@@ -400,7 +405,7 @@ def test_metadata_keys_that_a_database_cannot_tell_apart(open_store):
     with open_store() as memory:
         metadata = {"a\0": [1, 2], "a\ufffd": 3, "a\ufffe": "x", "b": [[], 4]}
         key = memory.add(qa("What is the code of the vault ?", "It is 7.", metadata=metadata))
-        assert memory.get(key)[0].log.metadata == metadata
+        assert memory.get(key)[0].trace.metadata == metadata
         for where in ({"a\0": 3}, {"a\ufffd": 2}, {"a\ufffe": "x"}, {"b": 4}):
             assert list(memory.store.ledger.ids(where)) == [key]
         memory.feedback(key, outcome="success")
@@ -417,7 +422,7 @@ def test_the_number_of_logs_is_kept(open_store, tiny):
         memory.flush()
         assert memory.store.ledger.count() == 20
         assert logs_in_index(memory) == set(memory.store.ledger.ids())
-        assert len(list(memory.store.blobs.names(""))) == 20
+        assert len(list(memory.store.segment_files.names(""))) == 20
         kept = {log.trace.task for log in memory.store.ledger.info()}
         assert numbered(0).task in kept, "what helped is kept"
         assert numbered(59).task in kept, "what is new is kept"
@@ -485,9 +490,9 @@ def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
         memory.add_many(numbered(number) for number in range(60))
         memory.flush()
         traces, segments = memory.store.evictor.nbytes()
-        files = list(memory.store.blobs.names(""))
+        files = list(memory.store.segment_files.names(""))
         assert 91_000 <= traces + segments <= 100_000  # one segment has 8 kB
-        assert segments == sum(len(memory.store.blobs.get(name)) for name in files)
+        assert segments == sum(len(memory.store.segment_files.get(name)) for name in files)
         assert memory.store.ledger.count() == 60, "traces fit, so all logs stay"
         assert 0 < len(files) < 60
         oldest = memory.recall("What is the code of vault 0 ?", k=1)
@@ -580,7 +585,7 @@ def test_odd_metadata_is_kept_and_harmless(open_store):
         memory.add(qa("What is odd ?", "This .", metadata=metadata))
         memory.flush()
         assert len(memory.recall("odd", where={"nul\0": "a\0b"})) == 1
-        assert memory.recall("odd")[0].log.metadata["huge"] == 10**400
+        assert memory.recall("odd")[0].trace.metadata["huge"] == 10**400
         with pytest.raises(StoreError, match="too large"):
             memory.recall("odd", where={"huge": 10**400})
 
@@ -692,7 +697,7 @@ def test_what_is_acknowledged_can_be_read_back(open_store, monkeypatch):
         (kept,) = memory.add_many([qa("deep", "answer", metadata={"deep": deep, "half": "\ud800"})])
         memory.flush()
         assert memory.verify() == []
-        assert memory.get(kept)[0].log.metadata["deep"] == deep
+        assert memory.get(kept)[0].trace.metadata["deep"] == deep
 
 
 def test_filters_have_limits_and_say_so(open_store):

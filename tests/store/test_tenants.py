@@ -59,12 +59,12 @@ class Tenants(RuleBasedStateMachine):
     def recall(self, name: str, number: int, diversity: float) -> None:
         found = self.memories[name].recall(f"What about {number} ?", diversity=diversity)
         for log in found:
-            assert self.expected[name].get(log.id) == log.log.content_hash
+            assert self.expected[name].get(log.id) == log.trace.content_hash
             self.seen.append((name, log))
         kept = {
             segment.token_ids.numpy().tobytes() for segment in self.memories[name].segments(found)
         }
-        assert kept == {ENGINE.encode(log.log).token_ids.numpy().tobytes() for log in found}
+        assert kept == {ENGINE.encode(log.trace).token_ids.numpy().tobytes() for log in found}
 
     # What was recalled depends on how far the workers were, so it must not decide what is drawn.
     @rule(name=NAMES, which=PLACES)

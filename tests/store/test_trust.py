@@ -94,7 +94,7 @@ def test_a_log_knows_the_least_trusted_source_that_it_follows(open_here):
     assert source_of(memory, memory.add(Trace(messages=after, task="Hi ?"))) == "assistant"
     shown = memory.add(qa("Where ?", "Here.", metadata={"sources": ["doc-7"]}))
     assert source_of(memory, shown) == "document"
-    assert memory.get(ids["tool"])[0].log == runs["tool"]  # what is stored is what was said
+    assert memory.get(ids["tool"])[0].trace == runs["tool"]  # what is stored is what was said
     assert memory.delete(where={"lag_source": "document"}).logs == 2
 
 
@@ -230,7 +230,7 @@ def test_a_trusted_archive_keeps_what_its_logs_follow(open_here, tmp_path):
         "Who ?": "assistant",
     }
     (known,) = recalled(target, user="eve")
-    assert target.get(known)[0].log == plain
+    assert target.get(known)[0].trace == plain
 
 
 @pytest.mark.parametrize("judged", [False, True])
@@ -241,7 +241,7 @@ def test_a_trusted_archive_judges_only_what_was_judged(open_here, tmp_path, judg
     source.add_own([run], judged=judged)
     source.export_to(tmp_path / "a.zip", key=KEY)
     target.import_from(tmp_path / "a.zip", key=KEY)
-    assert target.get(key)[0].log.outcome == "success"
+    assert target.get(key)[0].trace.outcome == "success"
     assert recalled(target, user="eve") == ({key} if judged else set())
 
 
@@ -303,7 +303,7 @@ def test_a_screen_quarantines_or_refuses(open_here, caplog):
     memory.quarantine.release(poisoned)
     memory.flush()
     assert recalled(memory) == {fine, poisoned}
-    assert memory.get(poisoned)[0].log.metadata == {"a": 1}
+    assert memory.get(poisoned)[0].trace.metadata == {"a": 1}
     with pytest.raises(LogNotFoundError, match="quarantine"):
         memory.quarantine.release([poisoned, raised])
     assert set(reasons) - {poisoned, raised} == {log.id for log in memory.quarantine.logs()}

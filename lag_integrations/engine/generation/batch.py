@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from lag_integrations.engine.generation.sequence import Row
+from lag_integrations.engine.generation.sequence import SequenceState
 from lag_integrations.kv.cache import keep_rows, new_cache, read_layers, stack
 from lag_integrations.kv.encode import prefill, takes
 
@@ -24,7 +24,7 @@ Step = Callable[[Sequence[Sequence[int]], DynamicCache, torch.Tensor], torch.Ten
 
 def decode_together(
     forward: Step,
-    rows: Sequence[Row],
+    rows: Sequence[SequenceState],
     caches: Sequence[DynamicCache],
     wanted: Callable[[int], bool],
 ) -> None:
@@ -33,7 +33,7 @@ def decode_together(
     Args:
         forward: `step` of the model.
         rows: The rows; those that are finished are left alone.
-        caches: What the model has read for each row: all but its ``unread`` token.
+        caches: What the model has read for each row: all but its ``pending_tokens`` token.
         wanted: Says of a row, by its index, whether anybody still waits for it.
     """
     going = [index for index, row in enumerate(rows) if not row.done]
@@ -45,7 +45,7 @@ def decode_together(
     )
     while going:
         mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
-        logits = forward([rows[index].unread for index in going], cache, mask)
+        logits = forward([rows[index].pending_tokens for index in going], cache, mask)
         kept = []
         for place, index in enumerate(going):
             rows[index].advance(logits[place], fast_forward=False)

@@ -18,13 +18,16 @@ class AnswerText:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], hidden: frozenset[int]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Sequence[str],
+        suppressed_tokens: frozenset[int],
     ) -> None:
         self.stopped = False
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
         self._stop = tuple(text for text in stop if text)
-        self._hidden = hidden
+        self._hidden = suppressed_tokens
         self._held = ""
 
     def add(self, token: int) -> str:

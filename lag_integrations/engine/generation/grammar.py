@@ -28,37 +28,37 @@ def json_answer(schema: Schema) -> str:
     return f"start: {_json(schema)}\n"
 
 
-def rest_of_call(forms: CallForms, marks: Marks) -> str:
+def rest_of_call(forms: CallForms, special: SpecialTokens) -> str:
     """The answer is one call: all of it between opening and closing."""
-    return "\n".join(["start: one", *_calls(forms, marks)]) + "\n"
+    return "\n".join(["start: one", *_calls(forms, special)]) + "\n"
 
 
-def text_or_calls(forms: CallForms, marks: Marks, *, thinking: bool = False) -> str:
+def text_or_calls(forms: CallForms, special: SpecialTokens, *, thinking: bool = False) -> str:
     """The answer is text; where the model begins a call in it, that call is one of these.
 
     Args:
         forms: The calls. The first mark of the opening, or else its first word, begins a call.
-        marks: The tokenizer's marks.
+        special: The tokenizer's special tokens.
         thinking: The answer begins within a thought.
     """
-    begin, rest = marks.split(forms.opening)
-    body = f"{marks.literal(rest)} {_some(forms, marks)} {marks.literal(forms.closing)}"
-    if begin in marks.ids:
-        call = f"call: said {marks.literal(begin)} {body}\n"
+    begin, rest = special.split(forms.opening)
+    body = f"{special.literal(rest)} {_some(forms, special)} {special.literal(forms.closing)}"
+    if begin in special.ids:
+        call = f"call: said {special.literal(begin)} {body}\n"
     else:
         call = f"begun[lazy]: ANY {json.dumps(begin)}\ncall: said begun {body}\n"
-    banned = set(marks.within(forms.opening + (forms.between or "") + forms.closing))
+    banned = set(special.within(forms.opening + (forms.between or "") + forms.closing))
     rules = [
-        *_calls(forms, marks),
-        f"said: {marks.text(banned)}",
+        *_calls(forms, special),
+        f"said: {special.text(banned)}",
         call,
         "answer: call* said",
         "TEXT: /(.|\\n)+/",
         "ANY: /(.|\\n)*/",
     ]
     # What looks like a call within a thought is none.
-    thought = f"thought: {marks.text({CLOSE})}"
-    close, open_ = marks.ids.get(CLOSE), marks.ids.get(OPEN)
+    thought = f"thought: {special.text({CLOSE})}"
+    close, open_ = special.ids.get(CLOSE), special.ids.get(OPEN)
     if thinking and close is not None:
         return "\n".join([f"start: thought (<[{close}]> answer)?", thought, *rules]) + "\n"
     if close is not None and open_ is not None:
@@ -67,35 +67,35 @@ def text_or_calls(forms: CallForms, marks: Marks, *, thinking: bool = False) -> 
     return "\n".join(["start: answer", *rules]) + "\n"
 
 
-def json_or_calls(forms: CallForms, answer: Schema, marks: Marks, says: str = "") -> str:
+def json_or_calls(forms: CallForms, answer: Schema, special: SpecialTokens, says: str = "") -> str:
     """The answer is either calls, or JSON of a schema.
 
     Args:
         forms: The calls.
         answer: The schema.
-        marks: The tokenizer's marks.
+        special: The tokenizer's special tokens.
         says: What stands before the JSON.
     """
-    ends = marks.literal(forms.opening), marks.literal(forms.closing)
+    ends = special.literal(forms.opening), special.literal(forms.closing)
     rules = [
         "start: call | answer",
-        f"call: {ends[0]} {_some(forms, marks)} {ends[1]}",
-        f"answer: {marks.literal(says)} {_json(answer)}",
-        *_calls(forms, marks),
+        f"call: {ends[0]} {_some(forms, special)} {ends[1]}",
+        f"answer: {special.literal(says)} {_json(answer)}",
+        *_calls(forms, special),
     ]
     return "\n".join(rules) + "\n"
 
 
-def text_without(starts: Sequence[str], marks: Marks) -> str:
+def text_without(starts: Sequence[str], special: SpecialTokens) -> str:
     """The answer is text in which no call begins."""
-    banned = [_regex(start) for start in starts if not marks.within(start)]
+    banned = [_regex(start) for start in starts if not special.within(start)]
     none = f" & ~/(.|\\n)*({'|'.join(banned)})(.|\\n)*/" if banned else ""
-    forbidden = {mark for start in starts for mark in marks.within(start)}
-    return f"start: said\nsaid: {marks.text(forbidden)}\nTEXT: /(.|\\n)+/{none}\n"
+    forbidden = {mark for start in starts for mark in special.within(start)}
+    return f"start: said\nsaid: {special.text(forbidden)}\nTEXT: /(.|\\n)+/{none}\n"
 
 
 @dataclass(frozen=True)
-class Marks:
+class SpecialTokens:
     """Tokens of a tokenizer that a grammar must name by their ids, since they are not text.
 
     Attributes:
@@ -107,7 +107,7 @@ class Marks:
     spoken: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, added: Mapping[str, int], special: Collection[str]) -> Marks:
+    def of(cls, added: Mapping[str, int], special: Collection[str]) -> SpecialTokens:
         """The marks of a tokenizer.
 
         Args:
@@ -135,8 +135,8 @@ class Marks:
 
     def split(self, opening: str) -> tuple[str, str]:
         """A text's beginning, one mark or up to the first white space or mark, and the rest."""
-        pieces = self._pieces(opening.lstrip())
-        first = pieces[0]
+        prompt_items = self._pieces(opening.lstrip())
+        first = prompt_items[0]
         if first not in self.ids:
             first = first.split()[0]
         return first, opening.lstrip()[len(first) :]
@@ -153,22 +153,22 @@ class Marks:
             return [text] if text else []
         # Of two marks at one place the longer is meant.
         longest = sorted(self.ids, key=len, reverse=True)
-        pieces = re.split(f"({'|'.join(map(re.escape, longest))})", text)
-        return [piece for piece in pieces if piece]
+        prompt_items = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+        return [piece for piece in prompt_items if piece]
 
 
-def _calls(forms: CallForms, marks: Marks) -> list[str]:
+def _calls(forms: CallForms, special: SpecialTokens) -> list[str]:
     """Rules for one call: ``one``."""
     names = [f"one_{index}" for index in range(len(forms.calls))]
-    bodies = [f"{marks.literal(text)} {_json(schema)}" for text, schema in forms.calls]
+    bodies = [f"{special.literal(text)} {_json(schema)}" for text, schema in forms.calls]
     return [
         f"one: {' | '.join(names)}",
         *(f"{name}: {body}" for name, body in zip(names, bodies, strict=True)),
     ]
 
 
-def _some(forms: CallForms, marks: Marks) -> str:
-    return "one" if forms.between is None else f"one ({marks.literal(forms.between)} one)*"
+def _some(forms: CallForms, special: SpecialTokens) -> str:
+    return "one" if forms.between is None else f"one ({special.literal(forms.between)} one)*"
 
 
 def _json(schema: Schema) -> str:

@@ -14,14 +14,14 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
-class Thought:
+class ReasoningDelta:
     """More of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Said:
+class TextDelta:
     """More of the answer."""
 
     text: str
@@ -32,17 +32,17 @@ class Splitter(ABC):
 
     _buffer = ""
 
-    def feed(self, piece: str) -> list[Thought | Said]:
+    def feed(self, piece: str) -> list[ReasoningDelta | TextDelta]:
         """Take the next piece; gives what is certain now."""
         self._buffer += piece
         return self._read(final=False)
 
-    def finish(self) -> list[Thought | Said]:
+    def finish(self) -> list[ReasoningDelta | TextDelta]:
         """The answer is complete; gives what had been held back."""
         return self._read(final=True)
 
     @abstractmethod
-    def _read(self, final: bool) -> list[Thought | Said]:
+    def _read(self, final: bool) -> list[ReasoningDelta | TextDelta]:
         """Take from the buffer what is certain."""
 
 
@@ -57,8 +57,8 @@ class ReasoningReader(Splitter):
         self._thinking: bool | None = True if opened else None  # None: not known yet
         self._fresh = True  # white space after a mark belongs to neither
 
-    def _read(self, final: bool) -> list[Thought | Said]:
-        parts: list[Thought | Said] = []
+    def _read(self, final: bool) -> list[ReasoningDelta | TextDelta]:
+        parts: list[ReasoningDelta | TextDelta] = []
         if self._thinking is None:
             begun = self._buffer.lstrip()
             if begun.startswith(OPEN):
@@ -77,7 +77,7 @@ class ReasoningReader(Splitter):
                 thought = thought.lstrip()
             if thought:
                 self._fresh = False
-                parts.append(Thought(thought))
+                parts.append(ReasoningDelta(thought))
             self._buffer = rest
             if found:
                 self._thinking, self._fresh = False, True
@@ -86,7 +86,7 @@ class ReasoningReader(Splitter):
             self._buffer = ""
             if said:
                 self._fresh = False
-                parts.append(Said(said))
+                parts.append(TextDelta(said))
         return parts
 
 
@@ -108,8 +108,8 @@ class ChannelReader(Splitter):
         self._spoke: set[type] = set()
         self._apart = False  # a message begins, so it stands apart from the last one
 
-    def _read(self, final: bool) -> list[Thought | Said]:
-        parts: list[Thought | Said] = []
+    def _read(self, final: bool) -> list[ReasoningDelta | TextDelta]:
+        parts: list[ReasoningDelta | TextDelta] = []
         while self._buffer:
             went_on = self._header(parts, final) if self._inside == "header" else self._body(parts)
             if not went_on:
@@ -119,7 +119,7 @@ class ChannelReader(Splitter):
             self._buffer = ""
         return parts
 
-    def _header(self, parts: list[Thought | Said], final: bool) -> bool:
+    def _header(self, parts: list[ReasoningDelta | TextDelta], final: bool) -> bool:
         header, found, rest = self._buffer.partition(_MESSAGE)
         if not any(mark.startswith(header[: len(mark)]) for mark in _HEADER):
             self._inside, self._apart = "said", True  # an answer without channels
@@ -138,7 +138,7 @@ class ChannelReader(Splitter):
             self._inside = "thought" if "analysis" in header else "said"
         return True
 
-    def _body(self, parts: list[Thought | Said]) -> bool:
+    def _body(self, parts: list[ReasoningDelta | TextDelta]) -> bool:
         end = _END.search(self._buffer)
         if end is None:
             certain = self._buffer.rfind("<", -len(max(_ENDS, key=len)))
@@ -156,10 +156,10 @@ class ChannelReader(Splitter):
         self._inside = "header"
         return True
 
-    def _give(self, parts: list[Thought | Said], text: str) -> None:
+    def _give(self, parts: list[ReasoningDelta | TextDelta], text: str) -> None:
         if not text:
             return
-        kind = Thought if self._inside == "thought" else Said
+        kind = ReasoningDelta if self._inside == "thought" else TextDelta
         if self._apart and kind in self._spoke and self._inside != "call":
             text = f"\n{text}"
         self._apart = False

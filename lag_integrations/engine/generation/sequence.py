@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.engine.generation.detokenizer import AnswerText
 from lag_integrations.engine.generation.sampling import Sampler, Sampling
-from lag_integrations.kv.prefix_cache import Injected, Piece
+from lag_integrations.kv.prefix_cache import Injected, PromptItem
 from lag_integrations.kv.segment import Segment
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Request:
     sampling: Sampling
     constraint: Constraint | None = None
     top_logprobs: int | None = None
-    hidden: frozenset[int] = frozenset()
+    suppressed_tokens: frozenset[int] = frozenset()
     deadline: float | None = None
     attention_temperature: float = 1.0
     cache_salt: str = ""
@@ -62,7 +62,7 @@ class Request:
         return sum(len(segment) for segment in self.segments)
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
+    def prompt_items(self) -> tuple[PromptItem, ...]:
         """The prompt with the segments in their place."""
         temperature = self.attention_temperature
         segments = [Injected.of(segment, temperature) for segment in self.segments]
@@ -117,7 +117,7 @@ class Generation:
     injection_time: float = 0.0
 
 
-class Row:
+class SequenceState:
     """The answer to a request as it grows.
 
     Args:
@@ -138,16 +138,16 @@ class Row:
         self.generation = Generation(
             prompt_tokens=len(request.prompt_ids), injected_tokens=request.injected
         )
-        self.unread: list[int] = []
+        self.pending_tokens: list[int] = []
         self._end_tokens = end_tokens
-        self._text = AnswerText(tokenizer, request.stop, request.hidden)
+        self._text = AnswerText(tokenizer, request.stop, request.suppressed_tokens)
         self._sampler = Sampler(request.sampling, request.token_ids, end_tokens)
 
     @property
-    def read(self) -> tuple[Piece, ...]:
-        """What the model has read: the prompt, and of the answer all that is not ``unread``."""
+    def read(self) -> tuple[PromptItem, ...]:
+        """What the model has read: the prompt, and the answer without `pending_tokens`."""
         generated = self.generation.token_ids
-        return (*self.request.pieces, *generated[: len(generated) - len(self.unread)])
+        return (*self.request.prompt_items, *generated[: len(generated) - len(self.pending_tokens)])
 
     @property
     def done(self) -> bool:
@@ -164,7 +164,7 @@ class Row:
         Returns:
             New text.
         """
-        self.unread = []
+        self.pending_tokens = []
         text = self._take_next(logits.float(), fast_forward)
         if self.done:
             text += self._text.finish()
@@ -199,7 +199,7 @@ class Row:
     def _take(self, token: int) -> str:
         constraint, generation = self.request.constraint, self.generation
         generation.token_ids.append(token)
-        self.unread.append(token)
+        self.pending_tokens.append(token)
         self._sampler.took(token)
         text = self._text.add(token)
         if constraint is not None:

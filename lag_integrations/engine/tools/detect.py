@@ -80,7 +80,9 @@ def learn_tool_format(apply: Apply) -> ToolFormat:
     found = template.learn_calls(shows_tools)
     if found is None and shows_tools:
         told = template.render([_user()], tools=True) or ""
-        found = next((form for marks, form in _TOLD if all(m in told for m in marks)), None)
+        found = next(
+            (form for special_tokens, form in _TOLD if all(m in told for m in special_tokens)), None
+        )
         # Tools shown without a word on how to call them need instructions anyway.
         shows_tools = found is not None
     format = replace(found or HERMES, shows_tools=shows_tools)
@@ -112,8 +114,8 @@ class _Template:
             shown = self._call_texts(tools, as_text)
             if shown is None:
                 continue
-            for marks, family in _FAMILIES:
-                if all(mark in shown.all for mark in marks):
+            for special_tokens, family in _FAMILIES:
+                if all(mark in shown.all for mark in special_tokens):
                     return replace(family, shows_calls=True, arguments_as_text=as_text)
             found = _learn_json(shown) or _learn_named(shown)
             if found is not None:

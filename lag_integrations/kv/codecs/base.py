@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from lag_integrations.errors import EncodingError
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 
 
 class Codec(ABC):
@@ -23,7 +23,7 @@ class Codec(ABC):
         """Name under which segments are stored with it."""
 
     @abstractmethod
-    def encode(self, pair: Slots) -> dict[str, torch.Tensor]:
+    def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
         """Store a pair.
 
         Args:
@@ -38,7 +38,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Slots:
+    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
         """The pair that `encode` stored, as near as the codec keeps it.
 
         Args:

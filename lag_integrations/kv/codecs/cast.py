@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from lag_integrations.errors import EncodingError
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs.base import Codec, narrow, require_finite
 
 
@@ -28,7 +28,7 @@ class Cast(Codec):
         """The name it was given."""
         return self._name
 
-    def encode(self, pair: Slots) -> dict[str, torch.Tensor]:
+    def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
         """The two slots in the codec's dtype, as ``0`` and ``1``."""
         tensors = {}
         for index, slot in enumerate(pair):
@@ -42,7 +42,7 @@ class Cast(Codec):
             tensors[str(index)] = stored
         return tensors
 
-    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Slots:
+    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
         """The tensors themselves where the dtype is the model's."""
         first, second = (
             stored if stored.dtype == dtype else narrow(stored.to(torch.float32, copy=True), dtype)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs.base import Codec, narrow, require_finite
 from lag_integrations.kv.codecs.scaled import SHARED_AXES, divisor, round_up
 
@@ -22,7 +22,7 @@ class Int4(Codec):
         """``int4``."""
         return "int4"
 
-    def encode(self, pair: Slots) -> dict[str, torch.Tensor]:
+    def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
         """Of each slot, its packed codes, and ``.low`` and ``.scale`` of each group."""
         tensors = {}
         for index, (slot, axis) in enumerate(zip(pair, SHARED_AXES, strict=True)):
@@ -38,7 +38,7 @@ class Int4(Codec):
             tensors[f"{index}.scale"] = scale
         return tensors
 
-    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Slots:
+    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
         """Codes times scales plus the least values, in fp32."""
         # Both slots have the same tokens; the scales of the second one say how many.
         tokens = tensors["1.scale"].shape[2]

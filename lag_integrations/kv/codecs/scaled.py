@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs.base import Codec, narrow, require_finite
 
 SHARED_AXES = (2, 3)
@@ -46,7 +46,7 @@ class Scaled(Codec):
     def round(self, quotients: torch.Tensor) -> torch.Tensor:
         """The codes nearest to fp32 values within ±`largest`; these are overwritten."""
 
-    def encode(self, pair: Slots) -> dict[str, torch.Tensor]:
+    def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
         """Of each slot its codes, in its shape, and ``.scale``, 1 long on the shared axis."""
         tensors = {}
         for index, (slot, axis) in enumerate(zip(pair, SHARED_AXES, strict=True)):
@@ -59,7 +59,7 @@ class Scaled(Codec):
             tensors[f"{index}.scale"] = scale
         return tensors
 
-    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Slots:
+    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
         """Codes times scales, in fp32."""
         first, second = (
             narrow(tensors[f"{index}"].float().mul_(tensors[f"{index}.scale"]), dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lag_integrations.errors import StoreError
-from lag_integrations.kv.cache import Slots
+from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs.base import Codec
 
 SUFFIX = "+zstd"
@@ -44,7 +44,7 @@ class Zstd(Codec):
         """The inner codec's, and ``+zstd``."""
         return self._inner.name + SUFFIX
 
-    def encode(self, pair: Slots) -> dict[str, torch.Tensor]:
+    def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
         """For each inner tensor its frame (uint8), and ``.like``: no data, its dtype and shape."""
         tensors = {}
         for name, tensor in self._inner.encode(pair).items():
@@ -56,7 +56,7 @@ class Zstd(Codec):
             tensors[name + _LIKE] = torch.empty(0, *tensor.shape, dtype=tensor.dtype)
         return tensors
 
-    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Slots:
+    def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
         """What the inner codec makes of the tensors it stored, bit for bit."""
         return self._inner.decode(
             {

@@ -21,7 +21,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.capture.judges import Judge, add_judged, is_uncaptured, judges_of
 from lag_integrations.capture.log_exceptions import quiet
-from lag_integrations.capture.outcomes import nobody_waits
+from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.langchain.capture.configs import said_of_run
@@ -190,7 +190,7 @@ class CaptureHandler(_Handler):
         """A model call failed; the run as a whole may still succeed."""
         with self._lock:
             node = self._nodes.get(run_id)
-            if node is not None and response is not None and nobody_waits(error):
+            if node is not None and response is not None and is_cancellation(error):
                 for message in _answers(response)[:1]:  # what there is of it
                     node.run.say(message, run_id)
         self._leave(run_id, error=error)

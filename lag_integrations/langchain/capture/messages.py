@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from lag_integrations.capture.outcomes import STOP_KEYS, says_too_long
+from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
 from lag_integrations.traces.sources import Source, hash_of
 from lag_integrations.traces.trace import Message, as_message
@@ -76,7 +76,7 @@ def was_cut_off(message: BaseMessage) -> bool:
     reasons = [metadata.get(key) for key in STOP_KEYS]
     if isinstance(details := metadata.get("incomplete_details"), Mapping):
         reasons.append(details.get("reason"))
-    return says_too_long(reasons)
+    return is_length_stop(reasons)
 
 
 def is_unreadable(message: BaseMessage) -> bool:

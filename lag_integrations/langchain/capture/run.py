@@ -13,7 +13,7 @@ from uuid import UUID
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
-from lag_integrations.capture.outcomes import nobody_waits
+from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.capture.run_metadata import Metadata, in_scope
 from lag_integrations.errors import TraceError
 from lag_integrations.langchain.capture.messages import (
@@ -184,7 +184,7 @@ class Run:
         self.ended = True
         self.error = error
         self._outputs = outputs
-        self.abandoned = bool(self.calls) if error is None else nobody_waits(error)
+        self.abandoned = bool(self.calls) if error is None else is_cancellation(error)
 
     def follow(self, half: Run) -> None:
         """Go on where an interrupted run of the same thread ended."""

@@ -93,7 +93,7 @@ class _EventHandler(BaseEventHandler):
         return "LAGEventHandler"
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        self._watch.tell(event)
+        self._watch.on_event(event)
 
 
 def _register() -> Watch:

@@ -25,7 +25,7 @@ from llama_index.core.tools.types import ToolOutput
 from llama_index.core.workflow import Event, StartEvent, StopEvent
 from pydantic import BaseModel
 
-from lag_integrations.capture.outcomes import STOP_KEYS, says_too_long
+from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
 from lag_integrations.llama_index.messages import ROLES, calls_in, text_in
 from lag_integrations.traces.sources import Source, hash_of
@@ -112,7 +112,7 @@ def was_cut_off(response: ChatResponse | CompletionResponse) -> bool:
         for place in (holder, _first(holder, "choices"), _first(holder, "candidates")):
             reasons += [_get(place, key) for key in STOP_KEYS]
     reasons.append(_get(_get(response.raw, "incomplete_details"), "reason"))
-    return says_too_long(reasons)
+    return is_length_stop(reasons)
 
 
 def is_unreadable(message: ChatMessage) -> bool:

@@ -13,7 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, Completi
 from llama_index.core.schema import NodeWithScore
 
 from lag_integrations.capture.judges import Judge
-from lag_integrations.capture.outcomes import nobody_waits
+from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.capture.run_metadata import Metadata, in_scope
 from lag_integrations.llama_index.capture.messages import (
     NO_ANSWER,
@@ -219,7 +219,7 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """It ends with an error, or nobody waits for it any more."""
-        if nobody_waits(error):
+        if is_cancellation(error):
             self.abandoned = True
         elif self.error is None:
             self.error = error

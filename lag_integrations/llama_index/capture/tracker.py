@@ -35,7 +35,7 @@ from llama_index_instrumentation.span import active_span_id
 
 from lag_integrations.capture.judges import is_uncaptured
 from lag_integrations.capture.log_exceptions import quiet
-from lag_integrations.capture.outcomes import nobody_waits
+from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.llama_index.capture.messages import (
     answer_of,
     is_resumed,
@@ -143,7 +143,7 @@ class Watch:
         self.recorder.settle_after(error)
 
     @quiet
-    def tell(self, event: BaseEvent) -> None:
+    def on_event(self, event: BaseEvent) -> None:
         """Something happened."""
         if isinstance(event, LLMChatStartEvent):
             self._begin_call(event.span_id, event.messages)
@@ -404,7 +404,7 @@ class Watch:
             if call not in run.pending:  # its stream was collected before it was closed
                 return
             run.pending.discard(call)
-            if error is not None and nobody_waits(error):
+            if error is not None and is_cancellation(error):
                 response = call.so_far
             if call.counts:
                 run.close(call, response)

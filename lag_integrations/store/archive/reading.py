@@ -159,7 +159,7 @@ class _Reader:
     def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> Archived:
         """Add everything to a store."""
         manifest = self._manifest
-        self._secret = self._key or store.facts.signing_key()
+        self._secret = self._key or store.metadata.signing_key()
         self._trusted = self._is_signed_with(self._secret)
         logs = self._lines(LOGS, LOG_BYTES, manifest.logs)
         for _ in self._pages(logs, LogLine):  # all of it, before the store is touched
@@ -257,8 +257,8 @@ class _Reader:
             return None
         except OSError as error:
             raise StoreError(
-                f"A segment cannot be written to {store.blobs.url} ({error}). What was imported "
-                "so far is safe; import again when there is room."
+                f"A segment cannot be written to {store.segment_files.url} ({error}). What was "
+                "imported so far is safe; import again when there is room."
             ) from error
         return True
 

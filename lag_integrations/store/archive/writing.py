@@ -67,7 +67,7 @@ def export_archive(
             store fails.
     """
     target = Path(path)
-    key = store.facts.signing_key() if key is None else checked_key(key)
+    key = store.metadata.signing_key() if key is None else checked_key(key)
     if target.is_dir() or (target.exists() and not overwrite):
         raise StoreError(
             f"{target} exists already; give another name, or overwrite=True (`kvlog export "
@@ -173,7 +173,7 @@ class _Writer:
         digest = hashlib.sha256()
         for done, (key, file) in enumerate(stored, 1):
             try:
-                data = self._store.blobs.get(file)
+                data = self._store.segment_files.get(file)
                 self._store.decode(data, key)
                 data = resealed(data, self._key)
             except (
