@@ -111,7 +111,7 @@ def _asked(engine: Engine, memory: KVLogMemory, traces: Sequence[Trace], rounds:
     taken = []
     for number in range(rounds + 1):
         for trace in traces:
-            engine.forget(memory.store.cache_salt)  # each is read as if for the first time
+            engine.clear_salt(memory.store.cache_salt)  # each is read as if for the first time
             time_taken = _milliseconds(partial(model.invoke, trace.task))
             if number:  # the first time is slower
                 taken.append(time_taken)
@@ -119,7 +119,7 @@ def _asked(engine: Engine, memory: KVLogMemory, traces: Sequence[Trace], rounds:
 
 
 def _compare(engine: Engine, segment: Segment, trace: Trace) -> None:
-    engine.check(segment, engine.encodable(trace))
+    engine.encoder.check(segment, engine.encodable(trace))
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

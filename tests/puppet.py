@@ -36,17 +36,19 @@ class Puppet(Engine):
         self.answers: list[Answer] = []
         self.prompts: list[str] = []
         self.injected: list[int] = []
+        self._new_sequence = self._generator.new_sequence
+        self._generator.new_sequence = self._tell  # type: ignore[method-assign]
 
     def says(self, *answers: Answer) -> None:
         """What it says from now on; what it was given before is forgotten."""
         self.answers, self.prompts, self.injected = list(answers), [], []
 
-    def row(self, request: Request) -> SequenceState:
+    def _tell(self, request: Request) -> SequenceState:
         prompt = self.tokenizer.decode(request.prompt_ids)
         self.prompts.append(prompt)
         self.injected.append(len(request.segments))
         if not self.answers:
-            return super().row(request)
+            return self._new_sequence(request)
         answer = self.answers[min(len(self.prompts), len(self.answers)) - 1]
         text = answer if isinstance(answer, str) else answer(prompt)
         begun = prompt.rpartition("<|im_start|>assistant\n")[2]  # a call that it has to make

@@ -11,7 +11,9 @@ import torch
 from tokenizers import AddedToken
 
 from lag_integrations import Engine
-from lag_integrations.chat.response import ChatRequest, ModelResponse, OutputFormat
+from lag_integrations.chat.output_plan import OutputFormat
+from lag_integrations.chat.request import ChatRequest
+from lag_integrations.chat.response import respond
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import Generation
 from lag_integrations.engine.tools import CallEnded, Text
@@ -67,12 +69,12 @@ def harmony(engine):
 def ask(engine, **form):
     settings = {"temperature": 1.5, "seed": form.pop("seed", 0)}
     form = OutputFormat(tools=TOOLS, **form)
-    return ModelResponse(engine, None, ChatRequest(ASK, form, max_tokens=120, sampling=settings))
+    return respond(engine, None, ChatRequest(ASK, form, max_tokens=120, sampling=settings))
 
 
 def read(engine, text, **form):
     answer = ask(engine, **form)
-    answer.give(Generation(text=text))
+    answer.set_result(Generation(text=text))
     return list(answer)
 
 

@@ -18,6 +18,7 @@ from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
 from lag_integrations.store.archive.members import Members
 from tests.conftest import overwrite, qa
+from tests.helpers import stored_segments
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import context, importing, start
 
@@ -132,7 +133,7 @@ def test_a_round_trip_into_another_namespace(source, open_, tiny, tmp_path):
     target.flush()
     assert len(target.recall("vault code", k=5)) == 2
     mine, theirs = (
-        memory.stored_segments(memory.recall("What is the code of the vault?", k=1))[0]
+        stored_segments(memory, memory.recall("What is the code of the vault?", k=1))[0]
         for memory in (source, target)
     )
     assert mine is not None

@@ -377,14 +377,14 @@ def test_runs_are_encoded_from_what_each_has_read_also_together(engine):
 
 
 def test_nothing_but_the_system_message_is_kept_of_traces(engine):
-    engine._prefixes.clear()
+    engine._runner.prefixes.clear()
     system = ("system", "You read letters aloud in Turku. " * 4)
     traces = [
         answered(user("A long, long letter. " * 8 + f"{n}?", system), "It is.") for n in range(3)
     ]
     encodables = [engine.encodable(trace) for trace in traces]
     engine.encode_all(encodables)
-    assert [engine._prefixes.known(one.token_ids)[0] for one in encodables] == [
+    assert [engine._runner.prefixes.match_length(one.token_ids)[0] for one in encodables] == [
         one.head for one in encodables
     ]
 
@@ -414,7 +414,7 @@ def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with engine._lock:
+        with engine._runner.lock:
             held.set()
             let_go.wait(20)
 
@@ -432,8 +432,8 @@ def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
 def test_what_was_read_lately_has_a_limit(engine):
     for number in range(40):
         engine.generate(user(f"{number}?", ("system", f"{number}!")), max_new_tokens=1)
-    assert len(engine._prefixes) <= 32
-    assert engine._prefixes.nbytes < 2**27
+    assert len(engine._runner.prefixes) <= 32
+    assert engine._runner.prefixes.nbytes < 2**27
 
 
 def test_an_error_while_generating_reaches_the_caller(engine):

@@ -26,6 +26,7 @@ from lag_integrations.errors import (
 from lag_integrations.memory.indexer import _slot
 from lag_integrations.store import embedder as embedders
 from tests.conftest import overwrite, qa
+from tests.helpers import stored_segments
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", outcome="success")
@@ -392,10 +393,10 @@ def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkey
         memory.flush()
     assert batches[0] > 1
     others = [log for log in memory.get(ids) if log.id != ids[3]]
-    assert None not in memory.stored_segments(others)
+    assert None not in stored_segments(memory, others)
     monkeypatch.undo()
     memory.flush()
-    assert None not in memory.stored_segments(memory.get(ids))
+    assert None not in stored_segments(memory, memory.get(ids))
 
 
 def test_what_another_encodes_is_left_to_it(memory, engine, no_worker):
@@ -403,12 +404,12 @@ def test_what_another_encodes_is_left_to_it(memory, engine, no_worker):
     ids = memory.add_many(qa(f"What is in tin {n}?", f"Tin {n} holds tea.") for n in range(5))
     memory.embed_pending()
     with memory.store.locks.hold(_slot(ids[2])):
-        while memory._step(thorough=True):
+        while memory._run_once(full_scan=True):
             pass
-        stored = memory.stored_segments(memory.get(ids))
+        stored = stored_segments(memory, memory.get(ids))
         assert [log_id for log_id, one in zip(ids, stored, strict=True) if one is None] == [ids[2]]
     memory.flush()
-    assert None not in memory.stored_segments(memory.get(ids))
+    assert None not in stored_segments(memory, memory.get(ids))
 
 
 def test_a_model_that_is_closed_meanwhile_is_no_fault_of_the_logs(
@@ -419,14 +420,14 @@ def test_a_model_that_is_closed_meanwhile_is_no_fault_of_the_logs(
     memory.embed_pending()
 
     def closed(*_: object) -> None:
-        monkeypatch.setattr(engine, "_model", None)
+        monkeypatch.setattr(engine._runner, "_model", None)
         raise RuntimeError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "encode_all", closed)
-        patch.setattr(engine, "_model", engine.model)  # comes back afterwards
+        patch.setattr(engine.encoder, "encode_batch", closed)
+        patch.setattr(engine._runner, "_model", engine.model)  # comes back afterwards
         with pytest.raises(RuntimeError, match="gone"):
-            memory._step(thorough=True)
+            memory._run_once(full_scan=True)
     assert memory.store.failures.all() == {}
     memory.flush()
 

@@ -132,9 +132,10 @@ def test_a_captured_run_is_encoded_from_what_was_read(engine, open_memory):
     trace = qa(SECRET, "Yes.")
     mine = engine.encodable(trace, cache_salt=memory.cache_salt(engine))
     theirs = engine.encodable(trace, cache_salt=other.cache_salt(engine))
-    assert len(mine) - engine.unread(mine) > 60
-    assert engine.unread(theirs) == len(theirs)
-    (batch, another) = engine.together([mine, theirs])
+    prefixes = engine._runner.prefixes
+    assert prefixes.match_length(mine.token_ids, salt=mine.cache_salt)[0] > 60
+    assert prefixes.match_length(theirs.token_ids, salt=theirs.cache_salt)[0] == 0
+    (batch, another) = engine.encoder.plan_batches([mine, theirs])
     assert (batch, another) == ([0], [1]), "they are not read together"
 
 

@@ -36,7 +36,7 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
     model = LAGChatModel(engine, max_tokens=tokens, temperature=0)
     messages = [Message(role="user", content=_TASK)]
     segments = [by_chance(engine, 341, seed) for seed in range(3)]
-    prompt = torch.tensor([engine.prompt(messages)[0]], device=engine.model.device)
+    prompt = torch.tensor([engine.render(messages).token_ids], device=engine.model.device)
 
     def generate() -> object:
         return engine.model.generate(

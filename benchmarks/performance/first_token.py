@@ -112,7 +112,8 @@ class _Round:
         """Seconds of rendering the prompt, and of reading the question behind all the rest."""
         engine = self._engine
         messages = [self._task.question(LEAST)]
-        prompt_ids, split = engine.prompt(messages, segments=len(segments))
+        request = engine.request(messages, segments)
+        prompt_ids, split = request.prompt_ids, request.split
         cache = new_cache(room=len(prompt_ids) + sum(map(len, segments)) + _ROOM)
         with torch.no_grad():
             prefill(engine.model, torch.tensor(prompt_ids[:split]), cache)
@@ -124,7 +125,7 @@ class _Round:
                 fingerprint=engine.fingerprint.id,
             )
             begun = time.perf_counter()
-            prompt_ids, split = engine.prompt(messages, segments=len(segments))
+            prompt_ids = engine.request(messages, segments).prompt_ids
             prefill(engine.model, torch.tensor(prompt_ids[split:]), cache).argmax().item()
             return time.perf_counter() - begun
 
@@ -164,7 +165,7 @@ class _Round:
         if not paper.fits:
             return {}
         files = paper.save(self._segments(memory))
-        prompt_ids, _ = self._engine.prompt([self._task.question(way)])
+        prompt_ids = self._engine.render([self._task.question(way)]).token_ids
         return {way: paper.first_token(files, prompt_ids)}
 
     def _segments(self, memory: KVLogMemory) -> list[Segment]:

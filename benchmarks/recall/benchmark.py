@@ -15,7 +15,7 @@ from lag_integrations.evaluation.recall.searches import (
     Search,
     VectorSearch,
 )
-from lag_integrations.memory.memory import MIN_RELEVANCE
+from lag_integrations.memory.base import MIN_RELEVANCE
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.store.matches import Floor
 from lag_integrations.store.relevance.measure import measure

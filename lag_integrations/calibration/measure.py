@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
 from lag_integrations.calibration.fluency import repetition
-from lag_integrations.engine.chat_template import Placement
 from lag_integrations.engine.generation.sequence import Request
 from lag_integrations.engine.log_settings import (
     SELECTIONS,
@@ -20,6 +19,7 @@ from lag_integrations.engine.log_settings import (
     LogSettings,
 )
 from lag_integrations.engine.log_texts import with_texts
+from lag_integrations.engine.placement import Placement
 from lag_integrations.engine.token_selection import LastTurn, Selection, TaskAndLastTurns
 from lag_integrations.errors import (
     CalibrationError,
@@ -213,7 +213,7 @@ class _Counter:
         key = (log.task, selection.name)
         if key not in self._segments:
             encodable = self._engine.encodable(log, selection)
-            self.tokens += self._engine.unread(encodable)
+            self.tokens += len(encodable)
             (self._segments[key],) = self._engine.encode_all([encodable])
         return self._segments[key]
 

@@ -1,16 +1,19 @@
-"""The settings of a framework's model and of a call of it, as one question."""
+"""One call of a chat model, whichever the framework."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from lag_integrations.chat.context import RetrievalSettings
+from lag_integrations.chat.output_plan import OutputFormat
 from lag_integrations.chat.query import query_of
-from lag_integrations.chat.response import ChatRequest, OutputFormat
 from lag_integrations.chat.settings import SAMPLING, ModelSettings
+from lag_integrations.engine.placement import Placement
 from lag_integrations.engine.tools.schema import Schema
-from lag_integrations.traces.provenance import NOBODY
+from lag_integrations.memory.loading import MissingSegments
+from lag_integrations.memory.safe_recall import AnyWhere
+from lag_integrations.traces.provenance import NOBODY, Owner
 from lag_integrations.traces.sources import Source
 from lag_integrations.traces.trace import Message
 
@@ -18,33 +21,100 @@ from lag_integrations.traces.trace import Message
 _MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")
 
 
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """How logs are recalled.
+
+    Attributes:
+        k: Most logs; the memory's own setting by default, 0 for none.
+        min_score: Least similarity; the memory's own setting by default.
+        query: What logs are searched by; by default the user's last message, or where that recalls
+            nothing, the last two.
+        said: What the user said, in order, if not all that stands in their name.
+        where: Only logs with such metadata; a function was asked before.
+        owner: Whose run asks.
+        log_ids: Exactly these logs instead.
+        shown: Documents that the prompt holds: no logs of which one was changed since.
+        missing: What to do with a log that has no valid segment for this model: see
+            `LogMemory.load`.
+        as_text: Give every log's last response as text, to compare.
+        best_last: Whether the most relevant log stands nearest to the question (else farthest).
+    """
+
+    k: int | None = None
+    min_score: float | None = None
+    query: str | None = None
+    said: Sequence[str] | None = None
+    where: AnyWhere | None = None
+    owner: Owner = NOBODY
+    log_ids: Sequence[str] | None = None
+    shown: Sequence[Source] = ()
+    missing: MissingSegments = "encode"
+    as_text: bool = False
+    best_last: bool = True
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One call of a chat model.
+
+    Attributes:
+        messages: The conversation.
+        output: What the answer must look like.
+        retrieval: How logs are recalled.
+        placement: Where their segments stand.
+        attention_temperature: How the model attends to them; see `RequestBuilder.build`.
+        question_text: The question's text, where the last user message holds more, as documents.
+        max_tokens: Most tokens to generate.
+        stop: Texts that end the answer.
+        top_logprobs: See `RequestBuilder.build`, as for ``timeout``.
+        sampling: Fields of `Sampling`.
+        cache_salt: Whose prompt it is, within the memory; see `RequestBuilder.build`.
+        share_system: Whether system message and tools may be reused for everybody.
+    """
+
+    messages: Sequence[Message]
+    output: OutputFormat = field(default_factory=OutputFormat)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    placement: Placement | None = None
+    attention_temperature: float | None = None
+    question_text: str | None = None
+    max_tokens: int = 512
+    stop: Sequence[str] = ()
+    top_logprobs: int | None = None
+    timeout: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    cache_salt: str = ""
+    share_system: bool = False
+
+
 def build_request(
     settings: ModelSettings,
-    chat: Sequence[Message],
-    given: Mapping[str, Any],
+    messages: Sequence[Message],
+    overrides: Mapping[str, Any],
     *,
-    messages: Sequence[Any],
+    framework_messages: Sequence[Any],
     tools: Sequence[dict[str, Any]] = (),
     schema: Schema | None = None,
     shown: Sequence[Source] = (),
     said: Sequence[str] | None = None,
 ) -> ChatRequest:
-    """A question; what a call does not set is as the model says.
+    """Build the request of a call; what the call does not set is as the model says.
 
     Args:
         settings: The model.
-        chat: The conversation.
-        given: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
+        messages: The conversation.
+        overrides: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
             ``logs_as_text``, ``question`` (its words), ``owner`` (see `RetrievalSettings`), and
             OpenAI's names of ``max_tokens``. What is left over is for sampling, which refuses what
             it does not know.
-        messages: The conversation, as the framework has it.
+        framework_messages: The conversation, as the framework has it.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
         shown: Documents that the conversation holds, if logs are to be as new as these.
         said: What the user said, if not all that stands in their name.
     """
-    rest = {name: value for name, value in given.items() if name not in _MEANINGLESS}
+    rest = {name: value for name, value in overrides.items() if name not in _MEANINGLESS}
 
     def setting(name: str) -> Any:
         value = rest.pop(name, None)
@@ -57,12 +127,12 @@ def build_request(
     stop = setting("stop") or ()
     sampling = {name: setting(name) for name in SAMPLING}
     return ChatRequest(
-        chat=chat,
-        form=OutputFormat(tools=tools, tool_choice=rest.pop("tool_choice", None), schema=schema),
-        recall=RetrievalSettings(
+        messages=messages,
+        output=OutputFormat(tools=tools, tool_choice=rest.pop("tool_choice", None), schema=schema),
+        retrieval=RetrievalSettings(
             k=setting("k"),
             min_score=setting("min_score"),
-            query=query_of(setting("query"), messages),
+            query=query_of(setting("query"), framework_messages),
             said=said,
             where=setting("where"),
             owner=rest.pop("owner", NOBODY),

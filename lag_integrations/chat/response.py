@@ -1,4 +1,4 @@
-"""An answer as a chat model owes it: recalled for, held to its form, and taken apart.
+"""The response to one call: recalled for, held to its format, and taken apart.
 
 Framework-free: LangChain and LlamaIndex classes only translate what goes in and comes out.
 """
@@ -6,176 +6,120 @@ Framework-free: LangChain and LlamaIndex classes only translate what goes in and
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
 
-from lag_integrations.chat.context import RetrievalSettings, RetrievedContext, retrieve_context
-from lag_integrations.engine.chat_template import Placement, with_system_text
-from lag_integrations.engine.engine import Engine, EngineStream
-from lag_integrations.engine.generation.grammar import (
-    json_answer,
-    json_or_calls,
-    rest_of_call,
-    text_or_calls,
-    text_without,
-)
-from lag_integrations.engine.generation.reasoning import (
-    CLOSE,
-    ChannelReader,
-    ReasoningDelta,
-    ReasoningReader,
-    Splitter,
-    TextDelta,
-)
+from lag_integrations.chat.context import RetrievedContext, retrieve_context
+from lag_integrations.chat.output_plan import OutputPlan
+from lag_integrations.chat.request import ChatRequest
+from lag_integrations.engine.engine import Engine
+from lag_integrations.engine.generation.reasoning import ReasoningDelta, TextDelta
 from lag_integrations.engine.generation.sequence import Generation, Request
-from lag_integrations.engine.tools import (
-    AnswerReader,
-    CallEnded,
-    CallFailed,
-    MarkReader,
-    Text,
-    ToolChoice,
-    ToolFormat,
-    must_call,
-    select,
-)
-from lag_integrations.engine.tools.schema import Schema
+from lag_integrations.engine.generator import EngineStream
+from lag_integrations.engine.log_texts import around_logs, with_texts
+from lag_integrations.engine.tools import CallEnded, CallFailed, Text
 from lag_integrations.errors import PromptError
+from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import miss_report
-from lag_integrations.traces.trace import Message
-
-if TYPE_CHECKING:
-    from lag_integrations.memory.memory import LogMemory
-
-ANY_JSON: Schema = {"type": "object"}
-"""Some JSON object."""
-_MOST_CALLS = 8
-"""Calls of its own accord in one answer."""
-
-
-@dataclass(frozen=True)
-class OutputFormat:
-    """What an answer must look like.
-
-    Attributes:
-        tools: Tools, in OpenAI's form.
-        tool_choice: Which of them may or must be called; see `tools.choice`.
-        schema: JSON schema of the answer.
-    """
-
-    tools: Sequence[dict[str, Any]] = ()
-    tool_choice: ToolChoice = None
-    schema: Schema | None = None
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One call of a chat model.
-
-    Attributes:
-        chat: The conversation.
-        form: What the answer must look like.
-        recall: How logs are recalled.
-        placement: Where their segments stand.
-        attention_temperature: How the model attends to them; see `Engine.request`.
-        words: The question's words, where the last user message holds more, as documents.
-        max_tokens: Most tokens to generate.
-        stop: Texts that end the answer.
-        top_logprobs: See `Engine.request`, as for ``timeout``.
-        sampling: Fields of `Sampling`.
-        cache_salt: Whose prompt it is, within the memory; see `Engine.request`.
-        share_system: Whether system message and tools may be reused for everybody.
-    """
-
-    chat: Sequence[Message]
-    form: OutputFormat = field(default_factory=OutputFormat)
-    recall: RetrievalSettings = field(default_factory=RetrievalSettings)
-    placement: Placement | None = None
-    attention_temperature: float | None = None
-    question_text: str | None = None
-    max_tokens: int = 512
-    stop: Sequence[str] = ()
-    top_logprobs: int | None = None
-    timeout: float | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    cache_salt: str = ""
-    share_system: bool = False
-
 
 Part = ReasoningDelta | Text | CallEnded | CallFailed
-"""A part of an answer."""
+"""A part of a response."""
 
 
-class ModelResponse(Iterator[Part]):
-    """The answer to a question, part by part.
+def respond(
+    engine: Engine,
+    memory: LogMemory | None,
+    request: ChatRequest,
+    owner: LogMemory | None = None,
+) -> ModelResponse:
+    """Render the prompt, recall for it, and prepare the response; nothing is generated yet.
 
     Args:
         engine: The model.
         memory: Where logs are recalled from.
-        question: The question.
+        request: What is asked.
         owner: Without a memory, the one that captures the run: what is read is reused for it alone.
-
-    Attributes:
-        injection: What was recalled.
-        request: What the engine is asked.
-        abandoned: Nobody waits for it any more.
 
     Raises:
         PromptError: There is no message to answer.
-        LAGError: As `Engine.request`, `injection.inject` and `tools.choice.select` say.
+        LAGError: As `RequestBuilder.build`, `retrieve_context` and `tools.choice.select` say.
+    """
+    if not request.messages:
+        raise PromptError("There is no message to answer; give at least one.")
+    plan = OutputPlan(engine, request.output, begins=request.messages[-1].role != "assistant")
+    messages = plan.messages(request.messages)
+    prompt = engine.render(messages, plan.tools)
+    around = sum(len(engine.tokens_of(text)) for text in (plan.prefix, *around_logs(True)))
+    # A quarter of the window is kept for the answer at most: it may well be shorter.
+    kept = min(request.max_tokens, engine.window // 4)
+    budget = engine.window - len(prompt.token_ids) - around - kept
+    context = retrieve_context(memory, engine, messages, request.retrieval, budget)
+    if context.texts:  # which are part of what the template renders
+        messages = with_texts(messages, context.texts, request.question_text)
+        prompt = engine.render(messages, plan.tools)
+    built = engine.requests.build(
+        prompt,
+        context.segments,
+        engine.log_settings,
+        placement=request.placement,
+        attention_temperature=request.attention_temperature,
+        question=request.question_text,
+        answer_prefix=plan.prefix,
+        max_new_tokens=request.max_tokens,
+        stop=request.stop,
+        grammar=plan.grammar,
+        top_logprobs=request.top_logprobs,
+        timeout=request.timeout,
+        cache_salt=_salt(engine, memory or owner, request.cache_salt),
+        share_system=request.share_system,
+        **request.sampling,
+    )
+    return ModelResponse(engine, built, plan, context)
+
+
+def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:
+    """Return under which salt a prompt is read: that of the memory, and within it the caller's.
+
+    Without a memory it begins with a colon, so that no caller's can be a memory's.
+    """
+    own = "" if memory is None else memory.cache_salt(engine)
+    return f"{own}:{salt}" if salt else own
+
+
+class ModelResponse(Iterator[Part]):
+    """The response to a request, part by part.
+
+    Args:
+        engine: The model.
+        request: What the engine is asked.
+        plan: How the answer is read.
+        context: What was recalled.
+
+    Attributes:
+        request: As above.
+        context: As above.
+        generation: What was generated so far.
+        abandoned: Nobody waits for it any more.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        memory: LogMemory | None,
-        question: ChatRequest,
-        owner: LogMemory | None = None,
+        self, engine: Engine, request: Request, plan: OutputPlan, context: RetrievedContext
     ) -> None:
-        if not question.chat:
-            raise PromptError("There is no message to answer; give at least one.")
-        shape = OutputPlan(engine, question)
-        self.injection: RetrievedContext = retrieve_context(
-            engine,
-            memory,
-            shape.chat(question.chat),
-            question.recall,
-            question_text=question.question_text,
-            max_tokens=question.max_tokens,
-            tools=shape.tools,
-        )
-        self.request: Request = engine.request(
-            self.injection.chat,
-            self.injection.segments,
-            placement=question.placement,
-            attention_temperature=question.attention_temperature,
-            question=question.question_text,
-            tools=shape.tools,
-            answer_prefix=shape.prefix,
-            max_new_tokens=question.max_tokens,
-            stop=question.stop,
-            grammar=shape.grammar,
-            top_logprobs=question.top_logprobs,
-            timeout=question.timeout,
-            cache_salt=_salt(engine, memory or owner, question.cache_salt),
-            share_system=question.share_system,
-            **question.sampling,
-        )
+        self.request = request
+        self.context = context
         self.generation = Generation()
         self.abandoned = False
-        self._given = False
+        self._is_set = False
         self._engine = engine
         self._stream: EngineStream | None = None
-        self._parts = self._read(shape)
+        self._parts = self._read(plan)
 
     def __next__(self) -> Part:
         return next(self._parts)
 
     def set_result(self, generation: Generation) -> None:
-        """Take what was generated for `request` elsewhere (in a batch), instead of generating."""
-        self.generation, self._given = generation, True
+        """Take what was generated for the request elsewhere (in a batch), instead of generating."""
+        self.generation, self._is_set = generation, True
 
     def close(self) -> None:
         """Stop the model."""
@@ -190,7 +134,7 @@ class ModelResponse(Iterator[Part]):
     @property
     def cached_tokens(self) -> int:
         """Those of them that nobody had to compute: read lately, or of segments that were there."""
-        injected = self.generation.injected_tokens - self.injection.encoded_tokens
+        injected = self.generation.injected_tokens - self.context.encoded_tokens
         return self.generation.reused_tokens + injected
 
     def report(self) -> dict[str, Any]:
@@ -198,36 +142,37 @@ class ModelResponse(Iterator[Part]):
 
         Where nothing was recalled, the most relevant log below the floor is the nearest miss.
         """
-        generation, injection = self.generation, self.injection
-        logs = [*injection.logs, *injection.read]
+        generation, context = self.generation, self.context
+        as_kv, as_text = context.as_kv, context.as_text
+        logs = [*as_kv, *as_text]
         return {
             "log_ids": [log.id for log in logs],
             "scores": [log.score for log in logs],
             "relevance": [log.relevance for log in logs],
-            "nearest_miss": miss_report(injection.nearest_miss),
-            "form": "kv" if injection.logs else "text" if injection.read else None,
-            "read_as_text": [log.id for log in injection.read],
+            "nearest_miss": miss_report(context.nearest_miss),
+            "form": "kv" if as_kv else "text" if as_text else None,
+            "read_as_text": [log.id for log in as_text],
             "injected_tokens": generation.injected_tokens,
             "reused_tokens": generation.reused_tokens,
             "timings": {
-                **injection.timings,
+                **context.timings,
                 "injection": generation.injection_time,
-                "time_to_first_token": sum(injection.timings.values())
+                "time_to_first_token": sum(context.timings.values())
                 + generation.time_to_first_token,
             },
         }
 
     def _pieces(self) -> Iterator[str]:
-        if self._given:
+        if self._is_set:
             return iter([self.generation.text])
         self._stream = self._engine.start(self.request)
         self.generation = self._stream.generation
         return self._stream
 
-    def _read(self, shape: OutputPlan) -> Iterator[Part]:
-        reasoning, reader = shape.split(), shape.reader()
+    def _read(self, plan: OutputPlan) -> Iterator[Part]:
+        splitter, reader = plan.splitter(), plan.reader()
         if reader is not None:
-            reader.feed(shape.before)
+            reader.feed(plan.before)
 
         def parts(read: list[ReasoningDelta | TextDelta]) -> Iterator[Part]:
             for part in read:
@@ -239,86 +184,16 @@ class ModelResponse(Iterator[Part]):
                     yield from reader.feed(part.text)
 
         for piece in self._pieces():
-            yield from parts(reasoning.feed(piece))
-        yield from parts(reasoning.finish())
+            yield from parts(splitter.feed(piece))
+        yield from parts(splitter.finish())
         if reader is not None:
-            yield from reader.feed(shape.after)
+            yield from reader.feed(plan.after)
             cut_off = self.generation.finish_reason == "length"
             yield from reader.finish(cut_off=cut_off)
 
 
-async def aiter_events(answer: ModelResponse) -> AsyncIterator[Part]:
-    """Each step on a thread, so that the event loop goes on; when cancelled, no further one."""
+async def aiter_events(response: ModelResponse) -> AsyncIterator[Part]:
+    """Yield parts, each computed on a thread; when cancelled, no further one is."""
     done = object()
-    while (part := await asyncio.to_thread(next, answer, done)) is not done:
+    while (part := await asyncio.to_thread(next, response, done)) is not done:
         yield cast(Part, part)
-
-
-def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:
-    """Return under which salt a prompt is read: that of the memory, and within it the caller's.
-
-    Without a memory it begins with a colon, so that no caller's can be a memory's.
-    """
-    own = "" if memory is None else memory.cache_salt(engine)
-    return f"{own}:{salt}" if salt else own
-
-
-class OutputPlan:
-    """A form, worked out for a model: what it is told, what it is held to, how it is read."""
-
-    def __init__(self, engine: Engine, question: ChatRequest) -> None:
-        form, template = question.form, engine.chat_template
-        format, special_tokens = template.tools, template.special_tokens
-        held = engine.can_constrain
-        self._format: ToolFormat | None = None
-        self._schema = form.schema
-        self.tools = select(form.tools, form.tool_choice)
-        self.prefix = self.before = self.after = ""
-        self.grammar: str | None = None
-        forced = bool(self.tools) and must_call(form.tool_choice)
-        # An answer that is continued has no thought before it.
-        begins = question.chat[-1].role != "assistant"
-        opens = engine.chat_template.opens_reasoning and begins
-        says = format.says if begins else ""
-        self.thinks = opens and not forced and form.schema is None
-        # What is held to a form, or goes on with an answer, is not all of one.
-        self._is_free = begins and not forced and form.schema is None
-        if self.tools:
-            self._format = format
-            calls = format.forms(self.tools, most=1 if forced else _MOST_CALLS)
-            if forced:
-                # The model gets the beginning for granted, and writes the rest alone.
-                self.prefix = self.before = calls.opening
-                self.after = calls.closing
-                self.grammar = rest_of_call(calls, special_tokens)
-                self._schema = None
-            elif form.schema is not None:
-                self.grammar = json_or_calls(calls, form.schema, special_tokens, says)
-            elif held and format.is_marked:
-                self.grammar = text_or_calls(calls, special_tokens, thinking=self.thinks)
-        elif form.schema is not None:
-            self.prefix, self.grammar = says, json_answer(form.schema)
-        elif form.tools and held:
-            self.prefix, self.grammar = says, text_without(format.starts(), special_tokens)
-        self._channels = bool(says) and not self.prefix
-        if opens and not self.thinks:  # no room for thoughts in what it is held to
-            self.prefix = f"{CLOSE}\n\n{self.prefix}"
-
-    def chat(self, chat: Sequence[Message]) -> Sequence[Message]:
-        """The conversation, with what the model must know of the form."""
-        if self._schema is None or self._schema == ANY_JSON:
-            return chat
-        schema = json.dumps(self._schema, ensure_ascii=False)
-        return with_system_text(
-            chat, f"Answer with JSON of this JSON schema, and nothing else:\n{schema}"
-        )
-
-    def split(self) -> Splitter:
-        """Splits what the model thinks from what it says."""
-        return ChannelReader() if self._channels else ReasoningReader(self.thinks)
-
-    def reader(self) -> AnswerReader | MarkReader | None:
-        """Reads the calls in an answer; None where there can be none."""
-        if self._format is None:
-            return None
-        return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -14,26 +13,17 @@ from lag_integrations.engine.control_tokens import ControlTokens, Cut
 from lag_integrations.engine.generation.grammar import SpecialTokens
 from lag_integrations.engine.generation.reasoning import CLOSE, OPEN
 from lag_integrations.engine.rendered import RenderedPrompt, Span
+from lag_integrations.engine.template_messages import (
+    ChatMessage,
+    TemplateMessage,
+    merge_roles,
+    short_id,
+    with_system_text,
+    without_mark,
+)
 from lag_integrations.engine.tools import learn_tool_format, tool_result_text
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.trace import Message, Role, in_call_order
-
-ChatMessage = dict[str, Any]
-"""A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""
-
-
-Placement = Literal["before_turn", "before_question", "after_system", "before_prompt"]
-"""Where segments stand. ``before_turn`` (the default): before the last user turn, like earlier
-turns, but within it, before the question's line, where it is known to hold more than the question.
-``before_question``: always within it, before its text or that line. ``after_system``: after the
-system message. ``before_prompt``: before everything, as in the paper."""
-
-
-class TemplateMessage(ChatMessage):
-    """A message for a template, with the role that it had before it was made to fit one."""
-
-    origin: Role = "user"
-
 
 _MARK = "LAGMARK{}X"
 # How templates refuse a conversation: by their own word, or by failing on it.
@@ -134,7 +124,7 @@ class ChatTemplate:
         try:
             text = self._apply(chat, generate, tools)
         except _REFUSALS:
-            chat = _merge_roles([self._turn(message, False) for message in messages])
+            chat = merge_roles([self._turn(message, False) for message in messages])
             try:
                 text = self._apply(chat, generate, tools)
             except _REFUSALS as error:
@@ -142,8 +132,8 @@ class ChatTemplate:
         cut = Cut(text, ())
         if mark is not None:
             cut = self._control.cut(text, mark)
-            text, chat = cut.text, [_without(turn, mark) for turn in chat]
-            tools = tools and [_without(tool, mark) for tool in tools]
+            text, chat = cut.text, [without_mark(turn, mark) for turn in chat]
+            tools = tools and [without_mark(tool, mark) for tool in tools]
         places = self._locate(chat, text, generate, tools)
         token_ids, starts = self._control.tokens(cut)
         rendered = RenderedPrompt(text, token_ids, starts, ())
@@ -192,7 +182,7 @@ class ChatTemplate:
             turn["tool_calls"] = [
                 {
                     "type": "function",
-                    "id": _short(call.id),
+                    "id": short_id(call.id),
                     "function": {
                         "name": call.name,
                         "arguments": json.dumps(call.args, ensure_ascii=False)
@@ -208,7 +198,7 @@ class ChatTemplate:
         if message.role == "tool" and not self.tools.shows_tool_results:
             turn.update(role="user", content=tool_result_text(message))
         elif message.role == "tool":
-            turn["tool_call_id"] = _short(message.tool_call_id)
+            turn["tool_call_id"] = short_id(message.tool_call_id)
             turn["name"] = message.name
         return turn
 
@@ -347,29 +337,6 @@ class ChatTemplate:
         return begin - len(glue) if role == "system" and before is None else begin
 
 
-def _without(value: Any, mark: str) -> Any:
-    """A turn or tool without the marks of `control_tokens`."""
-    if isinstance(value, str):
-        return value.replace(mark, "")
-    if isinstance(value, dict):
-        found = {_without(key, mark): _without(one, mark) for key, one in value.items()}
-        if isinstance(value, TemplateMessage):
-            turn = TemplateMessage(found)
-            turn.origin = value.origin
-            return turn
-        return found
-    if isinstance(value, list | tuple):
-        return [_without(one, mark) for one in value]
-    return value
-
-
-def _short(call_id: str | None) -> str:
-    """A call's id as nine letters and digits: Mistral's templates refuse any other."""
-    if call_id is not None and len(call_id) == 9 and call_id.isascii() and call_id.isalnum():
-        return call_id
-    return hashlib.blake2b((call_id or "").encode()).hexdigest()[:9]
-
-
 def _split(text: str, placeholders: Iterable[str]) -> list[str] | None:
     """The text between the marks, or None if one is missing."""
     pieces = []
@@ -394,33 +361,3 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = tokenizer.added_tokens_decoder.items()
     return {**{token.content: index for index, token in added if token.special}, **named}
-
-
-def _merge_roles(chat: list[TemplateMessage]) -> list[TemplateMessage]:
-    """Only alternating user and assistant turns: for templates that know nothing else."""
-    merged: list[TemplateMessage] = []
-    for turn in chat:
-        role: Role = "assistant" if turn["role"] == "assistant" else "user"
-        if merged and merged[-1]["role"] == role:
-            merged[-1]["content"] += f"\n\n{turn['content']}"
-        else:
-            merged.append(TemplateMessage(role=role, content=turn["content"]))
-            merged[-1].origin = "tool" if turn.origin == "tool" else role
-        if turn.origin == "user":
-            merged[-1].origin = "user"
-    if merged[0]["role"] == "assistant":
-        merged.insert(0, TemplateMessage(role="user", content=""))
-    return merged
-
-
-def with_system_text(messages: Sequence[Message], text: str) -> list[Message]:
-    """The conversation with a text at the end of its system message, which is made if missing."""
-    first, *rest = messages if messages else [None]
-    if first is None or first.role != "system":
-        return [Message(role="system", content=text), *messages]
-    content = (
-        f"{first.content}\n\n{text}"
-        if isinstance(first.content, str)
-        else [*first.content, {"type": "text", "text": f"\n\n{text}"}]
-    )
-    return [first.model_copy(update={"content": content}), *rest]

@@ -15,8 +15,6 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from lag_integrations.kv.pages import empty
-
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """A layer's two tensors, each ``[batch, heads, tokens, dim]``. Keys and values, except for MLA."""
 
@@ -202,7 +200,7 @@ def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
 
 def _memory(like: LayerKV, tokens: int) -> LayerKV:
     first, second = (
-        empty((slot.shape[0], slot.shape[1], tokens, slot.shape[3]), slot) for slot in like
+        slot.new_empty(slot.shape[0], slot.shape[1], tokens, slot.shape[3]) for slot in like
     )
     return first, second
 

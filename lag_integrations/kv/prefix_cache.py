@@ -1,11 +1,11 @@
-"""What the model read lately, so that prompts which begin alike are not read again."""
+"""Keys and values of recent prompts, so that those which begin alike are not read again."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -34,7 +34,7 @@ class Injected:
 
     @classmethod
     def of(cls, segment: Segment, temperature: float) -> Injected:
-        """A segment at a temperature."""
+        """Refer to a segment at a temperature."""
         return cls(weakref.ref(segment), len(segment), temperature)
 
 
@@ -42,9 +42,9 @@ PromptItem = int | Injected
 """A token, or a segment."""
 
 
-def length_of(pieces: Sequence[PromptItem]) -> int:
-    """Number of cache slots that pieces take."""
-    return sum(piece.length if isinstance(piece, Injected) else 1 for piece in pieces)
+def count_slots(items: Sequence[PromptItem]) -> int:
+    """Return the number of cache slots that items of a prompt take."""
+    return sum(item.length if isinstance(item, Injected) else 1 for item in items)
 
 
 PUBLIC: None = None
@@ -54,23 +54,23 @@ PUBLIC: None = None
 @dataclass(frozen=True)
 class _Entry:
     salt: str | None
-    pieces: tuple[PromptItem, ...]
+    items: tuple[PromptItem, ...]
     layers: list[LayerKV]
     nbytes: int
     watched: list[weakref.ref[Segment]]
 
 
 class PrefixCache:
-    """Keys and values of what was read lately, by what was read; the oldest go first.
+    """Keys and values of recent prompts, by what was read; the least recently used go first.
 
     What was read under one salt is only found under the same one: else whoever shares a model could
     tell by the time, or by the tokens reused, what others had read. What is public is found under
     each.
 
-    Nothing is copied in. An entry goes with the first of its segments: when a log is deleted,
-    the hot tier lets go of its segment, and nothing of it stays here.
+    Nothing is copied in. An entry goes with the first of its segments: when a log is deleted, the
+    segment cache lets go of its segment, and nothing of it stays here.
 
-    Not thread safe, except for that.
+    Thread safe.
 
     Args:
         max_bytes: Most bytes to hold; what is larger is not held at all.
@@ -78,145 +78,162 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self._lock = threading.RLock()
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._numbers = count()
-        self._forgotten: dict[str, int] = {}
+        self._cleared: dict[str, int] = {}
+        # Segments go on any thread, at any time, also while this one holds the lock: what their
+        # callbacks do is atomic, and the entries go when the cache is used next.
+        self._dead: deque[int] = deque()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        with self._lock:
+            self._drop_dead()
+            return len(self._entries)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(entry.nbytes for entry in list(self._entries.values()))
+        with self._lock:
+            self._drop_dead()
+            return sum(entry.nbytes for entry in self._entries.values())
 
     def fork(
-        self, pieces: Sequence[PromptItem], more: int = 0, *, salt: str = ""
+        self, items: Sequence[PromptItem], more: int = 0, *, salt: str = ""
     ) -> tuple[DynamicCache, int]:
-        """A cache with the longest beginning of a prompt that is known, but not all of it.
+        """Make a cache that holds the longest known prefix of a prompt.
 
-        The last piece is always left to read: the logits after it are wanted.
+        The last item is always left to read: the logits after it are wanted.
 
         Args:
-            pieces: The prompt.
+            items: The prompt.
             more: Tokens for which the cache shall have room after it.
             salt: Whose prompt it is.
 
         Returns:
-            The cache, and how many of the pieces it holds.
+            The cache, and how many of the items it holds.
         """
-        known, number, entry = self._longest(pieces, salt)
-        room = length_of(pieces) + more
-        with_segments = any(isinstance(piece, Injected) for piece in pieces[known:])
-        layers: Sequence[LayerKV] = ()
-        if entry is not None:
-            self._touch(number)
-            layers = first_tokens(entry.layers, length_of(pieces[:known]))
+        with self._lock:
+            known, number, entry = self._longest(items, salt)
+            layers: Sequence[LayerKV] = ()
+            if entry is not None:
+                self._entries.move_to_end(number)
+                layers = first_tokens(entry.layers, count_slots(items[:known]))
+        room = count_slots(items) + more
+        with_segments = any(isinstance(item, Injected) for item in items[known:])
         return new_cache(layers, room, with_segments=with_segments), known
 
-    def match_length(self, pieces: Sequence[PromptItem], *, salt: str = "") -> tuple[int, int]:
-        """How many of the pieces `fork` would find, and the number of the entry it would use."""
-        return self._longest(pieces, salt)[:2]
+    def match_length(self, items: Sequence[PromptItem], *, salt: str = "") -> tuple[int, int]:
+        """Return how many of the items `fork` would find, and the number of the entry it uses."""
+        with self._lock:
+            return self._longest(items, salt)[:2]
 
-    def _longest(self, pieces: Sequence[PromptItem], salt: str) -> tuple[int, int, _Entry | None]:
-        """The longest beginning that is known, and the entry that has it."""
+    def _longest(self, items: Sequence[PromptItem], salt: str) -> tuple[int, int, _Entry | None]:
+        """Return the length of the longest known prefix, and the entry that has it."""
+        self._drop_dead()
         known, number, best = 0, 0, None
-        for other, entry in reversed(list(self._entries.items())):
+        for other, entry in reversed(self._entries.items()):
             if entry.salt not in (salt, PUBLIC):
                 continue
-            common = _common(entry.pieces, pieces[:-1])
+            common = _common_length(entry.items, items[:-1])
             if common > known:
                 known, number, best = common, other, entry
         return known, number, best
 
     def moment(self) -> int:
-        """Return a number that is above those of all that was forgotten so far."""
+        """Return a number that is above those of all that was cleared so far."""
         return next(self._numbers)
 
     def insert(
         self,
-        pieces: Sequence[PromptItem],
+        items: Sequence[PromptItem],
         cache: DynamicCache,
         *,
         salt: str | None = "",
         since: int | None = None,
     ) -> None:
-        """Remember what a cache holds.
+        """Keep what a cache holds.
 
         Args:
-            pieces: What was read into it: all of it.
+            items: What was read into it: all of it.
             cache: The cache; its tensors are kept.
             salt: Whose it is; `PUBLIC` for what everybody may reuse.
-            since: The `moment` when it was begun: what was forgotten meanwhile is not put back.
+            since: The `moment` when it was begun: what was cleared meanwhile is not put back.
         """
-        pieces, layers = tuple(pieces), read_layers(cache)
+        items, layers = tuple(items), read_layers(cache)
         size = nbytes(layers)
-        if not pieces or size > self.max_bytes:
+        if not items or size > self.max_bytes:
             return
-        for other, entry in list(self._entries.items()):
+        with self._lock:
+            self._drop_dead()
+            if salt is not None and since is not None and self._was_cleared(salt, since):
+                return
+            if self._supersedes(items, salt):
+                self._add(_Entry(salt, items, layers, size, []))
+
+    def _supersedes(self, items: tuple[PromptItem, ...], salt: str | None) -> bool:
+        """Drop entries that a new one continues; return False if an entry holds all of it."""
+        for number, entry in list(self._entries.items()):
             if entry.salt != salt:
                 continue
-            common = _common(entry.pieces, pieces)
-            if common == len(pieces):
-                self._touch(other)  # known, and more
-                return
-            if common == len(entry.pieces):
-                if any(isinstance(piece, Injected) for piece in pieces[common:]):
-                    self._touch(other)  # the longer one goes with its segments
+            common = _common_length(entry.items, items)
+            if common == len(items):
+                self._entries.move_to_end(number)
+                return False
+            if common == len(entry.items):
+                if any(isinstance(item, Injected) for item in items[common:]):
+                    self._entries.move_to_end(number)  # the longer one goes with its segments
                 else:
-                    self._entries.pop(other, None)
-        number, entries = next(self._numbers), self._entries
-        watched = [
-            weakref.ref(segment, lambda _: entries.pop(number, None))
-            for piece in pieces
-            if isinstance(piece, Injected) and (segment := piece.segment()) is not None
-        ]
-        entries[number] = _Entry(salt, pieces, layers, size, watched)
-        while self.nbytes > self.max_bytes or len(entries) > _MOST:
-            with suppress(KeyError):
-                entries.popitem(last=False)
-        # Only now, since another thread may forget at any time.
-        if salt is not None and since is not None and self._was_forgotten(salt, since):
-            entries.pop(number, None)
+                    del self._entries[number]
+        return True
 
-    def _was_forgotten(self, salt: str, since: int) -> bool:
+    def _add(self, entry: _Entry) -> None:
+        number, dead = next(self._numbers), self._dead
+        for item in entry.items:
+            if isinstance(item, Injected) and (segment := item.segment()) is not None:
+                entry.watched.append(weakref.ref(segment, lambda _: dead.append(number)))
+        self._entries[number] = entry
+        while self.nbytes > self.max_bytes or len(self._entries) > _MOST:
+            self._entries.popitem(last=False)
+
+    def _was_cleared(self, salt: str, since: int) -> bool:
         return any(
-            moment > since and _is_within(salt, forgotten)
-            for forgotten, moment in list(self._forgotten.items())
+            moment > since and _is_within(salt, cleared)
+            for cleared, moment in self._cleared.items()
         )
 
-    def _touch(self, number: int) -> None:
-        with suppress(KeyError):  # it went with its segment meanwhile, on another thread
-            self._entries.move_to_end(number)
+    def _drop_dead(self) -> None:
+        while self._dead:
+            self._entries.pop(self._dead.popleft(), None)
 
-    def holds(self, pieces: Sequence[PromptItem]) -> bool:
-        """Return whether all of a beginning is known, and public."""
-        return any(
-            entry.salt is PUBLIC and _common(entry.pieces, pieces) == len(pieces)
-            for entry in list(self._entries.values())
-        )
+    def has_public(self, items: Sequence[PromptItem]) -> bool:
+        """Return whether a public entry holds all of a prefix."""
+        with self._lock:
+            self._drop_dead()
+            return any(
+                entry.salt is PUBLIC and _common_length(entry.items, items) == len(items)
+                for entry in self._entries.values()
+            )
 
-    def forget(self, salt: str) -> None:
-        """Let go of all that was read under a salt, or one that begins with it and a colon.
-
-        May be called from any thread.
-        """
-        self._forgotten[salt] = next(self._numbers)
-        for number, entry in list(self._entries.items()):
-            if entry.salt is not None and _is_within(entry.salt, salt):
-                self._entries.pop(number, None)
+    def clear_salt(self, salt: str) -> None:
+        """Drop all that was read under a salt, or one that begins with it and a colon."""
+        with self._lock:
+            self._cleared[salt] = next(self._numbers)
+            for number, entry in list(self._entries.items()):
+                if entry.salt is not None and _is_within(entry.salt, salt):
+                    del self._entries[number]
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
+        """Drop everything."""
+        with self._lock:
+            self._entries.clear()
 
 
 def _is_within(salt: str, outer: str) -> bool:
     return salt == outer or salt.startswith(f"{outer}:")
 
 
-def _common(one: Sequence[PromptItem], other: Sequence[PromptItem]) -> int:
-    """Length of the common beginning."""
+def _common_length(one: Sequence[PromptItem], other: Sequence[PromptItem]) -> int:
     for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
         if mine != theirs:
             return place

@@ -47,7 +47,7 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs import Codec, codec
-from lag_integrations.kv.pages import Data
+from lag_integrations.kv.mapped_file import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 
 FORMAT = "lag-segment"

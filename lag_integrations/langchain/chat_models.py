@@ -26,8 +26,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
 
 from lag_integrations.chat.current import current_memory
-from lag_integrations.chat.request import build_request
-from lag_integrations.chat.response import ChatRequest, ModelResponse, aiter_events
+from lag_integrations.chat.request import ChatRequest, build_request
+from lag_integrations.chat.response import ModelResponse, aiter_events, respond
 from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
@@ -422,7 +422,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
                 kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
             question = self._question(messages, stop, dict(kwargs), shown)
             owner = current_memory.get() or captured_by(run)
-            return ModelResponse(engine, memory, question, owner), engine
+            return respond(engine, memory, question, owner), engine
         except BaseException:
             if table is not None:
                 table.leave()
@@ -443,7 +443,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
             self,
             as_chat(messages),
             given,
-            messages=messages,
+            framework_messages=messages,
             tools=tools,
             schema=schema,
             shown=shown,

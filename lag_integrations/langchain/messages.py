@@ -143,7 +143,7 @@ def usage_metadata(answer: ModelResponse) -> UsageMetadata:
         total_tokens=read + written,
         input_token_details=InputTokenDetails(
             cache_read=answer.cached_tokens,
-            cache_creation=answer.injection.encoded_tokens,
+            cache_creation=answer.context.encoded_tokens,
         ),
     )
 

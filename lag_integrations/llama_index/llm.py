@@ -31,7 +31,7 @@ from llama_index.core.types import Model
 
 from lag_integrations.chat.current import InjectedLogs, current_logs, current_memory
 from lag_integrations.chat.request import build_request
-from lag_integrations.chat.response import ModelResponse, aiter_events
+from lag_integrations.chat.response import ModelResponse, aiter_events, respond
 from lag_integrations.chat.settings import ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
@@ -47,7 +47,8 @@ from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
 from lag_integrations.llama_index.messages import Reply, as_chat
 from lag_integrations.llama_index.task_recall import said_by_user
-from lag_integrations.memory.memory import LogMemory, open_memories
+from lag_integrations.memory.base import open_memories
+from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import Recalled, filter_for
 from lag_integrations.traces.sources import Source
 
@@ -349,12 +350,12 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             self,
             as_chat(call.messages),
             settings,
-            messages=call.messages,
+            framework_messages=call.messages,
             tools=tools,
             shown=call.shown,
             said=said_by_user(call.messages),
         )
-        answer = ModelResponse(engine, call.memory, question, call.owner)
+        answer = respond(engine, call.memory, question, call.owner)
         return answer, Reply(answer, engine, self.model, one_call=one_call)
 
     def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:

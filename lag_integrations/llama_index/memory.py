@@ -30,7 +30,8 @@ from lag_integrations.llama_index.capture.instrument import current_owner, open_
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.message_tag import carrier, tagged
 from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
-from lag_integrations.memory.memory import LogMemory, open_memories
+from lag_integrations.memory.base import open_memories
+from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.safe_recall import SafeRecall, check_where, miss_report
 from lag_integrations.store.database import LEDGER_FILE

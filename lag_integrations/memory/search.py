@@ -8,7 +8,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement
 
-from lag_integrations.memory.indexer import Indexer
+from lag_integrations.memory.embedding_indexer import EmbeddingIndexer
 from lag_integrations.memory.results import (
     Candidate,
     RecalledLog,
@@ -67,9 +67,11 @@ class Searcher:
         reranker: Orders what reaches the floor, if there is one.
     """
 
-    def __init__(self, store: LogStore, indexer: Indexer, reranker: Reranker | None = None) -> None:
+    def __init__(
+        self, store: LogStore, embeddings: EmbeddingIndexer, reranker: Reranker | None = None
+    ) -> None:
         self._store = store
-        self._indexer = indexer
+        self._embeddings = embeddings
         self._reranker = reranker
 
     def search(
@@ -188,9 +190,9 @@ class Searcher:
         allowed: ColumnElement[bool],
         filtered: bool,
     ) -> list[Found]:
-        relevance = self._indexer.relevance
+        relevance = self._embeddings.relevance
         return self._store.search(
-            self._indexer.embed_query(query),
+            self._embeddings.embed_query(query),
             relevance,
             logs=logs,
             # What is far below is of interest only to say what was nearest.
@@ -218,7 +220,7 @@ class Searcher:
         times = self._store.ledger.captured_at(list(by_id))
         # A turn of a conversation is alike to the one before, of which its task speaks, too.
         alone = [log.id for log in logs if not log.trace.earlier and log.id in times]
-        tasks, relevance = self._store.embeddings.tasks(alone), self._indexer.relevance
+        tasks, relevance = self._store.embeddings.tasks(alone), self._embeddings.relevance
         ordered = newest_first([one for one in near if one.id in by_id], tasks, times, relevance)
         return newest_of_each_task([by_id[one.id] for one in ordered], times)
 

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment
 from lag_integrations.store.segment_files import Stamp
 
@@ -66,7 +65,6 @@ class HotTier:
         """Let go of logs that were deleted."""
         with self._lock:
             self._drop([file for file, held in self._held.items() if held.log_id in ids])
-            pages.release()  # what was built of them may still stand there
 
     def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
         """Let go of files that are not live any more, whoever removed them."""
@@ -74,10 +72,7 @@ class HotTier:
             files = list(self._held)
         alive = set(live(files)) if files else set()
         with self._lock:
-            gone = [file for file in files if file not in alive and file in self._held]
-            self._drop(gone)
-            if gone:
-                pages.release()
+            self._drop([file for file in files if file not in alive and file in self._held])
 
     def clear(self) -> None:
         """Let go of everything."""

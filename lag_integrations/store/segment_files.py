@@ -13,8 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
-from lag_integrations.kv.mapped_file import mapped
-from lag_integrations.kv.pages import Data, buffer
+from lag_integrations.kv.mapped_file import Data, mapped
 from lag_integrations.store.mounts import is_local
 
 Stamp = tuple[int, int, int]
@@ -186,7 +185,7 @@ class SegmentFiles:
 
 def _read(path: str) -> Data:
     with open(path, "rb", buffering=0) as file:
-        data = buffer(os.fstat(file.fileno()).st_size)
+        data = bytearray(os.fstat(file.fileno()).st_size)
         with memoryview(data) as view:
             done = 0
             while done < len(view) and (some := file.readinto(view[done:])):

@@ -18,7 +18,7 @@ from lag_integrations.errors import (
     SegmentCorruptedError,
     StoreError,
 )
-from lag_integrations.kv.pages import Data
+from lag_integrations.kv.mapped_file import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.runtime.openmp import computing

@@ -148,15 +148,15 @@ def test_what_is_public_is_everybodys():
     prefixes.insert([1, 2, 3], cache_of(3), salt="lima")
     assert prefixes.fork([1, 2, 3, 4], salt="quito")[1] == 2
     assert prefixes.fork([1, 2, 3, 4], salt="lima")[1] == 3
-    assert prefixes.holds([1, 2])
-    assert not prefixes.holds([1, 2, 3])
+    assert prefixes.has_public([1, 2])
+    assert not prefixes.has_public([1, 2, 3])
 
 
 def test_a_salt_is_forgotten_with_all_within_it():
     prefixes = PrefixCache(10_000)
     for salt in ("lima", "lima:ada", "limax", "quito"):
         prefixes.insert([1, 2], cache_of(2), salt=salt)
-    prefixes.forget("lima")
+    prefixes.clear_salt("lima")
     found = [
         prefixes.match_length([1, 2, 3], salt=each)[0] for each in ("lima", "lima:ada", "limax")
     ]
@@ -167,7 +167,7 @@ def test_a_salt_is_forgotten_with_all_within_it():
 def test_what_was_forgotten_meanwhile_is_not_put_back():
     prefixes = PrefixCache(10_000)
     begun = prefixes.moment()
-    prefixes.forget("lima")
+    prefixes.clear_salt("lima")
     prefixes.insert([1, 2], cache_of(2), salt="lima:ada", since=begun)
     prefixes.insert([1, 2], cache_of(2), salt="quito", since=begun)
     prefixes.insert([3, 4], cache_of(2), salt="lima", since=prefixes.moment())

@@ -20,9 +20,11 @@ from pydantic import BaseModel, ValidationError
 
 from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.chat.current import use_memory
+from lag_integrations.engine.encoder import Encoder
+from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.errors import ConstraintError, PromptError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.memory import indexer as deriving
+from lag_integrations.memory import segment_indexer
 from tests.conftest import qa
 
 QUESTIONS = [
@@ -132,7 +134,7 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
 
         monkeypatch.setattr(owner, name, noting)
 
-    note_thread(Engine, "_working")
+    note_thread(ModelRunner, "generating")
     note_thread(KVLogMemory, "recall")
 
     async def ask():
@@ -148,8 +150,8 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
 
 def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatch):
     steps = []
-    step = Engine._step
-    monkeypatch.setattr(Engine, "_step", lambda *args: steps.append(1) or step(*args))
+    step = ModelRunner.read_tokens
+    monkeypatch.setattr(ModelRunner, "read_tokens", lambda *args: steps.append(1) or step(*args))
 
     async def cancel():
         async def consume():
@@ -182,11 +184,12 @@ def test_an_answer_that_takes_too_long(engine):
 
 
 def test_encoding_in_the_background_waits_for_an_answer(model, memory, monkeypatch):
-    monkeypatch.setattr(deriving, "_PATIENCE", 120.0)  # on a busy machine the answer takes long
+    # On a busy machine the answer takes long.
+    monkeypatch.setattr(segment_indexer, "_PATIENCE", 120.0)
     encoded = []
-    encode = Engine.encode_all
+    encode = Encoder.encode_batch
     monkeypatch.setattr(
-        Engine, "encode_all", lambda *args: encoded.append(time.monotonic()) or encode(*args)
+        Encoder, "encode_batch", lambda *args: encoded.append(time.monotonic()) or encode(*args)
     )
     stream = model.stream("Tell a story about bees.", max_tokens=20)
     next(stream)

@@ -259,7 +259,7 @@ def test_a_log_without_a_segment_can_be_given_as_text(engine, memory):
 
 
 def test_a_deleted_log_leaves_the_prefix_cache_too(model, memory):
-    prefixes = model.engine._prefixes
+    prefixes = model.engine._runner.prefixes
     key = memory.add(VAULT)
     memory.flush()
     model.invoke(QUESTION)

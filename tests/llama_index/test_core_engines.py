@@ -55,6 +55,7 @@ from llama_index.core.settings import Settings
 from llama_index.core.tools import QueryEngineTool
 from pydantic import BaseModel
 
+from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.errors import PromptError
 from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.memory.results import SearchResult
@@ -596,7 +597,7 @@ async def test_an_error_of_a_stream_reaches_its_reader_and_nobody_else(
     lost = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
     engine = chat_engine("simple", told, LAGMemory(memory))
-    step = type(puppet)._step
+    step = ModelRunner.read_tokens
 
     def breaks(self, *args):
         if len(steps) > 2:
@@ -605,7 +606,7 @@ async def test_an_error_of_a_stream_reaches_its_reader_and_nobody_else(
         return step(self, *args)
 
     steps = []
-    monkeypatch.setattr(type(puppet), "_step", breaks)
+    monkeypatch.setattr(ModelRunner, "read_tokens", breaks)
     puppet.says("One two three four five six.")
     response = await engine.astream_chat("Hello World!")
     with pytest.raises(PromptError, match="broken"):

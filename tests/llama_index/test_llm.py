@@ -25,7 +25,8 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, PrivateAttr
 
-from lag_integrations import Engine, KVLogMemory
+from lag_integrations import KVLogMemory
+from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.errors import PromptError, SettingsError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
@@ -198,9 +199,9 @@ def test_the_event_loop_goes_on_and_answers_do_not_mix(llm, monkeypatch):
     questions = [f"Name {n} fruits." for n in range(2, 8)]
     alone = [llm.complete(question).text for question in questions]
     workers = set()
-    working = Engine._working
+    working = ModelRunner.generating
     monkeypatch.setattr(
-        Engine, "_working", lambda self: workers.add(threading.get_ident()) or working(self)
+        ModelRunner, "generating", lambda self: workers.add(threading.get_ident()) or working(self)
     )
 
     async def together():
@@ -214,8 +215,8 @@ def test_the_event_loop_goes_on_and_answers_do_not_mix(llm, monkeypatch):
 
 def test_who_stops_reading_stops_the_model(llm, monkeypatch):
     steps = []
-    step = Engine._step
-    monkeypatch.setattr(Engine, "_step", lambda *args: steps.append(1) or step(*args))
+    step = ModelRunner.read_tokens
+    monkeypatch.setattr(ModelRunner, "read_tokens", lambda *args: steps.append(1) or step(*args))
     stream = llm.stream_chat(TALE, max_tokens=500)
     for _ in range(3):
         next(stream)

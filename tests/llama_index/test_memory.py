@@ -31,7 +31,7 @@ from llama_index.core.tools import RetrieverTool
 from llama_index.core.workflow import Context, JsonPickleSerializer, JsonSerializer
 
 from lag_integrations import Engine, KVLogMemory
-from lag_integrations.chat import response as answering
+from lag_integrations.chat import response
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.llama_index import (
     LAGLLM,
@@ -595,7 +595,7 @@ import threading
 from pathlib import Path
 from llama_index.core.llms import ChatMessage
 from lag_integrations.llama_index import LAGMemory
-from lag_integrations.memory.memory import open_memories
+from lag_integrations.memory.base import open_memories
 lag = LAGMemory.from_json(Path({str(tmp_path / "state.json")!r}).read_text())
 twin = LAGMemory.from_json(lag.to_json())
 assert open_memories.find_at(lag.path, lag.namespace) is None  # not before it is needed
@@ -786,14 +786,14 @@ def test_a_context_engine_uses_no_log_of_a_document_that_changed(memory, engine,
     memory.unjudged_documents = "any"  # each conversation is a thread of its own
     small = Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
     llm, used = LAGLLM(small, max_tokens=4, temperature=0), []
-    inject = answering.inject
+    retrieve = response.retrieve_context
 
     def told(*args, **kwargs):
-        injection = inject(*args, **kwargs)
-        used.append([log.id for log in injection.logs])
-        return injection
+        context = retrieve(*args, **kwargs)
+        used.append([log.id for log in context.as_kv])
+        return context
 
-    monkeypatch.setattr(answering, "inject", told)
+    monkeypatch.setattr(response, "retrieve_context", told)
 
     def chat(text):
         documents = [Document(text=text, id_="lima")]

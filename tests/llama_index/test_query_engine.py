@@ -329,7 +329,7 @@ def test_logs_as_text(index, llm, memory, lima):
     bare = LAGQueryEngine(plain, memory, k=0).query(QUESTION).metadata["lag"]
     more = lag["usage"]["prompt_tokens"] - bare["usage"]["prompt_tokens"]
     given = f"{LOGS_BEGIN}{VAULT.last_response}{LOGS_END}"
-    assert 0 <= more - llm.engine.count_text(given) < 4
+    assert 0 <= more - len(llm.engine.tokens_of(given)) < 4
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,6 +11,7 @@ import pytest
 from chromadb.config import Settings
 
 from lag_integrations import Engine, KVLogMemory
+from lag_integrations.engine.encoder import Encoder
 from lag_integrations.errors import EncodingError
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered, open_memory
@@ -113,16 +114,16 @@ def test_the_client_of_the_user_stays_open(tmp_path):
 @pytest.mark.parametrize("idle", [True, False])
 def test_an_answer_that_begins_goes_before_the_next_batch(tmp_path, monkeypatch, idle):
     events = []
-    encode_all = Engine.encode_all
+    encode_batch = Encoder.encode_batch
 
-    def spy(engine: Engine, traces):
+    def spy(encoder: Encoder, traces):
         events.append("encode")
-        return encode_all(engine, traces)
+        return encode_batch(encoder, traces)
 
-    monkeypatch.setattr(Engine, "encode_all", spy)
+    monkeypatch.setattr(Encoder, "encode_batch", spy)
     monkeypatch.setattr(Engine, "wait_idle", lambda *_: events.append("wait"))
     monkeypatch.setattr(Engine, "idle", property(lambda _: idle))
-    monkeypatch.setattr(Engine, "batch_tokens", property(lambda _: 1))  # each alone
+    monkeypatch.setattr(Encoder, "batch_tokens", property(lambda _: 1))  # each alone
     with open_memory(tmp_path / "m") as memory:
         memory.add_many(numbered(number) for number in range(6))
         end = time.monotonic() + 60

@@ -134,13 +134,13 @@ def test_nothing_in_memory_holds_what_was_deleted(tmp_path, tiny, by):
 
 
 def entries(engine):
-    return list(engine._prefixes._entries.values())
+    return list(engine._runner.prefixes._entries.values())
 
 
 def read_lately(engine):
     """The texts in the prefix cache; this tokenizer decodes letter by letter."""
     tokens = (
-        [piece for piece in entry.pieces if isinstance(piece, int)] for entry in entries(engine)
+        [piece for piece in entry.items if isinstance(piece, int)] for entry in entries(engine)
     )
     return " | ".join(engine.tokenizer.decode(some).replace(" ", "") for some in tokens)
 

@@ -107,4 +107,4 @@ def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
 
 def test_without_a_gpu_segments_stay_where_they_are(tiny):
     one = segment(3)
-    assert tiny.staged(one) is one
+    assert tiny.encoder.stage(one) is one

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lag_integrations import KVLogMemory
-from lag_integrations.memory import indexer as deriving
+from lag_integrations.memory import embedding_indexer
 from lag_integrations.store.audit import Audit
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import (
@@ -111,7 +111,7 @@ def embedded_in(folder: Path) -> int:
 def test_a_store_of_an_older_version_survives_kills_while_it_is_embedded_again(
     tmp_path: Path, rounds: int
 ) -> None:
-    chance, batch = random.Random(rounds), deriving._EMBED_AT_ONCE
+    chance, batch = random.Random(rounds), embedding_indexer._EMBED_AT_ONCE
     folder, logs = tmp_path / "m", batch * (3 * rounds + 1)
     traces = second_store(folder, logs)
     done = 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lag_integrations.kv import mapped_file as mapping
+from lag_integrations.kv import mapped_file
 from lag_integrations.kv.mapped_file import mapped
-from lag_integrations.store import mounts as disks
+from lag_integrations.store import mounts
 from lag_integrations.store.segment_files import SegmentFiles
 from tests.conftest import overwrite
 from tests.store.processes import numbered, open_memory
@@ -51,13 +51,13 @@ def local(monkeypatch):
 )
 def test_network_drives_are_not_local(monkeypatch, tmp_path, folder, local):
     (tmp_path / "mountinfo").write_text(MOUNTS)
-    monkeypatch.setattr(disks, "_MOUNTS", tmp_path / "mountinfo")
-    assert disks.is_local(folder) is local
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    assert mounts.is_local(folder) is local
 
 
 def test_without_mounts_nothing_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr(disks, "_MOUNTS", tmp_path / "none")
-    assert not disks.is_local("/")
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "none")
+    assert not mounts.is_local("/")
 
 
 def test_a_mapped_file_may_be_removed_and_written_to(tmp_path):
@@ -76,13 +76,8 @@ def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
     (tmp_path / "short").write_bytes(b"0123")
     assert mapped(str(tmp_path / "short"), 10) is None
 
-    class Broken:
-        """A disk with an error in this file, as madvise tells it."""
-
-        def madvise(self, *_: object) -> int:
-            return -1
-
-    monkeypatch.setattr(mapping, "_library", Broken)
+    # A disk with an error in this file, as madvise tells it.
+    monkeypatch.setattr(mapped_file, "_POPULATE_READ", -1)
     (tmp_path / "bad").write_bytes(b"0123")
     assert mapped(str(tmp_path / "bad"), 4) is None
 

@@ -15,9 +15,10 @@ import sqlalchemy
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import BusyError, StoreError
-from lag_integrations.memory import indexer as deriving
+from lag_integrations.memory import patient_locks, segment_indexer
 from lag_integrations.store import chroma, database, locks
 from lag_integrations.store.time_limits import lift_time_limits
+from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
 from tests.store.processes import context, holding, numbered, open_memory, start
 
@@ -50,8 +51,9 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chroma, "_WRITE_WAIT", 1.0)
     monkeypatch.setattr(locks, "_PATIENCE", 2.0)
     monkeypatch.setattr(locks, "_WAIT", 1.0)
-    monkeypatch.setattr(deriving, "_TWICE_AFTER", 1.0)
-    monkeypatch.setattr(deriving, "_ALL_TWICE_AFTER", 1.0)
+    monkeypatch.setattr(patient_locks, "TWICE_AFTER", 1.0)
+    monkeypatch.setattr(patient_locks, "ALL_TWICE_AFTER", 1.0)
+    monkeypatch.setattr(segment_indexer, "ALL_TWICE_AFTER", 1.0)
     monkeypatch.setattr(database, "_BUSY", 1)
 
 
@@ -128,7 +130,7 @@ def test_what_a_stopped_process_is_at_is_done_without_it(tmp_path: Path, what: s
                 assert len(memory.segments(found)) == 3
             with within(60):
                 memory.flush()
-            assert None not in memory.stored_segments(memory.get(ids))
+            assert None not in stored_segments(memory, memory.get(ids))
         assert memory.verify() == []
 
 
@@ -209,7 +211,7 @@ def test_deleting_waits_for_the_ledger_only(tmp_path: Path, monkeypatch) -> None
 def test_a_removal_is_not_taken_for_another_of_the_same_number(tmp_path: Path, monkeypatch) -> None:
     """SQLite numbers rows again: one who comes late must not strike off what is not yet gone."""
     first, second, *others = filled(tmp_path / "m", 4)
-    monkeypatch.setattr(KVLogMemory, "_step", lambda *_, **__: False)  # no worker
+    monkeypatch.setattr(KVLogMemory, "_run_once", lambda *_, **__: False)  # no worker
     with open_memory(tmp_path / "m") as late, open_memory(tmp_path / "m") as memory:
         hold = late.store.locks.hold
 

@@ -25,6 +25,7 @@ from lag_integrations.traces.search_keys import SearchKey
 from lag_integrations.traces.sources import Source
 from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
+from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
 from tests.store.model import hash_embedder
 from tests.store.processes import numbered
@@ -47,7 +48,7 @@ def test_a_log_outlives_its_memory(open_store, tiny):
     with open_store() as memory:
         found = memory.recall("code of vault 1 ?")
         assert ids(found) == [key]
-        after = memory.stored_segments(found, tiny)[0]
+        after = stored_segments(memory, found, tiny)[0]
         assert torch.equal(before.slots[0][0], after.slots[0][0])
         assert after.background == before.background
         assert memory.verify() == []
@@ -496,12 +497,12 @@ def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
         assert memory.store.ledger.count() == 60, "traces fit, so all logs stay"
         assert 0 < len(files) < 60
         oldest = memory.recall("What is the code of vault 0 ?", k=1)
-        assert memory.stored_segments(oldest) == [None]
+        assert stored_segments(memory, oldest) == [None]
         assert torch.equal(memory.segments(oldest)[0].token_ids, tiny.encode(numbered(0)).token_ids)
-        assert memory.stored_segments(oldest) != [None]
+        assert stored_segments(memory, oldest) != [None]
         memory.flush()
         assert sum(memory.store.evictor.nbytes()) <= 100_000
-        assert memory.stored_segments(oldest) != [None], "what was recalled lately stays"
+        assert stored_segments(memory, oldest) != [None], "what was recalled lately stays"
         assert memory.verify() == []
 
 
@@ -549,8 +550,8 @@ def test_segments_of_several_models_and_codecs(open_store, tiny):
         stored = list(memory.store.segments.all_files())
         assert len({key for key, _, _ in stored}) == 4
         found = memory.recall("vault")
-        assert memory.stored_segments(found, tiny)[0].fingerprint == tiny.fingerprint.id
-        assert memory.stored_segments(found, other)[0].fingerprint == other.fingerprint.id
+        assert stored_segments(memory, found, tiny)[0].fingerprint == tiny.fingerprint.id
+        assert stored_segments(memory, found, other)[0].fingerprint == other.fingerprint.id
         memory.attach(other)
         assert memory.store.segments.forget_others(stored[0][0]) == 3
         memory.flush()
@@ -680,9 +681,9 @@ def test_an_evicted_segment_that_was_read_as_text_comes_back(open_store, tiny):
         found = memory.recall("vault")
         memory.store.evictor.enforce(Budget(max_bytes=1_000))
         memory.flush()
-        assert memory.stored_segments(found) == [None]
+        assert stored_segments(memory, found) == [None]
         memory.flush()
-        assert memory.stored_segments(found) != [None]
+        assert stored_segments(memory, found) != [None]
 
 
 def test_what_is_acknowledged_can_be_read_back(open_store, monkeypatch):

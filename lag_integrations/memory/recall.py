@@ -1,0 +1,191 @@
+"""Recall: what fits a task, and why the rest does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from lag_integrations.memory.base import MemoryBase
+from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
+from lag_integrations.store.filters import Where
+from lag_integrations.store.matches import Floor
+from lag_integrations.traces.provenance import Owner, UnjudgedDocuments
+from lag_integrations.traces.trace import Outcome, Trace
+
+
+class RecallMixin(MemoryBase):
+    """Finds logs."""
+
+    def recall(
+        self,
+        query: str,
+        *,
+        before: str | None = None,
+        k: int | None = None,
+        min_relevance: float | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        diversity: float | None = None,
+        newest_only: bool = False,
+        skip: Callable[[Trace], bool] | None = None,
+        count: bool = True,
+        user: str | None = None,
+        thread: str | None = None,
+        unjudged_documents: UnjudgedDocuments | None = None,
+    ) -> list[RecalledLog]:
+        """Return the logs that fit a query, the most relevant first.
+
+        Args:
+            query: The new task.
+            before: What the user said before it. Where the task alone recalls nothing, it is
+                searched for behind that, since "And how much does it cost?" says too little; what
+                fits the message before better than both is left out.
+            k: Most logs to return; the memory's own by default, as for all that follow.
+            min_relevance: Least probability that a log fits.
+            min_score: Least cosine similarity instead.
+            where: Only logs with such metadata, in Chroma's filter language (see
+                `store.filters.condition`): ``{"project": "x", "year": {"$gte": 2025}}``.
+            outcomes: Only logs with these outcomes.
+            diversity: How much the logs shall differ from each other.
+            newest_only: Of logs of one task only the newest; and newer ones first where tasks are
+                alike. So models and agents are given them.
+            skip: Says whether a log is left out; the next one takes its place.
+            count: Whether this counts as a use of the logs, which keeps them longer.
+            user: Whose run asks: unjudged runs that read documents are its users' only. What the
+                filter says of ``user_id`` and ``thread_id`` goes before.
+            thread: The thread of that run.
+            unjudged_documents: Who is given such logs.
+
+        Raises:
+            StoreError: The filter is malformed, or the store fails.
+        """
+        return self.search(
+            query,
+            before=before,
+            k=k,
+            min_relevance=min_relevance,
+            min_score=min_score,
+            where=where,
+            outcomes=outcomes,
+            diversity=diversity,
+            newest_only=newest_only,
+            skip=skip,
+            count=count,
+            user=user,
+            thread=thread,
+            unjudged_documents=unjudged_documents,
+        ).logs
+
+    def search(
+        self,
+        query: str,
+        *,
+        before: str | None = None,
+        k: int | None = None,
+        min_relevance: float | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        diversity: float | None = None,
+        newest_only: bool = False,
+        skip: Callable[[Trace], bool] | None = None,
+        count: bool = True,
+        user: str | None = None,
+        thread: str | None = None,
+        unjudged_documents: UnjudgedDocuments | None = None,
+    ) -> SearchResult:
+        """As `recall`, with the nearest miss where nothing is recalled."""
+        self._check_open()
+        k = self.k if k is None else k
+        if k < 1 or not query.strip():
+            return SearchResult()
+        found = self._searcher.search(
+            query,
+            before=before,
+            k=k,
+            floor=self._floor(min_relevance, min_score),
+            outcomes=self.outcomes if outcomes is None else outcomes,
+            where=where,
+            diversity=self.diversity if diversity is None else diversity,
+            newest_only=newest_only,
+            skip=skip,
+            owner=self._owner(user, thread, unjudged_documents),
+        )
+        if count and found.logs:
+            self.count_uses([log.id for log in found.logs])
+        return found
+
+    def count_uses(self, log_ids: Collection[str]) -> None:
+        """Count logs as used, which keeps them longer; for a search that does not (`count`)."""
+        if self.usage.add(log_ids):
+            self._worker.notify()
+
+    def explain(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        min_relevance: float | None = None,
+        min_score: float | None = None,
+        where: Where | None = None,
+        outcomes: Sequence[Outcome] | None = None,
+        limit: int = 10,
+        user: str | None = None,
+        thread: str | None = None,
+    ) -> list[Candidate]:
+        """Return the logs nearest to a query, and why each is or is not recalled.
+
+        Args:
+            query: As for `recall`, as for all that follow but `limit`.
+            k: Most logs.
+            min_relevance: Least probability.
+            min_score: Least similarity.
+            where: The filter.
+            outcomes: The outcomes.
+            limit: Most logs to return.
+            user: Whose run asks.
+            thread: Its thread.
+
+        Raises:
+            StoreError: As for `recall`.
+        """
+        self._check_open()
+        if not query.strip():
+            return []
+        return self._searcher.explain(
+            query,
+            k=self.k if k is None else k,
+            floor=self._floor(min_relevance, min_score),
+            outcomes=self.outcomes if outcomes is None else outcomes,
+            where=where,
+            limit=limit,
+            owner=self._owner(user, thread),
+        )
+
+    def _owner(
+        self,
+        user: str | None,
+        thread: str | None,
+        unjudged_documents: UnjudgedDocuments | None = None,
+    ) -> Owner | None:
+        """Who asks; None for one who is given all."""
+        if (unjudged_documents or self.unjudged_documents) == "any":
+            return None
+        return Owner(user, thread)
+
+    def _floor(self, min_relevance: float | None, min_score: float | None) -> Floor:
+        """A call's floor; the memory's, if it says nothing."""
+        if min_relevance is None and min_score is None:
+            return Floor(self.min_relevance, self.min_score)
+        return Floor(self.min_relevance if min_relevance is None else min_relevance, min_score)
+
+    def get(self, log_ids: str | Iterable[str]) -> list[RecalledLog]:
+        """Logs by their ids, in the order asked for; those that do not exist are left out.
+
+        Raises:
+            StoreError: The store fails.
+        """
+        self._check_open()
+        ids = [log_ids] if isinstance(log_ids, str) else list(dict.fromkeys(log_ids))
+        traces = self.store.ledger.get(ids)
+        return [RecalledLog(key, traces[key], None) for key in ids if key in traces]
