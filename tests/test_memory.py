@@ -23,7 +23,7 @@ from lag_integrations.errors import (
     StoreError,
     TraceError,
 )
-from lag_integrations.memory.indexer import _slot
+from lag_integrations.memory.segment_indexer import _slot
 from lag_integrations.store import embedder as embedders
 from tests.conftest import overwrite, qa
 from tests.helpers import stored_segments
