@@ -19,7 +19,6 @@ from benchmarks.performance.turns import Figure, figures
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn
-from lag_integrations.kv import pages
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.segment_files import SegmentFiles
@@ -74,7 +73,6 @@ def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -
     """Most megabytes above what there was before."""
     question = [Message(role="user", content=f"{number}: what did they find?")]
     gc.collect()
-    pages.release()
     _trim()
     before = most = _used()
     done = threading.Event()

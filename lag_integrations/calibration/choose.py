@@ -61,5 +61,5 @@ def gain(scores: Sequence[Score], others: Sequence[Score]) -> tuple[float, tuple
 
 
 def is_clearly_worse(mean: float, interval: tuple[float, float]) -> bool:
-    """Whether a gain says that KV is not to be used."""
+    """Return whether a gain says that KV is not to be used."""
     return mean <= _CLEARLY and interval[1] < 0

@@ -164,7 +164,7 @@ class _Counter:
     def _likelihoods(
         self, requests: Mapping[str, Request], stem: str, answer: str
     ) -> dict[str, tuple[float, bool, float]]:
-        """Of each request: mean log likelihood, whether it is the greedy answer, and the sum."""
+        """Return for each request the mean log likelihood, whether it is greedy, and the sum."""
         begun = self._engine.tokens_of(stem)
         token_ids = self._engine.tokens_of(answer)
         asked = [

@@ -138,7 +138,7 @@ class ModelSettings(BaseModel):
 
 
 def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Engine | None:
-    """The engine of a model that is given loaded; None if it is to be loaded by its name.
+    """Return the engine of a model that is given loaded; None if it is to be loaded by its name.
 
     Raises:
         ValueError: A model is given without its tokenizer.

@@ -30,11 +30,11 @@ class SharedEngine:
         return self._engine.fingerprint.id if self._given and self._engine else None
 
     def fits(self, model: str, settings: dict[str, Any]) -> bool:
-        """Whether a model with these settings may use it."""
+        """Return whether a model with these settings may use it."""
         return (self._given or settings == self._settings) and model == self._model
 
     def get(self) -> Engine:
-        """The engine."""
+        """Return the engine; load it first if need be."""
         with self._lock:
             if self._engine is None:
                 self._engine = Engine.load(self._model, **self._settings)

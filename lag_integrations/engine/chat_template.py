@@ -203,7 +203,7 @@ class ChatTemplate:
         return turn
 
     def _learn_turns(self) -> tuple[dict[str, str], dict[str, str]]:
-        """What the template writes before and after a user's and an assistant's content."""
+        """Return what the template writes before and after a user's and an assistant's content."""
         user, assistant = {"role": "user"}, {"role": "assistant"}
         placeholders = [_MARK.format(index) for index in range(4)]
         chat = [
@@ -236,7 +236,7 @@ class ChatTemplate:
         generate: bool,
         tools: Sequence[dict[str, Any]] | None,
     ) -> list[tuple[Role, int, tuple[int, int], int]]:
-        """Characters of each message: where it starts, its content, where it ends."""
+        """Return characters of each message: where it starts, its content, where it ends."""
         contents = self._contents(chat, text, generate, tools)
         places: list[tuple[Role, int, tuple[int, int], int]] = []
         starts = [
@@ -265,7 +265,7 @@ class ChatTemplate:
         generate: bool,
         tools: Sequence[dict[str, Any]] | None,
     ) -> list[tuple[int, int, int]]:
-        """Index, begin and end of each content, in characters of the rendered text.
+        """Return index, begin and end of each content, in characters of the rendered text.
 
         The same conversation is rendered with a mark in place of each content: what stands between
         the marks stands between the contents, also where the template rewrites a content (drops
@@ -325,7 +325,7 @@ class ChatTemplate:
         )
 
     def _turn_start(self, role: str, before: str | None, glue: str, begin: int) -> int:
-        """Where a turn begins, given the text between the last content and its own."""
+        """Return where a turn begins, given the text between the last content and its own."""
         header = self._header.get(role)
         if header and glue.endswith(header):
             return begin - len(header)
@@ -338,7 +338,7 @@ class ChatTemplate:
 
 
 def _split(text: str, placeholders: Iterable[str]) -> list[str] | None:
-    """The text between the marks, or None if one is missing."""
+    """Return the text between the marks, or None if one is missing."""
     pieces = []
     for mark in placeholders:
         before, found, text = text.partition(mark)
@@ -349,7 +349,7 @@ def _split(text: str, placeholders: Iterable[str]) -> list[str] | None:
 
 
 def _common_length(first: str, second: str) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     for length, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return length
@@ -357,7 +357,7 @@ def _common_length(first: str, second: str) -> int:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Ids of special tokens. A tokenizer names some (``all_special_tokens``), and flags others."""
+    """Return ids of special tokens: a tokenizer names some, and flags others."""
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = tokenizer.added_tokens_decoder.items()
     return {**{token.content: index for index, token in added if token.special}, **named}

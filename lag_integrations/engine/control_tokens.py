@@ -135,7 +135,7 @@ class ControlTokens:
         return token_ids, starts
 
     def _plain(self, text: str) -> list[int]:
-        """Tokens of a text, none of them an added one."""
+        """Return tokens of a text, none of them an added one."""
         found = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(text) > 1 and not self._added.isdisjoint(found):
             return [token for character in text for token in self._plain(character)]
@@ -143,7 +143,7 @@ class ControlTokens:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern of any of some texts, the longest first, as tokenizers look for them."""
+    """Return a pattern of any of some texts, the longest first, as tokenizers look for them."""
     ordered = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
 

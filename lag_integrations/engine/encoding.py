@@ -80,7 +80,7 @@ class Encodable:
 
 
 def _rendered(trace: Trace, format: ChatTemplate) -> tuple[RenderedPrompt, int]:
-    """A trace behind its earlier turns, which count as no messages; and where these begin."""
+    """Render a trace behind its earlier turns, which count as no messages, and find their begin."""
     if not trace.earlier:
         rendered = format.render(trace.messages, generate=False)
         return rendered, rendered.head
@@ -93,7 +93,7 @@ def _rendered(trace: Trace, format: ChatTemplate) -> tuple[RenderedPrompt, int]:
 
 
 def batches(unread: Sequence[int], known: int, most: int) -> Iterator[list[int]]:
-    """Indices of what is encoded together: of like length. What is longer than `most` comes alone.
+    """Yield indices of what is encoded together: of like length; the longest come alone.
 
     Args:
         unread: Tokens of each that are to be read.

@@ -9,7 +9,7 @@ from lag_integrations.traces.trace import Message
 
 
 def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> Sequence[Message]:
-    """The conversation with texts before its last question, where segments would stand."""
+    """Return the conversation with texts before its last question, where segments would stand."""
     places = [place for place, message in enumerate(chat) if message.role == "user"]
     if not texts or not places:
         return chat
@@ -41,6 +41,6 @@ def around_logs(text_before: bool) -> tuple[str, str]:
 
 
 def line_of(words: str | None, text: str) -> int:
-    """Where the last line begins that has some words in it; 0 if there is none."""
+    """Return where the last line begins that has some words in it; 0 if there is none."""
     place = text.rfind(words.strip()) if words and words.strip() else -1
     return 0 if place < 0 else text.rfind("\n", 0, place) + 1

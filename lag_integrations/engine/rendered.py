@@ -47,7 +47,7 @@ class RenderedPrompt:
     spans: tuple[Span, ...]
 
     def tokens(self, begin: int, end: int) -> range:
-        """The tokens that hold any of the characters from ``begin`` up to ``end``."""
+        """Return the tokens that hold any of the characters from ``begin`` up to ``end``."""
         first = bisect_left(self.starts, begin)
         if first == len(self.starts) or self.starts[first] > begin:
             # A token that begins earlier reaches into it (characters of several tokens share one

@@ -23,7 +23,7 @@ class Selection(ABC):
 
     @abstractmethod
     def keep(self, rendered: RenderedPrompt) -> list[int]:
-        """Indices of the kept tokens in ``rendered.token_ids``, ascending.
+        """Return the indices of the kept tokens in ``rendered.token_ids``, ascending.
 
         Raises:
             TraceError: The trace has nothing that this rule keeps.

@@ -86,7 +86,7 @@ class _RoomyCache(DynamicCache):
 def new_cache(
     layers: Sequence[LayerKV] = (), room: int = 0, *, with_segments: bool = False
 ) -> DynamicCache:
-    """A cache that keeps every token of every layer.
+    """Return a cache that keeps every token of every layer.
 
     Args:
         layers: What it holds already. The tensors are never changed: they are copied when the
@@ -103,12 +103,12 @@ def new_cache(
 
 
 def first_tokens(layers: Sequence[LayerKV], number: int) -> list[LayerKV]:
-    """Views of the first tokens of layers."""
+    """Return views of the first tokens of layers."""
     return [(first[:, :, :number], second[:, :, :number]) for first, second in layers]
 
 
 def read_layers(cache: DynamicCache) -> list[LayerKV]:
-    """The filled layers of a cache, in order, without copying.
+    """Return the filled layers of a cache, in order, without copying.
 
     What is appended later leaves these tensors as they are.
 
@@ -125,7 +125,7 @@ def read_layers(cache: DynamicCache) -> list[LayerKV]:
 
 
 def nbytes(layers: Sequence[LayerKV]) -> int:
-    """Bytes of memory behind the tensors of layers, what is room in it included."""
+    """Return the bytes of memory behind the tensors of layers, room for more included."""
     memory = {
         slot.untyped_storage().data_ptr(): slot.untyped_storage().nbytes()
         for pair in layers
@@ -135,13 +135,13 @@ def nbytes(layers: Sequence[LayerKV]) -> int:
 
 
 def beginning(cache: DynamicCache, number: int) -> DynamicCache:
-    """A copy of the first tokens of a cache."""
+    """Return a copy of the first tokens of a cache."""
     layers = first_tokens(read_layers(cache), number)
     return new_cache([(first.clone(), second.clone()) for first, second in layers])
 
 
 def widen(cache: DynamicCache, rows: int) -> DynamicCache:
-    """A cache of several rows, each of which holds what a cache of one row does."""
+    """Return a cache of several rows, each of which holds what a cache of one row does."""
     return new_cache(
         [
             (first.expand(rows, -1, -1, -1), second.expand(rows, -1, -1, -1))
@@ -182,7 +182,7 @@ def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: 
 
 
 def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """Caches of one request each as the rows of one, padded with zeros on the left."""
+    """Stack caches of one request each as the rows of one, padded with zeros on the left."""
     longest = max(cache.get_seq_length() for cache in caches)
     stacked = new_cache(room=longest + _GROWTH)
     for layer, pairs in enumerate(zip(*(read_layers(cache) for cache in caches), strict=True)):
@@ -210,7 +210,7 @@ def _padded(slot: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def unsupported_layers(config: PreTrainedConfig) -> set[str]:
-    """Names of the model's cache layer types that hold no plain keys and values."""
+    """Return names of the model's cache layer types that hold no plain keys and values."""
     # A dummy layer stores nothing: it reads the keys and values of an earlier layer (Gemma 3n, 4).
     supported = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
     return {type(layer).__name__ for layer in DynamicCache(config=config).layers} - supported

@@ -120,7 +120,7 @@ def prefill(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache
 
 
 def _read(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-    """Let the model read rows of tokens; gives the logits ``[rows, vocabulary]`` after them."""
+    """Let the model read rows of tokens; return the logits ``[rows, vocabulary]`` after them."""
     # Logits of every token would cost more than the layers of a small model.
     extra = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     step = token_ids.shape[1]
@@ -135,7 +135,7 @@ def _read(model: PreTrainedModel, token_ids: torch.Tensor, cache: DynamicCache) 
 
 
 def takes(model: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's forward pass has an argument."""
+    """Return whether the model's forward pass has an argument."""
     return argument in _arguments(model.forward.__func__)
 
 

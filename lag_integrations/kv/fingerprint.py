@@ -57,11 +57,11 @@ class Fingerprint:
         return _hash(json.dumps(asdict(self), sort_keys=True))
 
     def to_json(self) -> str:
-        """The parts as JSON."""
+        """Return the parts as JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def differences(self, other: str) -> list[str]:
-        """Names of the parts in which a fingerprint, as JSON, differs from this one."""
+        """Return names of the parts in which a fingerprint, as JSON, differs from this one."""
         theirs = json.loads(other)
         return [
             field.name
@@ -96,7 +96,7 @@ def _hash(text: str) -> str:
 
 
 def _hash_weights(model: PreTrainedModel) -> str:
-    """Integer sums of blocks of each tensor's bits: exact on every device, at memory speed."""
+    """Hash integer sums of blocks of each tensor's bits: exact on every device, at memory speed."""
     digest = hashlib.sha256()
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     tensors = (part for item in sorted(model.state_dict().items()) for part in _parts(*item))
@@ -116,7 +116,7 @@ def _hash_weights(model: PreTrainedModel) -> str:
 
 
 def _parts(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain tensors of one: quantised weights (torchao) are made of several."""
+    """Yield the plain tensors of one: quantised weights (torchao) are made of several."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return

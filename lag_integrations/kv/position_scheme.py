@@ -53,7 +53,7 @@ class Positions:
         self.dtype = dtype
 
     def describe(self) -> list[str]:
-        """One line a group, for fingerprints and error messages."""
+        """Describe each group in a line, for fingerprints and error messages."""
         lines = []
         for group in self.groups:
             kernels = ["none" if kernel is None else str(kernel) for kernel in group.kernels]
@@ -115,7 +115,7 @@ class Positions:
         *,
         out_dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inverse of `apply`: take the positions out of slots that a model wrote.
+        """Take the positions out of slots that a model wrote: the inverse of `apply`.
 
         Args:
             group: The group the slots belong to.
@@ -164,7 +164,7 @@ def sharpen(keys: torch.Tensor, temperature: float, background: int = 0) -> torc
 
 
 def _blocks(slot: torch.Tensor) -> Iterator[slice]:
-    """Layers to rotate at once: all, but on a CPU not more than stay in its cache meanwhile."""
+    """Return how many layers to rotate at once: all, or on a CPU what stays in its cache."""
     layers, step = len(slot), len(slot)
     if slot.device.type == "cpu" and slot.nbytes > _CACHED_BYTES:
         step = max(1, layers * _BLOCK_BYTES // slot.nbytes)
@@ -174,7 +174,7 @@ def _blocks(slot: torch.Tensor) -> Iterator[slice]:
 def _stacked_angles(
     group: LayerGroup, slot: int, kernel: Kernel, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines ``[layers or 1, 1, tokens, width / 2]``; unrotated layers get angle 0."""
+    """Return cosines and sines ``[layers or 1, 1, tokens, width / 2]``; angle 0 if not rotated."""
     known: dict[AngleSource | None, tuple[torch.Tensor, torch.Tensor]] = {}
     for pair in group.sources:
         source = pair[slot]

@@ -83,7 +83,7 @@ def probe(model: PreTrainedModel) -> Positions:
 
 
 def _tolerance(model: PreTrainedModel) -> float:
-    """Relative error of a rotated key: the model rounds cosine, sine and key to its dtype.
+    """Return the relative error of a rotated key: the model rounds to its dtype three times.
 
     Attention sinks (GPT-OSS) let that rounding into later layers, even for a token alone.
     """
@@ -123,7 +123,7 @@ def _probe_tokens(model: PreTrainedModel) -> torch.Tensor:
 def _prefill(
     model: PreTrainedModel, tokens: torch.Tensor, offset: int, name: str, *, alone: bool = False
 ) -> list[LayerKV]:
-    """The cache layers, ``[1, heads, tokens, dim]``, of tokens that stand at an offset.
+    """Return the cache layers, ``[1, heads, tokens, dim]``, of tokens that stand at an offset.
 
     Args:
         model: The model.
@@ -165,7 +165,7 @@ def _prefill(
 
 
 def _refuse_absolute_embeddings(model: PreTrainedModel, tokens: torch.Tensor, name: str) -> None:
-    """The first layer sees the bare embeddings: one token must get one value wherever it stands.
+    """Refuse a model whose first layer gives one token several values, by where it stands.
 
     This catches models that count positions themselves and take no ``position_ids``. Where those
     rotate their keys, the fit could not see it, so their keys must not change either.
@@ -183,7 +183,7 @@ def _refuse_absolute_embeddings(model: PreTrainedModel, tokens: torch.Tensor, na
 
 
 def _residual(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative error of slots ``[…, tokens, dim]``: the median over tokens.
+    """Return the relative error of slots ``[…, tokens, dim]``: the median over tokens.
 
     A wrong rotation spoils every token; rounding can send single ones to other experts.
     """
@@ -199,7 +199,7 @@ def _fit(
     sources: list[AngleSource],
     tolerance: float,
 ) -> SlotRotation | float | None:
-    """The rotation that maps one slot onto the other, None if there is none, or the residual."""
+    """Find the rotation that maps one slot onto the other; None if none is needed."""
     before, after = before.float(), after.float()
     best = _residual(before, after)
     if best == 0.0:
@@ -227,7 +227,7 @@ def _group(
     layers: list[LayerKV],
     rotations: list[list[SlotRotation | float | None]],
 ) -> tuple[LayerGroup, ...]:
-    """Layers of equal shape and kernel together; a layer without positions joins any kernel."""
+    """Group layers of equal shape and kernel; a layer without positions joins any kernel."""
     groups: list[dict[str, Any]] = []
     for layer, (slots, fitted) in enumerate(zip(layers, rotations, strict=True)):
         heads = (slots[0].shape[1], slots[1].shape[1])
@@ -270,7 +270,7 @@ def _usable_window(
     near: list[LayerKV],
     name: str,
 ) -> int:
-    """The largest stated window at whose end the scheme still holds.
+    """Return the largest stated window at whose end the scheme still holds.
 
     Longrope changes its frequencies and Ministral 3 its query scale beyond the original training
     length; there, cached keys stop being movable, and the smaller window is the usable one.
@@ -295,7 +295,7 @@ def _usable_window(
 
 
 def _steady(positions: Positions, count: int, offset: int, device: torch.device) -> bool:
-    """Whether the angles advance from token to token as much at an offset as at the start."""
+    """Tell whether angles advance from token to token as much at an offset as at the start."""
     start = torch.arange(count, device=device)
     for source in {turn for g in positions.groups for pair in g.sources for turn in pair if turn}:
         near, far = (torch.complex(*source.cos_sin(start + shift)) for shift in (0, offset))
@@ -308,7 +308,7 @@ def _steady(positions: Positions, count: int, offset: int, device: torch.device)
 def _largest_residual(
     positions: Positions, near: list[LayerKV], far: list[LayerKV], offset: int
 ) -> float:
-    """How much slots at an offset differ from those at the start, moved there; relative."""
+    """Return how much slots at an offset differ from those at the start, moved there; relative."""
     worst = 0.0
     for group in positions.groups:
         before, after = (
@@ -324,7 +324,7 @@ def _largest_residual(
 
 
 def _largest_difference(actual: list[LayerKV], expected: list[LayerKV]) -> float:
-    """The largest relative difference of any slot of any layer."""
+    """Return the largest relative difference of any slot of any layer."""
     return max(
         _residual(actual[layer][slot].float(), expected[layer][slot].float())
         for layer in range(len(expected))

@@ -59,7 +59,7 @@ class Kernel:
             out[..., rest].copy_(slot[..., rest])
 
     def _halves(self, slot: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views of the first and of the second of all pairs."""
+        """Return views of the first and of the second of all pairs."""
         rotated = slot.narrow(-1, self.offset, self.width)
         if self.pairing == "half":
             return rotated.chunk(2, dim=-1)
@@ -67,7 +67,7 @@ class Kernel:
 
 
 def kernels(dim: int, width: int) -> list[Kernel]:
-    """Every way a rotation of some width can act on a slot's last dimension."""
+    """Return every way in which a rotation of some width can act on a slot's last dimension."""
     return [
         Kernel(pairing, offset, width, sign)
         for sign in (1, -1)
@@ -95,7 +95,7 @@ class AngleSource:
     columns: Literal["whole", "front", "even"]
 
     def cos_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit cosines and sines, fp32.
+        """Return unit cosines and sines, fp32.
 
         Args:
             positions: int64, ``[tokens]``.
@@ -122,7 +122,7 @@ class AngleSource:
 
 
 def angle_sources(model: nn.Module, layer_types: set[str]) -> list[AngleSource]:
-    """Every way the model's rotary modules may mean their angles; the probe finds the right one."""
+    """Yield every way the model's rotary modules may mean their angles, for the probe to try."""
     sources: list[AngleSource] = []
     for module in _distinct(_rotary_modules(model)):
         parameters = inspect.signature(module.forward).parameters
@@ -137,7 +137,7 @@ def angle_sources(model: nn.Module, layer_types: set[str]) -> list[AngleSource]:
 
 @contextmanager
 def shifted_rotary(model: nn.Module, offset: int) -> Iterator[None]:
-    """Inside, the model's rotary modules see every position less an offset.
+    """Let the model's rotary modules see every position less an offset.
 
     Run at that offset, a model whose only positions are rotary computes what it does at 0.
     """
@@ -171,7 +171,7 @@ def _rotary_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _distinct(modules: list[nn.Module]) -> list[nn.Module]:
-    """Some models give every layer its own module; equal frequencies are one source."""
+    """Drop modules of equal frequencies: some models have one for every layer."""
     found: dict[tuple[Any, ...], nn.Module] = {}
     for module in modules:
         buffers = tuple(

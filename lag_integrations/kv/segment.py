@@ -67,7 +67,7 @@ class Segment:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, device: torch.device) -> Segment:
-        """The same segment with its slots on a device; a GPU copies pinned ones by itself."""
+        """Return the segment with its slots on a device; a GPU copies pinned ones by itself."""
         aside = device.type == "cuda"
         slots = tuple(
             (first.to(device, non_blocking=aside), second.to(device, non_blocking=aside))
@@ -76,7 +76,7 @@ class Segment:
         return replace(self, slots=slots)
 
     def pinned(self) -> Segment:
-        """The same segment in memory that stays where it is, for a GPU to copy from.
+        """Return the same segment in memory that stays where it is, for a GPU to copy from.
 
         Raises:
             RuntimeError: There is no GPU, or not so much memory that may be pinned.

@@ -69,7 +69,7 @@ _DIGITS = slice(37, 101)
 
 
 def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
-    """A segment as the content of a file.
+    """Return a segment as the content of a file.
 
     Equal segments give equal bytes.
 
@@ -115,7 +115,7 @@ def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
 
 
 def load_segment(data: Data, key: SegmentKey, secret: bytes) -> Segment:
-    """The segment in the content of a file, on the CPU.
+    """Return the segment in the content of a file, on the CPU.
 
     Args:
         data: The content. Where it can be written to, the segment's tensors are views of it: it
@@ -165,7 +165,7 @@ def resealed(data: Data, secret: bytes) -> bytes:
 
 
 def _split(data: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Header and payload of a safetensors file."""
+    """Return header and payload of a safetensors file."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(bytes(data[8:end])), memoryview(data)[end:]
 
@@ -173,7 +173,7 @@ def _split(data: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
 def _tensor(
     payload: memoryview, dtype: str, shape: list[int], data_offsets: tuple[int, int]
 ) -> torch.Tensor:
-    """One tensor of a payload, without a copy (the library would make one)."""
+    """Return one tensor of a payload, without a copy (the library would make one)."""
     kind, (begin, end) = _STORED[dtype], data_offsets
     if not all(type(value) is int and value >= 0 for value in (begin, end, *shape)):
         raise ValueError("a tensor has no proper shape or place")
@@ -186,7 +186,7 @@ def _tensor(
 
 
 def _checksum(secret: bytes, head: bytes | memoryview, payload: bytes | memoryview = b"") -> bytes:
-    """The digits that a file, given in one or two pieces, must have."""
+    """Return the digits that a file, given in one or two pieces, must have."""
     view = memoryview(head)
     digest = hmac.new(secret, digestmod="sha256")
     for piece in (view[: _DIGITS.start], _NO_DIGITS, view[_DIGITS.stop :], payload):

@@ -156,7 +156,7 @@ class EmbeddingIndexer:
         }
 
     def _check_embedder(self) -> None:
-        """The store remembers how its embedder embeds one known sentence."""
+        """Compare the embedder with the store's, by how each embeds one known sentence."""
         if self._generation and self._generation == self._store.metadata.generation():
             return
         mine = self._describe_embedder()
@@ -174,7 +174,7 @@ class EmbeddingIndexer:
         self._generation = generation_of(json.dumps(recorded))
 
     def _measured(self, generation: str, probe: Vectors) -> Relevance:
-        """What the store's record says of its embedder, which is measured once a store."""
+        """Return what the store's record says of its embedder, which is measured once a store."""
         key = f"relevance:{generation}"
         found = self._store.metadata.setting(key)
         if found is None:
@@ -184,7 +184,7 @@ class EmbeddingIndexer:
 
 
 def _whole(keys: Mapping[Entry, str]) -> dict[str, str]:
-    """All that logs are searched by, a text each."""
+    """Return all that logs are searched by, a text each."""
     texts: dict[str, list[str]] = {}
     for (log_id, _), text in keys.items():
         texts.setdefault(log_id, []).append(text)

@@ -123,7 +123,7 @@ class FeedbackMixin(MemoryBase):
 
 
 def _hex(run_id: str | UUID) -> str:
-    """A run's id as traces have it; what is no UUID stays as it is."""
+    """Return a run's id as traces have it; what is no UUID stays as it is."""
     try:
         return UUID(str(run_id)).hex
     except ValueError:

@@ -183,7 +183,7 @@ class Indexer:
             logger.info("Evicted %d logs, %d segments.", pruned.logs, pruned.segments)
 
     def _enforce_if_due(self) -> bool:
-        """While there is much to do, keep the budget meanwhile, too; never a step of its own."""
+        """Keep the budget while there is much to do; never a step of its own."""
         self._steps += 1
         allowed = self._budget.max_bytes
         written = self.segments.written

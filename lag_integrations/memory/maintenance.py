@@ -185,12 +185,12 @@ class MaintenanceMixin(MemoryBase):
         return back_up(self.store, path, segments=segments, progress=progress)
 
     def verify(self, progress: Progress | None = None) -> list[Problem]:
-        """What does not agree with the ledger; an empty list if all is well."""
+        """Return what does not agree with the ledger; an empty list if all is well."""
         self._check_open()
         return Audit(self.store, progress).verify()
 
     def repair(self, progress: Progress | None = None, *, min_age: float = 600.0) -> list[Problem]:
-        """Make right what `verify` finds, as far as it can be; gives what was wrong.
+        """Make right what `verify` finds, as far as it can be, and return what was wrong.
 
         Args:
             progress: Called with the number of steps done and the number of steps in all.

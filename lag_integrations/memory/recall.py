@@ -94,7 +94,7 @@ class RecallMixin(MemoryBase):
         thread: str | None = None,
         unjudged_documents: UnjudgedDocuments | None = None,
     ) -> SearchResult:
-        """As `recall`, with the nearest miss where nothing is recalled."""
+        """Search as `recall` does; with the nearest miss where nothing is recalled."""
         self._check_open()
         k = self.k if k is None else k
         if k < 1 or not query.strip():
@@ -168,19 +168,19 @@ class RecallMixin(MemoryBase):
         thread: str | None,
         unjudged_documents: UnjudgedDocuments | None = None,
     ) -> Owner | None:
-        """Who asks; None for one who is given all."""
+        """Return who asks; None for one who is given all."""
         if (unjudged_documents or self.unjudged_documents) == "any":
             return None
         return Owner(user, thread)
 
     def _floor(self, min_relevance: float | None, min_score: float | None) -> Floor:
-        """A call's floor; the memory's, if it says nothing."""
+        """Return a call's floor; the memory's, if it says nothing."""
         if min_relevance is None and min_score is None:
             return Floor(self.min_relevance, self.min_score)
         return Floor(self.min_relevance if min_relevance is None else min_relevance, min_score)
 
     def get(self, log_ids: str | Iterable[str]) -> list[RecalledLog]:
-        """Logs by their ids, in the order asked for; those that do not exist are left out.
+        """Return logs by their ids, in the order asked for; those that do not exist are left out.
 
         Raises:
             StoreError: The store fails.

@@ -19,7 +19,7 @@ HEADING = (
 
 
 def log_text(log: Trace) -> str:
-    """What was asked, and what the last response was."""
+    """Return what was asked, and what the last response was."""
     task, answer = log.task.strip(), log.last_response.strip()
     if not answer:  # the run ended with an action
         answer = next(
@@ -34,7 +34,7 @@ def log_text(log: Trace) -> str:
 
 
 def log_metadata(log: RecalledLog) -> dict[str, Any]:
-    """What a document or node says of its log, besides the text."""
+    """Return what a document or node says of its log, besides the text."""
     return {
         **log.trace.metadata,
         "log_id": log.id,
@@ -46,7 +46,7 @@ def log_metadata(log: RecalledLog) -> dict[str, Any]:
 
 
 def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
-    """As many logs as fit, best first.
+    """Return the texts of as many logs as fit, best first.
 
     The worst go first; a best one that is too long by itself is cut.
     """
@@ -64,13 +64,13 @@ def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
 
 
 def logs_text(logs: Sequence[RecalledLog], max_chars: int) -> tuple[str, list[str]]:
-    """As many logs as fit (see `logs_texts`) in one text, and their ids."""
+    """Return as many logs as fit (see `logs_texts`) in one text, and their ids."""
     parts = logs_texts(logs, max_chars)
     return "\n\n".join(parts), [log.id for log in logs[: len(parts)]]
 
 
 def without_texts(step: Message, texts: Mapping[str, str]) -> Message:
-    """A step in which recalled texts are replaced; what the assistant said stays."""
+    """Replace recalled texts in a step; what the assistant said stays."""
     if not texts or step.role == "assistant":
         return step
 

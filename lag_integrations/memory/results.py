@@ -39,7 +39,7 @@ class RecalledLog:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search gives.
+    """What a search found.
 
     Attributes:
         logs: The logs that are recalled, the most relevant first.

@@ -53,7 +53,7 @@ class _Fitting:
         return [one for one in self.found if one.id not in near]
 
     def or_else(self, other: _Fitting) -> _Fitting:
-        """What another text found instead, where this one found nothing to keep."""
+        """Return what another text found instead, where this one found nothing to keep."""
         found = sorted([*self.found, *other.found], key=lambda one: one.rank)
         return _Fitting(found, [*self.near, *other.near], other.kept)
 
@@ -204,7 +204,7 @@ class Searcher:
     def _reranked(
         self, query: str, found: list[Found], logs: list[RecalledLog]
     ) -> tuple[list[Found], list[RecalledLog]]:
-        """Both in the reranker's order, if there is one."""
+        """Return both in the reranker's order, if there is one."""
         if self._reranker is None:
             return found, logs
         texts = [f"{log.trace.task}\n{log.trace.last_response}" for log in logs]
@@ -213,7 +213,7 @@ class Searcher:
         return [by_id[log.id] for log in ordered], ordered
 
     def _newest(self, near: Sequence[Found], logs: Sequence[RecalledLog]) -> list[RecalledLog]:
-        """Of logs of one task only the newest, and newer ones first where tasks are alike."""
+        """Keep the newest log of each task, and put newer ones first where tasks are alike."""
         if len(logs) < 2:
             return list(logs)
         by_id = {log.id: log for log in logs}
@@ -233,7 +233,7 @@ class Searcher:
         return [by_id[one.id] for one in most_diverse(candidates, tasks, k=k, diversity=diversity)]
 
     def _with_traces(self, found: Sequence[Found]) -> list[RecalledLog]:
-        """By id from the ledger, which checks the namespace again and knows what was deleted.
+        """Add the traces from the ledger, which knows what was deleted.
 
         Two users' runs may have said the same: once is enough.
         """

@@ -59,7 +59,7 @@ class Worker:
         self._stopped = self._abandoned = False
 
     def notify(self, added: int = 0) -> None:
-        """There may be work; waits a little if much was added and there is too much of it."""
+        """Wake the thread; wait a little if much was added and there is too much work."""
         with self._start_lock:
             if self._thread is None and not self._stopped:
                 self._thread = threading.Thread(target=self._run, name="lag-memory", daemon=True)

@@ -27,14 +27,14 @@ def let_go() -> None:
 
 
 def let_go_between_tokens() -> None:
-    """The same while an answer is written, but for the main thread: others may take turns."""
+    """Let go while an answer is written, but on the main thread: others may take turns."""
     if threading.current_thread() is not threading.main_thread():
         let_go()
 
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Lets go in the end."""
+    """Let go of the team in the end."""
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ def computing() -> Iterator[None]:
 
 @cache
 def _pause() -> Callable[[int], int] | None:
-    """Where torch has loaded OpenMP for everybody to use, as on Linux."""
+    """Find OpenMP's function where torch has loaded it for everybody to use, as on Linux."""
     if sys.platform != "linux":
         return None
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)

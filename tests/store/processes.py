@@ -24,7 +24,7 @@ import torch
 
 from lag_integrations import KVLogMemory, Trace
 from lag_integrations.errors import LAGError
-from lag_integrations.memory.indexer import _SLOTS
+from lag_integrations.memory.segment_indexer import _SLOTS
 from lag_integrations.store.archive import import_archive
 from lag_integrations.store.store import LogStore
 from tests.conftest import qa

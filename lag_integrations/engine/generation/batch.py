@@ -58,7 +58,7 @@ def decode_together(
 
 
 def can_decode_together(model: PreTrainedModel) -> bool:
-    """Whether a padded row gets the logits that it would get alone, found out by trying."""
+    """Try whether a padded row gets the logits that it would get alone."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompts = [[(7 * place) % vocabulary for place in range(1, length)] for length in (5, 14)]
     try:
@@ -93,7 +93,7 @@ def step(
     cache: DynamicCache,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """The logits ``[rows, vocabulary]`` after one more token a row.
+    """Return the logits ``[rows, vocabulary]`` after one more token a row.
 
     Args:
         model: The model.

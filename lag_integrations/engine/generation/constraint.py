@@ -40,7 +40,7 @@ _TAILS = (b"", b"a", b"1", b"a.a")
 
 
 def can_constrain() -> bool:
-    """Whether answers can be held to a grammar: whether llguidance is installed."""
+    """Return whether answers can be held to a grammar: whether llguidance is installed."""
     return find_spec("llguidance") is not None
 
 
@@ -74,7 +74,7 @@ class Grammars:
         self._endings = _Endings(self._tokens, end_tokens)
 
     def constraint(self, grammar: str, max_new_tokens: int) -> Constraint:
-        """A constraint for one answer.
+        """Return a constraint for one answer.
 
         Args:
             grammar: A grammar in llguidance's Lark dialect.
@@ -133,7 +133,7 @@ class Constraint:
         logits[: allowed.shape[0]].masked_fill_(~allowed.to(logits.device), -torch.inf)
 
     def vet(self, token: int, left: int) -> int | None:
-        """The token, or another if after it the end could not be reached in the tokens left.
+        """Return the token, or another if the end could not be reached after it in the tokens left.
 
         None means that the answer ends here.
         """
@@ -158,13 +158,13 @@ class Constraint:
         return way[0] if way else None
 
     def forced(self, left: int) -> list[int]:
-        """The tokens that must follow, at most ``left``."""
+        """Return the tokens that must follow, at most ``left``."""
         if self._way or self.complete:
             return []
         return list(self._matcher.compute_ff_tokens())[:left]
 
     def accept(self, token: int) -> None:
-        """A token was taken."""
+        """Note that a token was taken."""
         if self._way:
             self._way.pop(0)
         self._matcher.consume_token(token)
@@ -200,18 +200,18 @@ class _Endings:
         return ranks
 
     def allowed(self, matcher: LLMatcher) -> Mask:
-        """Which tokens may follow, ``[vocabulary]``."""
+        """Return which tokens may follow, ``[vocabulary]``."""
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, count=len(self._orders[0]), bitorder="little").view(np.bool_)
 
     def is_text(self, allowed: Mask) -> bool:
-        """Whether this is free text, or a string whose end may come: a tilde or a quote may."""
+        """Tell whether this is free text, or a string that may end: a tilde or a quote may come."""
         if self._probe is None or self._quote is None:
             return False
         return bool(allowed[self._probe] and allowed[self._quote])
 
     def shortest(self, matcher: LLMatcher, limit: int) -> list[int] | None:
-        """Tokens that lead to the end; None if no way of at most ``limit`` is found."""
+        """Return tokens that lead to the end; None if no way of at most ``limit`` is found."""
         best: list[int] | None = None
         for order in self._orders:
             way = self._follow(matcher, limit if best is None else len(best) - 1, order)
@@ -248,7 +248,7 @@ class _Endings:
         return int(np.where(allowed, order, np.inf).argmin())
 
     def _way_on(self, state: LLMatcher, allowed: Mask) -> list[int]:
-        """A few characters after which something may end that may not end now, or changes."""
+        """Find a few characters after which something may end that may not end now, or changes."""
         changing: list[int] = []
         for token in self._singles:
             if not allowed[token]:

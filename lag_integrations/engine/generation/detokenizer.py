@@ -31,7 +31,7 @@ class AnswerText:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Take a token; gives the text that is certain now."""
+        """Take a token, and return the text that is certain now."""
         if token in self._hidden or self.stopped:
             return ""
         self._held += self._stream.step(self._tokenizer, token) or ""
@@ -42,7 +42,7 @@ class AnswerText:
         return self._give(len(self._held) - _unsafe_tail(self._held, self._stop))
 
     def finish(self) -> str:
-        """The text held back; a character that was cut in half is left out."""
+        """Return the text held back; a character that was cut in half is left out."""
         return "" if self.stopped else self._give(len(self._held))
 
     def _give(self, length: int) -> str:
@@ -51,7 +51,7 @@ class AnswerText:
 
 
 def _unsafe_tail(text: str, stop: tuple[str, ...]) -> int:
-    """Characters at the end that may be the beginning of a stop text."""
+    """Return characters at the end that may be the beginning of a stop text."""
     held = 0
     for sequence in stop:
         for length in range(min(len(sequence) - 1, len(text)), held, -1):

@@ -24,17 +24,17 @@ _OPTIONS = {
 
 
 def json_answer(schema: Schema) -> str:
-    """The answer is a JSON value of this schema."""
+    """Write the grammar of a JSON value of this schema."""
     return f"start: {_json(schema)}\n"
 
 
 def rest_of_call(forms: CallForms, special: SpecialTokens) -> str:
-    """The answer is one call: all of it between opening and closing."""
+    """Write the grammar of one call: all of it between opening and closing."""
     return "\n".join(["start: one", *_calls(forms, special)]) + "\n"
 
 
 def text_or_calls(forms: CallForms, special: SpecialTokens, *, thinking: bool = False) -> str:
-    """The answer is text; where the model begins a call in it, that call is one of these.
+    """Write the grammar of text in which each call that the model begins is one of these.
 
     Args:
         forms: The calls. The first mark of the opening, or else its first word, begins a call.
@@ -68,7 +68,7 @@ def text_or_calls(forms: CallForms, special: SpecialTokens, *, thinking: bool = 
 
 
 def json_or_calls(forms: CallForms, answer: Schema, special: SpecialTokens, says: str = "") -> str:
-    """The answer is either calls, or JSON of a schema.
+    """Write the grammar of either calls, or JSON of a schema.
 
     Args:
         forms: The calls.
@@ -87,7 +87,7 @@ def json_or_calls(forms: CallForms, answer: Schema, special: SpecialTokens, says
 
 
 def text_without(starts: Sequence[str], special: SpecialTokens) -> str:
-    """The answer is text in which no call begins."""
+    """Write the grammar of text in which no call begins."""
     banned = [_regex(start) for start in starts if not special.within(start)]
     none = f" & ~/(.|\\n)*({'|'.join(banned)})(.|\\n)*/" if banned else ""
     forbidden = {mark for start in starts for mark in special.within(start)}
@@ -108,7 +108,7 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, added: Mapping[str, int], special: Collection[str]) -> SpecialTokens:
-        """The marks of a tokenizer.
+        """Find the special tokens of a tokenizer.
 
         Args:
             added: Ids of all its added tokens. Those in angle brackets are marks for llguidance,
@@ -124,17 +124,17 @@ class SpecialTokens:
         return cls(ids, frozenset(spoken))
 
     def text(self, banned: Collection[str]) -> str:
-        """Grammar of some text with spoken marks in it, but for some."""
+        """Write the grammar of some text with spoken special tokens in it, but for some."""
         allowed = [f"<[{self.ids[mark]}]>" for mark in sorted(self.spoken) if mark not in banned]
         # One piece between marks: two could hold the halves of what may not stand in one.
         return f"TEXT? (({' | '.join(allowed)}) TEXT?)*" if allowed else "TEXT?"
 
     def within(self, text: str) -> list[str]:
-        """The marks in a text."""
+        """Return the special tokens in a text."""
         return [mark for mark in self.ids if mark in text]
 
     def split(self, opening: str) -> tuple[str, str]:
-        """A text's beginning, one mark or up to the first white space or mark, and the rest."""
+        """Split off a text's first special token, or what stands before white space or one."""
         prompt_items = self._pieces(opening.lstrip())
         first = prompt_items[0]
         if first not in self.ids:
@@ -142,7 +142,7 @@ class SpecialTokens:
         return first, opening.lstrip()[len(first) :]
 
     def literal(self, text: str) -> str:
-        """A text as grammar."""
+        """Write a text as grammar."""
         return " ".join(
             f"<[{self.ids[piece]}]>" if piece in self.ids else json.dumps(piece, ensure_ascii=False)
             for piece in self._pieces(text)
@@ -158,7 +158,7 @@ class SpecialTokens:
 
 
 def _calls(forms: CallForms, special: SpecialTokens) -> list[str]:
-    """Rules for one call: ``one``."""
+    """Write the rules for one call: ``one``."""
     names = [f"one_{index}" for index in range(len(forms.calls))]
     bodies = [f"{special.literal(text)} {_json(schema)}" for text, schema in forms.calls]
     return [

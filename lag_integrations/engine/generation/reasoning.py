@@ -33,12 +33,12 @@ class Splitter(ABC):
     _buffer = ""
 
     def feed(self, piece: str) -> list[ReasoningDelta | TextDelta]:
-        """Take the next piece; gives what is certain now."""
+        """Take the next piece, and return what is certain now."""
         self._buffer += piece
         return self._read(final=False)
 
     def finish(self) -> list[ReasoningDelta | TextDelta]:
-        """The answer is complete; gives what had been held back."""
+        """Return what had been held back, since the answer is complete."""
         return self._read(final=True)
 
     @abstractmethod

@@ -60,7 +60,7 @@ class Sampling:
 
     @classmethod
     def of(cls, defaults: GenerationConfig, settings: Mapping[str, Any]) -> Sampling:
-        """The settings of a request, where it says nothing those of the model's own config.
+        """Return the settings of a request; where it says nothing, those of the model's own config.
 
         A temperature says whether to sample: 0 is greedy.
 
@@ -134,7 +134,7 @@ class Sampler:
         self._drawn = 0
 
     def pick(self, logits: torch.Tensor) -> int:
-        """The next token, given logits ``[vocabulary]`` (fp32; they may be changed)."""
+        """Pick the next token, given logits ``[vocabulary]`` (fp32; they may be changed)."""
         sampling = self._sampling
         for token, bias in sampling.logit_bias.items():
             if int(token) < len(logits):
@@ -158,7 +158,7 @@ class Sampler:
         return int(torch.multinomial(weights, 1, generator=self._generator))
 
     def took(self, token: int) -> None:
-        """A token was taken."""
+        """Note that a token was taken."""
         self._drawn += 1
         self._counts[token] += 1
         if self._processors:

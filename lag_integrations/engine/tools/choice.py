@@ -14,7 +14,7 @@ _WORDS = {"auto", "none", *_MUST}
 
 
 def select(tools: Sequence[dict[str, Any]], choice: ToolChoice) -> list[dict[str, Any]]:
-    """The tools that may be called.
+    """Return the tools that may be called.
 
     Args:
         tools: All tools, in OpenAI's form.
@@ -39,12 +39,12 @@ def select(tools: Sequence[dict[str, Any]], choice: ToolChoice) -> list[dict[str
 
 
 def must_call(choice: ToolChoice) -> bool:
-    """Whether the choice asks for a call, of any or of a certain tool."""
+    """Return whether the choice asks for a call, of any or of a certain tool."""
     return _word(choice) not in _WORDS - _MUST
 
 
 def _word(choice: ToolChoice) -> str:
-    """The choice as a name or one of the words."""
+    """Return the choice as a name or one of the words."""
     if choice is True:
         return "any"
     if not choice:

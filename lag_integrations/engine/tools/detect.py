@@ -109,7 +109,7 @@ class _Template:
         return _NAME in (self.render([_user()], tools=True, generate=True) or "")
 
     def learn_calls(self, tools: bool) -> ToolFormat | None:
-        """How the template renders calls; None if it does not, or not understandably."""
+        """Return how the template renders calls; None if it does not, or not understandably."""
         for as_text in (False, True):
             shown = self._call_texts(tools, as_text)
             if shown is None:
@@ -184,7 +184,7 @@ def _assistant(calls: int, as_text: bool) -> dict[str, Any]:
 
 
 def _answer(text: str, asked: str, tail: str) -> str:
-    """The assistant's turn without its header and its end."""
+    """Return the assistant's turn without its header and its end."""
     # From the question on: where the tools are shown may depend on what comes last.
     asked, text = asked.rpartition(_USER)[2], text.rpartition(_USER)[2]
     start = _common_length(asked, text)
@@ -245,7 +245,7 @@ def _learn_named(shown: _Shown) -> NamedFormat | None:
 
 
 def _frame(before: str, after: str, between: str | None) -> _Frame:
-    """What stands around all calls and around each, from the texts around and between them."""
+    """Tell what stands around all calls and around each, by the texts around and between them."""
     if between is None:
         return _Frame(begin="", opener=_last_tag(before), closer=after, separator="\n", end="")
     opener = before[len(before) - _common_length(before[::-1], between[::-1]) :]
@@ -262,7 +262,7 @@ def _frame(before: str, after: str, between: str | None) -> _Frame:
 
 
 def _last_tag(text: str) -> str:
-    """From the last tag on: what stands before it (reasoning, say) is no part of a call."""
+    """Return a text from its last tag on: what stands before is no part of a call."""
     tags = list(_TAG.finditer(text))
     if tags and not tags[-1].group().startswith("</"):
         return text[tags[-1].start() :]
@@ -275,7 +275,7 @@ def _between(two: str | None) -> str | None:
 
 
 def _objects(text: str) -> list[tuple[int, int, dict[str, Any]]]:
-    """The outermost JSON objects that hold name and arguments: where they are, and themselves."""
+    """Find the outermost JSON objects that hold name and arguments, and where they are."""
     found = []
     position = 0
     while (position := text.find("{", position)) >= 0:
@@ -302,7 +302,7 @@ def _is_arguments(value: Any) -> bool:
 
 
 def _common_length(first: str, second: str) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     for length, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return length

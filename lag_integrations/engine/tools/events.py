@@ -9,7 +9,7 @@ from lag_integrations.traces.trace import ToolCall
 
 
 def new_call_id() -> str:
-    """An id for a call: nine letters and digits, on which Mistral's templates insist."""
+    """Make an id for a call: nine letters and digits, on which Mistral's templates insist."""
     return uuid4().hex[:9]
 
 

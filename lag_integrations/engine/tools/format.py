@@ -43,11 +43,11 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def starts(self) -> tuple[str, ...]:
-        """The texts that begin a call; one may hold another only at its end."""
+        """Return the texts that begin a call; one may hold another only at its end."""
 
     @abstractmethod
     def write(self, calls: Sequence[ToolCall]) -> str:
-        """Calls as the model would write them."""
+        """Write calls as the model would."""
 
     @abstractmethod
     def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
@@ -72,7 +72,7 @@ class ToolFormat(ABC):
         return False
 
     def forms(self, tools: Sequence[dict[str, Any]], *, most: int = 1) -> CallForms:
-        """How calls of these tools are written when they are held to a grammar.
+        """Return how calls of these tools are written when they are held to a grammar.
 
         Args:
             tools: The tools.
@@ -81,7 +81,7 @@ class ToolFormat(ABC):
         return CallForms(BLOCK[0], (("", call_schema(tools, "name", "arguments")),), BLOCK[1])
 
     def instructions(self, tools: Sequence[dict[str, Any]]) -> str:
-        """Text for the system message that shows the tools; ``""`` if the template does."""
+        """Write the text that shows the tools; ``""`` if the template does."""
         if self.shows_tools or not tools:
             return ""
         listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
@@ -93,7 +93,7 @@ class ToolFormat(ABC):
         )
 
     def special_tokens(self, known: Iterable[str]) -> frozenset[str]:
-        """Which of a tokenizer's special tokens calls are made of: decoding must keep them."""
+        """Return the special tokens that calls are made of: decoding must keep them."""
         example = self.write([ToolCall(name="a", args={"b": "c"}), ToolCall(name="d")])
         forms = self.forms([{"function": {"name": "a"}}])
         text = " ".join([*self.starts(), forms.opening, forms.closing, self.says, example])
@@ -106,5 +106,5 @@ def read_block(text: str, final: bool) -> Block | None:
 
 
 def tool_result_text(message: Message) -> str:
-    """A tool's result as text of a user turn, for templates that know no tool results."""
+    """Write a tool's result as text of a user turn, for templates that know no tool results."""
     return f"<tool_response>\n{message.text}\n</tool_response>"

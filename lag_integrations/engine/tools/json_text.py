@@ -147,7 +147,7 @@ def broken(
     calls: Sequence[ToolCall | InvalidCall] = (),
     name: str | None = None,
 ) -> Block | None:
-    """A call that cannot be read, after those that can: up to its closer, or all there is."""
+    """Return a call that cannot be read, after those that can: up to its closer, or to the end."""
     ends = [(at + len(closer), at) for closer in closers if (at := text.find(closer, start)) >= 0]
     if not ends and not final:
         return None
@@ -163,7 +163,7 @@ def broken(
 
 
 def skip(text: str, position: int, parts: Sequence[str], final: bool) -> int | None:
-    """After the parts that follow, each at most once, in this order; None if it cannot be told."""
+    """Skip the parts that follow, each at most once, in this order; None if it cannot be told."""
     for part in parts:
         begin = after_space(text, position)
         if text.startswith(part, begin):
@@ -174,12 +174,12 @@ def skip(text: str, position: int, parts: Sequence[str], final: bool) -> int | N
 
 
 def json_end(text: str, start: int) -> int | None:
-    """Where the brackets that open at ``start`` are closed, if they are."""
+    """Return where the brackets that open at ``start`` are closed, if they are."""
     return next((end for end, depth in _depths(text, start) if depth == 0), None)
 
 
 def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """After each bracket outside of strings: where it ends, and how many are open then."""
+    """Yield for each bracket outside of strings where it ends, and how many are open then."""
     depth = 0
     while bracket := _BRACKET.search(text, start):
         start = bracket.end()
@@ -193,7 +193,7 @@ def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 
 def load(raw: str) -> Any:
-    """JSON as models write it: line breaks within strings are let pass.
+    """Load JSON as models write it: line breaks within strings are let pass.
 
     Raises:
         ValueError: It is not JSON, or nested so deeply that nobody could handle it.
@@ -204,7 +204,7 @@ def load(raw: str) -> Any:
 
 
 def as_call(value: Any) -> ToolCall | InvalidCall:
-    """A call from its JSON, under any of the usual keys."""
+    """Make a call of its JSON, under any of the usual keys."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -227,7 +227,7 @@ def as_call(value: Any) -> ToolCall | InvalidCall:
 
 
 def after_fence(text: str, start: int, final: bool) -> int | None:
-    """After the white space and the fence at a place, if any; None if it cannot be told."""
+    """Skip the white space and the fence at a place, if any; None if it cannot be told."""
     begin = after_space(text, start)
     if not final and "```".startswith(text[begin:]):
         return None
@@ -238,13 +238,13 @@ def after_fence(text: str, start: int, final: bool) -> int | None:
 
 
 def after_space(text: str, position: int) -> int:
-    """After the white space at a place, if any."""
+    """Skip the white space at a place, if any."""
     space = _SPACE.match(text, position)
     return space.end() if space else position
 
 
 def invalid_call(raw: str, error: str, name: str | None = None) -> InvalidCall:
-    """A call that cannot be read, with its tool's name as far as that can be told."""
+    """Return a call that cannot be read, with its tool's name as far as that can be told."""
     found = _NAME.search(raw)
     if name is None and found:
         try:
@@ -255,7 +255,7 @@ def invalid_call(raw: str, error: str, name: str | None = None) -> InvalidCall:
 
 
 def reason_of(error: ValueError) -> str:
-    """What is wrong with a call that is not JSON."""
+    """Return what is wrong with a call that is not JSON."""
     # A JSON error's text would name lines and columns of what only we have seen.
     if isinstance(error, json.JSONDecodeError):
         return f"The call is not valid JSON: {error.msg} at character {error.pos}."
@@ -263,7 +263,7 @@ def reason_of(error: ValueError) -> str:
 
 
 def is_call(value: Any, names: Collection[str] = ()) -> bool:
-    """Whether a JSON value holds a tool's name and arguments, under any of the usual keys.
+    """Return whether a JSON value holds a tool's name and arguments, under any of the usual keys.
 
     Args:
         value: The value; of a list, all must.
@@ -281,7 +281,7 @@ def is_call(value: Any, names: Collection[str] = ()) -> bool:
 
 
 def _is_call_like(raw: str, names: Collection[str]) -> bool:
-    """Whether broken JSON was to be a call: it has both keys, or breaks off after the name."""
+    """Tell whether broken JSON was to be a call: it has both keys, or breaks off after the name."""
     name = _NAME.search(raw)
     if name is None or (names and name.group(1)[1:-1] not in names):
         return False

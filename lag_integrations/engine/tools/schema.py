@@ -34,7 +34,7 @@ _COMBINED = {"allOf", "anyOf", "oneOf", "$ref", "if"}
 
 
 def call_schema(tools: Sequence[dict[str, Any]], name_key: str, args_key: str) -> Schema:
-    """The schema of one call of one of the tools, as an object with name and arguments."""
+    """Return the schema of one call of one of the tools, as an object with name and arguments."""
     definitions: Schema = {}
     calls = []
     for index, tool in enumerate(tools):
@@ -57,7 +57,7 @@ def call_schema(tools: Sequence[dict[str, Any]], name_key: str, args_key: str) -
 
 
 def named_calls(tools: Sequence[dict[str, Any]], middle: str) -> tuple[tuple[str, Schema], ...]:
-    """Calls with the name before the arguments, and a text between them."""
+    """Return calls with the name before the arguments, and a text between them."""
     functions = [tool["function"] for tool in tools]
     return tuple(
         (function["name"] + middle, arguments_schema(function.get("parameters")))
@@ -66,7 +66,7 @@ def named_calls(tools: Sequence[dict[str, Any]], middle: str) -> tuple[tuple[str
 
 
 def arguments_schema(parameters: Schema | None) -> Schema:
-    """The schema of a tool's arguments: an object, without annotations, and closed."""
+    """Return the schema of a tool's arguments: an object, without annotations, and closed."""
     schema = _plain(parameters or {}, closed=True)
     if not schema.keys() & {"properties", "additionalProperties", *_COMBINED}:
         schema |= {"properties": {}, "additionalProperties": False}
@@ -74,7 +74,7 @@ def arguments_schema(parameters: Schema | None) -> Schema:
 
 
 def misfit(args: Any, parameters: Schema | None) -> str | None:
-    """What is wrong with a call's arguments by the schema of its tool; None if they fit.
+    """Return what is wrong with a call's arguments by the schema of its tool; None if they fit.
 
     The schema is that of `arguments_schema`, to which calls are held, too.
     """

@@ -47,7 +47,7 @@ class AnswerReader:
         return self._read_held(self._held, final=False)
 
     def finish(self, *, cut_off: bool = False) -> list[Event]:
-        """The answer is complete, or cut off for length.
+        """Take the end of the answer, which is complete, or cut off for length.
 
         Returns:
             What had been held back; a call that is not complete has failed. The beginning of a
@@ -99,7 +99,7 @@ class MarkReader:
         return self._read(final=False)
 
     def finish(self, *, cut_off: bool = False) -> list[Event]:
-        """The answer is complete, or cut off for length.
+        """Take the end of the answer, which is complete, or cut off for length.
 
         Returns:
             What had been held back; a call that is not complete has failed. The beginning of a
@@ -131,7 +131,7 @@ class MarkReader:
         return events
 
     def _held_from(self) -> int:
-        """From where on the buffer may be the beginning of a call that is not there in full."""
+        """Find where in the buffer a call may begin that is not there in full."""
         length = len(self._buffer)
         for begin in range(max(0, length - self._longest), length):
             if self._buffer[begin:] in self._beginnings:
@@ -160,7 +160,7 @@ class MarkReader:
 
 
 def _events_of(calls: Sequence[ToolCall | InvalidCall], first: int) -> list[Event]:
-    """The events of whole calls; the first has this index."""
+    """Return the events of whole calls; the first has this index."""
     events: list[Event] = []
     for index, call in enumerate(calls, first):
         if isinstance(call, InvalidCall):

@@ -80,7 +80,7 @@ def read_alone(text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block
 def _end_of(
     text: str, end: int, following: int, calls: Sequence[ToolCall | InvalidCall], final: bool
 ) -> Block | None:
-    """What a text is that has no further call."""
+    """Tell what a text is that has no further call."""
     fenced = text.lstrip().startswith("```")
     over = _end(_FENCE_END, text, end) == len(text) if fenced else not text[end:].strip()
     if final:
@@ -89,7 +89,7 @@ def _end_of(
 
 
 def _read(raw: str, schemas: Mapping[str, Schema | None]) -> list[ToolCall | InvalidCall]:
-    """The calls in whole JSON, or what was to be JSON; none if it is something else."""
+    """Read the calls in whole JSON, or what was to be JSON; none if it is something else."""
     try:
         value = load(raw)
     except ValueError as error:
@@ -113,7 +113,7 @@ def _fitting(
 
 
 def _meant(raw: str, schemas: Mapping[str, Schema | None]) -> str | None:
-    """The tool that broken JSON was to call, if any: it has both keys, or ends after the name."""
+    """Find the tool that broken JSON was to call: it has both keys, or ends after the name."""
     for named in _NAMED.finditer(raw):
         if named.group(1) in schemas and (
             _ARGUMENTS.search(raw) or _CUT_AFTER_NAME.match(raw, named.end())

@@ -14,18 +14,18 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 def written_args(call: ToolCall) -> dict[str, str]:
-    """A call's arguments as text; those that were never read stay as they were, in one."""
+    """Write a call's arguments as text; those that were never read stay as they were, in one."""
     args = call.args if isinstance(call.args, dict) else {"arguments": call.args}
     return {name: write_value(value) for name, value in args.items()}
 
 
 def write_value(value: Any) -> str:
-    """A value as these formats write it: strings as they are, the rest as JSON."""
+    """Write a value as these formats do: strings as they are, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_value(text: str, tool: str, argument: str, tools: Sequence[dict[str, Any]]) -> Any:
-    """A value from its text: of the type the tool's schema wants, or else what it looks like."""
+    """Read a value from its text: of the type the tool's schema wants, or what it looks like."""
     types = _types(_schema(tool, argument, tools))
     if text.strip() in _PYTHON:
         value = _PYTHON[text.strip()]

@@ -32,7 +32,7 @@ CODECS: tuple[str, ...] = (*_PLAIN, *(name + SUFFIX for name in _PLAIN))
 
 
 def codec(name: str) -> Codec:
-    """The codec of a name.
+    """Return the codec of a name.
 
     Raises:
         StoreError: There is none, or a package that it needs is not installed.

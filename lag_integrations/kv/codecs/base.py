@@ -39,7 +39,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
-        """The pair that `encode` stored, as near as the codec keeps it.
+        """Return the pair that `encode` stored, as near as the codec keeps it.
 
         Args:
             tensors: What `encode` gave; may be used as they are, but are not changed.

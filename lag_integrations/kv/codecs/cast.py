@@ -29,7 +29,7 @@ class Cast(Codec):
         return self._name
 
     def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
-        """The two slots in the codec's dtype, as ``0`` and ``1``."""
+        """Return the two slots in the codec's dtype, as ``0`` and ``1``."""
         tensors = {}
         for index, slot in enumerate(pair):
             stored = slot if self._dtype is None else slot.to(self._dtype)
@@ -43,7 +43,7 @@ class Cast(Codec):
         return tensors
 
     def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
-        """The tensors themselves where the dtype is the model's."""
+        """Return the tensors themselves where the dtype is the model's."""
         first, second = (
             stored if stored.dtype == dtype else narrow(stored.to(torch.float32, copy=True), dtype)
             for stored in (tensors["0"], tensors["1"])

@@ -21,5 +21,5 @@ class Fp8(Scaled):
         return 448.0
 
     def round(self, quotients: torch.Tensor) -> torch.Tensor:
-        """Nearest, as the cast does."""
+        """Round to nearest, as the cast does."""
         return quotients.to(torch.float8_e4m3fn)

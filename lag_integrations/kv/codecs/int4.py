@@ -23,7 +23,7 @@ class Int4(Codec):
         return "int4"
 
     def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
-        """Of each slot, its packed codes, and ``.low`` and ``.scale`` of each group."""
+        """Return each slot's packed codes, and ``.low`` and ``.scale`` of each group."""
         tensors = {}
         for index, (slot, axis) in enumerate(zip(pair, SHARED_AXES, strict=True)):
             groups = _grouped(slot.float(), axis)
@@ -39,7 +39,7 @@ class Int4(Codec):
         return tensors
 
     def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
-        """Codes times scales plus the least values, in fp32."""
+        """Return codes times scales plus the least values, in fp32."""
         # Both slots have the same tokens; the scales of the second one say how many.
         tokens = tensors["1.scale"].shape[2]
         slots = []
@@ -66,7 +66,7 @@ def _spread(per_group: torch.Tensor, axis: int, size: int) -> torch.Tensor:
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
-    """The first half of the tokens in the low four bits, the second half in the high four."""
+    """Pack codes: the first half of the tokens in the low four bits, the second above."""
     # Halves of the tokens, not neighbouring channels: an odd dim then needs no padding.
     half = (codes.shape[2] + 1) // 2
     packed = codes[:, :, :half].clone()

@@ -21,5 +21,5 @@ class Int8(Scaled):
         return 127.0
 
     def round(self, quotients: torch.Tensor) -> torch.Tensor:
-        """Nearest; the cast alone would cut off the fraction."""
+        """Round to nearest; the cast alone would cut off the fraction."""
         return quotients.round_().to(torch.int8)

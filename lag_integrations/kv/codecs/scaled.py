@@ -19,7 +19,7 @@ Values have no such channels, so a token of values is alike along its channels (
 
 
 def round_up(exact: torch.Tensor) -> torch.Tensor:
-    """The least bf16 values that are not below given fp32 values.
+    """Return the least bf16 values that are not below given fp32 values.
 
     Scales are stored so, and what is quantised is quantised with the stored scale: never is a value
     beyond the largest code, and the rounding of the scale is no error of its own.
@@ -30,7 +30,7 @@ def round_up(exact: torch.Tensor) -> torch.Tensor:
 
 
 def divisor(scale: torch.Tensor) -> torch.Tensor:
-    """A stored scale to divide by, in fp32: where it is 0, all values are 0, and are to stay so."""
+    """Return a stored scale to divide by, in fp32; where it is 0, all values are 0."""
     return scale.float().masked_fill(scale == 0, 1)
 
 
@@ -44,10 +44,10 @@ class Scaled(Codec):
 
     @abstractmethod
     def round(self, quotients: torch.Tensor) -> torch.Tensor:
-        """The codes nearest to fp32 values within ±`largest`; these are overwritten."""
+        """Return the codes nearest to fp32 values within ±`largest`; these are overwritten."""
 
     def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
-        """Of each slot its codes, in its shape, and ``.scale``, 1 long on the shared axis."""
+        """Return each slot's codes, in its shape, and ``.scale``, 1 long on the shared axis."""
         tensors = {}
         for index, (slot, axis) in enumerate(zip(pair, SHARED_AXES, strict=True)):
             # There is no maximum of no tokens; their sum has the right shape, and is 0.
@@ -60,7 +60,7 @@ class Scaled(Codec):
         return tensors
 
     def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
-        """Codes times scales, in fp32."""
+        """Return codes times scales, in fp32."""
         first, second = (
             narrow(tensors[f"{index}"].float().mul_(tensors[f"{index}.scale"]), dtype)
             for index in (0, 1)

@@ -45,7 +45,7 @@ class Zstd(Codec):
         return self._inner.name + SUFFIX
 
     def encode(self, pair: LayerKV) -> dict[str, torch.Tensor]:
-        """For each inner tensor its frame (uint8), and ``.like``: no data, its dtype and shape."""
+        """Compress each inner tensor to a frame (uint8); ``.like`` has its dtype and shape."""
         tensors = {}
         for name, tensor in self._inner.encode(pair).items():
             size = tensor.element_size()
@@ -57,7 +57,7 @@ class Zstd(Codec):
         return tensors
 
     def decode(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LayerKV:
-        """What the inner codec makes of the tensors it stored, bit for bit."""
+        """Return what the inner codec makes of the tensors it stored, bit for bit."""
         return self._inner.decode(
             {
                 name: self._decompress(frame, tensors[name + _LIKE])
