@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +141,38 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
     """Return the engine of a model that is given loaded; None if it is to be loaded by its name.
 
     Raises:
-        ValueError: A model is given without its tokenizer.
+        ValueError: A model is given without its tokenizer, or with settings that only matter while
+            a model is loaded.
     """
-    if isinstance(model, Engine):
-        return model
     if isinstance(model, str | Path):
         return None
+    if isinstance(model, Engine):
+        _refuse(settings, (*_LOADING, *_RENDERING, "model_kwargs"), "an Engine")
+        return model
     if tokenizer is None:
         raise ValueError("Pass tokenizer=… together with a loaded model.")
+    model_kwargs = settings.get("model_kwargs") or {}
+    _refuse(settings, _LOADING, "a loaded model")
+    _refuse(model_kwargs, model_kwargs.keys() - {"prefix_cache_bytes"}, "a loaded model")
     return Engine(
         model,
         tokenizer,
         chat_template=settings.get("chat_template"),
         template_kwargs=settings.get("chat_template_kwargs"),
+        **model_kwargs,
     )
+
+
+_LOADING, _RENDERING = ("device", "dtype"), ("chat_template", "chat_template_kwargs")
+
+
+def _refuse(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:
+    """Refuse settings that would have no effect."""
+    fields = ModelSettings.model_fields
+    for name in sorted(names):
+        default = fields[name].get_default(call_default_factory=True) if name in fields else None
+        if name in settings and settings[name] not in (None, default):
+            raise ValueError(
+                f"{name}= has no effect on {model}: it is for models that are loaded by their "
+                "name. Set it where the model is loaded."
+            )

@@ -199,7 +199,11 @@ def _fit(
     sources: list[AngleSource],
     tolerance: float,
 ) -> SlotRotation | float | None:
-    """Find the rotation that maps one slot onto the other; None if none is needed."""
+    """Find the rotation that maps one slot onto the other.
+
+    Returns:
+        The rotation, None if none is needed, or the least relative error if none does.
+    """
     before, after = before.float(), after.float()
     best = _residual(before, after)
     if best == 0.0:
