@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from datetime import timedelta
 
 import numpy as np
@@ -27,8 +29,8 @@ from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
 from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
-from tests.store.model import hash_embedder
-from tests.store.processes import numbered
+from tests.store.model import hash_embedder, tiny_engine
+from tests.store.processes import numbered, open_memory
 
 
 def ids(found):
@@ -720,3 +722,36 @@ def test_filters_have_limits_and_say_so(open_store):
         ):
             with pytest.raises(StoreError, match=reason):
                 memory.recall("one", where=where)
+
+
+# Several models, and memories that nobody closes
+
+
+def test_every_attached_model_has_its_segments(tmp_path):
+    first, second = tiny_engine(seed=1), tiny_engine(seed=2)
+    with open_memory(tmp_path / "m") as memory:
+        memory.attach(first)
+        memory.attach(second)
+        memory.add_many(numbered(number) for number in range(3))
+        memory.flush()
+        found = memory.get(memory.store.ledger.ids())
+        for engine in (first, second):
+            assert {one.fingerprint for one in stored_segments(memory, found, engine)} == {
+                engine.fingerprint.id
+            }
+        memory.attach(first)  # models that alternate leave nothing to do
+        assert memory._pending() == 0
+
+
+def test_a_memory_that_nobody_closes_is_released(tmp_path):
+    memory = open_memory(tmp_path / "m")
+    memory.add(numbered(1))
+    memory.flush()
+    worker, gone = memory._worker._thread, weakref.ref(memory)
+    del memory
+    gc.collect()
+    assert gone() is None
+    worker.join(30)
+    assert not worker.is_alive()
+    with open_memory(tmp_path / "m") as again:
+        assert len(again.recall("vault")) == 1
