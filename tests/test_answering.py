@@ -38,8 +38,12 @@ FAMILIES = {
 }
 POINT = {
     "type": "object",
-    "properties": {"x": {"type": "integer"}, "of": {"enum": ["größe", "東京"]}},
+    "properties": {
+        "x": {"type": "integer", "minimum": 0, "maximum": 99},
+        "of": {"enum": ["größe", "東京"]},
+    },
     "required": ["x", "of"],
+    "additionalProperties": False,
 }
 TOOLS = [
     {"type": "function", "function": {"name": "point", "parameters": POINT}},

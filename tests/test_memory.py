@@ -380,15 +380,15 @@ def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkey
     traces = [qa(f"What is in box {number}?", f"Box {number} holds tin.") for number in range(5)]
     ids = memory.add_many(traces)
     batches: list[int] = []
-    real = engine.encode_all
+    real = engine.encoder.encode_batch
 
-    def encode_all(encodables):
+    def encode_batch(encodables):
         batches.append(len(encodables))
         if any("box 3" in engine.tokenizer.decode(one.token_ids) for one in encodables):
             raise RuntimeError("out of memory")
         return real(encodables)
 
-    monkeypatch.setattr(engine, "encode_all", encode_all)
+    monkeypatch.setattr(engine.encoder, "encode_batch", encode_batch)
     with pytest.raises(EncodingError, match=rf"1 logs could not .*{ids[3]}: RuntimeError"):
         memory.flush()
     assert batches[0] > 1

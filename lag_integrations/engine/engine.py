@@ -90,10 +90,10 @@ class Engine:
                 model, tokenizer, self.chat_template.source, self.positions
             )
         prefixes = PrefixCache(prefix_cache_bytes)
-        self._runner = ModelRunner(model, self.positions, self.fingerprint.id, prefixes)
+        self._runner = ModelRunner(model, tokenizer, self.positions, self.fingerprint.id, prefixes)
         self.encoder = Encoder(self._runner, self.chat_template)
-        self._generator = AnswerGenerator(self._runner, tokenizer, self.end_tokens, self.name)
-        self.requests = RequestBuilder(self._runner, tokenizer, self.chat_template, self.end_tokens)
+        self._generator = AnswerGenerator(self._runner, self.name)
+        self.requests = RequestBuilder(self._runner, self.chat_template)
         self.calibration = saved(self.fingerprint.id)
 
     @classmethod
@@ -155,9 +155,7 @@ class Engine:
     @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens with which the model ends an answer."""
-        stated = self.model.generation_config.eos_token_id
-        tokens = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
-        return frozenset(token for token in tokens if token is not None)
+        return self._runner.end_tokens
 
     @property
     def vocabulary(self) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import cast
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from lag_integrations.engine.generation.batch import can_decode_together, decode_together
 from lag_integrations.engine.generation.sequence import Generation, Request, SequenceState
@@ -26,26 +26,16 @@ class AnswerGenerator:
 
     Args:
         runner: Runs the forward passes.
-        tokenizer: The model's tokenizer.
-        end_tokens: Tokens that end an answer.
         name: The model's name, for people.
     """
 
-    def __init__(
-        self,
-        runner: ModelRunner,
-        tokenizer: PreTrainedTokenizerBase,
-        end_tokens: frozenset[int],
-        name: str,
-    ) -> None:
+    def __init__(self, runner: ModelRunner, name: str) -> None:
         self._runner = runner
-        self._tokenizer = tokenizer
-        self._end_tokens = end_tokens
         self._name = name
 
     def new_sequence(self, request: Request) -> SequenceState:
         """Return the still empty answer to a request."""
-        return SequenceState(request, self._tokenizer, self._end_tokens)
+        return SequenceState(request, self._runner.tokenizer, self._runner.end_tokens)
 
     def stream(self, request: Request, started: float) -> EngineStream:
         """Generate token by token.

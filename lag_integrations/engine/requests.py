@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.generation.constraint import Grammars
 from lag_integrations.engine.generation.sampling import Sampling
@@ -26,22 +24,12 @@ class RequestBuilder:
 
     Args:
         runner: The model.
-        tokenizer: Its tokenizer.
         chat_template: Its chat template.
-        end_tokens: Tokens that end an answer.
     """
 
-    def __init__(
-        self,
-        runner: ModelRunner,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: ChatTemplate,
-        end_tokens: frozenset[int],
-    ) -> None:
+    def __init__(self, runner: ModelRunner, chat_template: ChatTemplate) -> None:
         self._runner = runner
-        self._tokenizer = tokenizer
         self._chat_template = chat_template
-        self._end_tokens = end_tokens
 
     def build(
         self,
@@ -77,8 +65,8 @@ class RequestBuilder:
             answer_prefix: What the answer begins with; not part of the generated text.
             max_new_tokens: Most tokens to generate.
             stop: Texts that end the answer and are not part of it.
-            grammar: A grammar (llguidance's Lark dialect) that the answer fits, also if it is cut
-                short; see `generation.constraint`.
+            grammar: A grammar (llguidance's Lark dialect) that the answer fits, unless it is cut
+                off for length.
             top_logprobs: Record each token's log probability, and that many alternatives.
             timeout: Most seconds from now until a stream gives up with `TimeoutError`.
             cache_salt: Whose prompt it is. What was read lately is reused for prompts with the same
@@ -89,7 +77,7 @@ class RequestBuilder:
 
         Raises:
             ContextWindowError: Prompt, segments and answer exceed the window.
-            ConstraintError: The grammar is not valid, or no answer fits it in so few tokens.
+            ConstraintError: The grammar is not valid.
             PromptError: The chat template refuses the conversation.
             SettingsError: A sampling setting is unknown or out of its range.
         """
@@ -133,9 +121,9 @@ class RequestBuilder:
             max_new_tokens=most,
             stop=tuple(stop),
             sampling=settings,
-            constraint=None if grammar is None else self._grammars.constraint(grammar, most),
+            constraint=None if grammar is None else self._grammars.constraint(grammar),
             top_logprobs=top_logprobs,
-            suppressed_tokens=self._chat_template.suppressed_tokens | self._end_tokens,
+            suppressed_tokens=self._chat_template.suppressed_tokens | self._runner.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,
             attention_temperature=attention_temperature,
             cache_salt=cache_salt,
@@ -145,7 +133,7 @@ class RequestBuilder:
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._tokenizer, self._runner.vocabulary, self._end_tokens)
+        return Grammars(self._runner.tokenizer, self._runner.vocabulary, self._runner.end_tokens)
 
     def _tokens_of(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._runner.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lag_integrations.engine.generation.batch import step
 from lag_integrations.engine.generation.sequence import Generation, Request, SequenceState
@@ -31,6 +31,7 @@ class ModelRunner:
 
     Args:
         model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
         positions: Its position scheme.
         fingerprint: Id of its fingerprint.
         prefixes: Keys and values of recent prompts.
@@ -41,9 +42,15 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: PreTrainedModel, positions: Positions, fingerprint: str, prefixes: PrefixCache
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: Positions,
+        fingerprint: str,
+        prefixes: PrefixCache,
     ) -> None:
         self.lock = threading.RLock()
+        self.tokenizer = tokenizer
         self.prefixes = prefixes
         self.positions = positions
         self.fingerprint = fingerprint
@@ -72,6 +79,13 @@ class ModelRunner:
     def vocabulary(self) -> int:
         """Number of logits."""
         return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens with which the model ends an answer."""
+        stated = self.model.generation_config.eos_token_id
+        tokens = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
+        return frozenset(token for token in tokens if token is not None)
 
     def close(self) -> None:
         """Release the model."""

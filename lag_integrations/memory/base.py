@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -344,3 +345,10 @@ def _release(usage: UsageCounter, store: LogStore) -> None:
 
 open_memories: Registry[Any] = Registry()
 """The memories that are open in this process."""
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is open: a worker inside torch while the interpreter goes down would crash it."""
+    for memory in open_memories.all():
+        memory.close()

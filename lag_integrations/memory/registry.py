@@ -48,6 +48,11 @@ class Registry(Generic[M]):
         with self._lock:
             self._open.pop(memory.id, None)
 
+    def all(self) -> list[M]:
+        """Return the memories that are open."""
+        with self._lock:
+            return list(self._open.values())
+
     def find(self, id: str) -> M | None:
         """Return the open memory with an id."""
         return self._open.get(id)
@@ -55,9 +60,7 @@ class Registry(Generic[M]):
     def find_at(self, path: str | Path, namespace: str) -> M | None:
         """Return the memory that was opened last with a folder and namespace, if it is open."""
         place = os.path.realpath(path)
-        with self._lock:
-            memories = list(self._open.values())
-        for memory in reversed(memories):
+        for memory in reversed(self.all()):
             if memory.namespace == namespace and os.path.realpath(memory.path) == place:
                 return memory
         return None

@@ -38,4 +38,3 @@ def test_a_loaded_model_is_not_loaded_again(engine, face):
     found = face(**loaded, model_kwargs={"prefix_cache_bytes": 0}).engine
     found.generate([Message(role="user", content="Hello there!")], max_new_tokens=1)
     assert len(found._runner.prefixes) == 0
-
