@@ -138,6 +138,22 @@ def test_text_without_calls_stays_as_it_is(form: ToolFormat, text: str) -> None:
     assert (answer.text, answer.calls, answer.invalid) == (text, (), ())
 
 
+LIST_IN_LISTS = json.loads("[" * 95 + "1" + "]" * 95)
+
+
+@pytest.mark.parametrize("value", [10**4_000, LIST_IN_LISTS], ids=["long", "deep"])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
+def test_what_no_trace_can_hold_is_read_without_an_error(form: ToolFormat, value: Any) -> None:
+    text = form.write([ToolCall.model_construct(name="f", args={"a": value})])
+
+    answer = form.parse(text)
+
+    if answer.invalid:
+        assert answer.invalid[0].name == "f"
+    else:  # a format without types
+        assert answer.calls == (ToolCall(name="f", args={"a": json.dumps(value)}),)
+
+
 @settings(max_examples=50, deadline=None)
 @given(asked=st.lists(calls, min_size=1, max_size=3))
 def test_events_of_a_call_come_in_order(asked: list[ToolCall]) -> None:
