@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed clean
+.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
 
 setup: $(STAMP)
 
@@ -126,6 +126,12 @@ facts: $(STAMP)
 
 changed: $(STAMP)
 	$(BIN)/python -m benchmarks.changed --out $(OUT)/changed $(if $(MODEL),--model $(MODEL))
+
+# One of the targets of tests/fuzz, for SECONDS; what it finds is then a test.
+SECONDS ?= 3600
+fuzz: $(STAMP)
+	$(BIN)/pip install --quiet --group fuzz
+	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS) --corpus $(OUT)/fuzz/$(TARGET)
 
 clean:
 	rm -rf $(VENV)

@@ -36,6 +36,7 @@ OWN = "$own"
 """Key of the tags that say whose a log is, of those that only their owner is given."""
 BOOLEAN = "\ufffe"
 """What the text of a boolean begins with, and no other: a number would be taken for 0 or 1."""
+_BOOLEANS = (f"{BOOLEAN}true", f"{BOOLEAN}false")
 _MOST_CLAUSES, _MOST_LEVELS, _MOST_VALUES = 200, 20, 10_000
 _KEY_LENGTH = 128
 _TEXT_LENGTH = 500
@@ -177,6 +178,8 @@ def _has(key: str, name: str, value: Any) -> ColumnElement[bool]:
     if isinstance(value, bool) and name != "$eq":
         raise _malformed(value, f"booleans have no order, which {name} asks for")
     fits = compare(tags.c.text, text) if number is None else compare(tags.c.number, number)
+    if number is None and name != "$eq":  # text; booleans have no order
+        fits = and_(fits, tags.c.text.not_in(_BOOLEANS))
     return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
 
 

@@ -395,5 +395,6 @@ def test_booleans_are_no_numbers(open_here):
         where = {"k": wanted[0]} if len(wanted) == 1 else {"k": {"$in": wanted}}
         assert recalled(memory, where=where) == {ids[place] for place in places}
     assert recalled(memory, where={"k": {"$ne": True}}) == set(ids[1:])
+    assert recalled(memory, where={"k": {"$gte": "a"}}) == {ids[2]}
     with pytest.raises(StoreError, match="no order"):
         memory.recall(QUESTION, where={"k": {"$gt": False}})

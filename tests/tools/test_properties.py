@@ -13,31 +13,12 @@ from lag_integrations.engine.tools import (
     AnswerReader,
     CallEnded,
     CallFailed,
-    Event,
-    JsonFormat,
-    Text,
     ToolFormat,
-    learn_tool_format,
 )
-from lag_integrations.engine.tools.named_format import NamedFormat
 from lag_integrations.traces.trace import ToolCall
+from tests.tools.formats import FORMATS, MARKS, whole
 from tests.tools.parsing import parse
-from tests.tools.templates import ALL, applier
 
-SAME = {
-    "chatml",
-    "strict",
-    "silent",
-    "phi",
-    "qwen_thinking",
-    "in_header",
-}  # As others, but for what the template shows.
-FORMATS = {
-    name: learn_tool_format(applier(template)) for name, template in ALL.items() if name not in SAME
-}
-FORMATS["sections"] = JsonFormat(
-    name="sections", begin="<calls>", opener="<call>", closer="</call>", end="</calls>"
-)
 # Where an argument is not JSON, the text that ends it cannot stand in it.
 RESERVED = {
     "qwen_xml": ("</parameter>", "</function>", "</tool_call>"),
@@ -45,28 +26,6 @@ RESERVED = {
     "gemma": ('<|"|>', "<tool_call|>"),
 }
 
-MARKS = [
-    *{start for form in FORMATS.values() for start in form.starts() if len(start) < 40},
-    *{form.forms([]).closing for form in FORMATS.values()},
-    *{form.end for form in FORMATS.values() if isinstance(form, NamedFormat)},
-    *{form.closer for form in FORMATS.values() if isinstance(form, NamedFormat)},
-    *(
-        "```json\n",
-        "```",
-        "{",
-        "}",
-        "[",
-        "]",
-        '"',
-        '{"name": "f", "arguments": {}}',
-        "\n",
-        " ",
-        ";",
-    ),
-    *("<parameter=a>", "</parameter>", "</function>", "<arg_key>", "</arg_key>", "<arg_value>"),
-    *("</arg_value>", "<|message|>", "<|call|>", "[ARGS]", "call:f{", '<|"|>', "<tool_call|>", "f"),
-    *("\\", ":", ",", '"name": "f"', '"parameters": '),
-]
 words = st.text(max_size=12) | st.sampled_from(MARKS)
 names = st.from_regex(r"[^\W\d]\w{0,12}", fullmatch=True)
 values = st.recursive(
@@ -95,11 +54,6 @@ def tools_of(calls: list[ToolCall]) -> list[dict[str, Any]]:
             {"type": "function", "function": {"name": call.name, "parameters": parameters}}
         )
     return tools
-
-
-def whole(events: list[Event]) -> tuple[str, list[Any]]:
-    text = "".join(event.text for event in events if isinstance(event, Text))
-    return text, [event for event in events if not isinstance(event, Text)]
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
@@ -180,6 +134,22 @@ def test_text_without_calls_stays_as_it_is(form: ToolFormat, text: str) -> None:
     answer = parse(form, text)
 
     assert (answer.text, answer.calls, answer.invalid) == (text, (), ())
+
+
+LIST_IN_LISTS = json.loads("[" * 95 + "1" + "]" * 95)
+
+
+@pytest.mark.parametrize("value", [10**4_000, LIST_IN_LISTS], ids=["long", "deep"])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
+def test_what_no_trace_can_hold_is_read_without_an_error(form: ToolFormat, value: Any) -> None:
+    text = form.write([ToolCall.model_construct(name="f", args={"a": value})])
+
+    answer = parse(form, text)
+
+    if answer.invalid:
+        assert answer.invalid[0].name == "f"
+    else:  # a format without types
+        assert answer.calls == (ToolCall(name="f", args={"a": json.dumps(value)}),)
 
 
 @settings(max_examples=50, deadline=None)

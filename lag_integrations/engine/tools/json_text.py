@@ -20,7 +20,9 @@ _ARGS = re.compile(rf'"(?:{"|".join(ARGS_KEYS)})"\s*:')
 _CUT_AFTER_NAME = re.compile(r'\s*(?:,\s*(?:"\w*"?\s*)?)?$')
 _SPACE = re.compile(r"\s*")
 _FENCE = re.compile(r"```\w*\s*")
-_DEEPEST = 100
+_DEEPEST = 90
+_MOST_DIGITS = 3_900
+"""Of an integer. A trace can hold neither longer ones nor a call whose JSON is nested deeper."""
 
 
 def read_json(
@@ -196,11 +198,17 @@ def load(raw: str) -> Any:
     """Load JSON as models write it: line breaks within strings are let pass.
 
     Raises:
-        ValueError: It is not JSON, or nested so deeply that nobody could handle it.
+        ValueError: It is not JSON, or no trace could hold it.
     """
     if any(depth > _DEEPEST for _, depth in _depths(raw, 0)):
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    return json.loads(raw, strict=False)
+    return json.loads(raw, strict=False, parse_int=_integer)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("an integer has too many digits")
+    return int(digits)
 
 
 def as_call(value: Any) -> ToolCall | InvalidCall:
