@@ -56,7 +56,7 @@ def opened() -> Iterator[Callable[[bytes], None]]:
     right = engine.encode(TRACE)
 
     def checked(segment: Segment) -> Segment:
-        engine.check(segment, wanted)
+        engine.encoder.check(segment, wanted)
         return segment
 
     with tempfile.TemporaryDirectory() as folder:
