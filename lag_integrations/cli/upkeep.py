@@ -279,6 +279,8 @@ def migrate(
     from lag_integrations.store.database import Database
     from lag_integrations.store.migrations import HEAD
 
+    if place.ledger:
+        place.path.mkdir(0o700, parents=True, exist_ok=True)  # for locks, beside a database
     place.require()
     before = set(place.path.glob("backup-*.sqlite"))
     database = Database(place.ledger or None, place.path, backed_up=backed_up)

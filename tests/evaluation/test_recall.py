@@ -177,7 +177,7 @@ def test_files_and_stores_that_are_not_there(store, questions, tmp_path):
     path = questions({"query": "Why?", "log": None})
     done = kvlog("eval", "--recall", tmp_path / "typo", "--questions", path)
     assert done.exit_code == 1
-    assert "There is no store" in done.output
+    assert "There is no folder" in done.output
     assert not (tmp_path / "typo").exists()
 
 
