@@ -97,7 +97,7 @@ def musique_questions(data: Path) -> list[Question]:
 
 def main() -> None:
     """Run all codecs and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with react/ and musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, help="of each kind, for a quick run; default: all")

@@ -80,7 +80,7 @@ def _object(properties: Schema) -> Schema:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--max-tokens", type=int, default=120)
     parser.add_argument("--topics", type=int, default=len(_TOPICS), help="of 5; 40 answers each")

@@ -66,7 +66,7 @@ def synthetic(number: int) -> Trace:
 
 def main() -> None:
     """Grow a store, and print a table of what it costs at each size."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--packaged", action="store_true", help="Use the packaged embedder.")
     arguments = parser.parse_args()

@@ -75,7 +75,7 @@ class Outcome:
 
 def main() -> None:
     """Run both and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.position", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, default=50, help="how many")

@@ -118,7 +118,7 @@ def reworded(question: str) -> str:
 
 def main() -> None:
     """Run all arms and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.query_engine", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, default=100, help="how many")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.performance.hugging_face import Answer, chat_hugging_face
+from benchmarks.performance.paired import Figure, Setting, figures
 from benchmarks.performance.paper import PaperMethod
 from benchmarks.performance.tasks import Task
-from benchmarks.performance.turns import Figure, Setting, figures
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn, WholeTrace

@@ -14,7 +14,7 @@ import torch
 import transformers
 from rich.table import Table
 
-from benchmarks.performance.turns import Figure
+from benchmarks.performance.paired import Figure
 from lag_integrations.evaluation.machine import machine
 
 

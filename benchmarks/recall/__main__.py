@@ -1,4 +1,4 @@
-"""What is recalled, and what wrongly: ``python -m lag_integrations.evaluation.recall --data DIR``.
+"""What is recalled, and what wrongly: ``python -m benchmarks.recall --data DIR``.
 
 Logs and queries are our own and of public data; no model answers. Writes ``recall.md`` and
 ``recall.json``.
@@ -32,7 +32,7 @@ Rows = Mapping[str, list[Figures]]
 
 def main() -> None:
     """Ask all queries in every way, print and write tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recall", description=__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with musique/, 2wiki/, react/, formula/"
     )

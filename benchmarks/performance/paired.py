@@ -71,7 +71,7 @@ class Figure:
         return cls(found["suite"], found["setting"], found["way"], Spread(**found["value"]), ratios)
 
 
-def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Measure ways in turns, each round beginning with another one; the first round warms up.
 
     Args:
