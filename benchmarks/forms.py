@@ -35,7 +35,7 @@ _TOPICS = (
 
 
 def schemas() -> Iterator[Schema]:
-    """40 schemas, from one key to nested unions."""
+    """Return 40 schemas, from one key to nested unions."""
     leaves: list[Schema] = [
         {"type": "string"},
         {"type": "integer", "minimum": 0, "maximum": 500},
@@ -113,7 +113,7 @@ def main() -> None:
 def _ask(
     model: LAGChatModel, schema: Schema, way: str, topics: tuple[str, ...]
 ) -> Iterator[tuple[Any, bool]]:
-    """What was answered, and whether the tokens ran out."""
+    """Return what was answered, and whether the tokens ran out."""
     if way == "forced tool call":
         function = {"name": "erfassen_記録", "description": "Record it.", "parameters": schema}
         bound = model.bind_tools([{"type": "function", "function": function}], tool_choice="any")

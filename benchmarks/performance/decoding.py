@@ -79,7 +79,7 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
 
 
 def _elsewhere(way: Callable[[], object]) -> None:
-    """As in a server; what the peers left on this thread would slow it down."""
+    """Run on a thread of its own, as in a server: what the peers left on this one would slow it."""
     let_go()
     thread = threading.Thread(target=way)
     thread.start()

@@ -62,7 +62,7 @@ class _Round:
         self._answer = answer
 
     def run(self) -> dict[str, float]:
-        """Seconds of each way."""
+        """Return the seconds that each way took."""
         with (
             tempfile.TemporaryDirectory() as folder,
             KVLogMemory(
@@ -109,7 +109,7 @@ class _Round:
         return {HOT: hot, COLD: cold, RECALLED: recall + cold, LEAST: least}
 
     def _least(self, segments: list[Segment]) -> float:
-        """Seconds of rendering the prompt, and of reading the question behind all the rest."""
+        """Return the seconds of rendering the prompt and reading the question alone."""
         engine = self._engine
         messages = [self._task.question(LEAST)]
         request = engine.request(messages, segments)

@@ -70,7 +70,7 @@ def _read(blobs: SegmentFiles, names: Sequence[str], key: SegmentKey) -> list[Se
 
 
 def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -> float:
-    """Most megabytes above what there was before."""
+    """Return the peak of memory above what there was before, in megabytes."""
     question = [Message(role="user", content=f"{number}: what did they find?")]
     gc.collect()
     _trim()
@@ -125,7 +125,7 @@ def _trim() -> None:
 
 
 def _used() -> float:
-    """Megabytes of memory that is this process's alone."""
+    """Return megabytes of memory that is this process's alone."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1e3

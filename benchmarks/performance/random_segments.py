@@ -9,7 +9,7 @@ from lag_integrations.kv.segment import Segment
 
 
 def random_segment(engine: Engine, tokens: int, seed: int) -> Segment:
-    """A segment of a model's shape with random values."""
+    """Return a segment of a model's shape with random values."""
     generator = torch.Generator().manual_seed(seed)
     slots = []
     for group in engine.positions.groups:

@@ -15,7 +15,7 @@ from benchmarks.performance.paired import Figure, figures, interleaved
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 
 DECODING, READING = "decoding by weights, tokens a second", "reading 1,024 tokens by weights, s"
 PLAIN = "fp32"
@@ -46,7 +46,7 @@ def weights(engine: Engine, rounds: int, tokens: int) -> Iterator[Figure]:
 
 
 def _load(engine: Engine, **settings: Any) -> PreTrainedModel:
-    with LOADING:
+    with loading(engine.name):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(engine.name, **settings)
     return model.to(engine.model.device).eval()
 

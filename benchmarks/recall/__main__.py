@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _grids(parts: Mapping[str, Rows]) -> Iterator[Grid]:
-    """All kinds in every way, the kinds as it was before and as shipped, each kind in every way."""
+    """Yield tables: all kinds in every way, the kinds before and as shipped, each in every way."""
     for part, ways in parts.items():
         yield _grid(f"All kinds, {part}", "way", _rows(ways, ALL))
     for part, ways in parts.items():
@@ -84,7 +84,7 @@ def _grids(parts: Mapping[str, Rows]) -> Iterator[Grid]:
 
 
 def _rows(ways: Rows, kind: str) -> Iterator[Figures]:
-    """One kind of query, a row a way."""
+    """Yield one kind of query, a row for each way."""
     for way, rows in ways.items():
         yield from (replace(one, kind=way) for one in rows if one.kind == kind)
 

@@ -35,7 +35,7 @@ def export(
     place: Place,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
     with_segments: Annotated[
-        bool, typer.Option("--with-segments", help="Put the segments in, too.")
+        bool, typer.Option("--with-segments", help="Include the segments.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it exists.")
@@ -43,7 +43,7 @@ def export(
     key: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a namespace to one portable file, signed."""
+    """Write the logs of a namespace to one portable, signed file."""
     with place.store() as opened:
         from lag_integrations.store.archive import export_archive
 
@@ -62,10 +62,13 @@ def export(
 @at_store
 def import_(
     place: Place,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive that export wrote.")],
     flush_after: FlushAfter = False,
     no_segments: Annotated[
-        bool, typer.Option("--no-segments", help="Leave segments out; they are made again.")
+        bool,
+        typer.Option(
+            "--no-segments", help="Leave the segments out; they are made again when needed."
+        ),
     ] = False,
     key: KeyFile = None,
     embedder: Embedder = None,
@@ -93,11 +96,11 @@ def backup(
     place: Place,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The new folder to write.")],
     no_segments: Annotated[
-        bool, typer.Option("--no-segments", help="Leave segments out; they can be made again.")
+        bool, typer.Option("--no-segments", help="Leave the segments out; they can be made again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a whole store, all namespaces, while others may use it."""
+    """Copy a whole store with all namespaces, even while others use it."""
     with place.store() as opened:
         from lag_integrations.store.backup import back_up
 
@@ -107,13 +110,13 @@ def backup(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What backup wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="The folder that backup wrote.")],
     store: Annotated[
         Path, typer.Argument(metavar="STORE", help="Folder of the store, new or empty.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of a backup, if that is whole."""
+    """Make a new store from a backup, if the backup is complete."""
     from lag_integrations.store import backup
 
     with progress_bar("Copying") as progress:

@@ -21,7 +21,7 @@ def calibrate(
     place: Place | None,
     model: Annotated[
         str,
-        typer.Argument(help="Hub id, folder, or a packaged model.", show_default=False),
+        typer.Argument(help="Hub id, folder, or name of a packaged model.", show_default=False),
     ],
     path: Annotated[
         Path | None,
@@ -35,10 +35,10 @@ def calibrate(
     chat_template: ChatTemplateFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how a model does with logs as KV, and choose its settings.
+    """Measure how well a model uses logs as KV, and choose its settings.
 
-    Some minutes on a CPU, once: the result is kept by the model's fingerprint, and used wherever
-    the same model is loaded in the same way.
+    This takes some minutes on a CPU, once: the result is kept by the model's fingerprint, and used
+    wherever the same model is loaded in the same way.
     """
     if place is not None:
         place.require()  # before the model is loaded, which takes long

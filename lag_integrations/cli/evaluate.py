@@ -82,7 +82,7 @@ def eval_(
     held_out: Annotated[
         int | None,
         typer.Option(
-            min=2, help="With --recall: report about one query in so many apart, by its text."
+            min=2, help="With --recall: report one query in so many separately, chosen by its text."
         ),
     ] = None,
     min_relevance: Annotated[
@@ -95,18 +95,18 @@ def eval_(
     models: Annotated[
         str | None,
         typer.Option(
-            help="Several models instead, with commas: each in a folder of its own within --out, "
+            help="Several models, separated by commas: each has a folder within --out, "
             "and one report of all."
         ),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Arms to run, with commas; or all.")
+        str, typer.Option(help="Arms to run, separated by commas, or all.")
     ] = "none,text_last,kv,kv_last",
     logs: Annotated[
         Logs,
         typer.Option(
-            help="Make logs of the dataset's gold decompositions and solutions, or of what the "
-            "model did itself (arm none on the seen questions)."
+            help="Make logs of the dataset's gold decompositions and solutions (gold), or of what "
+            "the model itself did with the seen questions in arm none (self)."
         ),
     ] = Logs.gold,
     logs_from: Annotated[
@@ -116,7 +116,7 @@ def eval_(
     only_correct: Annotated[
         bool,
         typer.Option(
-            help="Whether logs with a wrong answer (by the gold answers) are not recalled."
+            help="Whether logs whose answer is wrong, by the gold answers, are left out of recall."
         ),
     ] = True,
     online: Annotated[
@@ -149,7 +149,7 @@ def eval_(
     attention_temperature: Annotated[
         float | None,
         typer.Option(
-            help="Of the attention to segments; 1 leaves it as it is.",
+            help="Temperature of the attention to segments; 1 leaves it as it is.",
             show_default="as calibrated, else 0.9",
         ),
     ] = None,
@@ -160,7 +160,8 @@ def eval_(
     strata: Annotated[
         str | None,
         typer.Option(
-            help="Ask only these, with commas: seen, overlapping, unseen, dropped, twin, instance."
+            help="Ask only these, separated by commas: seen, overlapping, unseen, dropped, twin, "
+            "instance."
         ),
     ] = None,
     batch: Annotated[
@@ -183,7 +184,9 @@ def eval_(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Most seen questions; 3/7 as many unseen ones.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split and choice of questions.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split and of the sample of questions.")
+    ] = 0,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Run part I of N, to share the work.")
     ] = "1/1",
@@ -309,7 +312,7 @@ def eval_(
 
 
 def _models(model: str | None, models: str | None) -> dict[str, str | None]:
-    """The models by the folder within the results that they have, which is none of a single one."""
+    """Return the models by the name of their folder in the results; "" if there is only one."""
     if models is None:
         return {"": model}
     if model is not None:
@@ -322,7 +325,7 @@ def _models(model: str | None, models: str | None) -> dict[str, str | None]:
 
 
 def _source(logs: Logs, online: bool, has_others: bool, has_own: bool) -> LogSource:
-    """What the stored logs are made of.
+    """Return what the stored logs are made of.
 
     Raises:
         EvaluationError: Two things were asked for that cannot be at once.
@@ -357,7 +360,7 @@ def _shard(text: str) -> Shard:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar for each thing that is being done."""
+    """Show a progress bar for each thing that is being done."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 

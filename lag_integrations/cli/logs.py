@@ -163,7 +163,7 @@ def add(
 ) -> None:
     """Add traces from files: all of them, or, if one is bad, none.
 
-    A trace is what Trace.to_json gives, or {"messages": [...], "task": ..., "outcome": ...,
+    A trace is what Trace.to_json returns, or {"messages": [...], "task": ..., "outcome": ...,
     "metadata": {...}}, of which only the messages are needed. A file holds one, a list, or one a
     line (JSONL).
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lag_integrations.cli.output import say, warn
+from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lag_integrations.evaluation.results import Results
@@ -23,12 +24,14 @@ def report(
     out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
     against: Against = "text_last",
 ) -> None:
-    """Make the report of an evaluation anew, of all shards and models that are there."""
+    """Write the report of an evaluation again, of all shards and models in the folder."""
     from rich.console import Console
 
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.settings import described, headline
 
+    if not out.is_dir():
+        raise EvaluationError(f"There is no folder {out}. Give the --out of an evaluation.")
     folders = (
         [out] if (out / "run.json").exists() else [p.parent for p in sorted(out.glob("*/run.json"))]
     )

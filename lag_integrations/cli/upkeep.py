@@ -31,8 +31,8 @@ MinAge = Annotated[
         "--orphans-older-than",
         metavar="SECONDS",
         min=0,
-        help="Age from which a file that belongs to no log counts as left behind. A younger one "
-        "may be being written.",
+        help="Age from which a file that belongs to no log counts as left behind; a younger one "
+        "may still be being written.",
     ),
 ]
 _ONLY_PEOPLE_MEND = ("ledger_damaged", "trace_damaged")
@@ -42,7 +42,7 @@ _ONLY_PEOPLE_MEND = ("ledger_damaged", "trace_damaged")
 def stats(
     place: Place,
     all_namespaces: Annotated[
-        bool, typer.Option("--all", help="All namespaces that have logs.")
+        bool, typer.Option("--all", help="Show all namespaces that have logs.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +74,7 @@ def verify(
     namespace: AllNamespaces = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that everything agrees with the ledger; exits with 1 if something does not."""
+    """Check traces, segments and index against the ledger; exits with 1 if something is wrong."""
     problems = _audit(place, namespace, "Verifying", lambda audit: audit.verify(), min_age)
     _show_problems(problems, as_json, "Nothing is wrong.")
     if any(problems.values()):
@@ -150,7 +150,7 @@ def reindex(
     embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed every trace again, with an embedder that may be another than before.
+    """Embed every trace again, for example with another embedder.
 
     A store has one embedder: other namespaces are embedded again when they are next used.
     """
@@ -172,14 +172,14 @@ def reencode(
         str, typer.Option(help="native, fp32, bf16, fp16, fp8, int8 or int4; each also with +zstd.")
     ] = "native",
     only: Annotated[
-        bool, typer.Option("--only", help="Remove the segments of other models and codecs after.")
+        bool, typer.Option("--only", help="Then remove the segments of other models and codecs.")
     ] = False,
     dtype: ModelDtype = "auto",
     device: ModelDevice = None,
     embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode every log with a model, as far as it is not done yet.
+    """Encode the logs that have no segments of a model yet.
 
     Load the model as the program does that uses the memory: a segment fits one model, tokenizer,
     chat template and dtype.
@@ -216,18 +216,22 @@ def prune(
     place: Place,
     max_bytes: Annotated[
         Any,
-        typer.Option(metavar="SIZE", parser=parse_size, help="Of traces and segments: 10GB, 8GiB."),
+        typer.Option(
+            metavar="SIZE", parser=parse_size, help="Most bytes of traces and segments: 10GB, 8GiB."
+        ),
     ] = None,
-    max_logs: Annotated[int | None, typer.Option(min=1, help="Number of logs.")] = None,
+    max_logs: Annotated[int | None, typer.Option(min=1, help="Most logs.")] = None,
     ttl: Annotated[
         Any,
         typer.Option(
-            metavar="TIME", parser=parse_duration, help="Age since the last capture: 30d, 12h."
+            metavar="TIME",
+            parser=parse_duration,
+            help="Greatest age since the last capture: 30d, 12h.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evict what goes beyond a budget: the least recent and least useful first."""
+    """Delete logs and segments beyond a budget, the least recent and least useful first."""
     if max_bytes is None and max_logs is None and ttl is None:
         raise typer.BadParameter("give --max-bytes, --max-logs or --ttl.")
     with place.store() as opened:
@@ -247,7 +251,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete everything of the namespace, for good."""
+    """Delete all logs of a namespace for good."""
     place.require()
     if not yes:
         if not sys.stdin.isatty():
@@ -271,7 +275,7 @@ def purge(
 def migrate(
     place: Place,
     backed_up: Annotated[
-        bool, typer.Option("--backed-up", help="There is a backup of the ledger already.")
+        bool, typer.Option("--backed-up", help="Do not refuse: the ledger has a backup already.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
