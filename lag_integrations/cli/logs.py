@@ -70,13 +70,16 @@ def ls(
     ] = None,
     sort: Annotated[
         Order,
-        typer.Option(help="What to sort by, highest first: when captured, or how often."),
+        typer.Option(
+            help="Sort by when logs were captured last, or by how often they were seen, were "
+            "recalled, helped or harmed; highest first."
+        ),
     ] = Order.captured,
     outcome: Outcomes = None,
     where: WhereFilter = None,
     as_json: AsJson = False,
 ) -> None:
-    """List logs, newest first."""
+    """List logs, newest first, or as --sort says."""
     with place.ledger_only() as (database, opened):
         from lag_integrations.store.filters import condition
         from lag_integrations.store.schema import logs
@@ -87,7 +90,7 @@ def ls(
         if where is not None:
             conditions.append(condition(where))
         ids = _sorted(database, opened.namespace, conditions, sort)
-        found = list(islice(_matching(opened, ids, text), limit))
+        found = list(islice(_matching(opened, ids, text, limit), limit))
     if as_json:
         show_json([as_dict(info) for info in found])
         return
@@ -141,10 +144,13 @@ def _sorted(
         return connection.execute(statement).scalars().all()
 
 
-def _matching(ledger: Ledger, ids: Sequence[str], text: str | None) -> Iterator[LogInfo]:
+def _matching(
+    ledger: Ledger, ids: Sequence[str], text: str | None, limit: int
+) -> Iterator[LogInfo]:
     """Yield logs with a text, or all, in the order of their ids; damaged ones are left out."""
-    for start in range(0, len(ids), _AT_ONCE):
-        page = ids[start : start + _AT_ONCE]
+    size = _AT_ONCE if text else min(limit, _AT_ONCE)
+    for start in range(0, len(ids), size):
+        page = ids[start : start + size]
         found = {info.id: info for info in ledger.info(page)}
         infos = (found[key] for key in page if key in found)
         yield from (info for info in infos if not text or contains(info.trace, text.casefold()))
