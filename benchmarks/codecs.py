@@ -56,13 +56,13 @@ class Arm:
     answers: list[str] = field(default_factory=list)
 
     def distance(self, reference: Arm) -> float:
-        """Mean difference of the first token's logits, in their standard deviations."""
+        """Return mean difference of the first token's logits, in their standard deviations."""
         pairs = list(zip(self.logits, reference.logits, strict=True))
         return sum(float((a - b).abs().mean() / b.std()) for a, b in pairs) / len(pairs)
 
 
 def react_questions(data: Path) -> list[Question]:
-    """The ReAct questions that were solved, each with the nearest of all the logs."""
+    """Return the ReAct questions that were solved, each with the nearest of all the logs."""
     traces = load_traces(data)
     embedder = Embedder(packaged.embedder())
     stored = embedder.embed([trace.task for trace, _ in traces])
@@ -75,7 +75,7 @@ def react_questions(data: Path) -> list[Question]:
 
 
 def musique_questions(data: Path) -> list[Question]:
-    """MuSiQue questions, each with a log that reasons through its decomposition."""
+    """Return MuSiQue questions, each with a log that reasons through its decomposition."""
     questions = []
     for row in json.loads((data / "musique" / "train.json").read_text("utf-8"))[:_MUSIQUE]:
         answers: list[str] = []
@@ -97,7 +97,7 @@ def musique_questions(data: Path) -> list[Question]:
 
 def main() -> None:
     """Run all codecs and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.codecs", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with react/ and musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, help="of each kind, for a quick run; default: all")
@@ -147,7 +147,7 @@ def _measure(
 
 
 def _answer(engine: Engine, question: str, segment: Segment) -> tuple[str, torch.Tensor]:
-    """The answer, and the logits of its first token."""
+    """Return the answer, and the logits of its first token."""
     logits: list[torch.Tensor] = []
 
     hook = engine.model.get_output_embeddings().register_forward_hook(

@@ -124,7 +124,7 @@ def as_run(fact: str) -> Trace:
 
 def main() -> None:
     """Tell, ask, print a table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.facts", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with facts/{_FILE}")
     parser.add_argument("--model", help="packaged model, hub id or folder; SmolLM2 by default")
     parser.add_argument("--questions", type=int, default=100, help="how many")

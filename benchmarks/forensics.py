@@ -139,7 +139,7 @@ def _memory(process: int) -> Iterator[bytes]:
 
 def main() -> None:
     """Look, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m …evaluation.forensics")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forensics", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--ledger", help="URL of an empty PostgreSQL database.")
     parser.add_argument("--files", type=Path, help="The folder of that server.")

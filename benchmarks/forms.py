@@ -35,7 +35,7 @@ _TOPICS = (
 
 
 def schemas() -> Iterator[Schema]:
-    """40 schemas, from one key to nested unions."""
+    """Return 40 schemas, from one key to nested unions."""
     leaves: list[Schema] = [
         {"type": "string"},
         {"type": "integer", "minimum": 0, "maximum": 500},
@@ -80,7 +80,7 @@ def _object(properties: Schema) -> Schema:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--max-tokens", type=int, default=120)
     parser.add_argument("--topics", type=int, default=len(_TOPICS), help="of 5; 40 answers each")
@@ -113,7 +113,7 @@ def main() -> None:
 def _ask(
     model: LAGChatModel, schema: Schema, way: str, topics: tuple[str, ...]
 ) -> Iterator[tuple[Any, bool]]:
-    """What was answered, and whether the tokens ran out."""
+    """Return what was answered, and whether the tokens ran out."""
     if way == "forced tool call":
         function = {"name": "erfassen_記録", "description": "Record it.", "parameters": schema}
         bound = model.bind_tools([{"type": "function", "function": function}], tool_choice="any")

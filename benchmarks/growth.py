@@ -38,7 +38,7 @@ Settings = dict[str, Any]
 
 
 def embed(texts: Sequence[str]) -> Vectors:
-    """A random vector a word, summed: fp32 ``[texts, 32]``."""
+    """Return a random vector a word, summed: fp32 ``[texts, 32]``."""
     vectors = np.zeros((len(texts), _DIMENSION), dtype=np.float32)
     for row, text in enumerate(texts):
         for word in text.split():
@@ -53,7 +53,7 @@ def _word(word: str) -> Vectors:
 
 
 def synthetic(number: int) -> Trace:
-    """A log that no other number has."""
+    """Return a log that no other number has."""
     chance = random.Random(number)
     words = " ".join(f"w{chance.randrange(5_000)}" for _ in range(6))
     messages = [
@@ -66,7 +66,7 @@ def synthetic(number: int) -> Trace:
 
 def main() -> None:
     """Grow a store, and print a table of what it costs at each size."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--packaged", action="store_true", help="Use the packaged embedder.")
     arguments = parser.parse_args()
@@ -154,7 +154,7 @@ def _load(memory: KVLogMemory, ids: Sequence[str]) -> None:
 
 
 def _nbytes(folder: Path) -> int:
-    """Bytes of the ledger and of the index."""
+    """Return the bytes of the ledger and of the index."""
     files = [folder / "ledger.sqlite", *(folder / "index").rglob("*")]
     return sum(file.stat().st_size for file in files if file.is_file())
 

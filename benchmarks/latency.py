@@ -96,7 +96,7 @@ def table_of(took: Mapping[str, Sequence[float]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print how long callers waited."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--logs", type=int, default=1_000, help="Logs to begin with.")

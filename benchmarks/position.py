@@ -65,7 +65,7 @@ class Outcome:
     logits: list[torch.Tensor]
 
     def distance(self, other: Outcome) -> float:
-        """Largest difference of a logit, the median over the cases."""
+        """Return the largest difference of a logit, the median over the cases."""
         largest = [
             float((mine - others).abs().max())
             for mine, others in zip(self.logits, other.logits, strict=True)
@@ -75,7 +75,7 @@ class Outcome:
 
 def main() -> None:
     """Run both and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.position", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, default=50, help="how many")
@@ -104,7 +104,7 @@ def case_of(engine: Engine, question: Question) -> Case:
 
 
 def _alone(engine: Engine, cases: Sequence[Case]) -> Table:
-    """The segment first of all, at positions up to the window's end."""
+    """Measure the segment first of all, at positions up to the window's end."""
     longest = max(len(case.segment) + len(case.after) + len(case.gold) for case in cases)
     last = engine.window - longest
     table = Table("position of the log", "right", "distance of logits")
@@ -122,7 +122,7 @@ def _alone(engine: Engine, cases: Sequence[Case]) -> Table:
 
 
 def _behind(engine: Engine, cases: Sequence[Case], documents: Sequence[Document]) -> Table:
-    """The segment behind documents, as KV and as text."""
+    """Measure the segment behind documents, as KV and as text."""
     table = Table("tokens before", "right, KV", "right, text", "distance of logits, KV and text")
     table.title = f"{len(cases)} logs behind documents that do not matter"
     told = engine.tokens_of("\n\n".join(document_text(document) for document in documents[:200]))
@@ -154,13 +154,13 @@ def _behind(engine: Engine, cases: Sequence[Case], documents: Sequence[Document]
 
 
 def _inject(engine: Engine, case: Case, cache: DynamicCache, start: int) -> int:
-    """Put the log at a position; gives the position after it."""
+    """Inject the log at a position, and return the position after it."""
     identity = engine.fingerprint.id
     return inject(cache, engine.positions, [case.segment], start=start, fingerprint=identity)
 
 
 def _turn(engine: Engine, case: Case) -> Sequence[int]:
-    """The user's turn up to the log, without a system message that the template puts before it."""
+    """Return the user's turn up to the log, without a system message of the template."""
     chat = [Message(role="system", content="x"), Message(role="user", content="x")]
     rendered = engine.chat_template.render(chat)
     header = rendered.token_ids[rendered.spans[1].start : rendered.spans[1].content_start]

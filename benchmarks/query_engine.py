@@ -64,7 +64,7 @@ class Calls(BaseEventHandler):
 
     @classmethod
     def class_name(cls) -> str:
-        """Its name for LlamaIndex."""
+        """Return its name for LlamaIndex."""
         return "Calls"
 
     @classmethod
@@ -80,7 +80,7 @@ class Calls(BaseEventHandler):
             self._calls.append(dict(event.response.raw or {}))
 
     def take(self) -> list[dict[str, Any]]:
-        """The calls since it was asked last."""
+        """Return the calls since the last call of this method, and forget them."""
         calls, self._calls = self._calls, []
         return calls
 
@@ -99,7 +99,7 @@ class Arm:
 
 
 def load(data: Path, most: int) -> tuple[list[Case], list[Document]]:
-    """The questions, and the documents."""
+    """Load the questions and the documents."""
     folder = data / "musique"
     rows = json.loads((folder / "closed_questions.json").read_text("utf-8"))[:most]
     cases = [
@@ -111,14 +111,14 @@ def load(data: Path, most: int) -> tuple[list[Case], list[Document]]:
 
 
 def reworded(question: str) -> str:
-    """The question put indirectly: a rule, since the data has no paraphrases."""
+    """Return the question put indirectly, by a rule: the data has no paraphrases."""
     first, _, rest = question.rstrip("? ").partition(" ")
     return f"I have been wondering for a while: {first.lower()} {rest}? Can you help me with that?"
 
 
 def main() -> None:
     """Run all arms and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.query_engine", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with musique/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--questions", type=int, default=100, help="how many")
@@ -187,7 +187,7 @@ def _index(path: Path, documents: Sequence[Document]) -> VectorStoreIndex:
 
 
 def _corrected(log: Trace, case: Case) -> Trace:
-    """The log of a question, with the right answer in place of the one that was given."""
+    """Return the log of a question, with the right answer in place of the one that was given."""
     said = log.messages[-1].model_copy(update={"content": f"The answer is {case.golds[0]}."})
     return Trace.from_messages([*log.messages[:-1], said], task=log.task, outcome="success")
 

@@ -32,7 +32,7 @@ _ALL: tuple[Outcome, ...] = ("success", "failure", "unknown")
 
 def main() -> None:
     """Run all arms and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.react", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with react/")
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument(

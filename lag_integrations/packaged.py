@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from lag_integrations.errors import PackagedModelError
 from lag_integrations.runtime.cache_folder import cache_folder
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 
 _PLAIN = (
     "{{ bos_token }}{% for message in messages %}{{ message.role.capitalize() }}: "
@@ -140,7 +140,7 @@ def model(name: str) -> Path:
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             with _joined(known, parts, target.parent) as gguf:
-                _convert(gguf, target, known.chat_template)
+                _convert(known, gguf, target)
     return target
 
 
@@ -209,7 +209,7 @@ def _joined(known: PackagedModel, parts: Sequence[Path], scratch: Path) -> Itera
         yield whole
 
 
-def _convert(gguf_path: Path, target: Path, chat_template: str | None) -> None:
+def _convert(known: PackagedModel, gguf_path: Path, target: Path) -> None:
     needed = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if needed:
         raise PackagedModelError(
@@ -220,19 +220,21 @@ def _convert(gguf_path: Path, target: Path, chat_template: str | None) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(gguf_path.parent), gguf_path.name
-    with LOADING:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
-    # The loader leaves its dequantising quantizer behind, which refuses to be saved, and its
-    # settings in the config, which would make the saved fp32 weights look quantised.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        with loading(known.title):
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32
+            )
+            tokenizer.chat_template = known.chat_template or tokenizer.chat_template
+            # The loader leaves its dequantising quantizer behind, which refuses to be saved, and
+            # its settings in the config, which would make the saved fp32 weights look quantised.
+            model.hf_quantizer = None
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
         scratch.rename(target)  # atomic: a crash leaves no half-written model behind
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from lag_integrations.engine import log_settings
 from lag_integrations.traces.search_keys import response_text
 from tests.conftest import overwrite, qa
 from tests.store.model import tiny_engine
+from tests.store.test_migrations import FIRST, old_store
 
 VAULT = qa("code of the vault", "7741", outcome="success", metadata={"city": "Lima", "year": 2025})
 FERRY = qa("what does the ferry carry", "bees")
@@ -120,6 +123,10 @@ def test_help_is_quick_and_complete():
     assert took < 5  # 0.3 s on a quiet machine
 
 
+def test_the_version_is_shown(kvlog):
+    assert kvlog("--version").stdout == f"kvlog {version('lag_integrations')}\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(kvlog, command):
     assert "STORE" in kvlog(command, "--help").stdout
@@ -141,17 +148,25 @@ def test_every_command_has_help(kvlog, command):
         ["reencode", "--model", "x"],
         ["prune", "--max-logs", "1"],
         ["purge", "--yes"],
+        ["backup", "copy"],
+        ["migrate"],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_a_missing_store_is_refused_and_not_made(kvlog, store, arguments):
     result = kvlog(arguments[0], store, *arguments[1:], code=1)
-    assert result.stderr == f"kvlog: There is no store at {store}. `kvlog add` makes one.\n"
+    told = f"kvlog: There is no folder {store}. Check the path; `kvlog add` makes a store.\n"
+    assert result.stderr == told
     assert result.stdout == ""
     assert not store.exists()
-    store.mkdir()  # a folder that is none
-    kvlog(arguments[0], store, *arguments[1:], code=1)
+    store.mkdir()
+    result = kvlog(arguments[0], store, *arguments[1:], code=1)
+    assert f"The folder {store} holds no store: it has no ledger.sqlite." in result.stderr
     assert list(store.iterdir()) == []
+    file = store / "file"
+    file.touch()
+    result = kvlog(arguments[0], file, *arguments[1:], code=1)
+    assert result.stderr == f"kvlog: {file} is a file. Give the folder of a store.\n"
 
 
 def test_wrong_usage_is_2(kvlog, filled):
@@ -210,6 +225,56 @@ def test_ls(kvlog, filled):
     assert VAULT.task in text
     result = kvlog("ls", filled, "--where", '{"year": {"$like": 1}}', code=1)
     assert "$like" in result.stderr
+
+
+def test_ls_since_a_time(kvlog, filled):
+    with sqlite3.connect(filled / "ledger.sqlite") as ledger:
+        old = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc).timestamp()
+        ledger.execute("UPDATE logs SET captured_at = ? WHERE outcome = 'failure'", (old,))
+    ledger.close()
+    now = [VAULT.task, FERRY.task]
+    assert list(ids(kvlog, filled, "--since", "1h")) == now
+    assert list(ids(kvlog, filled, "--since", "2026-01-02T03:04:06Z")) == now
+    for since in ("2026-01-02T03:04:05Z", "2026-01-02T04:04:05+01:00", "2026-01-01"):
+        assert list(ids(kvlog, filled, "--since", since)) == [*now, FAILED.task]
+    (log,) = as_json(kvlog("ls", filled, "--outcome", "failure", "--json"))
+    assert log["captured_at"] == "2026-01-02T03:04:05.000000+00:00"
+    assert "2026-01-02T03:04:05+00:00" in kvlog("ls", filled).stdout
+    assert "captured  2026-01-02T03:04:05+00:00" in kvlog("show", filled, log["id"]).stdout
+    assert "is no time" in kvlog("ls", filled, "--since", "yesterday", code=2).stderr
+
+
+def test_ls_with_a_text(kvlog, filled, monkeypatch):
+    called = Trace.from_messages(
+        [
+            {"role": "user", "content": "Go."},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"name": "sail", "args": {"port": "Genoa"}, "id": "1"}],
+            },
+            {"role": "tool", "content": "Arrived.", "tool_call_id": "1"},
+            {"role": "assistant", "content": "Done."},
+        ]
+    )
+    kvlog("add", filled, "-", stdin=called.to_json())
+    assert list(ids(kvlog, filled, "--text", "FERRY")) == [FERRY.task]
+    assert list(ids(kvlog, filled, "--text", "7741")) == [VAULT.task]
+    assert list(ids(kvlog, filled, "--text", "genoa")) == [called.task]
+    assert ids(kvlog, filled, "--text", "content") == {}, "a key of the JSON"
+    monkeypatch.setattr("lag_integrations.cli.logs._AT_ONCE", 1)
+    found = ids(kvlog, filled, "--text", "o", "--limit", "2")
+    assert list(found) == [called.task, VAULT.task], "found page by page, up to the limit"
+
+
+def test_ls_in_another_order(kvlog, filled):
+    known = ids(kvlog, filled)
+    kvlog("feedback", filled, known[FERRY.task], "--helped")
+    kvlog("feedback", filled, known[FAILED.task], "--harmed")
+    assert list(ids(kvlog, filled, "--sort", "helped")) == [FERRY.task, VAULT.task, FAILED.task]
+    assert list(ids(kvlog, filled, "--sort", "harmed", "--limit", "1")) == [FAILED.task]
+    assert list(ids(kvlog, filled, "--sort", "seen")) == list(known)
+    kvlog("ls", filled, "--sort", "colour", code=2)
 
 
 def test_show(kvlog, filled):
@@ -517,8 +582,36 @@ def test_verify_and_repair(kvlog, filled, model_folder):
     assert left_behind.name in text
     repaired = as_json(kvlog("repair", filled, *young, "--json"))
     assert {problem["kind"] for problem in repaired} == {"segment_damaged", "orphan_file"}
-    assert kvlog("verify", filled, *young).stdout == "Nothing is wrong.\n"
-    assert kvlog("repair", filled).stdout == "Nothing was wrong.\n"
+    assert kvlog("verify", filled, *young).stdout == "Nothing is wrong. Namespaces: default.\n"
+    assert kvlog("repair", filled).stdout == "Nothing was wrong. Namespaces: default.\n"
+
+
+def test_verify_and_repair_look_at_all_tenants(kvlog, filled, tmp_path, model_folder):
+    kvlog("add", filled, tmp_path / "traces.jsonl", "-n", "other", "--flush")
+    kvlog("reencode", filled, "-n", "other", "--model", model_folder)
+    file = next((filled / "segments").rglob("*.safetensors"))
+    overwrite(file, file.read_bytes()[:-3])
+    file.with_name(f"{'0' * 32}-{'1' * 12}.safetensors").write_text("x")
+    young = ("--orphans-older-than", 0)
+    found = as_json(kvlog("verify", filled, *young, "--json", code=1))
+    assert [(one["namespace"], one["kind"]) for one in found] == [
+        ("default", "orphan_file"),  # which belongs to nobody, and is told once
+        ("other", "segment_damaged"),
+    ]
+    assert "other" in kvlog("verify", filled, code=1).stdout
+    assert kvlog("verify", filled, "-n", "default").stdout.endswith("Namespaces: default.\n")
+    repaired = as_json(kvlog("repair", filled, *young, "--json"))
+    assert [one["kind"] for one in repaired] == ["orphan_file", "segment_damaged"]
+    assert kvlog("verify", filled).stdout.endswith("Namespaces: default, other.\n")
+
+
+def test_damage_in_another_tenant_that_only_a_backup_mends_is_said(kvlog, filled, tmp_path):
+    kvlog("add", filled, tmp_path / "traces.jsonl", "-n", "other")
+    with sqlite3.connect(filled / "ledger.sqlite") as ledger:
+        ledger.execute("UPDATE logs SET trace = '{}' WHERE namespace = 'other'")
+    ledger.close()
+    assert "restore them from a backup" in kvlog("repair", filled, code=1).stderr
+    kvlog("repair", filled, "-n", "default")
 
 
 def test_what_repair_cannot_mend_is_said(kvlog, filled, tmp_path):
@@ -621,37 +714,14 @@ def test_migrate(kvlog, filled, store):
 
 
 def test_migrate_from_the_first_schema(kvlog, store):
-    store.mkdir()
-    with sqlite3.connect(store / "ledger.sqlite") as ledger:
-        ledger.executescript(
-            """
-            CREATE TABLE logs (id VARCHAR(32) PRIMARY KEY, namespace VARCHAR(64) NOT NULL,
-                content_hash VARCHAR(64) NOT NULL, outcome VARCHAR(16) NOT NULL, trace TEXT NOT
-                NULL, captured_at DATETIME NOT NULL, times_seen INTEGER NOT NULL,
-                indexed BOOLEAN NOT NULL, error TEXT);
-            CREATE INDEX ix_logs_namespace ON logs (namespace);
-            CREATE INDEX ix_logs_indexed ON logs (indexed);
-            CREATE TABLE segments (log_id VARCHAR(32), fingerprint VARCHAR(64),
-                selection VARCHAR(64), file TEXT NOT NULL, tokens INTEGER NOT NULL,
-                bytes INTEGER NOT NULL, PRIMARY KEY (log_id, fingerprint, selection));
-            CREATE TABLE models (fingerprint VARCHAR(64) PRIMARY KEY, parts TEXT NOT NULL);
-            CREATE TABLE settings (key VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL);
-            """
-        )
-        from lag_integrations.store.ledger import log_id
-
-        ledger.execute(
-            "INSERT INTO logs VALUES (?, 'default', ?, 'success', ?, '2026-01-02 03:04:05', 2, 1, "
-            "NULL)",
-            (log_id("default", VAULT), VAULT.content_hash, VAULT.to_json()),
-        )
-    ledger.close()
+    traces = old_store(store)
     found = as_json(kvlog("migrate", store, "--json"))
-    assert (found["from"], found["to"]) == ("0001", "0006")
+    assert (found["from"], found["to"]) == (FIRST, "0006")
     assert Path(found["backups"][0]).is_file()
-    log = as_json(kvlog("ls", store, "--json"))[0]
-    assert (log["task"], log["times_seen"]) == (VAULT.task, 2)
-    assert "2026-01-02 03:04" in kvlog("ls", store).stdout
+    logs = as_json(kvlog("ls", store, "--json"))
+    assert {log["id"] for log in logs} == set(traces)
+    assert {log["captured_at"] for log in logs} == {"2026-11-20T10:00:00.500000+00:00"}
+    assert "2026-11-20T10:00:00+00:00" in kvlog("ls", store).stdout
 
 
 def test_settings_come_from_the_environment(kvlog, filled, monkeypatch, tmp_path):

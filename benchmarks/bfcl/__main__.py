@@ -24,7 +24,7 @@ from lag_integrations.evaluation.machine import stamp
 
 def main() -> None:
     """Ask what is not answered yet, print a table and write a report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bfcl", description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument(
         "--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES, metavar="CATEGORY"

@@ -114,7 +114,7 @@ class _Writing(LAGChatModel):
 
 
 def _together(model: LAGChatModel, cases: Sequence[Case]) -> list[AIMessage]:
-    """As ``model.batch``, but each question has tools of its own."""
+    """Call the model like ``model.batch``, but with tools of each question's own."""
     table = Table(len(cases))
 
     def one(case: Case) -> AIMessage:
@@ -145,7 +145,7 @@ def _record(engine: Engine, name: str, case: Case, answer: AIMessage) -> Record:
 
 
 def _marked(engine: Engine, text: str, tools: Sequence[dict[str, Any]]) -> Iterator[Call]:
-    """The calls that the marks of the model's tool format begin."""
+    """Return the calls that begin with the marks of the model's tool format."""
     format = engine.chat_template
     splitter: Splitter = (
         ChannelReader() if format.tools.says else ReasoningReader(format.opens_reasoning)

@@ -43,7 +43,7 @@ class Case:
 
 
 def read_cases(category: str, number: int) -> list[Case]:
-    """The first questions of a category whose numbers are even.
+    """Read the first questions of a category whose numbers are even.
 
     Args:
         category: One of `CATEGORIES`.
@@ -110,7 +110,7 @@ def is_even(id: str, category: str) -> bool:
 
 
 def as_tool(function: Mapping[str, Any]) -> dict[str, Any]:
-    """A function as a tool in OpenAI's form, whose names hold no dots."""
+    """Return a function as a tool in OpenAI's form, whose names hold no dots."""
     return {
         "type": "function",
         "function": {

@@ -56,7 +56,7 @@ class Row:
 
 
 def rows(cases: Sequence[Case], records: Iterable[Record]) -> list[Row]:
-    """The rows of all models, category by category, then all categories together."""
+    """Return the rows of all models, category by category, then all categories together."""
     by_id = {case.id: case for case in cases}
     models: dict[str, dict[str, list[tuple[bool, ...]]]] = {}
     for record in records:
@@ -117,7 +117,7 @@ def _share(share: Interval) -> str:
 
 
 def markdown(table: Sequence[Row], caption: str) -> str:
-    """The report."""
+    """Return the report as Markdown."""
     lines = [
         "# Tool calls: BFCL, single turn",
         "",

@@ -70,7 +70,7 @@ _AGAIN = {
 
 def main() -> None:
     """Ask, print tables and write them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.changed", description=__doc__)
     parser.add_argument("--model", help="packaged model, hub id or folder; SmolLM2 by default")
     parser.add_argument("--questions", type=int, help="how many questions; all by default")
     parser.add_argument(

@@ -55,7 +55,7 @@ class Memory:
 
 @cache
 def _calls() -> Calls:
-    """What counts calls: one for all engines, since nothing takes it away again."""
+    """Return the counter of calls: one for all engines, since a handler cannot be removed."""
     return Calls.added()
 
 

@@ -1,4 +1,7 @@
-"""``python -m benchmarks.performance``: see the package."""
+"""Measure what this package costs: ``python -m benchmarks.performance``.
+
+Methods are interleaved. Figures are medians [quartiles] of per-round time ratios.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.performance.asking import asking
 from benchmarks.performance.capture import capture
 from benchmarks.performance.decoding import decoding
 from benchmarks.performance.first_token import first_token
 from benchmarks.performance.importing import importing
 from benchmarks.performance.loading import loading
 from benchmarks.performance.memory_use import memory_use
+from benchmarks.performance.paired import Figure, Setting
 from benchmarks.performance.plot import draw
+from benchmarks.performance.recall import recall
 from benchmarks.performance.results import changes, conditions, markdown, read, save, tables
-from benchmarks.performance.turns import Figure, Setting
 from benchmarks.performance.weights import weights
 from lag_integrations import packaged
 from lag_integrations.engine.engine import Engine
@@ -33,7 +36,7 @@ _CODECS = ("bf16", "int8", "int4", "int8+zstd")
 
 def main() -> None:
     """Measure, print tables, and write figures and a plot."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__)
     parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
     parser.add_argument("--dtype", default="auto", help="of the weights")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder of the results")
@@ -58,7 +61,7 @@ def main() -> None:
     suites: dict[str, Callable[[], Iterator[Figure]]] = {
         "first-token": lambda: first_token(engine, embedder, rounds, settings),
         "loading": lambda: loading(engine, 3 * rounds, tokens, list(_CODECS)),
-        "recall": lambda: asking(embedder, 10 * rounds, 1_000),
+        "recall": lambda: recall(embedder, 10 * rounds, 1_000),
         "decoding": lambda: decoding(bare, rounds, 48, [2, 4, 8]),
         "weights": lambda: weights(engine, rounds, 48),
         "capture": lambda: capture(engine, embedder, 4 * rounds),

@@ -12,7 +12,7 @@ import torch
 from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 
-from benchmarks.performance.turns import Figure, figures
+from benchmarks.performance.paired import Figure, figures
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.langchain import LAGChatModel

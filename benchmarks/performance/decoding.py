@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from langchain_core.messages import AIMessage
 
-from benchmarks.performance.by_chance import by_chance
 from benchmarks.performance.hugging_face import chat_hugging_face
-from benchmarks.performance.turns import Figure, figures, in_turns
+from benchmarks.performance.paired import Figure, figures, interleaved
+from benchmarks.performance.random_segments import random_segment
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel
@@ -35,7 +35,7 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
     """
     model = LAGChatModel(engine, max_tokens=tokens, temperature=0)
     messages = [Message(role="user", content=_TASK)]
-    segments = [by_chance(engine, 341, seed) for seed in range(3)]
+    segments = [random_segment(engine, 341, seed) for seed in range(3)]
     prompt = torch.tensor([engine.render(messages).token_ids], device=engine.model.device)
 
     def generate() -> object:
@@ -59,13 +59,13 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
     if (answer := chat_hugging_face(engine, tokens)) is not None:
         theirs = answer
         ways["ChatHuggingFace"] = lambda: theirs(_TASK)
-    taken = in_turns(rounds, {name: _rate(way, tokens) for name, way in ways.items()})
+    taken = interleaved(rounds, {name: _rate(way, tokens) for name, way in ways.items()})
     yield from figures(SUITE, {"tokens": tokens, "batch": 1}, taken, (GENERATE, ENGINE))
     streams = {
         ENGINE: _delay(lambda: engine.stream(messages, temperature=0)),
         "LAGChatModel.stream": _delay(lambda: model.stream(_TASK)),
     }
-    yield from figures(FIRST, {}, in_turns(5 * rounds, streams), (ENGINE,))
+    yield from figures(FIRST, {}, interleaved(5 * rounds, streams), (ENGINE,))
 
     def batch(size: int) -> None:
         answers: list[AIMessage] = model.batch([_TASK] * size, min_new_tokens=tokens)
@@ -74,12 +74,12 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
     together: dict[str, Callable[[], float]] = {ENGINE: _rate(ways[ENGINE], tokens)}
     for size in batches:
         together[f"LAGChatModel.batch of {size}"] = _rate(partial(batch, size), size * tokens)
-    taken = in_turns(rounds, together)
+    taken = interleaved(rounds, together)
     yield from figures(SUITE, {"tokens": tokens, "batch": "many"}, taken, (ENGINE,))
 
 
 def _elsewhere(way: Callable[[], object]) -> None:
-    """As in a server; what the peers left on this thread would slow it down."""
+    """Run on a thread of its own, as in a server: what the peers left on this one would slow it."""
     let_go()
     thread = threading.Thread(target=way)
     thread.start()

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.performance.hugging_face import Answer, chat_hugging_face
+from benchmarks.performance.paired import Figure, Setting, figures
 from benchmarks.performance.paper import PaperMethod
 from benchmarks.performance.tasks import Task
-from benchmarks.performance.turns import Figure, Setting, figures
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn, WholeTrace
@@ -62,7 +62,7 @@ class _Round:
         self._answer = answer
 
     def run(self) -> dict[str, float]:
-        """Seconds of each way."""
+        """Return the seconds that each way took."""
         with (
             tempfile.TemporaryDirectory() as folder,
             KVLogMemory(
@@ -109,7 +109,7 @@ class _Round:
         return {HOT: hot, COLD: cold, RECALLED: recall + cold, LEAST: least}
 
     def _least(self, segments: list[Segment]) -> float:
-        """Seconds of rendering the prompt, and of reading the question behind all the rest."""
+        """Return the seconds of rendering the prompt and reading the question alone."""
         engine = self._engine
         messages = [self._task.question(LEAST)]
         request = engine.request(messages, segments)

@@ -10,7 +10,7 @@ Answer = Callable[[str], str]
 
 
 def chat_hugging_face(engine: Engine, tokens: int) -> Answer | None:
-    """A function that answers a message with so many tokens; None without the package."""
+    """Return a function that answers a message with so many tokens; None without the package."""
     try:
         from langchain_core.messages import HumanMessage
         from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from benchmarks.performance.turns import Figure, Setting, figures, in_turns
+from benchmarks.performance.paired import Figure, Setting, figures, interleaved
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.encoding import Encodable
 from lag_integrations.engine.engine import Engine
@@ -53,7 +53,7 @@ def importing(engine: Engine, embedder: Any, rounds: int, traces: int) -> Iterat
         rendered = engine.chat_template.render(_trace(guide, 0).messages, generate=False)
         tokens, alike = len(rendered.token_ids), rendered.head
         setting: Setting = {"traces": traces, "tokens": tokens, "alike": alike}
-        yield from figures(SUITE, setting, in_turns(rounds, ways), (ONE,))
+        yield from figures(SUITE, setting, interleaved(rounds, ways), (ONE,))
 
 
 class _OneByOne(Engine):

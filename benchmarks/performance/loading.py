@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.performance.by_chance import by_chance
-from benchmarks.performance.turns import Figure, Setting, figures, in_turns
+from benchmarks.performance.paired import Figure, Setting, figures, interleaved
+from benchmarks.performance.random_segments import random_segment
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.inject import inject
@@ -38,7 +38,7 @@ def loading(engine: Engine, rounds: int, tokens: list[int], codecs: list[str]) -
 
 
 def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[Figure]:
-    segments = [by_chance(engine, tokens // 3, seed) for seed in range(3)]
+    segments = [random_segment(engine, tokens // 3, seed) for seed in range(3)]
     key = SegmentKey("log", engine.fingerprint.id, "last_turn", codec)
     with tempfile.TemporaryDirectory() as folder:
         blobs = SegmentFiles(folder)
@@ -55,7 +55,9 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
             BUILT: lambda: _build(engine, _load(blobs, key)),
             ROTATED: lambda: _build(engine, segments),
         }
-        taken = in_turns(rounds, {name: partial(_milliseconds, way) for name, way in ways.items()})
+        taken = interleaved(
+            rounds, {name: partial(_milliseconds, way) for name, way in ways.items()}
+        )
     setting: Setting = {"log tokens": tokens // 3 * 3, "codec": codec}
     yield from figures(SUITE, setting, taken, (READ, MAPPED))
 

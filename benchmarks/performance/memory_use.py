@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.performance.by_chance import by_chance
+from benchmarks.performance.paired import Figure, figures
+from benchmarks.performance.random_segments import random_segment
 from benchmarks.performance.tasks import Task
-from benchmarks.performance.turns import Figure, figures
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn
@@ -48,7 +48,7 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
         blobs = SegmentFiles(folder)
         for number in range(rounds + 1):
             names = [f"{number}-{seed}" for seed in range(3)]
-            segments = [by_chance(engine, 1024, seed) for seed in range(3)]
+            segments = [random_segment(engine, 1024, seed) for seed in range(3)]
             for name, segment in zip(names, segments, strict=True):
                 blobs.put(name, dump_segment(segment, key, _SECRET))
             own = sum(segment.nbytes for segment in segments) / 1e6
@@ -70,7 +70,7 @@ def _read(blobs: SegmentFiles, names: Sequence[str], key: SegmentKey) -> list[Se
 
 
 def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -> float:
-    """Most megabytes above what there was before."""
+    """Return the peak of memory above what there was before, in megabytes."""
     question = [Message(role="user", content=f"{number}: what did they find?")]
     gc.collect()
     _trim()
@@ -125,7 +125,7 @@ def _trim() -> None:
 
 
 def _used() -> float:
-    """Megabytes of memory that is this process's alone."""
+    """Return megabytes of memory that is this process's alone."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1e3

@@ -56,7 +56,7 @@ class PaperMethod:
         return files
 
     def first_token(self, files: Sequence[Path], prompt_ids: Sequence[int]) -> float:
-        """Seconds from files to the logits of the first token."""
+        """Return the seconds from files to the logits of the first token."""
         begun = time.perf_counter()
         model, device = self._engine.model, self._engine.model.device
         loaded = [load_file(file, device=str(device)) for file in files]

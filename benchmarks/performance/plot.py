@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from benchmarks.performance.first_token import BARE, SUITE
-from benchmarks.performance.turns import Figure
+from benchmarks.performance.paired import Figure
 
 
 def draw(figures: Sequence[Figure], path: Path) -> None:

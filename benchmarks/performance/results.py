@@ -14,12 +14,12 @@ import torch
 import transformers
 from rich.table import Table
 
-from benchmarks.performance.turns import Figure
+from benchmarks.performance.paired import Figure
 from lag_integrations.evaluation.machine import machine
 
 
 def conditions(engine_name: str, dtype: str) -> dict[str, str]:
-    """What was measured on."""
+    """Return what was measured, when and on what machine."""
     return {
         "date": str(date.today()),
         "machine": machine(),
@@ -37,13 +37,13 @@ def save(path: Path, about: dict[str, str], figures: Sequence[Figure]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Figure]]:
-    """What `save` wrote."""
+    """Read what `save` wrote."""
     found = json.loads(path.read_text("utf-8"))
     return found["about"], [Figure.from_json(figure) for figure in found["figures"]]
 
 
 def tables(figures: Iterable[Figure]) -> Iterator[Table]:
-    """A table a suite: each way's own value, and its ratios to others, with quartiles."""
+    """Return a table for each suite: each way's value, and its ratios to others, with quartiles."""
     for suite, of in groupby(figures, key=lambda figure: figure.suite):
         rows = list(of)
         bases = list(dict.fromkeys(base for row in rows for base in row.ratios))
@@ -56,7 +56,7 @@ def tables(figures: Iterable[Figure]) -> Iterator[Table]:
 
 
 def markdown(figures: Iterable[Figure]) -> str:
-    """The same as text, for documentation."""
+    """Return the tables as Markdown, for documentation."""
     parts = []
     for table in tables(figures):
         heads = [str(column.header) for column in table.columns]
@@ -72,7 +72,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def changes(before: Iterable[Figure], now: Iterable[Figure]) -> Table:
-    """Ratios that differ from an earlier run's by more than both runs' quartiles."""
+    """Return a table of ratios that differ from an earlier run's by more than the quartiles."""
     table = Table("", "", "", "", "before", "now", title="Changed since")
     known = {figure.key: figure for figure in before}
     for figure in now:

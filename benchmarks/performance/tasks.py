@@ -53,20 +53,20 @@ class Task:
         return cls(name, number, traces)
 
     def question(self, way: str) -> Message:
-        """A question of a way's own, since each is to read it; all are equally long."""
+        """Return a question of a way's own, since each must read it; all are equally long."""
         chance = random.Random(f"{self.name} {way}")
         first, *others = chance.choices(_WORDS, k=8)
         content = f"{first.title()}, {' '.join(others)}: what did the surveys of harbours find?"
         return Message(role="user", content=content)
 
     def store(self, memory: KVLogMemory) -> list[str]:
-        """Store and encode the logs; gives their ids."""
+        """Store and encode the logs, and return their ids."""
         ids = memory.add_many(self.traces)
         memory.flush()
         return ids
 
 
 def _text(engine: Engine, chance: random.Random, tokens: int) -> str:
-    """A text of so many tokens."""
+    """Return a text of so many tokens."""
     words = " ".join(chance.choices(_WORDS, k=tokens + 8))
     return str(engine.tokenizer.decode(engine.tokens_of(words)[:tokens]))

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, StaticCache
 
-from benchmarks.performance.turns import Figure, figures, in_turns
+from benchmarks.performance.paired import Figure, figures, interleaved
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 
 DECODING, READING = "decoding by weights, tokens a second", "reading 1,024 tokens by weights, s"
 PLAIN = "fp32"
@@ -39,14 +39,14 @@ def weights(engine: Engine, rounds: int, tokens: int) -> Iterator[Figure]:
         compiled = torch.compile(model.forward)
         ways[f"{name}, compiled, static cache"] = partial(_decode_static, model, compiled, tokens)
     with torch.no_grad():
-        taken = in_turns(rounds, ways)  # the first round, which is not counted, compiles
+        taken = interleaved(rounds, ways)  # the first round, which is not counted, compiles
         yield from figures(DECODING, {"tokens": tokens}, taken, (PLAIN,))
         reading = {name: partial(_read, model) for name, model in models.items()}
-        yield from figures(READING, {}, in_turns(rounds, reading), (PLAIN,))
+        yield from figures(READING, {}, interleaved(rounds, reading), (PLAIN,))
 
 
 def _load(engine: Engine, **settings: Any) -> PreTrainedModel:
-    with LOADING:
+    with loading(engine.name):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(engine.name, **settings)
     return model.to(engine.model.device).eval()
 

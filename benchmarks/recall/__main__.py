@@ -1,4 +1,4 @@
-"""What is recalled, and what wrongly: ``python -m lag_integrations.evaluation.recall --data DIR``.
+"""What is recalled, and what wrongly: ``python -m benchmarks.recall --data DIR``.
 
 Logs and queries are our own and of public data; no model answers. Writes ``recall.md`` and
 ``recall.json``.
@@ -32,7 +32,7 @@ Rows = Mapping[str, list[Figures]]
 
 def main() -> None:
     """Ask all queries in every way, print and write tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recall", description=__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with musique/, 2wiki/, react/, formula/"
     )
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _grids(parts: Mapping[str, Rows]) -> Iterator[Grid]:
-    """All kinds in every way, the kinds as it was before and as shipped, each kind in every way."""
+    """Yield tables: all kinds in every way, the kinds before and as shipped, each in every way."""
     for part, ways in parts.items():
         yield _grid(f"All kinds, {part}", "way", _rows(ways, ALL))
     for part, ways in parts.items():
@@ -84,7 +84,7 @@ def _grids(parts: Mapping[str, Rows]) -> Iterator[Grid]:
 
 
 def _rows(ways: Rows, kind: str) -> Iterator[Figures]:
-    """One kind of query, a row a way."""
+    """Yield one kind of query, a row for each way."""
     for way, rows in ways.items():
         yield from (replace(one, kind=way) for one in rows if one.kind == kind)
 

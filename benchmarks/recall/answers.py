@@ -41,7 +41,9 @@ class _Question(BaseModel):
 
 def main() -> None:
     """Ask, print a table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recall.answers", description=__doc__
+    )
     parser.add_argument("--model", help="packaged model, hub id or folder; SmolLM2 by default")
     parser.add_argument("--out", type=Path, default=Path("results/recall"), help="a folder")
     arguments = parser.parse_args()

@@ -131,7 +131,7 @@ def public_cases(data: Path) -> Cases:
 
 
 def _talk(talk: Talk) -> Iterator[Message]:
-    """The turns with their calls, and at the end a long report of all that was done."""
+    """Yield the turns with their calls, and at the end a long report of all that was done."""
     for asked, calls in zip(talk.asked, talk.calls, strict=True):
         yield Message(role="user", content=asked)
         yield Message(role="assistant", content="\n".join(calls) or "Nothing is to be called.")
@@ -173,7 +173,7 @@ def from_facts(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def _trace(said: Iterable[str], earlier: Iterable[str] = ()) -> Trace:
-    """A run: what the user said, and then the agent."""
+    """Return a run: what the user said, and then the agent."""
     return Trace.from_messages(_messages(said), outcome="success", earlier=_messages(earlier))
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from lag_integrations.cli import archives, calibrate, evaluate, logs, quarantine, upkeep
+from lag_integrations.cli import (
+    archives,
+    calibrate,
+    evaluate,
+    logs,
+    quarantine,
+    report,
+    search,
+    upkeep,
+)
 from lag_integrations.cli.output import warn
 from lag_integrations.errors import LAGError
 
@@ -33,17 +43,36 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="kvlog",
     cls=_Commands,
-    help="Look at a store of KVLogMemory, keep it in order, carry it elsewhere.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # they would print local variables: content of traces
     epilog="Exit codes: 0 fine; 1 verify found something, or the command failed; 2 wrong usage.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kvlog {version('lag_integrations')}")
+        raise typer.Exit
+
+
+@app.callback()
+def kvlog(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Look at a store of KVLogMemory, keep it in order, carry it elsewhere."""
+
+
 for command in (
     upkeep.stats,
     logs.ls,
     logs.show,
-    logs.search,
+    search.search,
     logs.add,
     logs.feedback,
     logs.delete,
@@ -60,7 +89,7 @@ for command in (
     upkeep.migrate,
     calibrate.calibrate,
     evaluate.eval_,
-    evaluate.report,
+    report.report,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(quarantine.app, name="quarantine")

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lag_integrations.cli.opening import Place
-from lag_integrations.cli.options import (
-    AsJson,
-    EmbedderName,
-    FlushAfter,
-    IndexUrl,
-    LedgerUrl,
-    Namespace,
-    SegmentsUrl,
-    StorePath,
-)
+from lag_integrations.cli.opening import Embedder, Place, at_store, flush
+from lag_integrations.cli.options import AsJson, FlushAfter
 from lag_integrations.cli.output import progress_bar, say, show_json, warn
 
 if TYPE_CHECKING:
@@ -38,24 +30,21 @@ KeyFile = Annotated[
 ]
 
 
+@at_store
 def export(
-    store: StorePath,
+    place: Place,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write.")],
     with_segments: Annotated[
-        bool, typer.Option("--with-segments", help="Put the segments in, too.")
+        bool, typer.Option("--with-segments", help="Include the segments.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
     key: KeyFile = None,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a namespace to one portable file, signed."""
-    with Place(store, namespace, ledger, segments_url, index).store() as opened:
+    """Write the logs of a namespace to one portable, signed file."""
+    with place.store() as opened:
         from lag_integrations.store.archive import export_archive
 
         with progress_bar("Exporting") as progress:
@@ -70,19 +59,19 @@ def export(
     _show_archived(archived, as_json, f"Wrote {archived.logs:,} logs")
 
 
+@at_store
 def import_(
-    store: StorePath,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export wrote.")],
-    flush: FlushAfter = False,
+    place: Place,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive that export wrote.")],
+    flush_after: FlushAfter = False,
     no_segments: Annotated[
-        bool, typer.Option("--no-segments", help="Leave segments out; they are made again.")
+        bool,
+        typer.Option(
+            "--no-segments", help="Leave the segments out; they are made again when needed."
+        ),
     ] = False,
     key: KeyFile = None,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
-    embedder: EmbedderName = None,
+    embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
     """Add an archive's logs to a namespace; importing again changes nothing.
@@ -90,31 +79,29 @@ def import_(
     Anybody may have written an archive that is signed neither by this store nor with the key: its
     segments, verdicts and some counters are left out.
     """
-    place = Place(store, namespace, ledger, segments_url, index)
     from lag_integrations.store.archive import check_archive, import_archive
 
     secret = _secret(key)
     check_archive(file, secret)  # before a store is made for it
     with place.store(create=True) as opened, progress_bar("Importing") as progress:
         archived = import_archive(opened, file, progress, key=secret, segments=not no_segments)
-    if flush:
-        with place.memory(embedder) as memory, progress_bar("Embedding") as progress:
-            memory.flush(progress)
+    if flush_after:
+        with place.memory(embedder) as memory:
+            flush(memory)
     _show_archived(archived, as_json, f"Read {archived.logs:,} logs, {archived.new:,} of them new")
 
 
+@partial(at_store, tenant=False)
 def backup(
-    store: StorePath,
+    place: Place,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The new folder to write.")],
     no_segments: Annotated[
-        bool, typer.Option("--no-segments", help="Leave segments out; they can be made again.")
+        bool, typer.Option("--no-segments", help="Leave the segments out; they can be made again.")
     ] = False,
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a whole store, all namespaces, while others may use it."""
-    with Place(store, ledger=ledger, segments=segments_url).store() as opened:
+    """Copy a whole store with all namespaces, even while others use it."""
+    with place.store() as opened:
         from lag_integrations.store.backup import back_up
 
         with progress_bar("Copying") as progress:
@@ -123,13 +110,13 @@ def backup(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What backup wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="The folder that backup wrote.")],
     store: Annotated[
         Path, typer.Argument(metavar="STORE", help="Folder of the store, new or empty.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Make a store of a backup, if that is whole."""
+    """Make a new store from a backup, if the backup is complete."""
     from lag_integrations.store import backup
 
     with progress_bar("Copying") as progress:

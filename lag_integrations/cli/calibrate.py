@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lag_integrations.cli.opening import Place
-from lag_integrations.cli.options import AsJson, IndexUrl, LedgerUrl, SegmentsUrl
+from lag_integrations.cli.opening import Place, at_store
+from lag_integrations.cli.options import AsJson, ChatTemplateFile, ModelDevice, ModelDtype
 from lag_integrations.cli.output import progress_bar, say, show_json, show_table
 
 if TYPE_CHECKING:
     from lag_integrations.engine.log_settings import Calibration
 
 
+@partial(at_store, tenant=False)
 def calibrate(
+    place: Place | None,
     model: Annotated[
         str,
-        typer.Argument(help="Hub id, folder, or a packaged model.", show_default=False),
+        typer.Argument(help="Hub id, folder, or name of a packaged model.", show_default=False),
     ],
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of a memory in which to keep it, too.")
+    path: Annotated[
+        Path | None,
+        typer.Option("--store", help="Folder of a store in which to keep the result, too."),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Even if there is a calibration.")] = False,
-    device: Annotated[str | None, typer.Option(help="Device to load the model to.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "auto",
-    chat_template: Annotated[
-        Path | None, typer.Option(help="File with a Jinja template, for models without one.")
-    ] = None,
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure again, even if there is a calibration.")
+    ] = False,
+    device: ModelDevice = None,
+    dtype: ModelDtype = "auto",
+    chat_template: ChatTemplateFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how a model does with logs as KV, and choose its settings.
+    """Measure how well a model uses logs as KV, and choose its settings.
 
-    Some minutes on a CPU, once: the result is kept by the model's fingerprint, and used wherever
-    the same model is loaded in the same way.
+    This takes some minutes on a CPU, once: the result is kept by the model's fingerprint, and used
+    wherever the same model is loaded in the same way.
     """
-    place = None if store is None else Place(store, "default", ledger, segments_url, index)
     if place is not None:
         place.require()  # before the model is loaded, which takes long
     from lag_integrations import packaged
     from lag_integrations.calibration.calibrate import calibrate as measured
     from lag_integrations.engine.engine import Engine
 
-    template: dict[str, Any] = {}
-    if chat_template is not None:
-        template["chat_template"] = chat_template.read_text("utf-8")
-    engine = Engine.load(packaged.resolve(model), device=device, dtype=dtype, **template)
+    template = None if chat_template is None else chat_template.read_text("utf-8")
+    engine = Engine.load(
+        packaged.resolve(model), device=device, dtype=dtype, chat_template=template
+    )
     with progress_bar("Calibrating") as progress:
         found = measured(engine, progress, again=again)
     if place is not None:

@@ -12,34 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from lag_integrations.cli.opening import Place
-from lag_integrations.cli.options import (
-    AsJson,
-    EmbedderName,
-    IndexUrl,
-    LedgerUrl,
-    Namespace,
-    SegmentsUrl,
-)
-from lag_integrations.cli.output import say, warn
+from lag_integrations.cli.opening import Embedder, Place, at_store
+from lag_integrations.cli.options import AsJson, ChatTemplateFile, ModelDevice, ModelDtype
+from lag_integrations.cli.output import warn
 from lag_integrations.cli.recall import evaluate_recall
+from lag_integrations.cli.report import Against, report
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
     from lag_integrations.evaluation.evaluation import Progress, Shard
     from lag_integrations.evaluation.questions import Stratum
-    from lag_integrations.evaluation.results import Results
     from lag_integrations.evaluation.settings import LogSource
 
 _ROUNDS = {False: 8, True: 3}
 """By whether questions are multiple choice (paper)."""
 
 _BATCH = 8
-
-
-AgainstName = Annotated[
-    str, typer.Option(help="An arm to compare the others with, too, if it is there.")
-]
 
 
 class PlacementName(str, Enum):
@@ -58,7 +46,9 @@ class Logs(str, Enum):
     self = "self"
 
 
+@at_store
 def eval_(
+    place: Place | None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with a folder for each dataset.")
     ] = None,
@@ -72,11 +62,13 @@ def eval_(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; a run that is there goes on.")
     ] = None,
-    recall: Annotated[
+    path: Annotated[
         Path | None,
         typer.Option(
+            "--recall",
             metavar="STORE",
-            help="Say what this store recalls for --questions instead, without a model.",
+            help="Search this store for --questions instead, without a model, and say what is "
+            "found.",
         ),
     ] = None,
     queries: Annotated[
@@ -90,7 +82,7 @@ def eval_(
     held_out: Annotated[
         int | None,
         typer.Option(
-            min=2, help="With --recall: report about one query in so many apart, by its text."
+            min=2, help="With --recall: report one query in so many separately, chosen by its text."
         ),
     ] = None,
     min_relevance: Annotated[
@@ -103,18 +95,18 @@ def eval_(
     models: Annotated[
         str | None,
         typer.Option(
-            help="Several models instead, with commas: each in a folder of its own within --out, "
+            help="Several models, separated by commas: each has a folder within --out, "
             "and one report of all."
         ),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Arms to run, with commas; or all.")
+        str, typer.Option(help="Arms to run, separated by commas, or all.")
     ] = "none,text_last,kv,kv_last",
     logs: Annotated[
         Logs,
         typer.Option(
-            help="Make logs of the dataset's gold decompositions and solutions, or of what the "
-            "model did itself (arm none on the seen questions)."
+            help="Make logs of the dataset's gold decompositions and solutions (gold), or of what "
+            "the model itself did with the seen questions in arm none (self)."
         ),
     ] = Logs.gold,
     logs_from: Annotated[
@@ -124,7 +116,7 @@ def eval_(
     only_correct: Annotated[
         bool,
         typer.Option(
-            help="Whether logs with a wrong answer (by the gold answers) are not recalled."
+            help="Whether logs whose answer is wrong, by the gold answers, are left out of recall."
         ),
     ] = True,
     online: Annotated[
@@ -157,7 +149,7 @@ def eval_(
     attention_temperature: Annotated[
         float | None,
         typer.Option(
-            help="Of the attention to segments; 1 leaves it as it is.",
+            help="Temperature of the attention to segments; 1 leaves it as it is.",
             show_default="as calibrated, else 0.9",
         ),
     ] = None,
@@ -168,7 +160,8 @@ def eval_(
     strata: Annotated[
         str | None,
         typer.Option(
-            help="Ask only these, with commas: seen, overlapping, unseen, dropped, twin, instance."
+            help="Ask only these, separated by commas: seen, overlapping, unseen, dropped, twin, "
+            "instance."
         ),
     ] = None,
     batch: Annotated[
@@ -187,27 +180,23 @@ def eval_(
             "text.",
         ),
     ] = False,
-    against: AgainstName = "text_last",
+    against: Against = "text_last",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Most seen questions; 3/7 as many unseen ones.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of split and choice of questions.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the split and of the sample of questions.")
+    ] = 0,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Run part I of N, to share the work.")
     ] = "1/1",
-    embedder: EmbedderName = None,
-    device: Annotated[str | None, typer.Option(help="Of the model; a GPU if there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the model's weights.")] = "auto",
-    chat_template: Annotated[
-        Path | None, typer.Option(help="File with a Jinja template, for models without one.")
-    ] = None,
+    embedder: Embedder = None,
+    device: ModelDevice = None,
+    dtype: ModelDtype = "auto",
+    chat_template: ChatTemplateFile = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let model and embedder run their own code.")
     ] = False,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate logs as the LAG paper does, on any data and model; writes a report.
@@ -215,13 +204,13 @@ def eval_(
     With --recall, search a store for queries instead, and say how often the logs that fit were
     found, and how often others.
     """
-    if recall is not None:
+    if place is not None:
         if queries is None or data or dataset or out:
             raise typer.BadParameter(
                 "--recall needs --questions, and no --data, --dataset or --out."
             )
         evaluate_recall(
-            Place(recall, namespace, ledger, segments_url, index),
+            place,
             queries,
             k=k,
             min_relevance=min_relevance,
@@ -322,56 +311,8 @@ def eval_(
     report(out, against)
 
 
-def report(
-    out: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
-    against: AgainstName = "text_last",
-) -> None:
-    """Make the report of an evaluation anew, of all shards and models that are there."""
-    from rich.console import Console
-
-    from lag_integrations.evaluation import report as reports
-    from lag_integrations.evaluation.settings import described, headline
-
-    folders = (
-        [out] if (out / "run.json").exists() else [p.parent for p in sorted(out.glob("*/run.json"))]
-    )
-    if len(folders) < 2:
-        folder = folders[0] if folders else out
-        results, told = _report(folder, against)
-        say(told)
-        Console().print(reports.console(results))
-        say(f"Report: {folder / 'report.html'}")
-        return
-    found = {folder.name: _report(folder, against)[0] for folder in folders}
-    told = headline({**described(folders[0] / "run.json"), "model": ", ".join(found)})
-    reports.models_html(found, told, out / "report.html")
-    (out / "report.md").write_text(f"{told}\n\n{reports.markdown(found)}", "utf-8")
-    say(told)
-    Console().print(reports.console(found))
-    say(f"Report: {out / 'report.html'}")
-
-
-def _report(out: Path, against: str) -> tuple[Results, str]:
-    """Write the report of one model; gives its figures, and what they are of."""
-    from lag_integrations.evaluation import report as reports
-    from lag_integrations.evaluation.records import read
-    from lag_integrations.evaluation.results import summarize
-    from lag_integrations.evaluation.settings import described, headline
-
-    settings = described(out / "run.json")
-    records = list(read(sorted(out.glob("records-*.jsonl"))))
-    results = summarize(records, min_score=settings["min_score"], against=against)
-    told = headline(settings)
-    reports.html(results, {"what": told, **settings}, out / "report.html")
-    (out / "report.md").write_text(f"{told}\n\n{reports.markdown(results)}", "utf-8")
-    failed = Counter(record.error for record in records if record.error)
-    for error, count in failed.items():
-        warn(f"{count} answers ended with {error} and count as wrong.")
-    return results, told
-
-
 def _models(model: str | None, models: str | None) -> dict[str, str | None]:
-    """The models by the folder within the results that they have, which is none of a single one."""
+    """Return the models by the name of their folder in the results; "" if there is only one."""
     if models is None:
         return {"": model}
     if model is not None:
@@ -384,7 +325,7 @@ def _models(model: str | None, models: str | None) -> dict[str, str | None]:
 
 
 def _source(logs: Logs, online: bool, has_others: bool, has_own: bool) -> LogSource:
-    """What the stored logs are made of.
+    """Return what the stored logs are made of.
 
     Raises:
         EvaluationError: Two things were asked for that cannot be at once.
@@ -419,7 +360,7 @@ def _shard(text: str) -> Shard:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar for each thing that is being done."""
+    """Show a progress bar for each thing that is being done."""
     from rich.console import Console
     from rich.progress import Progress as Bars
 

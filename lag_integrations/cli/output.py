@@ -10,10 +10,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import typer
+from pydantic import ByteSize
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+_SHORT_ID = 12
 
 
 def show_json(document: Any) -> None:
@@ -32,7 +35,7 @@ def warn(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with control characters made visible: a trace must not steer the terminal."""
+    """Return a text with its control characters escaped: a trace must not steer the terminal."""
     return "".join(
         character if character in "\n\t" or character.isprintable() else _escaped(character)
         for character in text
@@ -44,7 +47,7 @@ def _escaped(character: str) -> str:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table, numbers to the right. A terminal gets no line that is too long for it."""
+    """Print a table, numbers to the right; on a terminal, lines are cut to its width."""
     console = Console()
     lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     for place in range(len(columns)):
@@ -67,25 +70,31 @@ def _cell(value: object) -> str:
 
 
 def human_size(number: float) -> str:
-    """Bytes, for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    """Return a number of bytes for people."""
+    return ByteSize(number).human_readable(decimal=True)
 
 
-def human_time(seconds: float) -> str:
-    """Unix seconds, for people."""
+def iso_time(seconds: float, timespec: str = "seconds") -> str:
+    """Return Unix seconds as an ISO 8601 time in UTC."""
     try:
-        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%SZ}"
-    except (ValueError, OverflowError, OSError):
-        return f"{seconds:.0f}"
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):  # no year that there is
+        return str(seconds)
+    return moment.isoformat(timespec=timespec)
+
+
+def short_id(log_id: str) -> str:
+    """Return as much of a log's id as a table shows."""
+    return log_id[:_SHORT_ID]
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, if that is a terminal: call what is given with (done, total)."""
+    """Show a progress bar on stderr, if that is a terminal.
+
+    Yields:
+        What sets it: call it with the number of steps done, and of all.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -6,57 +6,54 @@ from typing import Annotated
 
 import typer
 
-from lag_integrations.cli.logs import as_dict, readable
-from lag_integrations.cli.opening import Place, full_id
-from lag_integrations.cli.options import AsJson, LedgerUrl, LogId, Namespace, StorePath
-from lag_integrations.cli.output import human_time, say, show_json, show_table
+from lag_integrations.cli.log_view import as_dict, readable
+from lag_integrations.cli.opening import IDS, LogId, Place, at_store, full_id
+from lag_integrations.cli.options import AsJson, Limit
+from lag_integrations.cli.output import iso_time, say, short_id, show_json, show_table
 from lag_integrations.errors import LogNotFoundError
 
 app = typer.Typer(
     help="Look at logs that a screen put aside, and release them.", no_args_is_help=True
 )
-_SHORT_ID = 12
 
 
 @app.command()
+@at_store
 def ls(
-    store: StorePath,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most logs to list.")] = 20,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
+    place: Place,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List the logs in quarantine, newest first."""
     from lag_integrations.memory.quarantine import LogQuarantine
 
-    with Place(store, namespace, ledger).ledger_only() as (_, opened):
+    with place.ledger_only() as (_, opened):
         found = LogQuarantine(opened).logs(limit)
     if as_json:
         show_json([as_dict(info) | {"reason": info.quarantine} for info in found])
         return
     rows = [
         (
-            info.id[:_SHORT_ID],
-            human_time(info.captured_at)[:16],
+            short_id(info.id),
+            iso_time(info.captured_at),
             info.source or "",
             info.quarantine,
             info.trace.task,
         )
         for info in found
     ]
-    show_table(["id", "captured (UTC)", "source", "reason", "task"], rows)
+    show_table(["id", "captured", "source", "reason", "task"], rows)
 
 
 @app.command()
+@at_store
 def show(
-    store: StorePath,
+    place: Place,
     log: LogId,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show why a log is in quarantine, and what its trace says."""
-    with Place(store, namespace, ledger).ledger_only() as (_, opened):
+    with place.ledger_only() as (_, opened):
         key = full_id(opened, log)
         found = [info for info in opened.info([key]) if info.quarantine is not None]
         if not found:
@@ -71,20 +68,16 @@ def show(
 
 
 @app.command()
+@at_store
 def release(
-    store: StorePath,
-    logs: Annotated[
-        list[str],
-        typer.Argument(metavar="ID...", help="Ids of logs, or at least 4 of their first digits."),
-    ],
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
+    place: Place,
+    logs: Annotated[list[str], IDS],
     as_json: AsJson = False,
 ) -> None:
     """Let logs be recalled; none if one is not found."""
     from lag_integrations.memory.quarantine import LogQuarantine
 
-    with Place(store, namespace, ledger).ledger_only() as (_, opened):
+    with place.ledger_only() as (_, opened):
         ids = sorted({full_id(opened, log) for log in logs})
         LogQuarantine(opened).release(ids)
     if as_json:

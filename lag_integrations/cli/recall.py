@@ -75,7 +75,7 @@ def evaluate_recall(
 
 
 def _known(ledger: Ledger, placed: Sequence[tuple[str, RecallQuery]]) -> Iterator[RecallQuery]:
-    """The queries with whole ids."""
+    """Yield the queries with whole ids."""
     for place, query in placed:
         try:
             log = None if query.log is None else full_id(ledger, query.log)

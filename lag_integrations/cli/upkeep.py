@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lag_integrations.cli.opening import Place
+from lag_integrations.cli.opening import AllNamespaces, Embedder, Place, at_store
 from lag_integrations.cli.options import (
     AsJson,
-    EmbedderName,
-    IndexUrl,
-    LedgerUrl,
-    Namespace,
-    SegmentsUrl,
-    StorePath,
+    ModelDevice,
+    ModelDtype,
     parse_duration,
     parse_size,
 )
@@ -25,7 +22,7 @@ from lag_integrations.cli.output import human_size, progress_bar, say, show_json
 from lag_integrations.errors import StoreError
 
 if TYPE_CHECKING:
-    from lag_integrations.store.audit import Problem
+    from lag_integrations.store.audit import Audit, Problem
     from lag_integrations.store.statistics import Statistics
 
 MinAge = Annotated[
@@ -34,28 +31,27 @@ MinAge = Annotated[
         "--orphans-older-than",
         metavar="SECONDS",
         min=0,
-        help="Age from which a file that belongs to no log counts as left behind. A younger one "
-        "may be being written.",
+        help="Age from which a file that belongs to no log counts as left behind; a younger one "
+        "may still be being written.",
     ),
 ]
 _ONLY_PEOPLE_MEND = ("ledger_damaged", "trace_damaged")
 
 
+@at_store
 def stats(
-    store: StorePath,
+    place: Place,
     all_namespaces: Annotated[
-        bool, typer.Option("--all", help="All namespaces that have logs.")
+        bool, typer.Option("--all", help="Show all namespaces that have logs.")
     ] = False,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a store holds, and what is still to do."""
-    with Place(store, namespace, ledger).ledger_only() as (database, _):
+    with place.ledger_only() as (database, _):
         from lag_integrations.store.statistics import facts_of, namespaces_of, statistics_of
 
         facts = facts_of(database)
-        names = namespaces_of(database) if all_namespaces else [namespace]
+        names = namespaces_of(database) if all_namespaces else [place.namespace]
         found = [statistics_of(database, name) for name in names]
     if as_json:
         mine = (
@@ -71,63 +67,94 @@ def stats(
         _show_statistics(one)
 
 
+@at_store
 def verify(
-    store: StorePath,
+    place: Place,
     min_age: MinAge = 600.0,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
+    namespace: AllNamespaces = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that everything agrees with the ledger; exits with 1 if something does not."""
-    with Place(store, namespace, ledger, segments_url, index).store() as opened:
-        from lag_integrations.store.audit import Audit
-
-        with progress_bar("Verifying") as progress:
-            problems = Audit(opened, progress, min_age=min_age).verify()
+    """Check traces, segments and index against the ledger; exits with 1 if something is wrong."""
+    problems = _audit(place, namespace, "Verifying", lambda audit: audit.verify(), min_age)
     _show_problems(problems, as_json, "Nothing is wrong.")
-    if problems:
+    if any(problems.values()):
         raise typer.Exit(1)
 
 
+@at_store
 def repair(
-    store: StorePath,
+    place: Place,
     min_age: MinAge = 600.0,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
+    namespace: AllNamespaces = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make right what verify finds; exits with 1 if something has to come from a backup."""
-    with Place(store, namespace, ledger, segments_url, index).store() as opened:
-        from lag_integrations.store.audit import Audit
-
-        with progress_bar("Repairing") as progress:
-            problems = Audit(opened, progress, min_age=min_age).repair()
+    """Mend what verify finds; exits with 1 if something has to come from a backup."""
+    problems = _audit(place, namespace, "Repairing", lambda audit: audit.repair(), min_age)
     _show_problems(problems, as_json, "Nothing was wrong.")
-    if any(problem.kind in _ONLY_PEOPLE_MEND for problem in problems):
+    if any(one.kind in _ONLY_PEOPLE_MEND for found in problems.values() for one in found):
         raise StoreError(
             "Damaged traces, or a damaged ledger, are as they were: restore them from a backup, "
             "or import an export of them."
         )
 
 
+def _audit(
+    place: Place,
+    namespace: str | None,
+    title: str,
+    look: Callable[[Audit], list[Problem]],
+    min_age: float,
+) -> dict[str, list[Problem]]:
+    """Return what is wrong by namespace, and under the first what is wrong with the whole store.
+
+    Args:
+        place: The store.
+        namespace: The only namespace to look at.
+        title: What the progress bar says.
+        look: What to do with each namespace.
+        min_age: Age from which a file that belongs to no log counts as left behind.
+    """
+    from lag_integrations.store.audit import Audit
+
+    problems: dict[str, list[Problem]] = {}
+    known: set[Problem] = set()
+    for name in [namespace] if namespace else _namespaces(place):
+        with (
+            replace(place, namespace=name).store() as opened,
+            progress_bar(f"{title} {name}") as progress,
+        ):
+            found = look(Audit(opened, progress, min_age=min_age))
+        # Each audit looks at what namespaces share, too.
+        problems[name] = [one for one in found if one not in known]
+        known.update(found)
+    return problems
+
+
+def _namespaces(place: Place) -> list[str]:
+    """Return the namespaces that have logs, or files of deleted logs; the default one if none."""
+    from sqlalchemy import select
+
+    from lag_integrations.store.schema import removals
+    from lag_integrations.store.statistics import namespaces_of
+
+    with place.ledger_only() as (database, _):
+        names = set(namespaces_of(database))
+        with database.read() as connection:
+            names.update(connection.execute(select(removals.c.namespace)).scalars())
+    return sorted(names) or [place.namespace]
+
+
+@at_store
 def reindex(
-    store: StorePath,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
-    embedder: EmbedderName = None,
+    place: Place,
+    embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed every trace again, with an embedder that may be another than before.
+    """Embed every trace again, for example with another embedder.
 
     A store has one embedder: other namespaces are embedded again when they are next used.
     """
-    with Place(store, namespace, ledger, segments_url, index).memory(embedder) as memory:
+    with place.memory(embedder) as memory:
         with progress_bar("Embedding") as progress:
             memory.reindex(progress)
         number = memory.store.embeddings.count_logs()
@@ -137,30 +164,26 @@ def reindex(
         say(f"Embedded and indexed {number:,} logs.")
 
 
+@at_store
 def reencode(
-    store: StorePath,
+    place: Place,
     model: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
     codec: Annotated[
         str, typer.Option(help="native, fp32, bf16, fp16, fp8, int8 or int4; each also with +zstd.")
     ] = "native",
     only: Annotated[
-        bool, typer.Option("--only", help="Remove the segments of other models and codecs after.")
+        bool, typer.Option("--only", help="Then remove the segments of other models and codecs.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="dtype to load the model in.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="Device to load the model to.")] = None,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
-    embedder: EmbedderName = None,
+    dtype: ModelDtype = "auto",
+    device: ModelDevice = None,
+    embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode every log with a model, as far as it is not done yet.
+    """Encode the logs that have no segments of a model yet.
 
     Load the model as the program does that uses the memory: a segment fits one model, tokenizer,
     chat template and dtype.
     """
-    place = Place(store, namespace, ledger, segments_url, index)
     place.require()  # before the model is loaded, which takes long
     from lag_integrations.engine.engine import Engine
     from lag_integrations.kv.segment import SegmentKey
@@ -188,29 +211,30 @@ def reencode(
         say(f"{stored:,} segments of {model} are stored; {removed:,} others were removed.")
 
 
+@at_store
 def prune(
-    store: StorePath,
+    place: Place,
     max_bytes: Annotated[
         Any,
-        typer.Option(metavar="SIZE", parser=parse_size, help="Of traces and segments: 10GB, 8GiB."),
+        typer.Option(
+            metavar="SIZE", parser=parse_size, help="Most bytes of traces and segments: 10GB, 8GiB."
+        ),
     ] = None,
-    max_logs: Annotated[int | None, typer.Option(min=1, help="Number of logs.")] = None,
+    max_logs: Annotated[int | None, typer.Option(min=1, help="Most logs.")] = None,
     ttl: Annotated[
         Any,
         typer.Option(
-            metavar="TIME", parser=parse_duration, help="Age since the last capture: 30d, 12h."
+            metavar="TIME",
+            parser=parse_duration,
+            help="Greatest age since the last capture: 30d, 12h.",
         ),
     ] = None,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evict what goes beyond a budget: the least recent and least useful first."""
+    """Delete logs and segments beyond a budget, the least recent and least useful first."""
     if max_bytes is None and max_logs is None and ttl is None:
         raise typer.BadParameter("give --max-bytes, --max-logs or --ttl.")
-    with Place(store, namespace, ledger, segments_url, index).store() as opened:
+    with place.store() as opened:
         from lag_integrations.store.budget import Budget
 
         pruned = opened.evictor.enforce(Budget(max_bytes, max_logs, ttl))
@@ -221,23 +245,21 @@ def prune(
         say(f"Deleted {pruned.logs:,} logs, evicted {pruned.segments:,} segments of others.")
 
 
+@at_store
 def purge(
-    store: StorePath,
+    place: Place,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    namespace: Namespace = "default",
-    ledger: LedgerUrl = None,
-    segments_url: SegmentsUrl = None,
-    index: IndexUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete everything of the namespace, for good."""
-    place = Place(store, namespace, ledger, segments_url, index)
+    """Delete all logs of a namespace for good."""
     place.require()
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("there is nobody to ask; give --yes to delete everything.")
         typer.confirm(
-            f"Delete everything in namespace {namespace!r} of {store}?", abort=True, err=True
+            f"Delete everything in namespace {place.namespace!r} of {place.path}?",
+            abort=True,
+            err=True,
         )
     with place.store() as opened:
         receipt = opened.purge()
@@ -249,23 +271,25 @@ def purge(
             say(f"There may still be {remainder}.")
 
 
+@partial(at_store, tenant=False)
 def migrate(
-    store: StorePath,
+    place: Place,
     backed_up: Annotated[
-        bool, typer.Option("--backed-up", help="There is a backup of the ledger already.")
+        bool, typer.Option("--backed-up", help="Do not refuse: the ledger has a backup already.")
     ] = False,
-    ledger: LedgerUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the ledger to this version's schema; a file is copied first, a server is not."""
     from lag_integrations.store.database import Database
     from lag_integrations.store.migrations import HEAD
 
-    store.mkdir(0o700, parents=True, exist_ok=True)
-    before = set(store.glob("backup-*.sqlite"))
-    database = Database(ledger or None, store, backed_up=backed_up)
+    if place.ledger:
+        place.path.mkdir(0o700, parents=True, exist_ok=True)  # for locks, beside a database
+    place.require()
+    before = set(place.path.glob("backup-*.sqlite"))
+    database = Database(place.ledger or None, place.path, backed_up=backed_up)
     database.close()
-    backups = [str(path) for path in set(store.glob("backup-*.sqlite")) - before]
+    backups = [str(path) for path in set(place.path.glob("backup-*.sqlite")) - before]
     if as_json:
         show_json({"from": database.migrated_from, "to": HEAD, "backups": backups})
     elif database.migrated_from is None:
@@ -310,10 +334,11 @@ def _show_statistics(one: Statistics) -> None:
         show_table(columns, rows)
 
 
-def _show_problems(problems: Sequence[Problem], as_json: bool, none: str) -> None:
+def _show_problems(problems: Mapping[str, Sequence[Problem]], as_json: bool, none: str) -> None:
+    rows = [{"namespace": name, **asdict(one)} for name, found in problems.items() for one in found]
     if as_json:
-        show_json([asdict(problem) for problem in problems])
-    elif not problems:
-        say(none)
+        show_json(rows)
+    elif rows:
+        show_table(["namespace", "kind", "subject", "detail"], [[*row.values()] for row in rows])
     else:
-        show_table(["kind", "subject", "detail"], [tuple(asdict(one).values()) for one in problems])
+        say(f"{none} Namespaces: {', '.join(problems)}.")

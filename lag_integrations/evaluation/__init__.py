@@ -1,1 +1,1 @@
-"""Measurements: accuracy with and without logs, and what injecting costs."""
+"""What `kvlog eval` runs: accuracy with and without logs, and what a store recalls."""

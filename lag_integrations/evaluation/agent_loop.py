@@ -119,7 +119,7 @@ class Run:
     seconds: float | None = None
 
     def trace(self) -> Trace:
-        """The run as a trace: of what was recalled, nothing is in it."""
+        """Return the run as a trace, without what was recalled."""
         messages: list[Message] = []
         for found, response in zip(self.documents, self.responses, strict=True):
             read = [document_text(document) for document in found]
@@ -217,14 +217,14 @@ class Agent:
             run.logs.sort(key=lambda log: -(log.score or 0.0))
 
     def _given(self, question: Question) -> list[RecalledLog]:
-        """The log that a question is given whatever is recalled, if it is there."""
+        """Return the log that a question is given whatever is recalled, if there is one."""
         if question.log_of is None:
             return []
         of = {"question_id": question.log_of}
         return self._memory.get(self._memory.store.ledger.having(of, limit=1))
 
     def _respond(self, run: Run, begun: float) -> None:
-        """A round; the least relevant logs go, as long as it is too much for the model."""
+        """Run a round, without the least relevant logs if it is too much for the model."""
         while True:
             given, request = self._fitting(run)
             stream = self._engine.start(request, begun)
@@ -241,7 +241,7 @@ class Agent:
             return self._take(run, given, stream.generation)
 
     def _fitting(self, run: Run) -> tuple[Given, Request]:
-        """What to ask next; the least relevant logs go, as long as it does not fit the window."""
+        """Return the next request, without the least relevant logs if it does not fit."""
         while True:
             try:
                 return self._request(run)
@@ -251,7 +251,7 @@ class Agent:
                 run.logs.pop()
 
     def _request(self, run: Run, arm: Arm | None = None) -> tuple[Given, Request]:
-        """What to ask next, with the logs in the form of this arm or another."""
+        """Return the next request, with the logs in the form of this arm or another."""
         documents = [document for found in run.documents for document in found]
         chat = [Message(role="user", content=prompt(run, documents, self._loop.direct))]
         logs = run.logs if self._loop.best_last else run.logs[::-1]
@@ -302,12 +302,12 @@ def _give_up(run: Run, error: Exception) -> None:
 
 
 def question_text(question: Question) -> str:
-    """A question as it is asked, options included."""
+    """Return a question as it is asked, with its options."""
     return f"Question: {question.text}" + ("\n" + question.lettered if question.options else "")
 
 
 def prompt(run: Run, documents: Sequence[Document], direct: bool) -> str:
-    """What a round begins with: the task, what was found (and thought), the question last."""
+    """Return the prompt of a round: the task, what was found (and thought), the question last."""
     question = run.question
     known = [document_text(document) for document in documents]
     if question.options:

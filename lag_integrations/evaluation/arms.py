@@ -95,7 +95,7 @@ class NoLogs(Arm):
     uses_logs = False
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
-        """The conversation as it is."""
+        """Return the conversation as it is."""
         return Given(asked.chat)
 
 
@@ -112,7 +112,7 @@ class AsSegments(Arm):
         self.selection = selection
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
-        """The conversation, with segments to inject."""
+        """Return the conversation, with segments to inject."""
         segments = asked.memory.segments(logs, asked.engine)[::-1]
         return Given(asked.chat, segments, sum(segment.nbytes for segment in segments))
 
@@ -121,7 +121,7 @@ class TokensAsText(AsSegments):
     """What a selection keeps, token by token, read by the model instead of injected."""
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
-        """The conversation, with segments whose tokens are to be read."""
+        """Return the conversation, with segments whose tokens are to be read."""
         given = super().give(asked, logs)
         texts = [asked.engine.tokenizer.decode(one.token_ids) for one in given.segments]
         return replace(given, stored_bytes=_bytes(texts), as_text=True)
@@ -138,7 +138,7 @@ class AsText(Arm):
         self._whole = whole
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
-        """The conversation, with the logs' text in it."""
+        """Return the conversation, with the logs' text in it."""
         texts = [whole_text(log.trace) if self._whole else log.trace.last_response for log in logs]
         chat = with_texts(asked.chat, texts[::-1], asked.question.text)
         return Given(chat, stored_bytes=_bytes(texts))
@@ -148,7 +148,7 @@ class Cheatsheet(Arm):
     """What the model itself writes down of the logs, as text (Dynamic Cheatsheet)."""
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
-        """The conversation, with the cheatsheet in it."""
+        """Return the conversation, with the cheatsheet in it."""
         if not logs:
             return Given(asked.chat)
         solved = "\n\n".join(
@@ -171,7 +171,7 @@ class Cheatsheet(Arm):
 
 
 def whole_text(trace: Trace) -> str:
-    """All that was said, the task included."""
+    """Return all that was said, with the task."""
     return "\n".join(message.text for message in trace.messages if message.text.strip())
 
 
@@ -195,14 +195,15 @@ ARMS: dict[str, Arm] = {
 }
 """All arms of the paper, and three more.
 
-`kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` gives the
-very tokens of `kv`, at the same place, as text; `kv_last` keeps the last response with the header
-and the end of its turn. What the paper calls `kv_last`, the text of the last response alone, is
-`kv_last_response`."""
+`kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` passes
+the very tokens of `kv`, at the same place, as text; `kv_last` keeps the last response with the
+header and the end of its turn. What the paper calls `kv_last`, the text of the last response
+alone, is `kv_last_response`.
+"""
 
 
 def arm(name: str) -> Arm:
-    """The arm of a name.
+    """Return the arm of a name.
 
     Raises:
         EvaluationError: There is none.

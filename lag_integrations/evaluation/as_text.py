@@ -14,7 +14,7 @@ from lag_integrations.traces.trace import Message
 
 
 def read_as_text(request: Request) -> Request:
-    """The request with the segments' tokens in the prompt, to be read like any text."""
+    """Return the request with the segments' tokens in the prompt, read like any text."""
     return replace(request, prompt_ids=request.token_ids, segments=())
 
 

@@ -26,7 +26,7 @@ class Documents:
         self._vectors = embedder.embed(texts) if texts else np.zeros((0, 0), np.float32)
 
     def search(self, query: str, k: int, known: Collection[str] = ()) -> list[Document]:
-        """The nearest documents that are not known yet, nearest first."""
+        """Return the nearest documents that are not known yet, nearest first."""
         if not self._documents or k < 1:
             return []
         scores = self._vectors @ self._embedder.embed_query(query).reshape(-1)
@@ -35,5 +35,5 @@ class Documents:
 
 
 def document_text(document: Document) -> str:
-    """A document as an agent reads it."""
+    """Return a document as an agent reads it."""
     return f"{document.title}\n{document.text}".strip()

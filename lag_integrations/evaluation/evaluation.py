@@ -50,7 +50,7 @@ class Shard:
         return f"{self.number}-of-{self.count}"
 
     def of(self, questions: Sequence[Question]) -> Sequence[Question]:
-        """Its part of the questions."""
+        """Return this part of the questions."""
         return questions[self.number - 1 :: self.count]
 
 
@@ -133,7 +133,7 @@ class Evaluation:
         progress(name, len(todo), len(todo))
 
     def _run_online(self, name: str, one: Arm, progress: Progress) -> None:
-        """Questions one after the other; each run is a log for the next."""
+        """Ask questions one after the other; each run is a log for the next."""
         questions = (*self._dataset.seen, *self._dataset.unseen)
         with self._memory(one, f"store-online-{name}") as memory:
             agent = Agent(self._engine, memory, one, self._documents, self._settings)
@@ -187,7 +187,7 @@ class Evaluation:
             file.write(line + "\n")
 
     def _kept(self) -> Iterator[Trace]:
-        """What the standard agent did with the seen questions, whichever shard it was in."""
+        """Yield what the standard agent did with the seen questions, in whichever shard."""
         traces: dict[str, Trace | None] = {}
         for path in sorted(self._out.glob("traces-*.jsonl")):
             for line in path.read_text("utf-8").split("\n")[:-1]:
@@ -206,7 +206,7 @@ class Evaluation:
         yield from (trace for trace in traces.values() if trace)
 
     def _trace(self, run: Run) -> Trace | None:
-        """The run's trace; None if the model said nothing."""
+        """Return the run's trace; None if the model said nothing."""
         if not any(response.strip() for response in run.responses):
             return None
         right, _ = scores(run.answer, run.question)
@@ -249,5 +249,5 @@ def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = No
 
 
 def _source(log: RecalledLog) -> str:
-    """The question that a log is of; else the log's own id."""
+    """Return the id of the question that a log is of; else the log's own id."""
     return str(log.trace.metadata.get("question_id", log.id))

@@ -33,7 +33,7 @@ class Floor:
 def floors(
     asked: Mapping[str, Record], baseline: Mapping[str, Record], least: float
 ) -> list[Floor]:
-    """An arm's figures with other floors, from one run with a low one.
+    """Return an arm's figures with other floors, from one run with a low floor.
 
     Below the floor, a question is answered as it is without logs. That says what would have
     happened only if a question has one round and at most one log, which was recalled; else there is

@@ -9,7 +9,7 @@ from lag_integrations.traces.trace import Message, Trace
 
 
 def gold_trace(question: Question, *, brief: bool = False) -> Trace:
-    """A run as the paper's agent would have made it, had it known everything.
+    """Return the trace of an agent that knew everything, in the paper's form.
 
     A round for each fact, in which it asks and is told, and one with the answer. A question of
     which only the answer is known gets the last round alone.
@@ -56,5 +56,5 @@ def _answer(question: Question) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    """The text with a full stop, unless it ends like a sentence, perhaps within quotes."""
+    """Return the text with a full stop, unless it ends like a sentence, maybe within quotes."""
     return text if text.rstrip("\"')”").endswith((".", "!", "?", "…")) else f"{text}."

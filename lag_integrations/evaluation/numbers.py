@@ -21,7 +21,7 @@ _TOLERANCE, _ROUNDING = 0.01, 0.005
 
 
 def numbers(text: str) -> list[tuple[float, ...]]:
-    """The numbers in a text, in order.
+    """Return the numbers in a text, in order.
 
     Each is what it says, and then what its digits alone say: 15 % is 0.15, but 15 where percent
     were asked for.
@@ -35,7 +35,7 @@ def numbers(text: str) -> list[tuple[float, ...]]:
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, as it is written."""
+    """Return the last number in a text, as it is written."""
     found = [number[0].strip() for number in _NUMBER.finditer(text)]
     return found[-1] if found else None
 

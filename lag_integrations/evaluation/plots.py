@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(results: Results) -> dict[str, str]:
-    """The pictures by name: exact_match, rounds, tokens, and first_token where it was measured."""
+    """Return the plots by name: exact_match, rounds, tokens, and first_token if measured."""
     timed = any(of.time_to_first_token is not None for of in results.figures["all"].values())
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The reader's own font is used in the end.
@@ -63,7 +63,7 @@ def draw(results: Results) -> dict[str, str]:
 
 
 def _exact_match(results: Results) -> Figure:
-    """Bars with intervals, a panel for each part; colours say whether a difference is clear."""
+    """Draw bars with intervals, a panel for each part; colours say if a difference is clear."""
     parts = shown(results)
     figure = Figure(figsize=(9.5, 0.8 + 0.3 * len(results.arms)), layout="constrained")
     panels = figure.subplots(1, len(parts), sharex=True, sharey=True, squeeze=False)[0]
@@ -96,7 +96,7 @@ def _exact_match(results: Results) -> Figure:
 
 
 def _rounds(results: Results) -> Figure:
-    """Exact match when cut after so many rounds."""
+    """Draw the exact match of runs that are cut off after so many rounds."""
     figure, axes = _single()
     for arm, shares in results.curve.items():
         values = [100 * share for share in shares]
@@ -132,7 +132,7 @@ def _first_token(results: Results) -> Figure:
 
 
 def _tokens(results: Results) -> Figure:
-    """Tokens that were read, and tokens that were injected instead."""
+    """Draw the tokens that were read, and those that were injected instead."""
     arms = results.figures["all"]
     figure = Figure(figsize=(9.5, 0.9 + 0.3 * len(arms)), layout="constrained")
     axes = figure.subplots()
@@ -166,7 +166,7 @@ def _single() -> tuple[Figure, Axes]:
 
 
 def _finish(axes: Axes, results: Results) -> None:
-    """A legend beside the plot, in the order in which the arms stand in it."""
+    """Add a legend beside the plot, in the order of the arms in it."""
     axes.set_ylim(bottom=0)
     handles, labels = axes.get_legend_handles_labels()
     best = {_label(arm): -of.exact_match.mean for arm, of in results.figures["all"].items()}
@@ -184,7 +184,7 @@ def _label(arm: str) -> str:
 
 
 def _look(results: Results, arm: str) -> dict[str, Any]:
-    """Colour and marker of an arm, the same in all pictures."""
+    """Return colour and marker of an arm, the same in all plots."""
     if arm == BASELINE:
         return {"color": _INK, "marker": "o", "markersize": 5, "linestyle": (0, (3, 2))}
     others = [name for name in results.arms if name != BASELINE]
@@ -197,7 +197,7 @@ def _look(results: Results, arm: str) -> dict[str, Any]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """SVG to stand within HTML: no prolog, ids of its own, the page's text colour."""
+    """Return SVG to stand within HTML: no prolog, ids of its own, the page's text colour."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing)

@@ -117,7 +117,7 @@ class Dataset:
         return found.hexdigest()
 
     def stratum(self, question: Question) -> Stratum:
-        """How near a question is to those that logs are made of."""
+        """Return how near a question is to those that logs are made of."""
         if question.kind is not None:
             return question.kind
         if any(question.id == other.id or question.text == other.text for other in self.seen):

@@ -145,7 +145,7 @@ def cut_to_lines(path: Path) -> None:
 
 
 def read(paths: Iterable[Path]) -> Iterator[Record]:
-    """The records in some files; a line without an end was being written, and is left out.
+    """Read the records in some files, without a last line that was being written.
 
     Raises:
         EvaluationError: A file holds something else.

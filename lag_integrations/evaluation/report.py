@@ -45,12 +45,12 @@ def require() -> None:
 
 
 def console(results: Results | Mapping[str, Results]) -> Group:
-    """Tables for a terminal; of several models by name, joined."""
+    """Return tables for a terminal; those of several models, by name, are joined."""
     return Group(*(as_table(grid) for grid in _grids(results)))
 
 
 def markdown(results: Results | Mapping[str, Results]) -> str:
-    """Tables as GitHub Markdown; of several models by name, joined."""
+    """Return tables as GitHub Markdown; those of several models, by name, are joined."""
     return "\n".join(as_markdown(grid) for grid in _grids(results))
 
 
@@ -117,7 +117,7 @@ def _grids(results: Results | Mapping[str, Results]) -> tuple[Grid, ...]:
 
 
 def as_table(grid: Grid) -> Table:
-    """One table for a terminal."""
+    """Return a table for a terminal."""
     found = Table(
         title=f"\n{grid.title}",
         title_justify="left",
@@ -136,7 +136,7 @@ def as_table(grid: Grid) -> Table:
 
 
 def as_markdown(grid: Grid) -> str:
-    """One table as GitHub Markdown."""
+    """Return a table as GitHub Markdown."""
     lines = [
         f"**{grid.title}**",
         "",

@@ -130,7 +130,7 @@ class Results:
 def summarize(
     records: Iterable[Record], *, min_score: float | None = -1.0, against: str = "text_last"
 ) -> Results:
-    """The figures of some records. Of two records of one arm and question, the last one counts.
+    """Summarize records. Of two records of one arm and question, the last one counts.
 
     Args:
         records: The records.

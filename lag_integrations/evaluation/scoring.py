@@ -11,7 +11,7 @@ from lag_integrations.evaluation.questions import Question
 
 
 def normalize(text: str) -> str:
-    """Lower case, without punctuation, articles and extra space."""
+    """Return a text in lower case, without punctuation, articles and extra space."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -27,7 +27,7 @@ def contains(answer: str, gold: str) -> bool:
 
 
 def f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall of the words, from 0 to 1."""
+    """Return the harmonic mean of precision and recall of the words, from 0 to 1."""
     said, wanted = normalize(answer).split(), normalize(gold).split()
     common = sum((Counter(said) & Counter(wanted)).values())
     return 2 * common / (len(said) + len(wanted)) if common else 0.0
@@ -43,7 +43,7 @@ def same(answer: str | None, gold: str, question: Question) -> bool:
 
 
 def scores(answer: str | None, question: Question) -> tuple[bool, float]:
-    """Exact match and F1; of a letter and a number, both say whether it is the right one."""
+    """Return exact match and F1; for a letter or a number, both say whether it is right."""
     right = any(same(answer, gold, question) for gold in question.answers)
     if answer is None or question.options or question.numeric:
         return right, float(right)

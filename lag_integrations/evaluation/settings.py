@@ -90,7 +90,7 @@ def settle(
 
 
 def described(path: Path) -> Mapping[str, Any]:
-    """What `settle` wrote.
+    """Read what `settle` wrote.
 
     Raises:
         EvaluationError: There is no such evaluation.
@@ -105,7 +105,7 @@ def described(path: Path) -> Mapping[str, Any]:
 
 
 def headline(described: Mapping[str, Any]) -> str:
-    """What an evaluation is, in one sentence."""
+    """Return a sentence that says what an evaluation is."""
     logs = {
         "gold": "made of gold decompositions and solutions, with the answers of seen questions",
         "self": "what the model did itself",

@@ -31,7 +31,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], *, least: float = 0.0, most: float = 1.0) -> Interval:
-    """The mean of scores, with its bootstrap interval (BCa). The same scores give the same one.
+    """Return the mean of scores, with its bootstrap interval (BCa), which is reproducible.
 
     Where all scores are equal, there is nothing to resample. Then the interval says what they leave
     open: so many others may exist that none of them is met with a probability of 2.5 %.
@@ -68,7 +68,7 @@ def interval(values: Sequence[float], *, least: float = 0.0, most: float = 1.0) 
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
-    """The mean of ``values - others``, with its interval.
+    """Return the mean of ``values - others``, with its interval.
 
     Args:
         values: Scores from 0 to 1, one a question.

@@ -39,19 +39,19 @@ class Grid:
 
 
 def shown(results: Results) -> tuple[Part, ...]:
-    """The parts that say something of their own: one stratum alone is all there is."""
+    """Return the parts to show: not "all" where there is one stratum alone."""
     return results.parts if len(results.parts) > 2 else ("all",)
 
 
 def title(results: Results, part: Part) -> str:
-    """A name for a part of the questions."""
+    """Return a name for a part of the questions."""
     if part != "all":
         return f"{part.capitalize()} questions"
     return "All questions" if len(results.parts) > 2 else f"All questions ({results.parts[1]})"
 
 
 def tables(results: Results, part: Part) -> tuple[Grid, ...]:
-    """How well the arms did on a part of the questions, how it reads, and what it took."""
+    """Return tables of how well the arms did on a part, how it reads, and what it took."""
     name, arms = title(results, part), results.figures[part].values()
     highest = max(of.exact_match.mean for of in arms)
     best = {of.arm for of in arms if of.exact_match.mean == highest}
@@ -64,7 +64,7 @@ def tables(results: Results, part: Part) -> tuple[Grid, ...]:
 
 
 def floor_tables(results: Results) -> tuple[Grid, ...]:
-    """For each arm that can tell, what other floors would have done."""
+    """Return, for each arm that can tell, what other floors would have done."""
     header = ("least similarity", "exact match %", "gained %", "harmed %", "no log %")
     return tuple(
         Grid(
@@ -83,22 +83,22 @@ def _floor(of: Floor) -> tuple[str, ...]:
 
 
 def points(found: Interval) -> str:
-    """A difference of two shares, in percentage points."""
+    """Return a difference of two shares, in percentage points."""
     return f"{_rounded(found.mean):+.1f} {_ends(found)}"
 
 
 def percent(share: float | None) -> str:
-    """A share, in percent."""
+    """Return a share, in percent."""
     return "-" if share is None else f"{_rounded(share):.1f}"
 
 
 def with_ends(share: Interval) -> str:
-    """A share with the ends of its interval, in percent."""
+    """Return a share with the ends of its interval, in percent."""
     return f"{percent(share.mean)} {_ends(share)}"
 
 
 def joined(grids: Mapping[str, Sequence[Grid]]) -> tuple[Grid, ...]:
-    """The tables of several models as one for each title, with the model before each row."""
+    """Join the tables of several models by title, with the model before each row."""
     titles = dict.fromkeys(grid.title for of_model in grids.values() for grid in of_model)
     return tuple(
         _joined(
@@ -120,7 +120,7 @@ def _joined(title: str, grids: Mapping[str, Grid]) -> Grid:
 
 
 def _against(name: str, found: Sequence[Comparison]) -> list[Grid]:
-    """The arms against another one than the baseline, if there are any."""
+    """Return the arms against another one than the baseline, if there are any."""
     if not found:
         return []
     rows = (
@@ -139,7 +139,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _grid(name: str, columns: _Columns, arms: Iterable[Figures], best: Set[str]) -> Grid:
-    """A table; what was measured of no arm has no column."""
+    """Return a table; what was measured of no arm has no column."""
     of_arms = list(arms)
     cells = {column: [cell(of) for of in of_arms] for column, cell in columns.items()}
     told = {c: found for c, found in cells.items() if c not in _MEASURED or set(found) != {"-"}}

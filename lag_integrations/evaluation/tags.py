@@ -13,7 +13,7 @@ ANSWER, KEYWORDS, SUBQUESTION = "ans", "keywords", "subquestion"
 
 
 def answer_of(response: str, question: Question) -> str | None:
-    """The answer in a response, or None if there is none.
+    """Return the answer in a response, or None if there is none.
 
     Args:
         response: What the model wrote.
@@ -28,7 +28,7 @@ def answer_of(response: str, question: Question) -> str | None:
 
 
 def query_of(response: str) -> str:
-    """What a response without an answer wants to know: what next to search for."""
+    """Return what a response without an answer wants to search for next."""
     keywords = _tagged(response, KEYWORDS)
     if keywords:
         return keywords[-1] or response
@@ -37,7 +37,7 @@ def query_of(response: str) -> str:
 
 
 def untagged(response: str) -> str:
-    """A response without its tags."""
+    """Return a response without its tags."""
     return re.sub(rf"</?(?:{ANSWER}|{KEYWORDS}|{SUBQUESTION})>", " ", response)
 
 
@@ -47,7 +47,7 @@ def _tagged(text: str, tag: str, end: str | None = None) -> list[str]:
 
 
 def _letter(answer: str, options: Sequence[str]) -> str:
-    """The letter of an option, however the answer names it."""
+    """Return the letter of an option, however the answer names it."""
     letters = ascii_uppercase[: len(options)]
     named = re.fullmatch(rf"\W*(?:option\s+)?\(?([{letters}])\W*", answer, re.IGNORECASE)
     if named:

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept on this machine."""
+"""The folder of files that can be made again: converted models, calibrations."""
 
 from __future__ import annotations
 

@@ -122,3 +122,6 @@ def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
     done = kvlog("report", tmp_path)
     assert done.exit_code == 1
     assert "There is no evaluation" in done.output
+    done = kvlog("report", tmp_path / "nowhere")
+    assert done.exit_code == 1
+    assert done.output.startswith(f"kvlog: There is no folder {tmp_path / 'nowhere'}.")

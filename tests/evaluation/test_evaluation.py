@@ -386,7 +386,7 @@ def test_a_number_is_worked_out_and_right_within_a_hundredth(evaluate, puppet):
         "new", "What is 90 over 30?", ("3",), numeric=True, log_of="old", old_answer="2"
     )
     old = Question("old", "What is 8 over 4?", ("2",), numeric=True, log=qa("8 over 4?", "Two: 2"))
-    old = replace(old, trace=old.trace.model_copy(update={"metadata": {"question_id": "old"}}))
+    old = replace(old, log=old.log.model_copy(update={"metadata": {"question_id": "old"}}))
     dataset = Dataset("small", (old,), related=(asked,))
     puppet.says("90 / 30 = 3.01", "It is <ans>2.0</ans>")
     records = evaluate(["text_last"], dataset=dataset, direct=False)

@@ -10,7 +10,7 @@ from rich.console import Console
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation import report
 from lag_integrations.evaluation.results import summarize
-from tests.evaluation.made_up import evaluation, record
+from tests.evaluation.fake_records import evaluation, record
 
 EVIL = "<script>alert('$x^$')</script>"
 ODD_ARMS = (EVIL, "_underscored", "$x^$", "a|b", "学習", "#010203", "id=\"x\" & 'y'")

@@ -6,7 +6,7 @@ import pytest
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.results import Comparison, summarize
 from lag_integrations.evaluation.statistics import Interval, difference, interval
-from tests.evaluation.made_up import record
+from tests.evaluation.fake_records import record
 
 
 def some(arm, rights, **given):

@@ -87,11 +87,9 @@ def test_what_earlier_versions_let_others_read_is_taken_from_them(tmp_path, vers
 def test_nobody_else_can_read_what_a_command_makes(tmp_path):
     runs = tmp_path / "runs.jsonl"
     runs.write_text(numbered(1).to_json() + "\n")
-    for arguments in (["add", str(tmp_path / "m"), str(runs)], ["migrate", str(tmp_path / "o")]):
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, done.output
-    for name in "mo":
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+    done = CliRunner().invoke(app, ["add", str(tmp_path / "m"), str(runs)])
+    assert done.exit_code == 0, done.output
+    assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o700
 
 
 def test_a_reader_that_does_not_end_holds_up_neither_deletes_nor_adds(tmp_path):

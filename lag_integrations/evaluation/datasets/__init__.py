@@ -42,7 +42,7 @@ _UNSEEN_TO_SEEN = 3 / 7  # as in the paper's split
 
 
 def load(name: str, data: Path, *, seed: int = 0, limit: int | None = None) -> Dataset:
-    """A dataset.
+    """Load a dataset.
 
     Args:
         name: One of `NAMES`.

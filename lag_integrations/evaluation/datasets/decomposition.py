@@ -46,17 +46,17 @@ _LAST = ("after", "at", "by", "from", "in", "of", "on", "to", "with")
 
 
 def facts(steps: Iterable[Step]) -> tuple[tuple[str, str], ...]:
-    """The sub-questions and their answers; ``entity >> relation`` becomes ``entity, relation``."""
+    """Return the sub-questions (``entity >> relation`` as ``entity, relation``) and answers."""
     return tuple((re.sub(r"\s*>>\s*", ", ", asked), answer) for asked, answer in _filled(steps))
 
 
 def sub_questions(steps: Iterable[Step]) -> tuple[tuple[str, str], ...]:
-    """The sub-questions as people would ask them, and their answers."""
+    """Return the sub-questions as people would ask them, and their answers."""
     return tuple((_question(asked), answer) for asked, answer in _filled(steps))
 
 
 def relation_of(question: str) -> tuple[str, str] | None:
-    """Entity and relation of a sub-question that names both; else None."""
+    """Return entity and relation of a sub-question that names both; else None."""
     entity, arrow, relation = (part.strip() for part in question.partition(">>"))
     return (entity, relation) if arrow and "#" not in entity else None
 
@@ -73,7 +73,7 @@ def _question(asked: str) -> str:
 
 
 def _filled(steps: Iterable[Step]) -> Iterator[tuple[str, str]]:
-    """The sub-questions with the answers that they refer to, and their answers."""
+    """Return the sub-questions with the answers that they refer to, and their answers."""
     answers: list[str] = []
 
     def answer(reference: re.Match[str]) -> str:

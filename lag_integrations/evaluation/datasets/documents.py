@@ -21,7 +21,7 @@ class _Row(BaseModel):
 
 
 def read_documents(path: Path | None) -> tuple[Document, ...]:
-    """The documents in a JSON file; none, if there is no file.
+    """Read the documents in a JSON file; none, if there is no file.
 
     The file holds a list of ``{"title", "text"}``, which are numbered, or an object of documents by
     id: each with title and text (or ``content``), or a text alone, whose id is its title then.

@@ -36,11 +36,11 @@ class Folder:
         self._path = folders[0]
 
     def find(self, *names: str) -> Path | None:
-        """The first of some files that exists."""
+        """Return the first of some files that exists."""
         return next((self._path / name for name in names if (self._path / name).is_file()), None)
 
     def file(self, *names: str) -> Path:
-        """The first of some files that exists.
+        """Return the first of some files that exists.
 
         Raises:
             EvaluationError: None does.
@@ -52,7 +52,7 @@ class Folder:
 
 
 def read_rows(path: Path, kind: type[Checked]) -> list[Checked]:
-    """The rows of a JSON file that holds a list.
+    """Read the rows of a JSON file that holds a list.
 
     Raises:
         EvaluationError: It cannot be read, or holds something else.
@@ -64,7 +64,7 @@ def read_rows(path: Path, kind: type[Checked]) -> list[Checked]:
 
 
 def read_lines(path: Path, kind: type[Checked]) -> list[Checked]:
-    """The rows of a JSONL file; empty lines are left out.
+    """Read the rows of a JSONL file; empty lines are left out.
 
     Raises:
         EvaluationError: It cannot be read, or holds something else.
@@ -73,7 +73,7 @@ def read_lines(path: Path, kind: type[Checked]) -> list[Checked]:
 
 
 def read_places(path: Path, kind: type[Checked]) -> list[tuple[str, Checked]]:
-    """The rows of a JSONL file as `read_lines`, each behind its place, for people.
+    """Read the rows of a JSONL file like `read_lines`, each with its place, for people.
 
     Raises:
         EvaluationError: It cannot be read, or holds something else.
@@ -89,7 +89,7 @@ def read_places(path: Path, kind: type[Checked]) -> list[tuple[str, Checked]]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
         EvaluationError: It cannot be read.
@@ -98,7 +98,7 @@ def read_json(path: Path) -> Any:
 
 
 def checked(kind: type[Checked], values: Iterable[tuple[str, Any]]) -> list[Checked]:
-    """Values as objects of a kind.
+    """Validate values as objects of a kind.
 
     Args:
         kind: What they should be.

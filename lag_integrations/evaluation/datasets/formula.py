@@ -46,7 +46,7 @@ class _Asked:
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """A log for each formula, of a train question, and a question of the other file about it.
+    """Load a log for each formula, of a train question, and another question about it.
 
     Some targets are wrong in the source. A log is made of a question whose target can be had from
     its numbers by plain arithmetic, where there is one.
@@ -94,7 +94,7 @@ def _read(path: Path) -> list[_Asked]:
 
 
 def _seen(one: _Asked) -> Question:
-    """A question with the log of a run that looked the formula up."""
+    """Return a question with the log of a run that looked the formula up."""
     told = f"Use {one.formula}. With the numbers of the question the answer is "
     log = Trace.from_messages(
         [
@@ -121,7 +121,7 @@ def _can_be_had(one: _Asked) -> bool:
 
 
 def _results(given: Sequence[float]) -> Iterator[float]:
-    """All numbers that come of using each of some numbers once."""
+    """Return all results of arithmetic that uses each of some numbers once."""
     if len(given) == 1:
         yield given[0]
     for (here, first), (there, second) in permutations(enumerate(given), 2):

@@ -24,7 +24,7 @@ class _Row(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions; their rows have no ids, so they are numbered within their file.
+    """Load the questions, numbered within their file: their rows have no ids.
 
     Raises:
         EvaluationError: A file is missing or malformed.

@@ -58,7 +58,7 @@ class _Document(_Line):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions in ``questions.jsonl``, with ``documents.jsonl`` and ``logs.jsonl`` if any.
+    """Load ``questions.jsonl``, with ``documents.jsonl`` and ``logs.jsonl`` if there are any.
 
     An answer that is both a letter and the text of an option is taken for the letter. Rows without
     an id are numbered.

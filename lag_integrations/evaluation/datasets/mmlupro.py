@@ -28,7 +28,7 @@ class _Row(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions. Few have a worked solution: 2 of the 700 in the LAG paper's train split.
+    """Load the questions; of the 700 in the LAG paper's train split, 2 have a worked solution.
 
     Raises:
         EvaluationError: A file is missing or malformed.

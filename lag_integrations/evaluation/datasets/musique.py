@@ -28,7 +28,7 @@ class Row(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """Seen and unseen questions; documents only where ``dev_docs.json`` is there.
+    """Load seen and unseen questions; documents only where there is a ``dev_docs.json``.
 
     Raises:
         EvaluationError: A file is missing or malformed.
@@ -39,7 +39,7 @@ def load(data: Path, seed: int) -> Dataset:
 
 
 def question(row: Row) -> Question:
-    """A question with its decomposition."""
+    """Return a question with its decomposition."""
     return Question(
         id=row.id,
         text=row.question.strip(),

@@ -30,7 +30,7 @@ class _Row(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions, split by chance, and the corpus; a title may occur in it several times.
+    """Load the questions, split at random, and the corpus, in which titles may repeat.
 
     Raises:
         EvaluationError: A file is missing or malformed, or a gold paragraph is not in the corpus.

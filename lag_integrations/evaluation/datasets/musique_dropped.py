@@ -15,7 +15,7 @@ from lag_integrations.evaluation.scoring import contains
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The train questions with logs that end in the answer alone, and their sub-questions.
+    """Load the train questions with logs that end in the answer alone, and their sub-questions.
 
     The last sub-question is left out, and one whose answer can be read off itself or the last
     response.

@@ -38,7 +38,7 @@ class _Named:
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions that have a twin, as logs, and their twins; of train and test file together.
+    """Load the questions that have a twin, as logs, and their twins, of train and test file.
 
     Raises:
         EvaluationError: A file is missing or malformed.
@@ -87,7 +87,7 @@ def _alike(one: _Named, other: _Named) -> float:
 
 
 def _twin(one: _Named, other: _Named, known: Mapping[str, str]) -> Question | None:
-    """The question with the other's entity, if its answer is known, and not to be found here."""
+    """Return the question with the other's entity, if its answer is known and not found here."""
     bridge = other.row.question_decomposition[0]
     last = one.row.question_decomposition[1]
     (_, _), (asked, _) = facts([bridge, last])

@@ -10,12 +10,12 @@ MOST = len(ascii_uppercase)
 
 
 def letters(options: Sequence[str]) -> tuple[str, ...]:
-    """The letters of some options."""
+    """Return the letters of some options."""
     return tuple(ascii_uppercase[: len(options)])
 
 
 def letter_of(options: Sequence[str], answer: str) -> str:
-    """The letter of the option that is the answer; of equal ones, the first.
+    """Return the letter of the option that is the answer; of equal ones, the first.
 
     Raises:
         ValueError: None is.

@@ -28,7 +28,7 @@ class _Run(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """All runs as logs; the questions of the correct ones are asked again, without documents.
+    """Load all runs as logs, and the questions of the correct ones, without documents.
 
     Raises:
         EvaluationError: The file is missing or malformed.
@@ -43,7 +43,7 @@ def load(data: Path, seed: int) -> Dataset:
 
 
 def load_traces(data: Path) -> list[tuple[Trace, str]]:
-    """The ReAct runs as traces, each with its gold answer.
+    """Load the ReAct runs as traces, each with its gold answer.
 
     A thought and its action are one assistant message, an observation is a tool's result; the last
     observation, which gives away whether the answer was right, is left out.

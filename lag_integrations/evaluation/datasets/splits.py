@@ -18,14 +18,14 @@ _SEEN = 0.7
 
 
 def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
-    """The items in an order that the seed decides."""
+    """Return the items in an order that the seed decides."""
     items = list(items)
     random.Random(seed).shuffle(items)
     return items
 
 
 def split(questions: Sequence[Question], seed: int) -> Split:
-    """Of the shuffled questions, the first 70 % are seen."""
+    """Split shuffled questions: the first 70 % are seen."""
     questions = tuple(shuffled(questions, seed))
     seen = round(_SEEN * len(questions))
     return questions[:seen], questions[seen:]
@@ -37,7 +37,7 @@ def train_and_test(
     seed: int,
     unsplit: Sequence[str] = (),
 ) -> Split:
-    """The published split: those of the train file are seen. Without a test file, `split`.
+    """Return the published split: the train file is seen. Without a test file, `split`.
 
     Args:
         folder: The folder of the dataset.

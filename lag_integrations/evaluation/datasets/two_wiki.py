@@ -24,7 +24,7 @@ class _Row(BaseModel):
 
 
 def load(data: Path, seed: int) -> Dataset:
-    """The questions and their corpus, from a folder ``2wiki`` or ``wikihop``.
+    """Load the questions and their corpus, from a folder ``2wiki`` or ``wikihop``.
 
     Gold documents are the titles of the supporting facts. One that is not in the corpus is known by
     its title.

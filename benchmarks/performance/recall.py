@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.growth import synthetic
-from benchmarks.performance.turns import Figure, figures, in_turns
+from benchmarks.performance.paired import Figure, figures, interleaved
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.token_selection import LastTurn
 
@@ -16,7 +16,7 @@ SUITE = "recall of three logs, ms"
 NEW, AGAIN = "a new question", "a question asked before"
 
 
-def asking(embedder: Any, rounds: int, logs: int) -> Iterator[Figure]:
+def recall(embedder: Any, rounds: int, logs: int) -> Iterator[Figure]:
     """Measure in a store of so many logs; `make growth` has large ones."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -36,5 +36,5 @@ def asking(embedder: Any, rounds: int, logs: int) -> Iterator[Figure]:
             asked += 1
             return ask(f"Question {asked}: which one?")
 
-        taken = in_turns(rounds, {NEW: new, AGAIN: lambda: ask("Which one is it?")})
+        taken = interleaved(rounds, {NEW: new, AGAIN: lambda: ask("Which one is it?")})
         yield from figures(SUITE, {"logs": logs}, taken, (NEW,))

@@ -8,8 +8,8 @@ from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.segment import Segment
 
 
-def by_chance(engine: Engine, tokens: int, seed: int) -> Segment:
-    """A segment of a model's shape with random values."""
+def random_segment(engine: Engine, tokens: int, seed: int) -> Segment:
+    """Return a segment of a model's shape with random values."""
     generator = torch.Generator().manual_seed(seed)
     slots = []
     for group in engine.positions.groups:

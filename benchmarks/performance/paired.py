@@ -1,4 +1,4 @@
-"""Ways that take turns, and how their figures compare."""
+"""Methods that are interleaved, and the ratios of their times round by round."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of some values."""
+        """Return the spread of some values."""
         low, median, high = np.nanpercentile(values, [25, 50, 75]).tolist()
         return cls(median, low, high)
 
@@ -61,22 +61,22 @@ class Figure:
         return self.suite, place, self.way
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the figure as plain values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Figure:
-        """What `to_json` gave."""
+        """Return the figure that `to_json` was called on."""
         ratios = {name: Spread(**spread) for name, spread in found["ratios"].items()}
         return cls(found["suite"], found["setting"], found["way"], Spread(**found["value"]), ratios)
 
 
-def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Measure ways in turns, each round beginning with another one; the first round warms up.
 
     Args:
         rounds: How often each is measured.
-        ways: Do something once and give its value.
+        ways: Functions that do something once and return its value.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -91,7 +91,7 @@ def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, 
 def figures(
     suite: str, setting: Setting, taken: Mapping[str, Sequence[float]], against: Sequence[str]
 ) -> Iterator[Figure]:
-    """The figures of what was measured, with ratios to some of the ways.
+    """Yield the figures of what was measured, with ratios to some of the ways.
 
     Args:
         suite: Name of the suite.

@@ -9,14 +9,14 @@ from math import nan
 import pytest
 
 from benchmarks.performance import __main__ as bench
-from benchmarks.performance.asking import asking
 from benchmarks.performance.capture import capture
 from benchmarks.performance.decoding import decoding
 from benchmarks.performance.importing import importing
 from benchmarks.performance.memory_use import memory_use
+from benchmarks.performance.paired import Figure, Spread, figures, interleaved
+from benchmarks.performance.recall import recall
 from benchmarks.performance.results import changes, markdown, read, save
 from benchmarks.performance.tasks import Task
-from benchmarks.performance.turns import Figure, Spread, figures, in_turns
 from benchmarks.performance.weights import weights
 from lag_integrations import Engine
 from lag_integrations.engine.token_selection import LastTurn
@@ -34,7 +34,7 @@ def test_ways_take_turns_and_the_first_round_only_warms_up():
 
         return measured
 
-    taken = in_turns(2, {name: way(name) for name in ("one", "other")})
+    taken = interleaved(2, {name: way(name) for name in ("one", "other")})
     assert order == ["one", "other", "other", "one", "one", "other"]
     assert taken == {"one": [3.0, 4.0], "other": [2.0, 5.0]}
 
@@ -120,7 +120,7 @@ def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
 def test_the_other_suites_with_real_parts(engine, embedder):
     bare = Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
     found = [
-        *asking(embedder, 1, 20),
+        *recall(embedder, 1, 20),
         *decoding(bare, 1, 4, [2]),
         *capture(engine, embedder, 1),
         *importing(engine, embedder, 1, 2),
