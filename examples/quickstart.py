@@ -13,7 +13,6 @@ from langchain_core.prompts import ChatPromptTemplate
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
@@ -36,7 +35,6 @@ RELATED = [
 ]
 SYSTEM = ("system", "Answer in one short sentence.")
 console = Console()
-disable_progress_bar()  # the spinner below is enough
 
 
 def chat_model(name: str, memory: KVLogMemory) -> LAGChatModel:

@@ -15,7 +15,6 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from pydantic import BaseModel
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, Trace, packaged
 from lag_integrations.langchain import LAGChatModel
@@ -25,7 +24,6 @@ STOCK = {"green candles": 12, "glass marbles": 930}
 HOURS = {"Saturday": "8 to 13", "Sunday": "11 to 14"}
 SYSTEM = "You work in a shop. Answer in one short sentence."
 console = Console()
-disable_progress_bar()
 
 
 def look_up(asked: str, known: dict, told: str) -> str:

@@ -12,7 +12,6 @@ import tempfile
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
@@ -25,7 +24,6 @@ DOCUMENTS = {
 }
 SYSTEM = ("system", "Answer in one short sentence.")
 console = Console()
-disable_progress_bar()
 
 
 def main() -> None:

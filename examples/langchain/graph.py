@@ -15,13 +15,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
 
 console = Console()
-disable_progress_bar()
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.langchain import LAGChatModel
@@ -26,7 +25,6 @@ KNOWN = {
 }
 SYSTEM = ("system", "Answer in one short sentence.")
 console = Console()
-disable_progress_bar()
 
 
 class ApiModel(BaseChatModel):

@@ -12,7 +12,6 @@ import tempfile
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, Trace, packaged
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
@@ -25,7 +24,6 @@ TEXTS = [
 QUESTION = "In which town was the builder of the Velmora lighthouse born?"
 AGAIN = "What is the birthplace of the builder of the Velmora lighthouse?"
 console = Console()
-disable_progress_bar()
 
 
 def main() -> None:

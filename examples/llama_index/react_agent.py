@@ -18,7 +18,6 @@ from llama_index.core.agent.workflow import AgentOutput, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, Trace, packaged
 from lag_integrations.llama_index import LAGLLM, LAGMemory
@@ -35,7 +34,6 @@ Thought: why
 Answer: the answer
 """
 console = Console()
-disable_progress_bar()
 
 
 def find_price(item: str) -> str:

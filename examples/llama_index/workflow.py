@@ -18,13 +18,11 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlo
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.workflow import Context, JsonSerializer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.llama_index import LAGLLM, LAGMemory
 
 console = Console()
-disable_progress_bar()
 
 
 def find_stock(item: str) -> str:

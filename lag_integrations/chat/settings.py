@@ -110,6 +110,8 @@ class ModelSettings(BaseModel):
     """A Jinja template to use instead of the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables for the template: ``{"enable_thinking": False}``."""
+    quiet: bool = False
+    """Whether to show nothing while the model is loaded; by default there is one progress bar."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     """Further arguments of ``from_pretrained``; they may hold a token, so nobody is shown them."""
 
@@ -133,6 +135,7 @@ class ModelSettings(BaseModel):
             "dtype": self.dtype,
             "chat_template": self.chat_template,
             "template_kwargs": self.chat_template_kwargs,
+            "quiet": self.quiet,
             **self.model_kwargs,
         }
 

@@ -106,6 +106,7 @@ class Engine:
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         prefix_cache_bytes: int = _PREFIX_BYTES,
+        quiet: bool = False,
         **model_kwargs: Any,
     ) -> Engine:
         """Load a model and its tokenizer.
@@ -118,13 +119,16 @@ class Engine:
             chat_template: A Jinja template to use instead of the tokenizer's own.
             template_kwargs: Further variables for the template.
             prefix_cache_bytes: See `Engine`.
+            quiet: Show no progress; by default there is one bar, on a terminal.
             **model_kwargs: Passed to ``from_pretrained`` (``quantization_config``,
                 ``attn_implementation``, ``revision``, ``local_files_only``, ``token``…).
 
         Raises:
             UnsupportedModelError: There is no such model, or it cannot be used; says why.
         """
-        loaded, tokenizer = load_model(model, device=device, dtype=dtype, model_kwargs=model_kwargs)
+        loaded, tokenizer = load_model(
+            model, device=device, dtype=dtype, quiet=quiet, model_kwargs=model_kwargs
+        )
         return cls(
             loaded,
             tokenizer,

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lag_integrations.errors import UnsupportedModelError
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 
 _OF_BOTH = ("revision", "token", "local_files_only", "trust_remote_code", "cache_dir")
 """Arguments of ``from_pretrained`` that the tokenizer is given, too."""
@@ -25,12 +25,13 @@ def load_model(
     *,
     device: str | torch.device | None,
     dtype: str | torch.dtype,
+    quiet: bool,
     model_kwargs: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer; arguments and errors are those of `Engine.load`."""
     tokenizer_kwargs = {key: model_kwargs[key] for key in _OF_BOTH if key in model_kwargs}
     try:
-        with LOADING:
+        with loading(model, quiet=quiet):
             tokenizer = AutoTokenizer.from_pretrained(str(model), **tokenizer_kwargs)
             loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, **model_kwargs)
     except (OSError, ValueError, ImportError, KeyError) as error:
