@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Judge = Callable[[Trace], "bool | Outcome | None"]
+Judge = Callable[[Trace], bool | Outcome | None]
 """Says whether a run solved its task; returns None if it cannot tell."""
 
 _IDLE = 5.0

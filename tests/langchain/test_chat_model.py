@@ -22,7 +22,7 @@ from lag_integrations.errors import PromptError, SettingsError, TraceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa, random_model
-from tests.langchain.talker import Talker, calls, captured
+from tests.langchain.fake_chat_model import FakeChatModel, call, captured
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 QUESTION = "Which code opens the vault in Lima?"
@@ -351,7 +351,7 @@ def test_documents_that_a_tool_returns_are_sources(memory, no_worker):
         """Search."""
         return "Found.", [*LIMA, "no document"]
 
-    talker = Talker(calls("search", query="x"), "7741.")
+    talker = FakeChatModel(call("search", query="x"), "7741.")
     config = {"callbacks": [memory.callback_handler()]}
     create_agent(talker, [search]).invoke({"messages": QUESTION}, config)
     (trace,) = captured(memory)
