@@ -591,13 +591,19 @@ def test_a_closed_stream_is_incomplete(memory, config):
 def test_a_cancelled_run_is_incomplete(memory, config):
     first = FakeChatModel("Hello.")
 
-    async def agent(inputs, config):
-        await first.ainvoke(inputs, config)
-        await asyncio.sleep(30)
-
     async def arun():
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(RunnableLambda(agent).ainvoke("Hi", config), 0.3)
+        answered = asyncio.Event()
+
+        async def agent(inputs, config):
+            await first.ainvoke(inputs, config)
+            answered.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(RunnableLambda(agent).ainvoke("Hi", config))
+        await answered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     asyncio.run(arun())
     (trace,) = captured(memory)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import time
+import threading
 from typing import Annotated, TypedDict
 from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -398,9 +399,15 @@ def test_an_error_after_an_interrupt_is_a_failure(memory):
 
 
 def test_an_error_beside_an_interrupt_is_a_failure(memory):
+    interrupted = threading.Event()
+
+    class Watcher(BaseCallbackHandler):
+        def on_chain_error(self, error, **kwargs):
+            interrupted.set()
+
     def fail(state):
         FakeChatModel("Hm.").invoke(state["messages"])
-        time.sleep(0.2)
+        assert interrupted.wait(10)
         raise OSError("down")
 
     graph = StateGraph(MessagesState)
@@ -409,8 +416,10 @@ def test_an_error_beside_an_interrupt_is_a_failure(memory):
     graph.add_edge(START, "ask")
     graph.add_edge(START, "fail")
     app = graph.compile(checkpointer=InMemorySaver())
+    watched = config(memory)
+    watched["callbacks"].append(Watcher())
     with pytest.raises(OSError, match="down"):
-        app.invoke(ask(), config(memory))
+        app.invoke(ask(), watched)
     (trace,) = captured(memory)
     assert (trace.outcome, said(trace)) == ("failure", ["user: Weather?", "assistant: Hm."])
 

@@ -211,17 +211,17 @@ def test_a_log_knows_what_helped_it_and_holds_nothing_recalled(model, memory):
 
 def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
     encoding_threads = set()
+    encoding = threading.Event()
     encode = model.engine.encode_all
 
     def spy(*args):
         encoding_threads.add(threading.current_thread().name)
+        encoding.set()
         return encode(*args)
 
     monkeypatch.setattr(model.engine, "encode_all", spy)
     model.invoke("Hi", {"callbacks": [memory.callback_handler()]})
-    deadline = time.monotonic() + 60
-    while not encoding_threads and time.monotonic() < deadline:
-        time.sleep(0.02)
+    assert encoding.wait(60)
     assert encoding_threads == {"lag-memory"}
 
 
