@@ -17,6 +17,7 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import tool
 
 from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError, SettingsError, TraceError
 from lag_integrations.langchain import LAGChatModel
@@ -133,10 +134,13 @@ def test_the_best_log_stands_last(engine, memory, monkeypatch):
     near, far = memory.add(VAULT), memory.add(qa("Code of a vault?", "A vault has a code: 1."))
     memory.flush()
     seen = []
-    request = engine.request
-    monkeypatch.setattr(
-        engine, "request", lambda chat, segments, **kw: seen.append(segments) or request(chat, **kw)
-    )
+    build = engine.requests.build
+
+    def spy(prompt, segments, *args, **kwargs):
+        seen.append(segments)
+        return build(prompt, segments, *args, **kwargs)
+
+    monkeypatch.setattr(engine.requests, "build", spy)
     for best_last in (True, False):
         model = LAGChatModel(model=engine, memory=memory, best_last=best_last, max_tokens=1)
         message = model.invoke(QUESTION, min_score=0.2)
@@ -190,7 +194,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
     def refuse(*_):
         raise TraceError("no good")
 
-    monkeypatch.setattr(memory._indexer, "encode", refuse)
+    monkeypatch.setattr(Encoder, "encode_batch", refuse)
     answer = model.invoke(QUESTION)
     assert answer.content
     assert answer.response_metadata["lag"]["log_ids"] == []
@@ -212,14 +216,14 @@ def test_a_log_knows_what_helped_it_and_holds_nothing_recalled(model, memory):
 def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
     encoding_threads = set()
     encoding = threading.Event()
-    encode = model.engine.encode_all
+    encode = Encoder.encode_batch
 
     def spy(*args):
         encoding_threads.add(threading.current_thread().name)
         encoding.set()
         return encode(*args)
 
-    monkeypatch.setattr(model.engine, "encode_all", spy)
+    monkeypatch.setattr(Encoder, "encode_batch", spy)
     model.invoke("Hi", {"callbacks": [memory.callback_handler()]})
     assert encoding.wait(60)
     assert encoding_threads == {"lag-memory"}
