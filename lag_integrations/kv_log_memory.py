@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from typing_extensions import Unpack
+
+from lag_integrations.chat.query import QueryOf
 from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.safe_recall import WhereFunction
+from lag_integrations.store.filters import Where
+from lag_integrations.traces.trace import Outcome
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
 
 
-_OF_LLAMA_INDEX = {
+_LLAMA_INDEX_METHODS = {
     "aput",
     "put",
     "aget",
@@ -34,31 +40,72 @@ _OF_LLAMA_INDEX = {
     "name",
     "priority",
 }
-"""What LlamaIndex asks of a memory, or of a block of one."""
+"""What LlamaIndex looks for in a memory, or in a block of one."""
+
+
+class RecallSettings(TypedDict, total=False):
+    """The settings that all forms of a memory share; see `LogRetriever`."""
+
+    k: int | None
+    min_score: float | None
+    where: Where | WhereFunction | None
+
+
+class RetrieverSettings(RecallSettings, total=False):
+    """The settings of both frameworks' `LogRetriever`, which say what they mean."""
+
+    outcomes: tuple[Outcome, ...] | None
+    diversity: float | None
+    newest_only: bool
+
+
+class LangChainRetrieverSettings(RetrieverSettings, total=False):
+    """The settings of LangChain's `LogRetriever`, and those of every LangChain retriever."""
+
+    name: str | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+
+
+class ToolSettings(RecallSettings, total=False):
+    """The settings of `recall_tool`, which says what they mean."""
+
+    name: str
+    description: str
+    max_chars: int
+
+
+class MiddlewareSettings(RecallSettings, total=False):
+    """The settings of `KVLogMiddleware`, which says what they mean."""
+
+    recall: Literal["run", "step"]
+    query: QueryOf | None
+    as_text: bool
+    max_chars: int
 
 
 class KVLogMemory(LogMemory):
-    """Remembers what agents did as KV segments, and recalls it for their next tasks.
+    """Remember what agents did as KV segments, and recall it for their next tasks.
 
-    Everything but the forms for frameworks is in `LogMemory`. A framework is imported when a form
-    for it is asked for.
+    Everything but the forms for frameworks is in `LogMemory`. A framework is imported when one of
+    its forms is called for.
     """
 
-    if not TYPE_CHECKING:  # for type checkers, what is not there shall stay an error
+    if not TYPE_CHECKING:  # type checkers shall report unknown attributes
 
         def __getattr__(self, name: str) -> Any:
             message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if name in _OF_LLAMA_INDEX:
+            if name in _LLAMA_INDEX_METHODS:
                 message += (
-                    "; what LlamaIndex's agents and chat engines take for a memory is "
-                    "LAGMemory(memory), and as a block of one KVLogMemoryBlock(memory)"
+                    "; pass LAGMemory(memory) to LlamaIndex's agents and chat engines as their "
+                    "memory, or KVLogMemoryBlock(memory) as a block of one"
                 )
             raise AttributeError(message)
 
     def callback_handler(
         self, judge: Judge | None = None, *, metadata: Metadata | None = None
     ) -> CaptureHandler:
-        """A LangChain callback handler that captures whole runs into this memory.
+        """Return a LangChain callback handler that captures whole runs into this memory.
 
         Pass it as ``config={"callbacks": [memory.callback_handler()]}``.
 
@@ -80,9 +127,9 @@ class KVLogMemory(LogMemory):
     ) -> Iterator[CaptureHandler | Capture]:
         """Capture every run that begins in a ``with`` block, in coroutines, too.
 
-        Runs of LangChain and of LlamaIndex, whichever is installed: of agents, chains, workflows,
-        query and chat engines, and calls of bare models. An inner block takes over from an outer
-        one. What the block gives has ``wait_for_judge()``.
+        These are the runs of LangChain and of LlamaIndex, whichever is installed: of agents,
+        chains, workflows, query and chat engines, and calls of bare models. Within an inner block
+        only that one captures. The value of the block has ``wait_for_judge()``.
 
         Breakpoints of LangGraph (``interrupt_before``) are only seen by a `callback_handler` in the
         config. Threads are covered if they are started with a copy of the context, as LlamaIndex's
@@ -99,7 +146,7 @@ class KVLogMemory(LogMemory):
         with ExitStack() as blocks:
             captures: list[CaptureHandler | Capture] = []
             if _is_installed("langchain_core"):
-                from lag_integrations.langchain.capture.handler import capture as of_langchain
+                from lag_integrations.langchain.capture.current import capture as of_langchain
 
                 captures.append(blocks.enter_context(of_langchain(self, judge, metadata=metadata)))
             if _is_installed("llama_index.core"):
@@ -136,44 +183,57 @@ class KVLogMemory(LogMemory):
 
         return instrument(self, judge, metadata=metadata)
 
-    def as_retriever(self, **settings: Any) -> LogRetriever:
-        """A LangChain retriever that gives logs as documents.
+    def as_retriever(self, **settings: Unpack[LangChainRetrieverSettings]) -> LogRetriever:
+        """Return a LangChain retriever whose documents are logs.
 
         Args:
             **settings: The fields of `LogRetriever`: ``k``, ``min_score``, ``where``, …
+
+        Raises:
+            ValueError: A setting is unknown or not valid.
+            StoreError: The filter is malformed.
         """
         from lag_integrations.langchain.retriever import LogRetriever
 
         return LogRetriever(memory=self, **settings)
 
-    def as_llama_index_retriever(self, **settings: Any) -> LlamaIndexLogRetriever:
-        """A LlamaIndex retriever that gives logs as nodes (extra ``llama-index``).
+    def as_llama_index_retriever(
+        self, **settings: Unpack[RetrieverSettings]
+    ) -> LlamaIndexLogRetriever:
+        """Return a LlamaIndex retriever whose nodes are logs (extra ``llama-index``).
 
         Args:
             **settings: Those of its `LogRetriever`: ``k``, ``min_score``, ``where``, …
+
+        Raises:
+            StoreError: The filter is malformed.
         """
         from lag_integrations.llama_index.retriever import LogRetriever
 
         return LogRetriever(self, **settings)
 
-    def as_tool(self, **settings: Any) -> BaseTool:
-        """A LangChain tool with which an agent recalls logs as text.
+    def as_tool(self, **settings: Unpack[ToolSettings]) -> BaseTool:
+        """Return a LangChain tool with which an agent recalls logs as text.
 
         Args:
             **settings: Those of `langchain.tool.recall_tool`: ``name``, ``description``, ``k``, …
+
+        Raises:
+            ValueError: A setting is unknown or not valid.
+            StoreError: The filter is malformed.
         """
         from lag_integrations.langchain.tool import recall_tool
 
         return recall_tool(self, **settings)
 
     def as_store(self) -> LogBaseStore:
-        """A LangGraph store whose items are logs of this memory (extra ``agents``)."""
+        """Return a LangGraph store whose items are logs of this memory (extra ``agents``)."""
         from lag_integrations.langchain import LogBaseStore
 
         return LogBaseStore(self)
 
     def as_key_value_store(self, name: str = "key_value") -> LogKeyValueStore:
-        """A LangChain key-value store whose values are logs of this memory (extra ``agents``).
+        """Return a LangChain key-value store whose values are logs (extra ``agents``).
 
         Args:
             name: The namespace of its keys in `as_store`.
@@ -182,11 +242,15 @@ class KVLogMemory(LogMemory):
 
         return LogKeyValueStore(self, name)
 
-    def middleware(self, **settings: Any) -> KVLogMiddleware:
-        """Middleware that gives an agent of ``create_agent`` what fits (extra ``agents``).
+    def middleware(self, **settings: Unpack[MiddlewareSettings]) -> KVLogMiddleware:
+        """Return middleware that recalls for an agent of ``create_agent`` (extra ``agents``).
 
         Args:
             **settings: Those of `KVLogMiddleware`: ``recall``, ``k``, ``min_score``, ``where``, …
+
+        Raises:
+            ValueError: A setting is unknown or not valid.
+            StoreError: The filter is malformed.
         """
         from lag_integrations.langchain import KVLogMiddleware
 
@@ -196,5 +260,5 @@ class KVLogMemory(LogMemory):
 def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # nor is the package that it is in
+    except ModuleNotFoundError:  # of the package that it is in
         return False

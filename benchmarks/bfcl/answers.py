@@ -23,7 +23,7 @@ from lag_integrations.engine.generation.reasoning import (
 from lag_integrations.engine.tools import CallEnded, MarkReader
 from lag_integrations.evaluation.records import RecordFile
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.langchain.batching import Table, left, seated
+from lag_integrations.langchain.batching import BatchCollector, join
 from lag_integrations.traces.trace import as_message
 
 _WRITTEN = "written"
@@ -105,24 +105,24 @@ class _Writing(LAGChatModel):
     def __init__(self, engine: Engine, **settings: Any) -> None:
         super().__init__(engine, **settings)
 
-    def _result(self, parts: list[Any], answer: ModelResponse, engine: Engine) -> ChatResult:
-        result = super()._result(parts, answer, engine)
+    def _result(self, parts: list[Any], response: ModelResponse, engine: Engine) -> ChatResult:
+        result = super()._result(parts, response, engine)
         (generation,) = result.generations
         assert isinstance(generation, ChatGeneration)
-        generation.message.response_metadata[_WRITTEN] = answer.generation.text
+        generation.message.response_metadata[_WRITTEN] = response.generation.text
         return result
 
 
 def _together(model: LAGChatModel, cases: Sequence[Case]) -> list[AIMessage]:
     """Call the model like ``model.batch``, but with tools of each question's own."""
-    table = Table(len(cases))
+    collector = BatchCollector(len(cases))
 
     def one(case: Case) -> AIMessage:
-        with seated(table, model) as seat:
+        with join(collector, model) as membership:
             try:
                 return model.bind_tools(case.tools).invoke(list(case.messages))
             finally:
-                left(seat)
+                membership.leave()
 
     with ContextThreadPoolExecutor(max_workers=len(cases)) as executor:
         return list(executor.map(one, cases))

@@ -35,7 +35,9 @@ SAMPLING = (
 class ModelSettings(BaseModel):
     """The settings of a model; most of them may be given to a call, too."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
 
     model: str
     """Name or path of the model."""

@@ -1,6 +1,6 @@
-"""LangChain: a chat model that recalls, callbacks that capture, and the memory in other forms.
+"""LangChain: a chat model that recalls, a callback handler that captures, and other forms.
 
-All of it needs the extra ``langchain``; middleware and store the extra ``agents``.
+They need the extra ``langchain``; the middleware and the stores need the extra ``agents``.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = [
     "recall_tool",
 ]
 
-# langchain-core alone is enough for the rest.
-_OF_AGENTS = {
+_AGENT_MODULES = {
     "KVLogMiddleware": "middleware",
     "LogBaseStore": "store",
     "LogKeyValueStore": "key_value",
 }
+"""The modules that need more than langchain-core, by what they hold."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_AGENTS:
+    if name not in _AGENT_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = import_module(f"{__name__}.{_OF_AGENTS[name]}")
+        module = import_module(f"{__name__}.{_AGENT_MODULES[name]}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("langchain", "langgraph"):
             raise

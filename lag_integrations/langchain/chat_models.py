@@ -1,10 +1,11 @@
-"""A LangChain chat model on a local Hugging Face model, given recalled KV."""
+"""A LangChain chat model over a local Hugging Face model, with recalled KV injected."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -12,18 +13,13 @@ from langchain_core.callbacks import (
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import (
-    ContextThreadPoolExecutor,
-    get_config_list,
-)
-from langchain_core.tools import BaseTool
+from langchain_core.runnables import RunnableConfig
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
+from typing_extensions import Unpack
 
 from lag_integrations.chat.current import current_memory
 from lag_integrations.chat.request import ChatRequest, build_request
@@ -32,10 +28,17 @@ from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.constraint import can_constrain
-from lag_integrations.engine.tools import ToolChoice, select
-from lag_integrations.langchain.batching import Table, left, seated, take_seat
+from lag_integrations.langchain.batching import (
+    BatchCollector,
+    BatchingChatModel,
+    take_membership,
+)
 from lag_integrations.langchain.capture.configs import config_of
-from lag_integrations.langchain.capture.handler import captured_by, owner_of, retrieved
+from lag_integrations.langchain.capture.current import (
+    captured_by,
+    current_owner,
+    retrieved,
+)
 from lag_integrations.langchain.messages import (
     as_ai_message,
     as_chat,
@@ -44,34 +47,43 @@ from lag_integrations.langchain.messages import (
     response_metadata,
     usage_metadata,
 )
-from lag_integrations.langchain.structured_output import Method, structured_output
+from lag_integrations.langchain.tool_calling import ToolCallingChatModel
 from lag_integrations.memory.safe_recall import filter_for
 from lag_integrations.traces.provenance import NOBODY
 from lag_integrations.traces.sources import Source
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-class LAGChatModel(BaseChatModel, ModelSettings):
+    from lag_integrations.langchain.settings import LAGChatModelSettings
+
+
+class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
     """A chat model that answers with the help of what agents did before.
 
-    For the last user message it recalls logs from its memory, and gives the wrapped model their KV
-    segments instead of their text: nothing is read again. A log whose task and last response stand
-    in the conversation already is not recalled, nor is one that a retriever's findings outdate: in
-    the same root run, where it is captured (see `is_outdated`).
+    For the last user message it recalls logs from its memory and injects their KV segments into the
+    model's cache, so that their text is not read again. A log is skipped if its task and last
+    response stand in the conversation, or if documents retrieved in the same captured root run
+    outdate it (see `is_outdated`).
 
-    What was used stands in ``response_metadata["lag"]``: ``log_ids``, ``scores`` and ``relevance``
-    (best first), ``form`` (``kv`` or ``text``), which of them were ``read_as_text`` (see
-    `missing_segments`), ``nearest_miss`` (where nothing was recalled), ``injected_tokens``,
-    ``reused_tokens`` (of the prompt, read lately), and ``timings`` in seconds (``recall``,
-    ``load``, ``injection``, ``time_to_first_token``). In ``usage_metadata``, injected and reused
-    tokens count as ``cache_read``, or as ``cache_creation`` if they had to be encoded first.
+    ``response_metadata["lag"]`` reports what was used:
 
-    Tools are shown and calls are read as the model's chat template wants it. ``tool_choice``,
-    `with_structured_output` and ``response_format`` hold the answer to its form token by token
-    (extra ``constrained``), so that it is valid whatever the model would rather say. Reasoning
-    between ``<think>`` and ``</think>`` goes to ``additional_kwargs["reasoning_content"]``.
+    - ``log_ids``, ``scores`` and ``relevance``, best first; ``nearest_miss`` if there were none.
+    - ``form``: ``kv`` or ``text``; ``read_as_text``: the logs given as text, see
+      `missing_segments`.
+    - ``injected_tokens``, and ``reused_tokens`` of the prompt that were read lately.
+    - ``timings`` in seconds: ``recall``, ``load``, ``injection``, ``time_to_first_token``.
 
-    A call may override most settings: ``model.invoke(question, k=1, temperature=0)``, also
-    ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none) and ``logprobs=True``.
+    In ``usage_metadata``, injected and reused tokens count as ``cache_read``, or as
+    ``cache_creation`` if they had to be encoded first.
+
+    Tools are shown and calls are read as the model's chat template defines them. ``tool_choice``,
+    `with_structured_output` and ``response_format`` constrain the answer token by token (extra
+    ``constrained``), so that it is always valid. Reasoning between ``<think>`` and ``</think>``
+    goes to ``additional_kwargs["reasoning_content"]``.
+
+    A call may override most settings: ``model.invoke(question, k=1, temperature=0)``. It also takes
+    ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none).
 
     Example:
         .. code-block:: python
@@ -85,36 +97,40 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         model: Hub id or local folder, a loaded ``PreTrainedModel`` (with ``tokenizer``), or an
             `Engine` to share. A name is loaded at the first call.
         tokenizer: The tokenizer of a loaded model.
-        **kwargs: The attributes below.
+        **settings: The fields below and those of every LangChain chat model.
 
     Raises:
-        ValueError: An attribute is unknown or not valid.
+        ValueError: A setting is unknown or not valid.
         StoreError: The filter is malformed.
     """
 
-    max_batch_size: int = 8
-    """Most inputs of ``batch`` that are answered together, with one forward pass a token."""
     streaming: bool = False
     """Whether ``invoke`` streams to callbacks, too."""
     validate_model_on_init: bool = False
-    """Whether to load the model at once, so that a wrong name shows early."""
+    """Whether to load the model at construction, so that a wrong name fails early."""
     max_retries: int | None = Field(default=None, exclude=True, repr=False)
     """Accepted as other chat models do; a local model needs none."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """As `max_retries`."""
-
+    """Accepted as other chat models do; a local model needs none."""
     shared: SharedEngine | None = Field(default=None, exclude=True, repr=False)
-    """The loaded model; for copies of this one, which LangChain makes from its attributes."""
+    """The loaded model, for the copies that LangChain makes of this one from its fields."""
 
-    def __init__(self, model: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
-        engine = given_engine(model, tokenizer, kwargs)
-        if kwargs.get("memory") is not None and kwargs.setdefault("cache", False):
+    def __init__(
+        self,
+        model: str | Path | Engine | PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **settings: Unpack[LAGChatModelSettings],
+    ) -> None:
+        engine = given_engine(model, tokenizer, settings)
+        if settings.get("memory") is not None and settings.setdefault("cache", False):
             # It sees the prompt, not the memory.
             raise ValueError(
                 "LangChain's cache would serve answers from before the memory changed; leave "
                 "cache= out, or use a model without memory=."
             )
-        super().__init__(**{"model": engine.name if engine else str(model), **kwargs})
+        fields: dict[str, Any] = {"model": engine.name if engine else str(model), **settings}
+        super().__init__(**fields)
         if (
             engine is not None
             or self.shared is None
@@ -128,7 +144,7 @@ class LAGChatModel(BaseChatModel, ModelSettings):
 
     @property
     def engine(self) -> Engine:
-        """The wrapped model, loaded at first use."""
+        """Return the wrapped model, loading it at first use."""
         assert self.shared is not None
         engine = self.shared.get()
         if self.memory is not None:
@@ -170,105 +186,54 @@ class LAGChatModel(BaseChatModel, ModelSettings):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Not by LangChain's own registry, which third-party classes cannot enter."""
+        """Return False: LangChain's registry takes no third-party classes."""
         return False
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, by the model's own tokenizer."""
+        """Return the token ids of a text, by the model's own tokenizer."""
         return list(self.engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens of the rendered conversation, by the model's own template and tokenizer."""
+        """Return the number of tokens of the rendered conversation."""
         return self.engine.count_tokens(
             as_chat(messages), [convert_to_openai_tool(tool) for tool in tools or ()]
         )
 
-    def bind_tools(
-        self,
-        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
-        *,
-        tool_choice: ToolChoice = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Let the model call tools.
-
-        Args:
-            tools: Functions, tools, pydantic classes, TypedDicts or schemas.
-            tool_choice: ``auto``; ``any``, ``required`` or True for some tool; a tool's name (or
-                OpenAI's dict form) for that one; ``none``. All but ``auto`` are enforced while the
-                model writes (extra ``constrained``).
-            **kwargs: Bound to each call.
-
-        Raises:
-            ToolChoiceError: The choice names no known tool.
-        """
-        schemas = [convert_to_openai_tool(tool) for tool in tools]
-        select(schemas, tool_choice)
-        if tool_choice is not None:
-            kwargs["tool_choice"] = tool_choice
-        return self.bind(tools=schemas, **kwargs)
-
-    def with_structured_output(
-        self,
-        schema: Any = None,
-        *,
-        method: Method = "json_schema",
-        include_raw: bool = False,
-        strict: bool | None = None,
-        **kwargs: Any,
-    ) -> Runnable[LanguageModelInput, Any]:
-        """Let the model answer with objects, valid ones whatever its size.
-
-        Args:
-            schema: A pydantic class (its objects are returned), a TypedDict, a JSON schema or an
-                OpenAI tool (dicts are returned).
-            method: ``json_schema`` (the answer is the object), ``function_calling`` (a call of a
-                tool with these arguments) or ``json_mode`` (as ``json_schema``; without a schema,
-                any JSON object).
-            include_raw: Give ``{"raw", "parsed", "parsing_error"}``, and raise nothing.
-            strict: Accepted as other chat models do; answers always fit the schema.
-            **kwargs: Bound to each call.
-
-        Raises:
-            ValueError: The method is unknown, or has no schema.
-        """
-        return structured_output(self, schema, method, include_raw=include_raw, **kwargs)
-
-    # LangChain hands a model's own methods no config: whose call it is must be known before.
+    # LangChain passes no config to `_generate` and the like: the owner must be known before.
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        """Answer."""
+        """Answer a prompt."""
         return super().invoke(input, config, **self._with_run(config, kwargs))
 
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
-        """Answer."""
+        """Answer a prompt."""
         return await super().ainvoke(input, config, **self._with_run(config, kwargs))
 
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        """Answer, piece by piece."""
+        """Stream an answer."""
         return super().stream(input, config, **self._with_run(config, kwargs))
 
     def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
-        """Answer, piece by piece."""
+        """Stream an answer."""
         return super().astream(input, config, **self._with_run(config, kwargs))
 
     def _with_run(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.memory is None:
             return kwargs
-        whole = config_of(config)
+        config = config_of(config)
         if callable(where := kwargs.get("where") or self.where):
-            kwargs = {**kwargs, "where": filter_for(where, whole)}
-        owner = owner_of(whole)
+            kwargs = {**kwargs, "where": filter_for(where, config)}
+        owner = current_owner(config)
         return kwargs if owner == NOBODY else {**kwargs, "owner": owner}
 
     def _generate(
@@ -278,11 +243,11 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        table = take_seat(self)
-        answer, engine = self._answer(messages, stop, kwargs, run_manager, table)
-        if table is not None:
-            table.hand_in(engine, answer).result()
-        return self._result(list(answer), answer, engine)
+        collector = take_membership(self)
+        response, engine = self._prepare(messages, stop, kwargs, run_manager, collector)
+        if collector is not None:
+            collector.submit(engine, response).result()
+        return self._result(list(response), response, engine)
 
     async def _agenerate(
         self,
@@ -291,19 +256,19 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        table = take_seat(self)
-        answer, engine = await asyncio.to_thread(
-            self._answer, messages, stop, kwargs, run_manager, table
+        collector = take_membership(self)
+        response, engine = await asyncio.to_thread(
+            self._prepare, messages, stop, kwargs, run_manager, collector
         )
-        if table is not None:
+        if collector is not None:
             try:
-                future = await asyncio.to_thread(table.hand_in, engine, answer)
+                future = await asyncio.to_thread(collector.submit, engine, response)
                 await asyncio.wrap_future(future)
             except asyncio.CancelledError:
-                answer.abandoned = True
+                response.abandoned = True
                 raise
-        parts = [part async for part in aiter_events(answer)]
-        return self._result(parts, answer, engine)
+        parts = [part async for part in aiter_events(response)]
+        return self._result(parts, response, engine)
 
     def _stream(
         self,
@@ -312,13 +277,13 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        answer, engine = self._answer(messages, stop, kwargs, run_manager)
+        response, engine = self._prepare(messages, stop, kwargs, run_manager)
         try:
-            for part in answer:
+            for part in response:
                 yield ChatGenerationChunk(message=as_chunk(part))
-            yield self._last_chunk(answer, engine)
+            yield self._last_chunk(response, engine)
         finally:
-            answer.close()
+            response.close()
 
     async def _astream(
         self,
@@ -327,151 +292,78 @@ class LAGChatModel(BaseChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        answer, engine = await asyncio.to_thread(self._answer, messages, stop, kwargs, run_manager)
-        async for part in aiter_events(answer):
+        response, engine = await asyncio.to_thread(
+            self._prepare, messages, stop, kwargs, run_manager
+        )
+        async for part in aiter_events(response):
             yield ChatGenerationChunk(message=as_chunk(part))
-        yield self._last_chunk(answer, engine)
+        yield self._last_chunk(response, engine)
 
-    def batch(  # type: ignore[override]
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Answer several inputs, up to `max_batch_size` of them with one forward pass a token.
-
-        Args:
-            inputs: The inputs.
-            config: One config for all, or one each; ``max_concurrency`` limits the batch, too.
-            return_exceptions: Return exceptions in place of answers, instead of raising the first.
-            **kwargs: Settings of the calls.
-        """
-        answers: list[Any] = []
-        for some, configs in self._batches(inputs, config):
-            table = Table(len(some))
-
-            def one(given: tuple[Any, RunnableConfig], table: Table = table) -> Any:
-                with seated(table, self) as seat:
-                    try:
-                        return self.invoke(given[0], given[1], **kwargs)
-                    except Exception as error:
-                        return error
-                    finally:
-                        left(seat)
-
-            with ContextThreadPoolExecutor(max_workers=len(some)) as executor:
-                answers += executor.map(one, list(zip(some, configs, strict=True)))
-            _raise_first(answers, return_exceptions)
-        return answers
-
-    async def abatch(  # type: ignore[override]
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """As `batch`."""
-        answers: list[Any] = []
-        for some, configs in self._batches(inputs, config):
-            table = Table(len(some))
-
-            async def one(given: Any, its: RunnableConfig, table: Table = table) -> Any:
-                with seated(table, self) as seat:
-                    try:
-                        return await self.ainvoke(given, its, **kwargs)
-                    except Exception as error:
-                        return error
-                    finally:
-                        await asyncio.to_thread(left, seat)
-
-            answers += await asyncio.gather(*map(one, some, configs))
-            _raise_first(answers, return_exceptions)
-        return answers
-
-    def _batches(
-        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None
-    ) -> Iterator[tuple[list[Any], list[RunnableConfig]]]:
-        configs = get_config_list(config, len(inputs))
-        limits = [each.get("max_concurrency") or self.max_batch_size for each in configs]
-        size = max(1, min([self.max_batch_size, *limits]))
-        for begin in range(0, len(inputs), size):
-            yield inputs[begin : begin + size], configs[begin : begin + size]
-
-    def _answer(
+    def _prepare(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None,
         kwargs: dict[str, Any],
         run: BaseRunManager | None,
-        table: Table | None = None,
+        collector: BatchCollector | None = None,
     ) -> tuple[ModelResponse, Engine]:
-        """Recall, load the segments, and get ready to generate."""
+        """Recall logs, load their segments, and return a response that is ready to generate."""
         try:
             engine = self.engine
-            memory, shown = self.memory, retrieved()
+            memory, sources = self.memory, retrieved()
             if kwargs.get("kv_log_ids") is not None:
                 # Exactly these, maybe of another memory: of the middleware that recalled them.
-                memory, shown = current_memory.get() or memory, []
+                memory, sources = current_memory.get() or memory, []
             if "owner" not in kwargs:  # by `generate` and the like
-                kwargs = {**kwargs, "owner": owner_of(config_of(run=run), run)}
+                kwargs = {**kwargs, "owner": current_owner(config_of(run=run), run)}
             if callable(where := kwargs.get("where") or self.where):
                 kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
-            question = self._question(messages, stop, dict(kwargs), shown)
+            request = self._build_request(messages, stop, dict(kwargs), sources)
             owner = current_memory.get() or captured_by(run)
-            return respond(engine, memory, question, owner), engine
+            return respond(engine, memory, request, owner), engine
         except BaseException:
-            if table is not None:
-                table.leave()
+            if collector is not None:
+                collector.leave()
             raise
 
-    def _question(
+    def _build_request(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None,
-        given: dict[str, Any],
-        shown: Sequence[Source],
+        kwargs: dict[str, Any],
+        sources: Sequence[Source],
     ) -> ChatRequest:
-        tools = [convert_to_openai_tool(tool) for tool in given.pop("tools", None) or ()]
-        schema = json_schema_of(given.pop("response_format", None))
+        tools = [convert_to_openai_tool(tool) for tool in kwargs.pop("tools", None) or ()]
+        schema = json_schema_of(kwargs.pop("response_format", None))
         if stop is not None:
-            given["stop"] = stop
+            kwargs["stop"] = stop
         return build_request(
             self,
             as_chat(messages),
-            given,
+            kwargs,
             framework_messages=messages,
             tools=tools,
             schema=schema,
-            shown=shown,
+            shown=sources,
         )
 
-    def _result(self, parts: list[Any], answer: ModelResponse, engine: Engine) -> ChatResult:
+    def _result(self, parts: list[Any], response: ModelResponse, engine: Engine) -> ChatResult:
         message = as_ai_message(
             parts,
-            response_metadata=response_metadata(answer, engine, self.model),
-            usage_metadata=usage_metadata(answer),
+            response_metadata=response_metadata(response, engine, self.model),
+            usage_metadata=usage_metadata(response),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, answer: ModelResponse, engine: Engine) -> ChatGenerationChunk:
+    def _last_chunk(self, response: ModelResponse, engine: Engine) -> ChatGenerationChunk:
         return ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",
                 chunk_position="last",
-                response_metadata=response_metadata(answer, engine, self.model),
-                usage_metadata=usage_metadata(answer),
+                response_metadata=response_metadata(response, engine, self.model),
+                usage_metadata=usage_metadata(response),
             )
         )
-
-
-def _raise_first(answers: Sequence[Any], return_exceptions: bool) -> None:
-    for answer in answers:
-        if isinstance(answer, Exception) and not return_exceptions:
-            raise answer
 
 
 def _profile() -> ModelProfile:

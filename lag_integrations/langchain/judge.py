@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from langchain_core.language_models import BaseChatModel
 
-from lag_integrations.capture.yes_or_no import YesOrNo
+from lag_integrations.capture.judges import YesNoJudge
 
 
-class LLMJudge(YesOrNo):
-    """Asks a model whether the last response of a run solves its task.
+class LLMJudge(YesNoJudge):
+    """Ask a model whether the last response of a run solves its task.
 
-    Its own calls are not captured.
+    Calls of the judge are not captured.
 
     Example:
         .. code-block:: python
@@ -19,12 +19,12 @@ class LLMJudge(YesOrNo):
 
     Args:
         model: Any chat model.
-        prompt: What it is asked, with ``{task}`` and ``{answer}`` in it; the reply has to begin
-            with yes or no.
+        prompt: The prompt, with ``{task}`` and ``{answer}`` in it. The first yes or no of the reply
+            counts.
 
     Raises:
-        ValueError: The prompt does not have the two places.
+        ValueError: The prompt lacks ``{task}`` or ``{answer}``.
     """
 
     def __init__(self, model: BaseChatModel, prompt: str | None = None) -> None:
-        super().__init__(lambda question: str(model.invoke(question).text), prompt)
+        super().__init__(lambda text: str(model.invoke(text).text), prompt)

@@ -1,4 +1,4 @@
-"""One namespace of the store as LangChain's key-value store."""
+"""LangChain's key-value store over one namespace of `LogBaseStore`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ALL = 2**31 - 1
 
 
 class LogKeyValueStore(BaseStore[str, dict[str, Any]]):
-    """A LangChain store (``mget``, ``mset``, …) whose values are logs, too.
+    """A LangChain store (``mget``, ``mset``, …) whose values are logs.
 
-    It is one namespace of a `LogBaseStore`, which says what that means for its values.
+    It is one namespace of a `LogBaseStore`, whose docstring says what holds for its values.
 
     Args:
         memory: Where the values are kept.
@@ -29,7 +29,7 @@ class LogKeyValueStore(BaseStore[str, dict[str, Any]]):
         self._namespace = (name,)
 
     def mget(self, keys: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The values of keys; None for a key that is not there."""
+        """Return the values of keys; None for a key that is not there."""
         items = self._store.batch([GetOp(self._namespace, key) for key in keys])
         return [None if item is None else item.value for item in items]  # type: ignore[union-attr]
 
@@ -42,11 +42,11 @@ class LogKeyValueStore(BaseStore[str, dict[str, Any]]):
         self._store.batch([PutOp(self._namespace, key, value) for key, value in key_value_pairs])
 
     def mdelete(self, keys: Sequence[str]) -> None:
-        """Delete keys; those that are not there are no error."""
+        """Delete keys; missing ones are ignored."""
         self._store.batch([PutOp(self._namespace, key, None) for key in keys])
 
     def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
-        """The keys that begin with a prefix."""
+        """Yield the keys that begin with a prefix."""
         items = self._store.search(self._namespace, limit=_ALL)
         keys = [item.key for item in items if item.namespace == self._namespace]
         yield from (key for key in keys if key.startswith(prefix or ""))

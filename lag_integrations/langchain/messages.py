@@ -1,4 +1,4 @@
-"""Between LangChain's messages and the package's: what goes into a model call, what comes out."""
+"""Conversion between LangChain's messages and the package's, into a model call and out of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.utils.function_calling import convert_to_json_schema
 
 from lag_integrations.chat.response import ModelResponse, Part
 from lag_integrations.engine.engine import Engine
@@ -29,7 +30,7 @@ _MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "docume
 
 
 def as_chat(messages: Sequence[BaseMessage]) -> list[Message]:
-    """The conversation.
+    """Return a conversation as the package's messages.
 
     Raises:
         PromptError: It holds images or other media, which a text model cannot read.
@@ -53,7 +54,7 @@ def as_chat(messages: Sequence[BaseMessage]) -> list[Message]:
 
 
 def _results(message: BaseMessage) -> Iterator[Message]:
-    """Results of tools among the content blocks of a user message (Anthropic's form)."""
+    """Yield the tool results among the content blocks of a user message (Anthropic's form)."""
     if not isinstance(message, HumanMessage) or not isinstance(message.content, list):
         return
     for block in message.content:
@@ -68,15 +69,15 @@ def _results(message: BaseMessage) -> Iterator[Message]:
 
 
 def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
-    """A whole answer as one message."""
-    text, thoughts = "", ""
+    """Return a whole answer as one message."""
+    text, reasoning = "", ""
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     for part in parts:
         if isinstance(part, Text):
             text += part.text
         elif isinstance(part, ReasoningDelta):
-            thoughts += part.text
+            reasoning += part.text
         elif isinstance(part, CallEnded):
             assert isinstance(part.call.args, dict)
             args = dict(part.call.args)
@@ -87,7 +88,7 @@ def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
             invalid.append(_invalid(part.invalid, new_call_id()))
     return AIMessage(
         content=text,
-        additional_kwargs={"reasoning_content": thoughts} if thoughts else {},
+        additional_kwargs={"reasoning_content": reasoning} if reasoning else {},
         tool_calls=calls,
         invalid_tool_calls=invalid,
         **fields,
@@ -95,7 +96,7 @@ def as_ai_message(parts: Iterable[Part], **fields: Any) -> AIMessage:
 
 
 def as_chunk(part: Part) -> AIMessageChunk:
-    """A part of an answer as a chunk."""
+    """Return a part of an answer as a chunk."""
     if isinstance(part, Text):
         return AIMessageChunk(content=part.text)
     if isinstance(part, ReasoningDelta):
@@ -103,12 +104,13 @@ def as_chunk(part: Part) -> AIMessageChunk:
     if isinstance(part, CallEnded):
         name, args = part.call.name, json.dumps(part.call.args, ensure_ascii=False)
     else:
-        # As a JSON string: merged chunks are read leniently, and half an object would pass as one.
+        # As a JSON string: LangChain parses merged chunks leniently, and would complete half an
+        # object.
         name, args = part.invalid.name or "", json.dumps(part.invalid.args, ensure_ascii=False)
     call = tool_call_chunk(name=name, args=args, id=new_call_id(), index=part.index)
     chunk = AIMessageChunk(content="", tool_call_chunks=[call])
     if not isinstance(part, CallEnded):
-        # LangChain makes it of the chunk, without the reason (and does so again where it merges).
+        # LangChain derives this from the chunk without the error, and again when it merges chunks.
         chunk.invalid_tool_calls = [_invalid(part.invalid, call["id"])]
     return chunk
 
@@ -119,43 +121,41 @@ def _invalid(call: InvalidCall, id: str | None) -> InvalidToolCall:
     )
 
 
-def response_metadata(answer: ModelResponse, engine: Engine, model: str) -> dict[str, Any]:
-    """What a message says about how it was made."""
-    generation = answer.generation
+def response_metadata(response: ModelResponse, engine: Engine, model: str) -> dict[str, Any]:
+    """Return the ``response_metadata`` of an answer, with the report of what was recalled."""
+    generation = response.generation
     metadata: dict[str, Any] = {
         "model_name": model,
         "model_provider": "lag",
         "finish_reason": generation.finish_reason,
-        "lag": answer.report(),
+        "lag": response.report(),
     }
-    if answer.request.top_logprobs is not None:
+    if response.request.top_logprobs is not None:
         content = [_logprob(engine, entry) for entry in generation.logprobs]
         metadata["logprobs"] = {"content": content}
     return metadata
 
 
-def usage_metadata(answer: ModelResponse) -> UsageMetadata:
-    """Tokens read and written; injected ones, and those read lately, count as read from a cache."""
-    read, written = answer.read_tokens, len(answer.generation.token_ids)
+def usage_metadata(response: ModelResponse) -> UsageMetadata:
+    """Return the tokens read and written; injected and reused ones count as read from a cache."""
+    read, written = response.read_tokens, len(response.generation.token_ids)
     return UsageMetadata(
         input_tokens=read,
         output_tokens=written,
         total_tokens=read + written,
         input_token_details=InputTokenDetails(
-            cache_read=answer.cached_tokens,
-            cache_creation=answer.context.encoded_tokens,
+            cache_read=response.cached_tokens,
+            cache_creation=response.context.encoded_tokens,
         ),
     )
 
 
 def json_schema_of(response_format: Any) -> dict[str, Any] | None:
-    """The JSON schema in a ``response_format``; None where it asks for plain text.
+    """Return the JSON schema in a ``response_format``; None if it asks for plain text.
 
     Raises:
-        PromptError: It is of no known form.
+        PromptError: It has the type ``json_schema``, but no schema.
     """
-    from langchain_core.utils.function_calling import convert_to_json_schema
-
     if response_format is None or response_format == {"type": "text"}:
         return None
     if isinstance(response_format, Mapping):
@@ -178,13 +178,13 @@ def json_schema_of(response_format: Any) -> dict[str, Any] | None:
 
 
 def _logprob(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:
-    """In OpenAI's form."""
+    """Return the log probabilities of a token in OpenAI's form."""
 
-    def told(token: int, logprob: float) -> dict[str, Any]:
+    def entry_of(token: int, logprob: float) -> dict[str, Any]:
         text = engine.tokenizer.decode([token])
         return {"token": text, "bytes": list(text.encode()), "logprob": logprob}
 
     return {
-        **told(entry.token_id, entry.logprob),
-        "top_logprobs": [told(token, logprob) for token, logprob in entry.top],
+        **entry_of(entry.token_id, entry.logprob),
+        "top_logprobs": [entry_of(token, logprob) for token, logprob in entry.top],
     }

@@ -1,4 +1,4 @@
-"""Agent middleware: recalled logs for every model call of ``langchain.agents.create_agent``."""
+"""Middleware of ``langchain.agents.create_agent`` that recalls logs for the model calls."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
+from pydantic import ConfigDict, SkipValidation, validate_call
 from typing_extensions import NotRequired
 
 from lag_integrations.chat.current import use_memory
 from lag_integrations.chat.query import QueryOf, query_of
 from lag_integrations.langchain.capture.configs import config_of
-from lag_integrations.langchain.capture.handler import owner_of, retrieved
+from lag_integrations.langchain.capture.current import current_owner, retrieved
 from lag_integrations.langchain.capture.messages import as_step
 from lag_integrations.langchain.chat_models import LAGChatModel
 from lag_integrations.memory.memory import LogMemory
@@ -42,15 +43,16 @@ class LogState(AgentState[Any]):
 
 
 class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
-    """Gives an agent what similar runs did before: as KV to a `LAGChatModel`, as text to others.
+    """Recall similar runs for an agent: as KV for a `LAGChatModel`, as text for other models.
 
-    Only log ids are put into the model's settings and the agent's state. A memory that fails is
-    logged, and the agent goes on without. Earlier turns that stand in a call's prompt are not given
-    to it; those that were trimmed or summarised may be. Nor are logs that a retriever's findings in
-    the same root run outdate, where it is captured (see `is_outdated`); others take their places.
+    Only log ids are put into the model's settings and the agent's state. If the memory fails, a
+    warning is logged and the agent goes on without. Logs of earlier turns that stand in a call's
+    prompt are skipped; those of turns that were trimmed or summarised may be recalled. Logs that
+    documents retrieved in the same captured root run outdate are skipped, too (see
+    `is_outdated`). Others take the places of what is skipped.
 
     Put it after middleware that changes the model of a call (fallbacks, routing): it looks at the
-    model that it is given. Capturing runs is `KVLogMemory.callback_handler`'s job.
+    model of the request. To capture runs, use `KVLogMemory.callback_handler`.
 
     Example:
         .. code-block:: python
@@ -63,22 +65,23 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         recall: ``run``: once, when the agent begins, by the newest user message, or where that
             recalls nothing, the newest two. ``step``: before every model call, by that message and
             what came of the last step (the model's text and the results of its tools).
-        k: Most logs to recall; the memory's own by default.
-        min_score: Least similarity; the memory's own by default.
+        k: Most logs to recall; the memory's own setting by default.
+        min_score: Least similarity; the memory's own setting by default.
         where: Only logs with such metadata; or a function of the run's config that returns such a
             filter. If it fails or returns none, nothing is recalled.
         query: What logs are searched by instead: a text, or a function of the messages that
             returns one.
-        as_text: Give logs as text to a `LAGChatModel`, too, to compare.
-        max_chars: Most characters of logs that are given as text; the worst are left out.
+        as_text: Whether a `LAGChatModel`, too, reads logs as text, to compare.
+        max_chars: Most characters of logs as text; the worst are left out.
 
     Raises:
-        ValueError: `recall` is neither ``run`` nor ``step``.
+        ValueError: An argument is unknown or not valid.
         StoreError: The filter is malformed.
     """
 
     state_schema = LogState
 
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
     def __init__(
         self,
         memory: LogMemory,
@@ -86,14 +89,12 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         recall: Literal["run", "step"] = "run",
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | WhereFunction | None = None,
+        where: SkipValidation[Where | WhereFunction | None] = None,
         query: QueryOf | None = None,
         as_text: bool = False,
         max_chars: int = MAX_CHARS,
     ) -> None:
         super().__init__()
-        if recall not in ("run", "step"):
-            raise ValueError(f"recall is {recall!r}; it must be 'run' or 'step'.")
         self._memory = memory
         self._each_step = recall == "step"
         self._recall = SafeRecall(memory, k, min_score, where)
@@ -118,7 +119,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ModelResponse[Any]:
-        """Call the model with what was recalled."""
+        """Call the model with the recalled logs."""
         with use_memory(self._memory):
             return handler(self._with_logs(request))
 
@@ -127,7 +128,7 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any]:
-        """Call the model with what was recalled."""
+        """Call the model with the recalled logs."""
         request = await run_in_executor(None, self._with_logs, request)
         with use_memory(self._memory):
             return await handler(request)
@@ -166,11 +167,11 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         text, before = last_two([str(one.text) for one in messages if one.type == "human"])
         if self._each_step:
             text = "\n".join([text, *_last_step(messages)])
-        given = query_of(self._query, messages)
-        if given is not None:
-            text, before = given, None
+        query = query_of(self._query, messages)
+        if query is not None:
+            text, before = query, None
         config = config_of()
-        recall = self._recall.of(config, owner_of(config))
+        recall = self._recall.of(config, current_owner(config))
         return recall(text, before=before, prompt=prompt, shown=retrieved())
 
 
@@ -179,7 +180,7 @@ def _with_ids(request: ModelRequest[Any], ids: list[str]) -> ModelRequest[Any]:
 
 
 def _with_section(original: SystemMessage | None, section: str, ids: list[str]) -> SystemMessage:
-    """The system message with recalled logs at its end, marked so that capture can undo it."""
+    """Return the system message with the logs appended, marked so that capture can undo it."""
     lag = {"log_ids": ids, "system": None if original is None else str(original.text)}
     if original is None:
         return SystemMessage(section, additional_kwargs={"lag": lag})
@@ -198,7 +199,7 @@ def _with_section(original: SystemMessage | None, section: str, ids: list[str]) 
 
 
 def _takes_kv(model: Any) -> bool:
-    """Whether every model that may answer here is a `LAGChatModel`."""
+    """Return whether every model that may answer is a `LAGChatModel`."""
     if isinstance(model, RunnableBindingBase):
         return _takes_kv(model.bound)
     if isinstance(model, DynamicRunnable):  # configurable: the one of this run
@@ -209,13 +210,13 @@ def _takes_kv(model: Any) -> bool:
 
 
 def _as_asked(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-    """The conversation when the run began: up to the newest user message."""
+    """Return the conversation when the run began: up to the newest user message."""
     places = [place for place, message in enumerate(messages) if message.type == "human"]
     return messages[: places[-1] + 1] if places else messages
 
 
 def _last_step(messages: Sequence[AnyMessage]) -> list[str]:
-    """What the agent said last for the task at hand, and what its tools gave."""
+    """Return the texts of the agent's last answer to the task, and of its tools' results."""
     step: list[str] = []
     for message in reversed(messages):
         if message.type == "human":

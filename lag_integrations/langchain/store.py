@@ -1,4 +1,4 @@
-"""The memory as a LangGraph store: items that are logs, too."""
+"""A LangGraph store whose items are logs."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ from lag_integrations.traces.trace import PLACE, Outcome, Trace
 
 _VALUE = "lag_value"
 _KEY, _NAMESPACE, _WITHIN = "lag_key", "lag_namespace", "lag_within"
-_LONGEST = 500
-"""Characters of a namespace or key: longer metadata cannot be looked up."""
-_AT_ONCE = 250
-"""Nearest logs that a search with query and filter looks at; more, if too few of them fit."""
-_FARTHEST = 1_000_000
-"""Items that pages of a search may reach."""
+_MAX_CHARS = 500
+"""Most characters of a namespace or key; longer metadata cannot be looked up."""
+_FIRST_PAGE = 250
+"""Extra logs that a search with query and filter fetches first; more if too few of them match."""
+_MAX_RESULTS = 1_000_000
+"""Most items that the pages of a search can reach."""
 _Namespace = tuple[str, ...]
 
 
 class LogBaseStore(BaseStore):
     """A LangGraph store over a memory: for ``create_agent(store=…)`` and `InjectedStore` tools.
 
-    Every item is a log: its value is searched by the memory's embedder, and its KV is recalled
-    as other logs are. A value with ``messages`` (chat dicts, with an answer) becomes such a
-    conversation; of any other, the text is the last response. Logs that are no items are not seen.
+    Every item is a log: its value is embedded by the memory's embedder, and its KV is recalled as
+    that of other logs. A value with ``messages`` (chat dicts, with an answer) becomes that
+    conversation; of any other value, the text becomes the last response. Logs that are not items
+    are not visible here.
 
-    As `InMemoryStore` does it, but:
+    It behaves as `InMemoryStore`, with these differences:
 
-    - A search without a query, or of what is not indexed, gives the newest first.
+    - A search without a query, or of what is not indexed, returns the newest first.
     - ``created_at`` is kept when an item is put again.
     - The fields that ``index=[…]`` names are searched together, by one vector.
-    - What ``index=False`` is said of is recalled nowhere, neither by a model.
+    - An item put with ``index=False`` is never recalled, neither by a model.
     - Namespaces without items are not listed.
     - Values must be JSON; a namespace (with its dots) and a key have 500 characters at most.
     - There is no ``ttl`` of single items (`NotImplementedError`); the memory's own ``ttl`` and
@@ -67,7 +68,7 @@ class LogBaseStore(BaseStore):
         self._ledger = memory.store.ledger
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Do several operations; all reads come before all writes, and the last put of a key wins.
+        """Run operations; all reads come before all writes, and the last put of a key wins.
 
         Raises:
             InvalidNamespaceError: A label of a namespace is empty, or has a dot.
@@ -83,7 +84,7 @@ class LogBaseStore(BaseStore):
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
-        """As `batch`."""
+        """Run operations as `batch` does."""
         return await run_in_executor(None, self.batch, list(ops))
 
     def _read(self, op: Op) -> Result:
@@ -110,28 +111,28 @@ class LogBaseStore(BaseStore):
             if op.value is None:
                 deleted += ids
             else:
-                # Others may be putting it, too: whoever looks last sees all, and the newest stays.
+                # Others may put it, too: the last to look sees all, and keeps the newest.
                 replaced += ids[1:]
-        if replaced:  # what is left of them elsewhere, the worker removes
+        if replaced:  # the worker removes what they have in index and segment files
             self._ledger.delete(replaced)
         if deleted:
             self._memory.delete(deleted)
 
     def _at(self, namespace: _Namespace, key: str) -> list[tuple[str, Trace]]:
-        """The logs of an item, newest first; more than one only while it is being replaced."""
+        """Return the logs of an item, newest first; it has several while it is replaced."""
         found = self._ledger.having({_NAMESPACE: ".".join(namespace), _KEY: key})
         return sorted(found.items(), key=lambda log: (_updated_at(log[1]), log[0]), reverse=True)
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
-        end = min(op.offset + op.limit, _FARTHEST)
+        end = min(op.offset + op.limit, _MAX_RESULTS)
         found = self._unscored(op, None if op.filter or end < 0 else end)
         return found[op.offset : op.offset + op.limit]
 
     def _search_by_query(self, op: SearchOp) -> list[SearchItem]:
-        self._memory.embed_pending()  # what was put must be found
+        self._memory.embed_pending()  # so that what was put is found
         where = {_WITHIN: ".".join(op.namespace_prefix)}
-        end = min(op.offset + op.limit, _FARTHEST)
-        k = end + _AT_ONCE if op.filter else end
+        end = min(op.offset + op.limit, _MAX_RESULTS)
+        k = end + _FIRST_PAGE if op.filter else end
         while True:
             logs = self._memory.recall(
                 op.query or "",
@@ -143,11 +144,11 @@ class LogBaseStore(BaseStore):
                 unjudged_documents="any",
             )
             items = _items((log.trace, log.score) for log in logs)
-            scored = _newest([item for item in items if _fits(item.value, op.filter)])
+            scored = _newest([item for item in items if _matches_filter(item.value, op.filter)])
             if len(scored) >= end or len(logs) < k:
                 break
             k *= 8
-        if len(scored) < end:  # then what is not indexed
+        if len(scored) < end:  # add what is not indexed
             known = {(item.namespace, item.key) for item in scored}
             scored += [x for x in self._unscored(op) if (x.namespace, x.key) not in known]
         return scored[op.offset : end]
@@ -157,7 +158,7 @@ class LogBaseStore(BaseStore):
         newest = _newest(_items((log, None) for log in logs.values()))
         if limit is not None and len(newest) < len(logs):
             return self._unscored(op)
-        return [item for item in newest if _fits(item.value, op.filter)]
+        return [item for item in newest if _matches_filter(item.value, op.filter)]
 
     def _namespaces(self, op: ListNamespacesOp) -> list[_Namespace]:
         names = self._ledger.values(_NAMESPACE)
@@ -176,9 +177,9 @@ def _trace(op: PutOp, known: Trace | None) -> Trace:
             "A ttl of single items is not supported; KVLogMemory(ttl=…) holds for all of them."
         )
     namespace, key = ".".join(op.namespace), str(op.key)
-    if max(len(namespace), len(key)) > _LONGEST:
+    if max(len(namespace), len(key)) > _MAX_CHARS:
         raise StoreError(
-            f"A namespace and a key may have {_LONGEST} characters each; these have "
+            f"A namespace and a key may have {_MAX_CHARS} characters each; these have "
             f"{len(namespace)} and {len(key)}. Keep what is long in the value."
         )
     if not isinstance(op.value, Mapping):
@@ -194,7 +195,7 @@ def _trace(op: PutOp, known: Trace | None) -> Trace:
             "numbers, booleans, lists and dicts."
         ) from None
     now = datetime.now(timezone.utc)
-    if known is not None:  # whatever another's clock said
+    if known is not None:  # even if another process's clock is ahead
         now = max(now, _updated_at(known) + timedelta(microseconds=1))
     metadata: dict[str, Any] = {
         PLACE: {"namespace": list(op.namespace), "key": key},
@@ -219,8 +220,8 @@ def _trace(op: PutOp, known: Trace | None) -> Trace:
             trace.require_response()
             return trace
         except TraceError:
-            pass  # something else that is called so
-    # The task stays empty: names and ids in it would blur what the value is found by.
+            pass  # "messages" means something else here
+    # The task stays empty: names and ids in it would blur the embedding of the value.
     question = f"What is kept in {' / '.join((*op.namespace, key))}?"
     answer = "\n".join(texts) or _readable(value)
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -236,7 +237,7 @@ def _readable(value: Mapping[str, Any]) -> str:
 
 
 def _item(log: Trace, score: float | None = None) -> SearchItem | None:
-    """Return the item that a log is; None if it only looks like one."""
+    """Return the item of a log; None if the log is not an item."""
     match log.metadata.get(PLACE), log.metadata.get(_VALUE):
         case {"namespace": [*labels], "key": str(key)}, dict(value):
             return SearchItem(
@@ -260,7 +261,7 @@ def _updated_at(log: Trace) -> datetime:
 
 
 def _newest(items: Sequence[SearchItem]) -> list[SearchItem]:
-    """Without those that are just being replaced, in the same order."""
+    """Return the items without older versions of the same key, in the same order."""
     newest: dict[tuple[_Namespace, str], SearchItem] = {}
     for item in items:
         place = item.namespace, item.key
@@ -280,7 +281,7 @@ def _matches(condition: MatchCondition, namespace: _Namespace) -> bool:
     return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))
 
 
-def _fits(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+def _matches_filter(value: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
     return all(_equals(value.get(name), part) for name, part in (wanted or {}).items())
 
 
@@ -288,7 +289,7 @@ def _equals(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         if any(name.startswith("$") for name in wanted):
             return all(_compares(value, name, bound) for name, bound in wanted.items())
-        return isinstance(value, Mapping) and _fits(value, wanted)
+        return isinstance(value, Mapping) and _matches_filter(value, wanted)
     if isinstance(wanted, list | tuple):
         return (
             isinstance(value, list)

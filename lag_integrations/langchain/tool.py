@@ -1,4 +1,4 @@
-"""The memory as a tool, for agents that decide for themselves when to remember."""
+"""A tool with which an agent decides for itself when to recall."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, validate_call
 
 from lag_integrations.langchain.capture.configs import config_of
-from lag_integrations.langchain.capture.handler import owner_of
+from lag_integrations.langchain.capture.current import current_owner
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.rendering import MAX_CHARS, logs_text
 from lag_integrations.memory.safe_recall import SafeRecall, WhereFunction
@@ -25,6 +25,7 @@ class _Question(BaseModel):
     query: str = Field(description="The task or question to find similar earlier runs for.")
 
 
+@validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 def recall_tool(
     memory: LogMemory,
     *,
@@ -32,31 +33,32 @@ def recall_tool(
     description: str = DESCRIPTION,
     k: int | None = None,
     min_score: float | None = None,
-    where: Where | WhereFunction | None = None,
+    where: SkipValidation[Where | WhereFunction | None] = None,
     max_chars: int = MAX_CHARS,
 ) -> BaseTool:
-    """A tool that tells what similar past runs did.
+    """Return a tool whose result says what similar past runs did.
 
-    Its result's artifact has the ids of the logs: ``{"lag": {"log_ids": […]}}``.
+    The artifact of a result has the ids of the logs: ``{"lag": {"log_ids": […]}}``.
 
     Args:
         memory: Where logs are recalled from.
         name: Name of the tool, for the model.
         description: What it does, for the model.
-        k: Most logs to tell; the memory's own by default.
-        min_score: Least similarity; the memory's own by default.
+        k: Most logs to recall; the memory's own setting by default.
+        min_score: Least similarity; the memory's own setting by default.
         where: Only logs with such metadata; or a function of the call's config that returns such a
             filter. If it fails or returns none, nothing is recalled.
         max_chars: Most characters of a result; the worst logs are left out.
 
     Raises:
+        ValueError: An argument is unknown or not valid.
         StoreError: The filter is malformed.
     """
     recall = SafeRecall(memory, k, min_score, where)
 
     def recall_logs(query: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
-        whole = config_of(config)
-        text, ids = logs_text(recall.of(whole, owner_of(whole))(query), max_chars)
+        merged = config_of(config)
+        text, ids = logs_text(recall.of(merged, current_owner(merged))(query), max_chars)
         if ids:
             text = f"Similar earlier runs, most similar first:\n\n{text}"
         else:

@@ -155,14 +155,16 @@ def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatc
     monkeypatch.setattr(ModelRunner, "read_tokens", lambda *args: steps.append(1) or step(*args))
 
     async def cancel():
+        reached = asyncio.Event()
+
         async def consume():
             async for _ in plain.astream("Tell a long story.", max_tokens=500):
                 if len(steps) > 3:
-                    await asyncio.sleep(60)
+                    reached.set()
+                    await asyncio.Event().wait()
 
         task = asyncio.create_task(consume())
-        while len(steps) <= 3:
-            await asyncio.sleep(0.01)
+        await reached.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

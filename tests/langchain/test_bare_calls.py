@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from lag_integrations import packaged
 from lag_integrations.langchain import LAGChatModel
-from tests.langchain.talker import captured, said
+from tests.langchain.fake_chat_model import captured, said
 from tests.puppet import Puppet, calls
 
 CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'

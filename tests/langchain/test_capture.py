@@ -26,10 +26,11 @@ from langgraph.types import Command, RetryPolicy, Send
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import TraceError
-from lag_integrations.langchain.capture import handler as callbacks
+from lag_integrations.langchain.capture import open_runs
 from lag_integrations.langchain.capture.handler import CaptureHandler
+from lag_integrations.langchain.capture.run import Run
 from tests.conftest import qa
-from tests.langchain.talker import RAIN, Talker, calls, captured, look, said
+from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, captured, look, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -39,8 +40,8 @@ def config(memory):
     return {"callbacks": [memory.callback_handler()]}
 
 
-def talk() -> Talker:
-    return Talker(calls("look", city="Oslo"), "It rains.")
+def talk() -> FakeChatModel:
+    return FakeChatModel(call("look", city="Oslo"), "It rains.")
 
 
 def ask(question: str = "Weather?") -> dict:
@@ -88,7 +89,7 @@ def test_a_chain_is_one_trace(memory, config, way):
     prompt = ChatPromptTemplate.from_messages(
         [("system", "Be brief."), ("human", "{document}\n\nQuestion: {question}")]
     )
-    chain = prompt | Talker("Ada Krenn did.") | StrOutputParser()
+    chain = prompt | FakeChatModel("Ada Krenn did.") | StrOutputParser()
     inputs = {"question": "Who built it?", "document": "Ada Krenn built the lighthouse."}
 
     async def arun():
@@ -120,7 +121,7 @@ def test_a_chain_is_one_trace(memory, config, way):
 def test_concurrent_async_runs_do_not_mix(memory, config):
     async def arun():
         agents = [
-            create_agent(Talker(calls("look", city=f"C{n}"), f"It is {n}."), [look])
+            create_agent(FakeChatModel(call("look", city=f"C{n}"), f"It is {n}."), [look])
             for n in range(5)
         ]
         await asyncio.gather(
@@ -142,7 +143,7 @@ def test_concurrent_async_runs_do_not_mix(memory, config):
 
 def test_a_text_model_and_a_bare_model(memory, config):
     FakeListLLM(responses=["Four."]).invoke("Two and two?", config)
-    Talker("Six.").invoke("Three and three?", config)
+    FakeChatModel("Six.").invoke("Three and three?", config)
     assert [said(trace) for trace in captured(memory)] == [
         ["user: Two and two?", "assistant: Four."],
         ["user: Three and three?", "assistant: Six."],
@@ -150,7 +151,7 @@ def test_a_text_model_and_a_bare_model(memory, config):
 
 
 def test_a_graph_with_parallel_branches(memory, config):
-    model = Talker("One.")
+    model = FakeChatModel("One.")
 
     def branch(state):
         return {"messages": [model.invoke([HumanMessage(state["part"])])]}
@@ -176,12 +177,12 @@ def test_a_graph_with_parallel_branches(memory, config):
 
 
 def test_a_hand_written_loop_is_one_trace_without_repeats(memory, config):
-    model = Talker("Hm.", "It rains.")
+    model = FakeChatModel("Hm.", "It rains.")
 
     def agent(inputs, config):
         messages = [SystemMessage("Be brief."), HumanMessage(inputs["input"])]
         model.invoke(messages, config)
-        messages.append(AIMessage("Looking.", tool_calls=calls("look", city="Oslo").tool_calls))
+        messages.append(AIMessage("Looking.", tool_calls=call("look", city="Oslo").tool_calls))
         messages.append(look.invoke(messages[-1].tool_calls[0], config))
         model.invoke(messages, config)
 
@@ -198,10 +199,10 @@ def test_a_hand_written_loop_is_one_trace_without_repeats(memory, config):
 
 
 def test_a_tools_plain_result_is_logged_once(memory, config):
-    model = Talker("It rains.")
+    model = FakeChatModel("It rains.")
 
     def agent(inputs, config):
-        messages = [HumanMessage(inputs["input"]), calls("look", city="Oslo")]
+        messages = [HumanMessage(inputs["input"]), call("look", city="Oslo")]
         messages.append(ToolMessage(look.invoke({"city": "Oslo"}, config), tool_call_id="c1"))
         answer = model.invoke(messages, config)
         look.invoke({"city": "Rome"}, config)  # never shown to the model
@@ -213,7 +214,7 @@ def test_a_tools_plain_result_is_logged_once(memory, config):
 
 
 def test_what_is_said_twice_is_logged_twice_and_a_changed_message_once(memory, config):
-    model = Talker("Sure?", "Done.")
+    model = FakeChatModel("Sure?", "Done.")
 
     def agent(inputs, config):
         messages = [HumanMessage("yes")]
@@ -232,7 +233,7 @@ def test_what_is_said_twice_is_logged_twice_and_a_changed_message_once(memory, c
 
 def test_a_subagent_is_part_of_its_roots_trace(memory, config):
     expert = create_agent(
-        Talker(calls("look", "sub1", city="Oslo"), "Rain, says the expert."),
+        FakeChatModel(call("look", "sub1", city="Oslo"), "Rain, says the expert."),
         [look],
         system_prompt="You know the weather.",
     )
@@ -243,7 +244,7 @@ def test_a_subagent_is_part_of_its_roots_trace(memory, config):
         return expert.invoke(ask(question))["messages"][-1].content
 
     agent = create_agent(
-        Talker(calls("consult", question="Weather?"), "It rains."),
+        FakeChatModel(call("consult", question="Weather?"), "It rains."),
         [consult],
         system_prompt="Be brief.",
     )
@@ -268,7 +269,7 @@ def test_a_subgraph_repeats_nothing(memory, config):
     expert = create_agent(talk(), [look], name="expert")
     graph = StateGraph(MessagesState)
     graph.add_node("expert", expert)
-    graph.add_node("boss", create_agent(Talker("As he says."), [], name="boss"))
+    graph.add_node("boss", create_agent(FakeChatModel("As he says."), [], name="boss"))
     graph.add_edge(START, "expert")
     graph.add_edge("expert", "boss")
     graph.compile().invoke(ask(), config)
@@ -277,10 +278,10 @@ def test_a_subgraph_repeats_nothing(memory, config):
 
 
 def test_the_roots_own_answer_comes_last(memory, config):
-    title = Talker("A title about rain")
+    title = FakeChatModel("A title about rain")
 
     def agent(inputs, config):
-        answer = Talker("It rains.").invoke(inputs, config)
+        answer = FakeChatModel("It rains.").invoke(inputs, config)
         title.invoke(f"A title for: {answer.text}", config)
         return answer
 
@@ -313,7 +314,7 @@ def test_results_of_parallel_calls_are_in_the_order_of_the_calls(memory, config,
         return f"{10 * len(of)}"
 
     three = [{"name": "price", "args": {"of": drink}, "id": drink} for drink in drinks]
-    agent = create_agent(Talker(AIMessage("", tool_calls=three), "Tea is cheap."), [price])
+    agent = create_agent(FakeChatModel(AIMessage("", tool_calls=three), "Tea is cheap."), [price])
     config["callbacks"].append(Ended())
     if way == "invoke":
         agent.invoke(ask("Prices?"), config)
@@ -342,7 +343,7 @@ def test_tools_that_return_commands_or_end_the_run(memory, config):
         """Finish."""
         return "The end."
 
-    model = Talker(calls("note", "n1"), calls("finish", "f1"))
+    model = FakeChatModel(call("note", "n1"), call("finish", "f1"))
     create_agent(model, [note, finish]).invoke(ask("Go"), config)
     (trace,) = captured(memory)
     assert said(trace) == [
@@ -362,7 +363,7 @@ def test_a_tool_that_only_goes_somewhere_says_nothing(memory, config):
 
     def agent(inputs, config):
         leave.invoke({}, config)
-        return Talker("Gone.").invoke(inputs, config)
+        return FakeChatModel("Gone.").invoke(inputs, config)
 
     RunnableLambda(agent).invoke("Go", config)
     (trace,) = captured(memory)
@@ -370,9 +371,9 @@ def test_a_tool_that_only_goes_somewhere_says_nothing(memory, config):
 
 
 def test_a_model_within_a_model_says_it_once(memory, config):
-    class Router(Talker):
+    class Router(FakeChatModel):
         def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-            self.answers = [Talker("Routed.").invoke(messages)]
+            self.answers = [FakeChatModel("Routed.").invoke(messages)]
             return super()._generate(messages)
 
     (Router("") | RunnableLambda(lambda answer: answer)).invoke("Where to?", config)
@@ -388,7 +389,7 @@ def test_a_failing_run_is_a_failure_and_the_error_is_the_users(memory, config):
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        (Talker("Hello.") | RunnableLambda(explode)).invoke("Hi", config)
+        (FakeChatModel("Hello.") | RunnableLambda(explode)).invoke("Hi", config)
     (trace,) = captured(memory)
     assert said(trace) == ["user: Hi", "assistant: Hello."]
     assert trace.outcome == "failure"
@@ -399,11 +400,11 @@ def test_a_failing_run_is_a_failure_and_the_error_is_the_users(memory, config):
 
 def test_a_run_whose_model_fails_is_a_record_of_its_task(memory, config):
     with pytest.raises(OSError, match="down"):
-        create_agent(Talker(OSError("down")), [look]).invoke(ask(), config)
+        create_agent(FakeChatModel(OSError("down")), [look]).invoke(ask(), config)
     with pytest.raises(OSError, match="down"):
-        Talker(OSError("down")).invoke("Code?", config)
+        FakeChatModel(OSError("down")).invoke("Code?", config)
     with pytest.raises(OSError, match="down"):
-        Talker(OSError("down")).invoke([("system", "Be brief.")], config)  # of which task?
+        FakeChatModel(OSError("down")).invoke([("system", "Be brief.")], config)  # of which task?
     with pytest.raises(ZeroDivisionError):
         RunnableLambda(lambda _: 1 / 0).invoke("Hi", config)  # no model was asked
     weather, code = captured(memory)
@@ -418,7 +419,7 @@ def test_a_run_whose_model_fails_is_a_record_of_its_task(memory, config):
 
 def test_fallbacks_of_a_bare_model_are_told_by_the_runs_that_were_asked(memory, config):
     """LangChain makes each of its calls a root run, beside its own."""
-    model = Talker(OSError("down")).with_fallbacks([Talker("Fine.")])
+    model = FakeChatModel(OSError("down")).with_fallbacks([FakeChatModel("Fine.")])
     assert model.invoke("Hi", config).text == "Fine."
     assert [(trace.outcome, said(trace)) for trace in captured(memory)] == [
         ("failure", ["user: Hi"]),
@@ -432,7 +433,7 @@ def test_a_failed_attempt_leaves_no_double(memory, config):
             raise ValueError("no good")
         return message.text
 
-    chain = (Talker("garbage", "Fine.") | RunnableLambda(picky)).with_retry(
+    chain = (FakeChatModel("garbage", "Fine.") | RunnableLambda(picky)).with_retry(
         wait_exponential_jitter=False
     )
     assert chain.invoke("Hi", config) == "Fine."
@@ -442,8 +443,8 @@ def test_a_failed_attempt_leaves_no_double(memory, config):
 
 
 def test_a_fallback_leaves_no_double(memory, config):
-    broken = Talker("garbage") | RunnableLambda(lambda _: 1 / 0)
-    chain = broken.with_fallbacks([Talker("Fine.")])
+    broken = FakeChatModel("garbage") | RunnableLambda(lambda _: 1 / 0)
+    chain = broken.with_fallbacks([FakeChatModel("Fine.")])
     RunnableLambda(lambda text: chain.invoke(text)).invoke("Hi", config)
     (trace,) = captured(memory)
     assert said(trace) == ["user: Hi", "assistant: Fine."]
@@ -451,12 +452,12 @@ def test_a_fallback_leaves_no_double(memory, config):
 
 
 def test_a_retried_model_call_and_node_leave_no_double(memory, config):
-    model = Talker(OSError("down"), calls("look", city="Oslo"), OSError("down"), "It rains.")
+    model = FakeChatModel(OSError("down"), call("look", city="Oslo"), OSError("down"), "It rains.")
     middleware = [ModelRetryMiddleware(initial_delay=0, jitter=False)]
     create_agent(model, [look], middleware=middleware).invoke(ask(), config)
     assert len(model.seen) == 4
 
-    node = Talker("first", "second")
+    node = FakeChatModel("first", "second")
 
     def once_bad(state):
         answer = node.invoke(state["messages"])
@@ -477,14 +478,14 @@ def test_a_retried_model_call_and_node_leave_no_double(memory, config):
 
 def test_a_retry_that_gives_up_keeps_the_question(memory, config):
     middleware = [ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="continue")]
-    create_agent(Talker(OSError("down")), [], middleware=middleware).invoke(ask(), config)
+    create_agent(FakeChatModel(OSError("down")), [], middleware=middleware).invoke(ask(), config)
     (trace,) = captured(memory)
     assert said(trace)[0] == "user: Weather?"
     assert "failed after 2 attempts" in said(trace)[1]
 
 
 def test_a_caught_failure_keeps_what_the_chain_went_on_with(memory, config):
-    chain = Talker("Forty-two.") | RunnableLambda(lambda _: 1 / 0)
+    chain = FakeChatModel("Forty-two.") | RunnableLambda(lambda _: 1 / 0)
 
     def agent(inputs, config):
         try:
@@ -504,7 +505,7 @@ def test_a_failed_tool_is_told_to_the_model(memory, config):
         raise ValueError("broken")
 
     fail.handle_tool_error = True
-    model = Talker(calls("fail"), "It is broken.")
+    model = FakeChatModel(call("fail"), "It is broken.")
 
     def agent(inputs, config):
         messages = [HumanMessage(inputs)]
@@ -533,26 +534,26 @@ def test_a_failed_tool_is_told_to_the_model(memory, config):
 )
 def test_a_cut_off_answer_is_incomplete(memory, config, metadata):
     cut = AIMessage("It ra", response_metadata=metadata)
-    Talker(cut).invoke("Weather?", config)
-    create_agent(Talker(calls("look", city="Oslo"), cut), [look]).invoke(ask(), config)
+    FakeChatModel(cut).invoke("Weather?", config)
+    create_agent(FakeChatModel(call("look", city="Oslo"), cut), [look]).invoke(ask(), config)
     unreadable = {"name": "look", "args": '{"city": "Os', "id": "1", "error": "It is cut off."}
     in_a_call = AIMessage("", response_metadata=metadata, invalid_tool_calls=[unreadable])
-    Talker(in_a_call).invoke("Weather in Oslo?", config)
+    FakeChatModel(in_a_call).invoke("Weather in Oslo?", config)
     assert [trace.outcome for trace in captured(memory)] == ["incomplete"] * 3
 
 
 def test_capture_never_breaks_the_run(memory, config, monkeypatch, caplog):
     handler = config["callbacks"][0]
     monkeypatch.setattr(memory, "add_own", lambda traces, **_: 1 / 0)
-    assert Talker("Hello.").invoke("secret words", config).text == "Hello."
+    assert FakeChatModel("Hello.").invoke("secret words", config).text == "Hello."
     monkeypatch.undo()
-    monkeypatch.setattr(callbacks.Run, "show", lambda *_: {}["secret words"])
-    assert Talker("Hello.").invoke("secret words", config).text == "Hello."
+    monkeypatch.setattr(Run, "add_prompt", lambda *_: {}["secret words"])
+    assert FakeChatModel("Hello.").invoke("secret words", config).text == "Hello."
     monkeypatch.undo()
     memory.close()
-    assert Talker("Hello.").invoke("secret words", config).text == "Hello."
-    assert handler._nodes == {}
-    assert handler._roots == {}
+    assert FakeChatModel("Hello.").invoke("secret words", config).text == "Hello."
+    assert handler._runs._nodes == {}
+    assert handler._runs._roots == {}
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 3
     assert not any("secret" in record.getMessage() or record.exc_info for record in warnings)
@@ -565,7 +566,7 @@ def test_a_closed_stream_is_incomplete(memory, config):
     agent = create_agent(talk(), [look])
     for _ in agent.stream(ask(), config):
         break  # after the model's call
-    model = Talker("one two three")
+    model = FakeChatModel("one two three")
     next(iter(model.stream("Count", config)))
     for _ in (model | StrOutputParser()).stream("Count again", config):
         break
@@ -584,19 +585,25 @@ def test_a_closed_stream_is_incomplete(memory, config):
         assert "error" not in trace.metadata
     assert by_task["Count"].last_response.strip() == "one"
     handler = config["callbacks"][0]
-    assert (handler._nodes, dict(handler._roots)) == ({}, {})
+    assert (handler._runs._nodes, dict(handler._runs._roots)) == ({}, {})
 
 
 def test_a_cancelled_run_is_incomplete(memory, config):
-    first = Talker("Hello.")
-
-    async def agent(inputs, config):
-        await first.ainvoke(inputs, config)
-        await asyncio.sleep(30)
+    first = FakeChatModel("Hello.")
 
     async def arun():
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(RunnableLambda(agent).ainvoke("Hi", config), 0.3)
+        answered = asyncio.Event()
+
+        async def agent(inputs, config):
+            await first.ainvoke(inputs, config)
+            answered.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(RunnableLambda(agent).ainvoke("Hi", config))
+        await answered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     asyncio.run(arun())
     (trace,) = captured(memory)
@@ -606,7 +613,7 @@ def test_a_cancelled_run_is_incomplete(memory, config):
 
 def test_runs_that_never_end_are_bounded(memory, monkeypatch):
     handler = memory.callback_handler()
-    monkeypatch.setattr(callbacks, "_MAX_OPEN", 5)
+    monkeypatch.setattr(open_runs, "_MAX_OPEN", 5)
     child = uuid4()
     for number in range(20):
         run_id = uuid4()
@@ -616,13 +623,13 @@ def test_runs_that_never_end_are_bounded(memory, monkeypatch):
         )
         handler.on_llm_end(_result("Partly."), run_id=child)
         child = uuid4()
-    assert len(handler._roots) == 5
-    assert len(handler._nodes) == 5
+    assert len(handler._runs._roots) == 5
+    assert len(handler._runs._nodes) == 5
     assert len(captured(memory)) == 15  # what there was of them
     assert {trace.metadata["abandoned"] for trace in captured(memory)} == {True}
-    monkeypatch.setattr(callbacks, "_MAX_AGE", -1.0)
+    monkeypatch.setattr(open_runs, "_MAX_AGE", -1.0)
     handler.on_chain_start(None, "Last", run_id=uuid4())
-    assert len(handler._roots) == 0
+    assert len(handler._runs._roots) == 0
 
 
 def test_what_comes_late_is_no_run_of_its_own(memory):
@@ -634,7 +641,7 @@ def test_what_comes_late_is_no_run_of_its_own(memory):
     handler.on_chat_model_start(None, [[HumanMessage("Hi")]], run_id=late, parent_run_id=node)
     handler.on_llm_end(_result("Late."), run_id=late)
     assert captured(memory) == []
-    assert handler._nodes == {}
+    assert handler._runs._nodes == {}
 
 
 def _result(text):
@@ -660,12 +667,12 @@ def test_recalled_text_is_not_logged_as_new(memory, config):
     )
 
     def agent(inputs, config):
-        messages = [system, only, human, calls("recall_logs", query=vault.task)]
+        messages = [system, only, human, call("recall_logs", query=vault.task)]
         messages.append(tool.invoke(messages[-1].tool_calls[0], config))
         assert "7741" in messages[-1].text
         documents = memory.as_retriever().invoke(vault.task, config)
         messages.append(HumanMessage(f"Context: {documents[0].page_content} So?"))
-        return Talker("It is known.").invoke(messages, config)
+        return FakeChatModel("It is known.").invoke(messages, config)
 
     RunnableLambda(agent).invoke({}, config)
     trace = captured(memory)[-1]
@@ -690,7 +697,7 @@ def test_other_documents_are_part_of_the_prompt(memory, config):
     chain = (
         RunnableParallel(context=Shelf(), question=RunnableLambda(lambda text: text))
         | ChatPromptTemplate.from_template("{context} {question}")
-        | Talker("Red and white.")
+        | FakeChatModel("Red and white.")
     )
     chain.invoke("Colour?", config)
     (trace,) = captured(memory)
@@ -701,7 +708,7 @@ def test_other_documents_are_part_of_the_prompt(memory, config):
 
 def test_injected_logs_are_named(memory, config):
     lag = {"lag": {"log_ids": ["x"], "scores": [0.9]}}
-    Talker(AIMessage("Known.", response_metadata=lag)).invoke("Code?", config)
+    FakeChatModel(AIMessage("Known.", response_metadata=lag)).invoke("Code?", config)
     (trace,) = captured(memory)
     assert trace.helped_by == ("x",)
 
@@ -736,9 +743,9 @@ def test_a_block_and_a_config_log_a_run_once(memory):
 def test_blocks_of_two_memories_do_not_mix(memory, embedder, tmp_path):
     with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
         with memory.capture():
-            Talker("Mine.").invoke("Whose?")
+            FakeChatModel("Mine.").invoke("Whose?")
             with other.capture():
-                Talker("Its.").invoke("Whose now?")
+                FakeChatModel("Its.").invoke("Whose now?")
         assert [trace.task for trace in captured(memory)] == ["Whose?"]
         assert [trace.task for trace in captured(other)] == ["Whose now?"]
 
@@ -763,7 +770,7 @@ def test_a_callback_is_cheap(memory):
     for number in range(100):
         child = uuid4()
         timed(handler.on_chat_model_start, None, [history], run_id=child, parent_run_id=root)
-        answer = AIMessage(f"Step {number}", tool_calls=calls("look", f"c{number}").tool_calls)
+        answer = AIMessage(f"Step {number}", tool_calls=call("look", f"c{number}").tool_calls)
         result = _result("")
         result.generations[0][0].message = answer
         timed(handler.on_llm_end, result, run_id=child)
@@ -802,13 +809,15 @@ def test_what_a_config_says_is_the_logs_metadata(memory, config, kind):
         return str(agent.invoke(ask(question))["messages"][-1].text)
 
     if kind == "model":
-        Talker("It rains.").invoke("Weather?", config)
+        FakeChatModel("It rains.").invoke("Weather?", config)
     elif kind == "stream":
-        list(Talker("It rains.").stream("Weather?", config))
+        list(FakeChatModel("It rains.").stream("Weather?", config))
     elif kind == "text model":
         FakeListLLM(responses=["It rains."]).invoke("Weather?", config)
     elif kind == "chain":
-        (RunnableLambda(str) | Talker("It rains.") | StrOutputParser()).invoke("Weather?", config)
+        (RunnableLambda(str) | FakeChatModel("It rains.") | StrOutputParser()).invoke(
+            "Weather?", config
+        )
     elif kind == "tool":
         delegate.invoke({"question": "Weather?"}, config)
     else:
@@ -830,7 +839,7 @@ def test_what_a_config_says_is_the_logs_metadata(memory, config, kind):
 
 def test_a_handler_on_a_step_takes_its_place_for_no_tag(memory):
     handler = memory.callback_handler()
-    model = Talker("It rains.", callbacks=[handler], tags=["mine"])
+    model = FakeChatModel("It rains.", callbacks=[handler], tags=["mine"])
     (RunnableLambda(str) | model).invoke("Weather?", {"metadata": {"user_id": "u1"}})
     (trace,) = captured(memory)
     assert (trace.metadata["tags"], trace.metadata["user_id"]) == (["mine"], "u1")
@@ -842,10 +851,10 @@ def test_metadata_of_a_capture_wins(memory, by):
     said = {"metadata": {"user_id": "u2", "project": "p"}, "run_name": "myrun"}
     if by == "handler":
         said["callbacks"] = [memory.callback_handler(metadata=given)]
-        Talker("It rains.").invoke("Weather?", said)
+        FakeChatModel("It rains.").invoke("Weather?", said)
     else:
         with memory.capture(metadata=given):
-            Talker("It rains.").invoke("Weather?", said)
+            FakeChatModel("It rains.").invoke("Weather?", said)
     (trace,) = captured(memory)
     assert trace.metadata == {
         "user_id": "u1",

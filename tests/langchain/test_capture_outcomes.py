@@ -12,7 +12,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import LogNotFoundError, StoreError
 from lag_integrations.langchain import LLMJudge
 from tests.conftest import qa
-from tests.langchain.talker import Talker, captured
+from tests.langchain.fake_chat_model import FakeChatModel, captured
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_worker")
 def run(memory, question="Code?", answer="7741.", *, judge=None, **config):
     handler = memory.callback_handler(judge=judge)
     config["callbacks"] = [handler]
-    Talker(answer).invoke(question, config)
+    FakeChatModel(answer).invoke(question, config)
     return handler
 
 
@@ -70,11 +70,13 @@ def test_runs_that_came_to_no_good_end_are_not_put_to_a_judge(memory):
     asked = []
     handler = memory.callback_handler(judge=asked.append)
     config = {"callbacks": [handler]}
-    chain = Talker("Partly.") | (lambda _: 1 / 0)
+    chain = FakeChatModel("Partly.") | (lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         chain.invoke("Broken?", config)
-    next(iter(Talker("one two").stream("Left?", config)))
-    Talker(AIMessage("It", response_metadata={"finish_reason": "length"})).invoke("Cut?", config)
+    next(iter(FakeChatModel("one two").stream("Left?", config)))
+    FakeChatModel(AIMessage("It", response_metadata={"finish_reason": "length"})).invoke(
+        "Cut?", config
+    )
     handler.wait_for_judge()
     assert asked == []
     assert outcomes(memory) == ["failure", "incomplete", "incomplete"]
@@ -92,9 +94,9 @@ def test_runs_that_came_to_no_good_end_are_not_put_to_a_judge(memory):
 )
 def test_a_model_as_judge_is_not_captured_itself(memory, reply, outcome):
     capturing = memory.callback_handler()
-    model = Talker(reply, callbacks=[capturing])  # a handler of its own would see its calls
+    model = FakeChatModel(reply, callbacks=[capturing])  # a handler of its own would see its calls
     with memory.capture(judge=LLMJudge(model)) as handler:
-        Talker("Use {task}: 7741.").invoke("Code of {answer}?")
+        FakeChatModel("Use {task}: 7741.").invoke("Code of {answer}?")
         handler.wait_for_judge()
         LLMJudge(model)(qa("Directly?", "Asked."))
     assert outcomes(memory) == [outcome]
@@ -104,15 +106,15 @@ def test_a_model_as_judge_is_not_captured_itself(memory, reply, outcome):
 
 
 def test_a_judge_function_that_calls_a_model_is_not_captured(memory):
-    model = Talker("fine", callbacks=[memory.callback_handler()])
+    model = FakeChatModel("fine", callbacks=[memory.callback_handler()])
     run(memory, judge=lambda trace: bool(model.invoke(trace.task).text)).wait_for_judge()
     assert outcomes(memory) == ["success"]
 
 
 def test_a_judges_prompt_needs_its_places(memory):
     with pytest.raises(ValueError, match=r"no \{answer\}"):
-        LLMJudge(Talker("yes"), "Is {task} solved?")
-    judge = LLMJudge(Talker("no"), "{answer}? {task}?")
+        LLMJudge(FakeChatModel("yes"), "Is {task} solved?")
+    judge = LLMJudge(FakeChatModel("no"), "{answer}? {task}?")
     assert judge(qa("Q", "A")) is False
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import time
+import threading
 from typing import Annotated, TypedDict
 from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -18,8 +19,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
 from lag_integrations import KVLogMemory
-from lag_integrations.langchain.capture import pending_runs as threads
-from tests.langchain.talker import RAIN, Talker, calls, captured, look, said
+from lag_integrations.langchain.capture import pending_runs
+from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, captured, look, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -39,9 +40,13 @@ def config(memory, thread="t1", **fields):
 
 
 def weatherman(*answers, middleware=(), **kwargs):
-    answers = answers or (calls("look", city="Oslo"), "It rains.")
+    answers = answers or (call("look", city="Oslo"), "It rains.")
     return create_agent(
-        Talker(*answers), [look], middleware=middleware, checkpointer=InMemorySaver(), **kwargs
+        FakeChatModel(*answers),
+        [look],
+        middleware=middleware,
+        checkpointer=InMemorySaver(),
+        **kwargs,
     )
 
 
@@ -53,9 +58,9 @@ def human():
 
 
 def test_each_turn_holds_what_is_new(memory, embedder):
-    again = calls("look", "c1", city="Rome")  # some models number their calls anew in each turn
+    again = call("look", "c1", city="Rome")  # some models number their calls anew in each turn
     agent = weatherman(
-        calls("look", city="Oslo"),
+        call("look", city="Oslo"),
         "It rains.",
         again,
         "There, too.",
@@ -106,7 +111,7 @@ def test_the_same_words_in_a_later_turn_are_new(memory, embedder, restart):
 
 def test_a_chat_by_hand_is_logged_turn_by_turn(memory):
     talk = [SystemMessage("Be brief."), HumanMessage("Tell me of the Team plan.")]
-    model = Talker("It has chats and maps.", "18 euros a seat.")
+    model = FakeChatModel("It has chats and maps.", "18 euros a seat.")
     with memory.capture():
         talk += [model.invoke(talk), HumanMessage("And how much does it cost?")]
         model.invoke(talk)
@@ -148,7 +153,7 @@ def test_messages_without_ids_are_known_by_content(memory):
     class State(TypedDict):
         chat: Annotated[list, operator.add]  # gives no ids
 
-    model = Talker(AIMessage("One.", id="1"), AIMessage("Two.", id="2"))
+    model = FakeChatModel(AIMessage("One.", id="1"), AIMessage("Two.", id="2"))
     graph = StateGraph(State)
     graph.add_node("node", lambda state: {"chat": [AIMessage(model.invoke(state["chat"]).text)]})
     graph.add_edge(START, "node")
@@ -162,7 +167,7 @@ def test_messages_without_ids_are_known_by_content(memory):
 
 
 def test_a_run_that_goes_on_after_an_error_is_whole(memory):
-    agent = weatherman(calls("look", city="Oslo"), OSError("down"), "It rains.")
+    agent = weatherman(call("look", city="Oslo"), OSError("down"), "It rains.")
     with pytest.raises(OSError, match="down"):
         agent.invoke(ask(), config(memory))
     agent.invoke(None, config(memory))
@@ -243,8 +248,8 @@ def test_it_is_whole_after_a_restart_too(memory, embedder):
 
 def test_interrupted_twice_edited_and_rejected(memory):
     agent = weatherman(
-        calls("look", "c1", city="Oslo"),
-        calls("look", "c2", city="Bonn"),
+        call("look", "c1", city="Oslo"),
+        call("look", "c2", city="Bonn"),
         "Enough.",
         middleware=[human()],
     )
@@ -297,7 +302,7 @@ def test_breakpoints(memory, block):
 
 
 def test_a_breakpoint_between_two_answers(memory):
-    model = Talker("Draft.", "Final.")
+    model = FakeChatModel("Draft.", "Final.")
     graph = StateGraph(MessagesState)
     for name in ("draft", "final"):
         graph.add_node(name, lambda state: {"messages": [model.invoke(state["messages"])]})
@@ -318,7 +323,9 @@ def test_interrupt_in_a_tool_of_a_graph(memory):
         return f"The user says {interrupt(what)}."
 
     agent = create_agent(
-        Talker(calls("confirm", what="Sure?"), "Done."), [confirm], checkpointer=InMemorySaver()
+        FakeChatModel(call("confirm", what="Sure?"), "Done."),
+        [confirm],
+        checkpointer=InMemorySaver(),
     )
     graph = StateGraph(MessagesState)
     graph.add_node("agent", agent)
@@ -345,7 +352,7 @@ def test_the_task_is_what_the_interrupted_run_was_given(memory):
         return {"answer": interrupt("Is it right?")}
 
     def answer(state):
-        return {"answer": Talker("Rain.").invoke(f"Think hard. {state['question']}").text}
+        return {"answer": FakeChatModel("Rain.").invoke(f"Think hard. {state['question']}").text}
 
     graph = StateGraph(State)
     graph.add_sequence([answer, check])
@@ -359,7 +366,7 @@ def test_the_task_is_what_the_interrupted_run_was_given(memory):
 
 
 def test_a_new_question_instead_of_a_decision_goes_on(memory):
-    agent = weatherman(calls("look", city="Oslo"), "Never mind.", middleware=[human()])
+    agent = weatherman(call("look", city="Oslo"), "Never mind.", middleware=[human()])
     agent.invoke(ask(), config(memory))
     agent.invoke(ask("Forget it"), config(memory))
     (trace,) = captured(memory)
@@ -369,12 +376,12 @@ def test_a_new_question_instead_of_a_decision_goes_on(memory):
 
 
 def test_threads_do_not_mix_and_are_bounded(memory, monkeypatch):
-    monkeypatch.setattr(threads, "_MAX_HALVES", 3)
+    monkeypatch.setattr(pending_runs, "_MAX_PENDING", 3)
     agents = {}
     for number in range(6):
         agents[number] = weatherman(middleware=[human()])
         agents[number].invoke(ask(f"Weather {number}?"), config(memory, f"t{number}"))
-    assert len(threads.shared_by(memory)._halves) == 3
+    assert len(pending_runs.pending_runs_of(memory)._pending) == 3
     assert captured(memory) == []
     for number in (5, 3):
         agents[number].invoke(APPROVE, config(memory, f"t{number}"))
@@ -383,7 +390,7 @@ def test_threads_do_not_mix_and_are_bounded(memory, monkeypatch):
 
 
 def test_an_error_after_an_interrupt_is_a_failure(memory):
-    agent = weatherman(calls("look", city="Oslo"), OSError("down"), middleware=[human()])
+    agent = weatherman(call("look", city="Oslo"), OSError("down"), middleware=[human()])
     agent.invoke(ask(), config(memory))
     with pytest.raises(OSError, match="down"):
         agent.invoke(APPROVE, config(memory))
@@ -392,9 +399,15 @@ def test_an_error_after_an_interrupt_is_a_failure(memory):
 
 
 def test_an_error_beside_an_interrupt_is_a_failure(memory):
+    interrupted = threading.Event()
+
+    class Watcher(BaseCallbackHandler):
+        def on_chain_error(self, error, **kwargs):
+            interrupted.set()
+
     def fail(state):
-        Talker("Hm.").invoke(state["messages"])
-        time.sleep(0.2)
+        FakeChatModel("Hm.").invoke(state["messages"])
+        assert interrupted.wait(10)
         raise OSError("down")
 
     graph = StateGraph(MessagesState)
@@ -403,8 +416,10 @@ def test_an_error_beside_an_interrupt_is_a_failure(memory):
     graph.add_edge(START, "ask")
     graph.add_edge(START, "fail")
     app = graph.compile(checkpointer=InMemorySaver())
+    watched = config(memory)
+    watched["callbacks"].append(Watcher())
     with pytest.raises(OSError, match="down"):
-        app.invoke(ask(), config(memory))
+        app.invoke(ask(), watched)
     (trace,) = captured(memory)
     assert (trace.outcome, said(trace)) == ("failure", ["user: Weather?", "assistant: Hm."])
 

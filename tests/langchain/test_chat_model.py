@@ -17,12 +17,13 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import tool
 
 from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError, SettingsError, TraceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa, random_model
-from tests.langchain.talker import Talker, calls, captured
+from tests.langchain.fake_chat_model import FakeChatModel, call, captured
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 QUESTION = "Which code opens the vault in Lima?"
@@ -133,10 +134,13 @@ def test_the_best_log_stands_last(engine, memory, monkeypatch):
     near, far = memory.add(VAULT), memory.add(qa("Code of a vault?", "A vault has a code: 1."))
     memory.flush()
     seen = []
-    request = engine.request
-    monkeypatch.setattr(
-        engine, "request", lambda chat, segments, **kw: seen.append(segments) or request(chat, **kw)
-    )
+    build = engine.requests.build
+
+    def spy(prompt, segments, *args, **kwargs):
+        seen.append(segments)
+        return build(prompt, segments, *args, **kwargs)
+
+    monkeypatch.setattr(engine.requests, "build", spy)
     for best_last in (True, False):
         model = LAGChatModel(model=engine, memory=memory, best_last=best_last, max_tokens=1)
         message = model.invoke(QUESTION, min_score=0.2)
@@ -190,7 +194,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
     def refuse(*_):
         raise TraceError("no good")
 
-    monkeypatch.setattr(memory._indexer, "encode", refuse)
+    monkeypatch.setattr(Encoder, "encode_batch", refuse)
     answer = model.invoke(QUESTION)
     assert answer.content
     assert answer.response_metadata["lag"]["log_ids"] == []
@@ -211,17 +215,17 @@ def test_a_log_knows_what_helped_it_and_holds_nothing_recalled(model, memory):
 
 def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
     encoding_threads = set()
-    encode = model.engine.encode_all
+    encoding = threading.Event()
+    encode = Encoder.encode_batch
 
     def spy(*args):
         encoding_threads.add(threading.current_thread().name)
+        encoding.set()
         return encode(*args)
 
-    monkeypatch.setattr(model.engine, "encode_all", spy)
+    monkeypatch.setattr(Encoder, "encode_batch", spy)
     model.invoke("Hi", {"callbacks": [memory.callback_handler()]})
-    deadline = time.monotonic() + 60
-    while not encoding_threads and time.monotonic() < deadline:
-        time.sleep(0.02)
+    assert encoding.wait(60)
     assert encoding_threads == {"lag-memory"}
 
 
@@ -351,7 +355,7 @@ def test_documents_that_a_tool_returns_are_sources(memory, no_worker):
         """Search."""
         return "Found.", [*LIMA, "no document"]
 
-    talker = Talker(calls("search", query="x"), "7741.")
+    talker = FakeChatModel(call("search", query="x"), "7741.")
     config = {"callbacks": [memory.callback_handler()]}
     create_agent(talker, [search]).invoke({"messages": QUESTION}, config)
     (trace,) = captured(memory)

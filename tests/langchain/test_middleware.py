@@ -23,7 +23,7 @@ from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa
-from tests.langchain.scripted import Scripted, ScriptedLAG, added, call
+from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, added, call
 
 VAULT = qa("What is the code of the vault in Lima?", "The vault's code is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", metadata={"team": "ships"})
@@ -58,7 +58,7 @@ def uses(memory):
 
 
 def test_our_model_is_given_ids_and_nothing_else(memory, ids):
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     ask(model, memory.middleware())
     assert model.kwargs == [{"kv_log_ids": ids[:1]}]
     assert [message.content for message in model.seen[0]] == [QUESTION]
@@ -67,7 +67,7 @@ def test_our_model_is_given_ids_and_nothing_else(memory, ids):
 
 
 def test_where_nothing_fits_our_model_is_told_to_use_nothing(memory, ids):
-    model = ScriptedLAG(memory=memory)
+    model = FakeLAGChatModel(memory=memory)
     ask(model, memory.middleware(), "Who painted the ceiling of the chapel?")
     assert model.kwargs == [{"kv_log_ids": []}]
 
@@ -77,7 +77,7 @@ def test_other_model_settings_stay(memory, ids):
         def wrap_model_call(self, request, handler):
             return handler(request.override(model_settings={"temperature": 0.3}))
 
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     agent = create_agent(model, middleware=[Warmer(), memory.middleware()])
     agent.invoke({"messages": QUESTION})
     assert model.kwargs == [{"temperature": 0.3, "kv_log_ids": ids[:1]}]
@@ -89,20 +89,20 @@ def test_other_model_settings_stay(memory, ids):
         lambda model: model.bind(temperature=0),
         lambda model: model.with_retry(),
         lambda model: model.with_config(tags=["a"]).bind(seed=1),
-        lambda model: model.with_fallbacks([ScriptedLAG()]),
+        lambda model: model.with_fallbacks([FakeLAGChatModel()]),
         lambda model: model.configurable_alternatives(
-            ConfigurableField(id="model"), default_key="ours", other=Scripted()
+            ConfigurableField(id="model"), default_key="ours", other=FakeChatModel()
         ),
     ],
 )
 def test_our_model_is_known_in_whatever_it_is_wrapped(memory, ids, wrapped):
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     ask(wrapped(model), memory.middleware())
     assert model.kwargs[0]["kv_log_ids"] == ids[:1]
 
 
 def test_what_may_be_another_model_is_given_text(memory, ids):
-    ours, other = ScriptedLAG(), Scripted()
+    ours, other = FakeLAGChatModel(), FakeChatModel()
     ask(other.with_fallbacks([ours]), memory.middleware())
     assert "7741" in other.seen[0][0].text
     chosen = ours.configurable_alternatives(
@@ -115,7 +115,7 @@ def test_what_may_be_another_model_is_given_text(memory, ids):
 
 async def test_the_memory_is_known_in_every_way_to_run_an_agent(memory, ids):
     def fresh():
-        model = ScriptedLAG(answers=[call("look_up", topic="x"), "done"])
+        model = FakeLAGChatModel(call("look_up", topic="x"), "done")
         return model, create_agent(model, [look_up], middleware=[memory.middleware()])
 
     given = {"messages": QUESTION}
@@ -140,7 +140,7 @@ async def test_the_memory_is_known_in_every_way_to_run_an_agent(memory, ids):
 
 async def test_two_agents_at_once_keep_their_memories_apart(memory, ids, tmp_path, embedder):
     with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
-        pairs = [(ScriptedLAG(), each) for each in (memory, other) for _ in range(4)]
+        pairs = [(FakeLAGChatModel(), each) for each in (memory, other) for _ in range(4)]
         await asyncio.gather(
             *(
                 create_agent(model, middleware=[each.middleware()]).ainvoke({"messages": QUESTION})
@@ -153,7 +153,7 @@ async def test_two_agents_at_once_keep_their_memories_apart(memory, ids, tmp_pat
 
 
 def test_text_for_our_model_on_demand_leaves_its_own_recall_off(memory, ids):
-    model = ScriptedLAG(memory=memory)
+    model = FakeLAGChatModel(memory=memory)
     ask(model, memory.middleware(as_text=True))
     assert model.kwargs == [{"kv_log_ids": []}]
     assert "7741" in model.seen[0][0].text
@@ -163,7 +163,7 @@ def test_text_for_our_model_on_demand_leaves_its_own_recall_off(memory, ids):
 
 
 def test_another_model_reads_the_logs_in_its_system_message(memory, ids):
-    model = Scripted()
+    model = FakeChatModel()
     state = ask(model, memory.middleware(), system_prompt="Be brief.")
     system, question = model.seen[0]
     assert system.text.startswith("Be brief.\n\n")
@@ -177,7 +177,7 @@ def test_another_model_reads_the_logs_in_its_system_message(memory, ids):
 
 
 def test_without_a_system_message_there_is_one(memory, ids):
-    model = Scripted()
+    model = FakeChatModel()
     ask(model, memory.middleware())
     assert "7741" in model.seen[0][0].text
     assert model.seen[0][0].additional_kwargs["lag"] == {"log_ids": ids[:1], "system": None}
@@ -189,7 +189,7 @@ def test_content_blocks_of_a_system_message_survive(memory, ids):
         {"type": "image", "url": "https://example.org/a.png"},
     ]
     given = SystemMessage(blocks, id="s1", additional_kwargs={"x": 1})
-    model = Scripted()
+    model = FakeChatModel()
     ask(model, memory.middleware(), system_prompt=given)
     system = model.seen[0][0]
     assert system.content[:2] == blocks
@@ -201,13 +201,13 @@ def test_content_blocks_of_a_system_message_survive(memory, ids):
 
 
 def test_where_nothing_fits_another_model_gets_what_it_would_get_anyhow(memory, ids):
-    model = Scripted()
+    model = FakeChatModel()
     ask(model, memory.middleware(), "Who painted the chapel?", system_prompt="Be brief.")
     assert model.seen[0][0] == SystemMessage("Be brief.")
 
 
 def test_the_text_is_added_once_a_call_not_once_a_step(memory, ids):
-    model = Scripted(answers=[call("look_up", topic="x"), call("look_up", topic="y"), "done"])
+    model = FakeChatModel(call("look_up", topic="x"), call("look_up", topic="y"), "done")
     ask(model, memory.middleware(), tools=[look_up])
     assert [messages[0].text.count("7741") for messages in model.seen] == [1, 1, 1]
     assert all("lag" in messages[0].additional_kwargs for messages in model.seen)
@@ -215,7 +215,7 @@ def test_the_text_is_added_once_a_call_not_once_a_step(memory, ids):
 
 def test_a_budget_drops_the_worst_logs(memory):
     near, far = added(memory, VAULT, qa("What is the code of the vault in Quito?", "It is 5123."))
-    wide, narrow = Scripted(), Scripted()
+    wide, narrow = FakeChatModel(), FakeChatModel()
     ask(wide, memory.middleware())
     ask(narrow, memory.middleware(max_chars=100))
     assert wide.seen[0][0].additional_kwargs["lag"]["log_ids"] == [near, far]
@@ -227,7 +227,7 @@ def test_a_budget_drops_the_worst_logs(memory):
 
 
 def test_a_run_recalls_once_and_keeps_the_ids_to_itself(memory, ids):
-    model = ScriptedLAG(answers=[call("look_up", topic="x"), "done"])
+    model = FakeLAGChatModel(call("look_up", topic="x"), "done")
     agent = create_agent(model, [look_up], middleware=[memory.middleware()])
     state = agent.invoke({"messages": QUESTION, "lag_log_ids": ["forged"]})
     assert [kwargs["kv_log_ids"] for kwargs in model.kwargs] == [ids[:1]] * 2
@@ -237,19 +237,19 @@ def test_a_run_recalls_once_and_keeps_the_ids_to_itself(memory, ids):
 
 
 def test_a_step_recalls_by_the_task_and_what_came_of_the_last_step(memory, ids):
-    model = ScriptedLAG(answers=[call("look_up", "The ferry!", topic="bees"), "done"])
+    model = FakeLAGChatModel(call("look_up", text="The ferry!", topic="bees"), "done")
     ask(model, memory.middleware(recall="step", k=2, min_score=0.4), tools=[look_up])
     first, second = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
     assert first == ids[:1]
     assert set(second) == set(ids)
-    reader = Scripted(answers=[call("look_up", "The ferry!", topic="bees"), "done"])
+    reader = FakeChatModel(call("look_up", text="The ferry!", topic="bees"), "done")
     ask(reader, memory.middleware(recall="step", min_score=0.4), tools=[look_up])
     assert "bees" not in reader.seen[0][0].text
     assert "It carries bees." in reader.seen[1][0].text
 
 
 def test_a_step_does_not_ask_for_what_an_earlier_turn_said(memory, ids):
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     said = AIMessage(f"{FERRY.task} {FERRY.last_response} The Ostrava ferry carries bees.")
     history = [HumanMessage(ABOUT_FERRY), said, HumanMessage(QUESTION)]
     ask(model, memory.middleware(recall="step", min_score=0.4), history)
@@ -258,7 +258,7 @@ def test_a_step_does_not_ask_for_what_an_earlier_turn_said(memory, ids):
 
 @pytest.mark.parametrize("recall", ["run", "step"])
 async def test_the_newest_question_of_a_thread_is_recalled_for(memory, ids, recall):
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     agent = create_agent(
         model, middleware=[memory.middleware(recall=recall)], checkpointer=InMemorySaver()
     )
@@ -277,7 +277,7 @@ def test_turns_are_recalled_that_stand_in_no_prompt(memory, recall, trimmed):
     def trim(request, handler):
         return handler(request.override(messages=request.messages[-1:]))
 
-    model = ScriptedLAG(answers=["It is 7741.", "Bees."])
+    model = FakeLAGChatModel("It is 7741.", "Bees.")
     agent = create_agent(
         model,
         middleware=[*([trim] if trimmed else []), memory.middleware(recall=recall, k=1)],
@@ -297,7 +297,7 @@ NOTES = [
 
 
 @pytest.mark.parametrize("recall", ["run", "step"])
-@pytest.mark.parametrize("kind", [Scripted, ScriptedLAG])
+@pytest.mark.parametrize("kind", [FakeChatModel, FakeLAGChatModel])
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])
 async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
@@ -318,7 +318,7 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
         return "Lima.", [NOTES[changed]]
 
     async def given(changed):
-        model = kind(answers=[call("read_note", changed=changed), "done"])
+        model = kind(call("read_note", changed=changed), "done")
         middleware = memory.middleware(recall=recall, k=1, min_score=0.3, as_text=as_text)
         agent = create_agent(model, [read_note], middleware=[middleware])
         config = {"callbacks": [memory.callback_handler()]}
@@ -326,7 +326,7 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
             agent.invoke({"messages": QUESTION}, config)
         else:
             await agent.ainvoke({"messages": QUESTION}, config)
-        if kind is ScriptedLAG and not as_text:
+        if kind is FakeLAGChatModel and not as_text:
             return [kwargs["kv_log_ids"] for kwargs in model.kwargs]
         return [messages[0].additional_kwargs["lag"]["log_ids"] for messages in model.seen]
 
@@ -336,7 +336,7 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
 
 def test_k_score_and_filter(memory, ids):
     def given(**settings):
-        model = ScriptedLAG()
+        model = FakeLAGChatModel()
         ask(model, memory.middleware(**settings))
         return model.kwargs[0]["kv_log_ids"]
 
@@ -348,7 +348,7 @@ def test_k_score_and_filter(memory, ids):
 
 
 def test_a_retried_call_gets_the_same(memory, ids):
-    model = ScriptedLAG(answers=[RuntimeError("busy"), "done"])
+    model = FakeLAGChatModel(RuntimeError("busy"), "done")
     retry = ModelRetryMiddleware(max_retries=1, initial_delay=0)
     agent = create_agent(model, middleware=[retry, memory.middleware()])
     agent.invoke({"messages": QUESTION})
@@ -363,14 +363,14 @@ def test_only_ids_reach_tracers(memory, ids):
         def on_chat_model_start(self, serialized, messages, **kwargs):
             seen.append(kwargs["invocation_params"])
 
-    ask(ScriptedLAG(), memory.middleware(), config={"callbacks": [Tracer()]})
+    ask(FakeLAGChatModel(), memory.middleware(), config={"callbacks": [Tracer()]})
     assert seen[0]["kv_log_ids"] == ids[:1]
     assert "7741" not in str(seen)
 
 
 def test_what_was_recalled_is_not_captured_as_new(memory, ids):
     config = {"callbacks": [memory.callback_handler()]}
-    ask(Scripted(), memory.middleware(), config=config, system_prompt="Be brief.")
+    ask(FakeChatModel(), memory.middleware(), config=config, system_prompt="Be brief.")
     memory.embed_pending()
     new = [log for log in memory.recall(QUESTION, k=9, min_score=-1) if log.id not in ids]
     assert [message.text for message in new[0].trace.messages] == ["Be brief.", QUESTION, "done"]
@@ -381,7 +381,7 @@ def test_what_was_recalled_is_not_captured_as_new(memory, ids):
 
 
 @pytest.mark.parametrize("recall", ["run", "step"])
-@pytest.mark.parametrize("kind", [Scripted, ScriptedLAG])
+@pytest.mark.parametrize("kind", [FakeChatModel, FakeLAGChatModel])
 def test_a_memory_that_fails_costs_the_agent_nothing(memory, ids, caplog, recall, kind):
     model = kind()
     middleware = memory.middleware(recall=recall)
@@ -407,7 +407,7 @@ def test_an_embedder_that_fails_costs_the_agent_nothing(
         if not from_the_start:
             assert memory.recall(QUESTION)
         down = True
-        model = ScriptedLAG()
+        model = FakeLAGChatModel()
         ask(model, memory.middleware(), "my secret question")
         down = False
         ask(model, memory.middleware())
@@ -423,7 +423,7 @@ def test_a_log_deleted_meanwhile_is_left_out(memory, ids):
         memory.delete(ids)
         return "forgotten"
 
-    model = Scripted(answers=[call("forget"), "done"])
+    model = FakeChatModel(call("forget"), "done")
     ask(model, memory.middleware(), tools=[forget])
     assert "7741" in model.seen[0][0].text
     assert "7741" not in str(model.seen[1])
@@ -434,7 +434,7 @@ def test_a_wrong_embedder_is_seen(memory, ids):
         KVLogMemory(memory.path, embedder=lambda texts: [[1.0, 0.0]] * len(texts)) as other,
         pytest.raises(EmbedderMismatchError),
     ):
-        ask(ScriptedLAG(), other.middleware())
+        ask(FakeLAGChatModel(), other.middleware())
 
 
 def test_wrong_settings_are_refused_at_once(memory):

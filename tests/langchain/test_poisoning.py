@@ -9,7 +9,7 @@ from langchain.agents import create_agent
 from langchain_core.tools import tool
 
 from lag_integrations import KVLogMemory, Quarantine, Refuse
-from tests.langchain.scripted import Scripted, ScriptedLAG, call
+from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, call
 from tests.store.model import hash_embedder
 
 QUESTION = "How do I ship to Norway?"
@@ -39,7 +39,7 @@ def open_here(tmp_path):
 def poison(memory, config, **settings):
     """An agent reads the page, and answers as it says; nobody judges it."""
     answers = [call("read_web_page", url="x"), ANSWER]
-    agent = create_agent(Scripted(answers=answers), [read_web_page])
+    agent = create_agent(FakeChatModel(*answers), [read_web_page])
     handler = memory.callback_handler(**settings)
     agent.invoke({"messages": QUESTION}, {**config, "callbacks": [handler]})
     handler.wait_for_judge()
@@ -58,7 +58,7 @@ def test_an_agent_is_given_what_its_own_thread_read(open_here):
     memory = open_here()
     poison(memory, {"configurable": {"thread_id": "t1"}})
     for name, number in (("t1", 1), ("t2", 0)):
-        model = ScriptedLAG()
+        model = FakeLAGChatModel()
         agent = create_agent(model, middleware=[memory.middleware()])
         agent.invoke({"messages": QUESTION}, {"configurable": {"thread_id": name}})
         assert len(model.kwargs[-1]["kv_log_ids"]) == number
@@ -66,7 +66,7 @@ def test_an_agent_is_given_what_its_own_thread_read(open_here):
 
 def ways(memory, config):
     """How many logs each way to recall gives a run."""
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     agent = create_agent(model, middleware=[memory.middleware()])
     agent.invoke({"messages": QUESTION}, config)
     return [
@@ -114,7 +114,7 @@ def test_a_script_without_threads_recalls_as_before(open_here):
 @pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_a_model_that_recalls_itself_knows_whose_run_it_is(open_here, way):
     memory = open_here()
-    model = ScriptedLAG(memory=memory)
+    model = FakeLAGChatModel(memory=memory)
     config = thread("t1", user="ada")
     list(model.stream(QUESTION, config)) if way == "stream" else model.invoke(QUESTION, config)
     owner = model.kwargs[-1]["owner"]

@@ -25,7 +25,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
 from tests.conftest import qa
-from tests.langchain.scripted import Scripted, added, call
+from tests.langchain.fake_chat_model import FakeChatModel, added, call
 
 KEY = bytes(range(32))
 ALICE, BOB = ("users", "alice"), ("users", "bob")
@@ -455,8 +455,8 @@ def test_agents_use_it_through_their_tools(store, memory):
         """Facts about something."""
         return str([item.value["text"] for item in store.search(ALICE, query=about)])
 
-    model = Scripted(
-        answers=[call("remember", fact="The ferry carries bees."), call("facts", about="bees"), "x"]
+    model = FakeChatModel(
+        call("remember", fact="The ferry carries bees."), call("facts", about="bees"), "x"
     )
     state = create_agent(model, [remember, facts], store=store).invoke({"messages": "Go."})
     assert state["messages"][-2].text == "['The ferry carries bees.']"

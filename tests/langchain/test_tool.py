@@ -13,7 +13,7 @@ from langchain_tests.unit_tests import ToolsUnitTests
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from tests.conftest import qa
-from tests.langchain.scripted import Scripted, added, call
+from tests.langchain.fake_chat_model import FakeChatModel, added, call
 
 VAULT = qa("What is the code of the vault in Lima?", "It is 7741.", outcome="success")
 QUITO = qa("What is the code of the vault in Quito?", "It is 5123.", metadata={"team": "safes"})
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_left_out_worst_first(memory):
 
 def test_an_agent_uses_it(memory):
     (vault,) = added(memory, VAULT)
-    model = Scripted(answers=[call("recall_logs", query=QUERY), "It is 7741."])
+    model = FakeChatModel(call("recall_logs", query=QUERY), "It is 7741.")
     state = create_agent(model, [memory.as_tool()]).invoke({"messages": QUERY})
     (result,) = [one for one in state["messages"] if isinstance(one, ToolMessage)]
     assert result.artifact == {"lag": {"log_ids": [vault]}}

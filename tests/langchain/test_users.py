@@ -15,8 +15,7 @@ from lag_integrations import Engine
 from lag_integrations.errors import StoreError
 from lag_integrations.langchain import LAGChatModel
 from tests.conftest import random_model
-from tests.langchain.scripted import Scripted, ScriptedLAG, call
-from tests.langchain.talker import Talker
+from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, call
 
 QUESTION = "What is the code of my vault?"
 WAYS = ["invoke", "stream", "batch", "ainvoke", "astream", "abatch", "astream_events", "chain"]
@@ -49,7 +48,7 @@ def logs(memory, no_worker):
     """By user, the id of the log of a run; theirs differ in the answer alone."""
     handler = memory.callback_handler()
     for user, code in zip(USERS, ("1111", "2222"), strict=True):
-        Talker(f"It is {code}.").invoke(QUESTION, config(user, callbacks=[handler]))
+        FakeChatModel(f"It is {code}.").invoke(QUESTION, config(user, callbacks=[handler]))
     memory.embed_pending()
     infos = memory.store.ledger.info()
     return {info.trace.metadata["user_id"]: info.id for info in infos}
@@ -137,7 +136,7 @@ def test_the_function_sees_what_is_configurable(model, logs):
 @pytest.mark.parametrize("where", NO_FILTERS)
 def test_what_is_no_filter_recalls_nothing_and_costs_no_answer(small, memory, logs, where, caplog):
     model = LAGChatModel(small, memory=memory, where=where, max_tokens=2, temperature=0)
-    agent = create_agent(Scripted(), middleware=[memory.middleware(where=where)])
+    agent = create_agent(FakeChatModel(), middleware=[memory.middleware(where=where)])
     inputs = {"messages": QUESTION}
     for run in (
         lambda: used(model.invoke(QUESTION, config("ada"))),
@@ -164,7 +163,7 @@ def test_a_malformed_filter_is_refused_at_once(small, memory):
 @pytest.mark.parametrize("recall", ["run", "step"])
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
 def test_an_agent_is_given_the_users_own_logs(memory, logs, recall, way):
-    model = ScriptedLAG()
+    model = FakeLAGChatModel()
     agent = create_agent(model, middleware=[memory.middleware(where=of_user, recall=recall)])
     inputs = {"messages": QUESTION}
     for user in USERS:
@@ -188,7 +187,7 @@ async def test_retriever_and_tool_find_the_users_own_logs(memory, logs):
             chain.invoke(QUESTION, config(user)),
         ):
             assert [document.id for document in documents] == [logs[user]]
-        agent = create_agent(Scripted(answers=[call("recall_logs", query=QUESTION), "-"]), [tool])
+        agent = create_agent(FakeChatModel(call("recall_logs", query=QUESTION), "-"), [tool])
         for found in (
             tool.invoke({"query": QUESTION}, config(user)),
             await tool.ainvoke({"query": QUESTION}, config(user)),
@@ -202,7 +201,7 @@ async def test_retriever_and_tool_find_the_users_own_logs(memory, logs):
 def test_runs_of_two_users_that_say_the_same_are_two_logs(memory, no_worker):
     handler = memory.callback_handler()
     for user in (*USERS, "ada"):
-        Talker("It is 3333.").invoke(QUESTION, config(user, callbacks=[handler]))
+        FakeChatModel("It is 3333.").invoke(QUESTION, config(user, callbacks=[handler]))
     memory.embed_pending()
     infos = memory.store.ledger.info()
     assert {info.trace.metadata["user_id"]: info.times_seen for info in infos} == {
@@ -223,7 +222,7 @@ def test_metadata_of_odd_values_survives_a_restart(memory, no_worker, embedder, 
     odd = {"a": float("inf"), "b": "\ud800", "c": 1 << 70, "d": True, "e": "x" * 600, "\0": 1.0}
     given = config("ada", callbacks=[memory.callback_handler()])
     given["metadata"] |= odd
-    Talker("Odd.").invoke(QUESTION, given)
+    FakeChatModel("Odd.").invoke(QUESTION, given)
     archive = tmp_path / "archive.lag"
     memory.export_to(archive)
     memory.delete(list(memory.store.ledger.ids()))

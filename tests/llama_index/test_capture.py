@@ -44,7 +44,7 @@ from lag_integrations.llama_index.capture.instrument import (
 from lag_integrations.llama_index.message_tag import carrier
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa
-from tests.langchain.scripted import Scripted as LangChainScripted
+from tests.langchain.fake_chat_model import FakeChatModel
 from tests.llama_index.scripted import Plain, Prices, Scripted, call, captured, index, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
@@ -866,7 +866,7 @@ def test_an_engine_asked_by_a_chooser_answers(memory):
 
 def test_a_block_captures_both_frameworks_into_one_memory(memory):
     with memory.capture():
-        LangChainScripted(answers=["From LangChain."]).invoke("How do we ship to Norway?")
+        FakeChatModel("From LangChain.").invoke("How do we ship to Norway?")
         Scripted("From LlamaIndex.").chat([user("How do we ship to Sweden?")])
     memory.embed_pending()
     found = memory.recall("How do we ship to Norway?", k=2, min_score=0)

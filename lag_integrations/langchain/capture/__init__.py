@@ -1,1 +1,1 @@
-"""Runs of LangChain become traces."""
+"""Capture LangChain runs as traces."""

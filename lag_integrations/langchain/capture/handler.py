@@ -1,118 +1,86 @@
-"""Captures whole LangChain runs as traces, off the hot path and without ever raising."""
+"""The callback handler that turns LangChain runs into traces."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
-from langchain_core.runnables.config import ensure_config
-from langchain_core.tracers.context import register_configure_hook
+from pydantic import ConfigDict, SkipValidation, validate_call
 
 from lag_integrations.capture.judges import Judge, add_judged, is_uncaptured, judges_of
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.errors import StoreError, TraceError
-from lag_integrations.langchain.capture.configs import said_of_run
-from lag_integrations.langchain.capture.messages import task_of
-from lag_integrations.langchain.capture.pending_runs import shared_by
+from lag_integrations.langchain.capture.configs import run_metadata
+from lag_integrations.langchain.capture.open_runs import OpenRuns
+from lag_integrations.langchain.capture.pending_runs import pending_runs_of
 from lag_integrations.langchain.capture.run import Run
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.memory.memory import LogMemory
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:
-    from langchain_core.callbacks.manager import BaseRunManager
-    from langchain_core.runnables import RunnableConfig
     from langgraph.callbacks import GraphInterruptEvent, GraphResumeEvent
 
-    from lag_integrations.memory.memory import LogMemory
-
-try:  # LangGraph tells only handlers of its own kind about interrupts.
+try:  # LangGraph reports interrupts only to handlers of its own class.
     from langgraph.callbacks import GraphCallbackHandler as _Handler
-    from langgraph.errors import GraphBubbleUp
 except ImportError:
     _Handler = BaseCallbackHandler  # type: ignore[assignment, misc]
 
-    class GraphBubbleUp(Exception):  # type: ignore[no-redef]
-        """Never raised without LangGraph."""
-
-
 logger = logging.getLogger(__name__)
-
-_MAX_OPEN = 1_000
-_MAX_AGE = 24 * 3600.0
-"""Runs that go on at most, and seconds after their last sign of life."""
-_LINGER = 60.0
-"""Seconds that an abandoned stream gets for its model's last words."""
-_MAX_ORPHANS = 10_000
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A run of the tree."""
-
-    run: Run  # of its root
-    thread: str | None
 
 
 class CaptureHandler(_Handler):
-    """Turns every root run it sees into a trace of a memory.
+    """Record every root run it sees as a trace of a memory, without ever raising.
 
-    Give it to a run (``config={"callbacks": [handler]}``), so that it sees the whole run: the model
-    calls with their messages, the tools, and agents within tools. One handler serves any number of
+    Pass it to a run (``config={"callbacks": [handler]}``), so that it sees the whole run: model
+    calls with their messages, tools, and agents within tools. One handler serves any number of
     concurrent runs. The trace goes to the ledger when the run ends; encoding happens on the
     memory's worker thread.
 
     A run of a thread (a checkpointed agent) holds what is new in its turn. One that is interrupted,
-    for a human to decide, is logged with what follows when its thread is resumed.
+    for a human to decide, is recorded together with what follows when its thread is resumed.
 
-    A run that ended with an error, or with a call that cannot be read, is a ``failure``; one whose
-    answer was cut off for length or that was abandoned is ``incomplete``; any other is what the
-    judge says: a ``success`` by default.
+    The outcome of a run is ``failure`` if it ended with an error or with a call that cannot be
+    read, and ``incomplete`` if its answer was cut off for length or it was abandoned. Any other is
+    what the judge says, or ``success`` without a judge.
 
     The texts, numbers and booleans in the metadata of a run's config become its log's, and so do
-    its tags (``tags``) and its name (``run_name``): logs are found by them (``where=``).
+    its tags (``tags``) and its name (``run_name``): logs are filtered by them (``where=``).
 
     Args:
         memory: Where the traces go.
-        judge: Called in the background with the trace of each run that came to a good end;
-            says whether it is a success (True, False, None, or an outcome). The log is recorded
-            before, as ``unknown``. See also `LLMJudge`.
+        judge: Called in the background with the trace of each run that came to a good end.
+            Returns whether it is a success (True, False, None, or an outcome). Until then the log's
+            outcome is ``unknown``. See also `LLMJudge`.
         metadata: Metadata of all logs of this handler: texts, numbers, booleans, or lists of these.
             It wins over that of the config.
 
     Raises:
+        ValueError: The memory is no memory, or the judge cannot be called.
         TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
     run_inline = True  # keeps the order of events in async runs
 
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
     def __init__(
         self,
         memory: LogMemory,
         judge: Judge | None = None,
         *,
-        metadata: Metadata | None = None,
+        metadata: SkipValidation[Metadata | None] = None,
     ) -> None:
         self.memory = memory
-        self._judge = judge
         self.metadata = checked_metadata(metadata)
-        self._shared = shared_by(memory)
-        self._lock = threading.Lock()
-        self._nodes: dict[UUID, _Node] = {}
-        self._roots: OrderedDict[UUID, Run] = OrderedDict()  # the longest silent first
-        self._orphans: OrderedDict[UUID, None] = OrderedDict()  # whose root ended before them
+        self._judge = judge
+        self._runs = OpenRuns()
+        self._pending = pending_runs_of(memory)
 
     def wait_for_judge(self) -> None:
         """Wait until every run that ended so far is judged, before the memory is closed."""
@@ -120,11 +88,11 @@ class CaptureHandler(_Handler):
 
     def retrieved(self, run_id: UUID) -> list[Source]:
         """Return what was retrieved so far in the root run that a run belongs to."""
-        with self._lock:
-            node = self._nodes.get(run_id)
-            return [] if node is None else list(node.run.sources)
+        with self._runs.lock:
+            root = self._runs.root_of(run_id)
+            return [] if root is None else list(root.sources)
 
-    @quiet
+    @log_exceptions
     def on_chain_start(
         self,
         serialized: dict[str, Any] | None,
@@ -135,12 +103,12 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A chain, graph or node begins."""
-        run = self._enter(run_id, parent_run_id, metadata, kwargs, inputs)
-        if run is not None and run.id != run_id and getattr(inputs, "resume", None) is not None:
-            run.paused = False
+        """Begin a chain, graph or node."""
+        root = self._enter(run_id, parent_run_id, metadata, kwargs, inputs)
+        if root is not None and root.id != run_id and getattr(inputs, "resume", None) is not None:
+            root.paused = False
 
-    @quiet
+    @log_exceptions
     def on_chat_model_start(
         self,
         serialized: dict[str, Any] | None,
@@ -151,10 +119,10 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A chat model is called."""
-        self._call(run_id, parent_run_id, metadata, kwargs, messages)
+        """Begin a call of a chat model."""
+        self._enter_model_call(run_id, parent_run_id, metadata, kwargs, messages)
 
-    @quiet
+    @log_exceptions
     def on_llm_start(
         self,
         serialized: dict[str, Any] | None,
@@ -165,20 +133,20 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A text model is called: its prompt is a user message."""
+        """Begin a call of a text model, whose prompt becomes a user message."""
         messages = [[HumanMessage(prompt)] for prompt in prompts]
-        self._call(run_id, parent_run_id, metadata, kwargs, messages)
+        self._enter_model_call(run_id, parent_run_id, metadata, kwargs, messages)
 
-    @quiet
+    @log_exceptions
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        """A model answered."""
-        with self._lock:
-            if node := self._nodes.get(run_id):
+        """Take the answers of a model."""
+        with self._runs.lock:
+            if root := self._runs.root_of(run_id):
                 for message in _answers(response):
-                    node.run.say(message, run_id)
+                    root.add_message(message, run_id)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_llm_error(
         self,
         error: BaseException,
@@ -187,15 +155,15 @@ class CaptureHandler(_Handler):
         response: LLMResult | None = None,
         **kwargs: Any,
     ) -> None:
-        """A model call failed; the run as a whole may still succeed."""
-        with self._lock:
-            node = self._nodes.get(run_id)
-            if node is not None and response is not None and is_cancellation(error):
-                for message in _answers(response)[:1]:  # what there is of it
-                    node.run.say(message, run_id)
+        """Take a failed model call, and what a cancelled one wrote; the run may still succeed."""
+        with self._runs.lock:
+            root = self._runs.root_of(run_id)
+            if root is not None and response is not None and is_cancellation(error):
+                for message in _answers(response)[:1]:
+                    root.add_message(message, run_id)
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_tool_start(
         self,
         serialized: dict[str, Any] | None,
@@ -206,24 +174,24 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A tool is called."""
+        """Begin a tool."""
         self._enter(run_id, parent_run_id, metadata, kwargs)
 
-    @quiet
+    @log_exceptions
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """A tool returned; the model may see its result in the next call, or never."""
-        with self._lock:
-            node = self._nodes.get(run_id)
-            if node is not None and node.run.id != run_id:
-                node.run.result(output, kwargs.get("name"), run_id)
+        """Take the result of a tool; the model may see it in the next call, or never."""
+        with self._runs.lock:
+            root = self._runs.root_of(run_id)
+            if root is not None and root.id != run_id:
+                root.add_tool_result(output, kwargs.get("name"), run_id)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """A tool failed; the agent may recover."""
+        """End a tool that failed; the agent may recover."""
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_retriever_start(
         self,
         serialized: dict[str, Any] | None,
@@ -234,62 +202,43 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A retriever is called; what it finds stands in the prompts that use it."""
+        """Begin a retriever."""
         self._enter(run_id, parent_run_id, metadata, kwargs)
 
-    @quiet
+    @log_exceptions
     def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
-        """A retriever returned."""
-        with self._lock:
-            if node := self._nodes.get(run_id):
-                node.run.found(documents)
+        """Take the documents of a retriever."""
+        with self._runs.lock:
+            if root := self._runs.root_of(run_id):
+                root.add_retrieved(documents)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """A retriever failed."""
+        """End a retriever that failed."""
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """A chain, graph or node ended. A streamed chain knows its whole input only now."""
+        """End a chain, graph or node; a streamed chain knows its whole input only now."""
         self._leave(run_id, outputs=outputs, inputs=kwargs.get("inputs"))
 
-    @quiet
+    @log_exceptions
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """A chain, graph or node failed."""
+        """End a chain, graph or node that failed."""
         self._leave(run_id, error=error, inputs=kwargs.get("inputs"))
 
-    @quiet
+    @log_exceptions
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
-        """A graph waits for a human, or stopped at a breakpoint."""
-        self._pause(event.run_id, True)
+        """Note that a graph waits for a human, or stopped at a breakpoint."""
+        with self._runs.lock:
+            self._runs.set_paused(event.run_id, True)
 
-    @quiet
+    @log_exceptions
     def on_resume(self, event: GraphResumeEvent) -> None:
-        """A graph goes on after an interrupt."""
-        self._pause(event.run_id, False)
-
-    def _pause(self, run_id: UUID | None, paused: bool) -> None:
-        with self._lock:
-            node = None if run_id is None else self._nodes.get(run_id)
-            if node is not None and node.thread == node.run.thread:
-                node.run.paused = paused
-
-    def _call(
-        self,
-        run_id: UUID,
-        parent_run_id: UUID | None,
-        metadata: dict[str, Any] | None,
-        fields: Mapping[str, Any],
-        prompts: Sequence[Sequence[BaseMessage]],
-    ) -> None:
-        run = self._enter(run_id, parent_run_id, metadata, fields)
-        if run is not None:
-            with self._lock:
-                run.calls.add(run_id)
-                for messages in prompts:
-                    run.show(messages, run_id)
+        """Note that a graph goes on after an interrupt."""
+        with self._runs.lock:
+            self._runs.set_paused(event.run_id, False)
 
     def _enter(
         self,
@@ -299,34 +248,44 @@ class CaptureHandler(_Handler):
         fields: Mapping[str, Any],
         inputs: Any = None,
     ) -> Run | None:
-        """A run begins; ``fields`` are its ``name`` and ``tags``."""
+        """Add a run that begins, and return its root; ``fields`` hold its ``name`` and ``tags``."""
         if is_uncaptured():
             return None
         metadata = metadata or {}
-        thread = metadata.get("thread_id")
-        with self._lock:
-            if parent_run_id in self._orphans:
-                self._orphans[run_id] = None
+        thread = None if (thread_id := metadata.get("thread_id")) is None else str(thread_id)
+
+        def create_root() -> Run:
+            labels = {**run_metadata(metadata, fields.get("tags")), **self.metadata}
+            return Run(run_id, inputs, fields.get("name"), labels)
+
+        with self._runs.lock:
+            root = self._runs.enter(run_id, parent_run_id, thread, create_root)
+            if root is None:
                 return None
-            parent = None if parent_run_id is None else self._nodes.get(parent_run_id)
-            if parent is None:  # a root, or a child of something this handler was not given to
-                said = said_of_run(metadata, fields.get("tags"))
-                run = Run(run_id, inputs, fields.get("name"), {**said, **self.metadata})
-            else:
-                assert parent_run_id is not None
-                run = parent.run
-                run.parents[run_id] = parent_run_id
-            self._nodes[run_id] = _Node(run, None if thread is None else str(thread))
-            self._touch(run)
-            run.is_graph = run.is_graph or "langgraph_step" in metadata
-            if run.thread is None and thread is not None:
-                run.thread = str(thread)
-                if half := self._shared.take_half(run.thread, run.metadata):
-                    run.follow(half)
-            stale = [] if parent is not None else self._stale()
-        for one in stale:
-            self._record(one)
-        return run
+            root.is_graph = root.is_graph or "langgraph_step" in metadata
+            if root.thread is None and thread is not None:
+                root.thread = thread
+                if earlier := self._pending.resume(thread, root.metadata):
+                    root.continue_from(earlier)
+            stale = self._runs.give_up_stale() if root.id == run_id else []
+        for run in stale:
+            self._record(run)
+        return root
+
+    def _enter_model_call(
+        self,
+        run_id: UUID,
+        parent_run_id: UUID | None,
+        metadata: dict[str, Any] | None,
+        fields: Mapping[str, Any],
+        prompts: Sequence[Sequence[BaseMessage]],
+    ) -> None:
+        root = self._enter(run_id, parent_run_id, metadata, fields)
+        if root is not None:
+            with self._runs.lock:
+                root.model_calls.add(run_id)
+                for messages in prompts:
+                    root.add_prompt(messages, run_id)
 
     def _leave(
         self,
@@ -336,70 +295,19 @@ class CaptureHandler(_Handler):
         error: BaseException | None = None,
         inputs: Any = None,
     ) -> None:
-        with self._lock:
-            node = self._nodes.pop(run_id, None)
-            if node is None:
-                return
-            run = node.run
-            was_call = run_id in run.calls
-            run.calls.discard(run_id)
-            if isinstance(error, GraphBubbleUp):
-                if node.thread == run.thread and type(error).__name__ != "ParentCommand":
-                    run.paused = True
-            elif error is not None and run.id != run_id and not was_call:
-                run.fail(run_id)
-            if run.id == run_id:
-                if run.task is None:
-                    run.task = task_of(inputs)
-                run.end(outputs, error)
-                if run.failed and not isinstance(error, GraphBubbleUp):
-                    run.paused = False
-            self._touch(run)
-            # A chain whose stream is closed ends before its model does.
-            if not run.ended or (run.abandoned and run.calls and not run.is_graph):
-                return
-            self._forget(run)
-        self._record(run)
-
-    def _touch(self, run: Run) -> None:
-        run.touched = time.monotonic()
-        self._roots[run.id] = run
-        self._roots.move_to_end(run.id)
-
-    def _stale(self) -> list[Run]:
-        """Runs that are given up."""
-        now = time.monotonic()
-        stale = [
-            run
-            for run in self._roots.values()
-            if now - run.touched > (_LINGER if run.ended else _MAX_AGE)
-        ]
-        if not stale and len(self._roots) > _MAX_OPEN:
-            stale = [next(iter(self._roots.values()))]
-        for run in stale:
-            run.abandoned = True
-            self._forget(run)
-        return stale
-
-    def _forget(self, run: Run) -> None:
-        self._roots.pop(run.id, None)
-        self._nodes.pop(run.id, None)
-        self._orphans[run.id] = None
-        for run_id in run.parents:
-            if self._nodes.pop(run_id, None) is not None:
-                self._orphans[run_id] = None
-        while len(self._orphans) > _MAX_ORPHANS:
-            self._orphans.popitem(last=False)
+        with self._runs.lock:
+            root = self._runs.leave(run_id, outputs=outputs, error=error, inputs=inputs)
+        if root is not None:
+            self._record(root)
 
     def _record(self, run: Run) -> None:
         try:
-            if not self._shared.is_first(run.id):
+            if not self._pending.claim(run.id):
                 return
             if run.thread is not None and run.waits_for_more:
-                self._shared.keep_half(run.thread, run)
+                self._pending.suspend(run.thread, run)
                 return
-            trace = run.trace()
-            add_judged(self.memory, self._judge, trace)
+            add_judged(self.memory, self._judge, run.trace())
         except TraceError as reason:
             logger.debug("Run %s was not captured: %s", run.id, reason)
         except StoreError as reason:
@@ -407,63 +315,13 @@ class CaptureHandler(_Handler):
 
 
 def _answers(response: LLMResult) -> list[BaseMessage]:
-    found: list[BaseMessage] = []
+    """Return the first answer to each prompt, as messages."""
+    messages: list[BaseMessage] = []
     for generations in response.generations:
         for generation in generations[:1]:
             if isinstance(generation, ChatGeneration):
-                found.append(generation.message)
+                messages.append(generation.message)
             else:
                 info = generation.generation_info or {}
-                found.append(AIMessage(generation.text, response_metadata=info))
-    return found
-
-
-_capturing: ContextVar[CaptureHandler | None] = ContextVar("lag_capturing", default=None)
-register_configure_hook(_capturing, inheritable=True)
-
-
-@contextmanager
-def capture(
-    memory: LogMemory, judge: Judge | None = None, *, metadata: Metadata | None = None
-) -> Iterator[CaptureHandler]:
-    """Capture all runs that begin in here; see `KVLogMemory.capture`."""
-    handler = CaptureHandler(memory, judge, metadata=metadata)
-    token = _capturing.set(handler)
-    try:
-        yield handler
-    finally:
-        _capturing.reset(token)
-
-
-def owner_of(config: RunnableConfig, run: BaseRunManager | None = None) -> Owner:
-    """Return whose run a call belongs to, by what becomes the metadata of its log.
-
-    Args:
-        config: The config of the call (see `config_of`).
-        run: The call's own, where that is known.
-    """
-    callbacks = config.get("callbacks") or []
-    handlers = callbacks if isinstance(callbacks, list) else callbacks.handlers
-    metadata = dict(config.get("metadata") or {})
-    for handler in (*handlers, *(() if run is None else run.handlers), _capturing.get()):
-        if isinstance(handler, CaptureHandler):
-            metadata |= handler.metadata
-    return Owner.of(metadata)
-
-
-def captured_by(run: BaseRunManager | None) -> LogMemory | None:
-    """Return the memory that a run is captured in, if it is."""
-    for handler in () if run is None else run.handlers:
-        if isinstance(handler, CaptureHandler):
-            return handler.memory
-    return None
-
-
-def retrieved() -> list[Source]:
-    """Return what was retrieved in the root run that a call is part of, where that is captured."""
-    # Streams are told of no run manager.
-    callbacks = ensure_config().get("callbacks")
-    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
-        return []
-    captures = [one for one in callbacks.handlers if isinstance(one, CaptureHandler)]
-    return [source for one in captures for source in one.retrieved(callbacks.parent_run_id)]
+                messages.append(AIMessage(generation.text, response_metadata=info))
+    return messages

@@ -1,4 +1,4 @@
-"""What LangChain hands to callbacks, read for a trace."""
+"""Readers of what LangChain passes to callbacks: messages, outputs, documents."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
 from lag_integrations.traces.sources import Source, hash_of
-from lag_integrations.traces.trace import Message, as_message
+from lag_integrations.traces.trace import Message, Role, as_message
 
-# What chains commonly call their question, and their answer.
 _TASK_KEYS = ("question", "input", "query", "task", "messages")
+"""Input keys under which chains commonly take their question."""
 _ANSWER_KEYS = ("output", "answer", "result", "response", "text")
+"""Output keys under which chains commonly return their answer."""
 
 
 def role_of(message: BaseMessage) -> str:
-    """Who says a message, or a chunk of one: ``human``, ``ai``, …"""
+    """Return the type of a message, or of a chunk of one: ``human``, ``ai``, …"""
     return message.type.removesuffix("MessageChunk").lower()
 
 
 def key_of(message: BaseMessage) -> Hashable:
-    """What makes a message the same as another one that has no id."""
+    """Return a key that is equal for messages of the same content, whatever their ids."""
     if isinstance(message, ToolMessage) and message.tool_call_id:
         return ("tool", message.tool_call_id)
     calls = message.tool_calls if isinstance(message, AIMessage) else ()
@@ -33,10 +34,12 @@ def key_of(message: BaseMessage) -> Hashable:
 
 
 def as_step(message: BaseMessage) -> Message | None:
-    """A message as a step of a trace, as if nothing had been recalled into it.
+    """Return a message as a step of a trace, without what was recalled into it.
 
-    What has no place in a trace is kept as text; None is a message that was made for what was
-    recalled.
+    A message that cannot be in a trace becomes its text.
+
+    Returns:
+        None if the message was added only for what was recalled.
     """
     lag = _lag(message.additional_kwargs)
     if message.type == "system" and "system" in lag:
@@ -47,8 +50,8 @@ def as_step(message: BaseMessage) -> Message | None:
     try:
         step = as_message(message)
     except TraceError:
-        said = isinstance(message, AIMessage)
-        return Message(role="assistant" if said else "user", content=str(message.text))
+        role: Role = "assistant" if isinstance(message, AIMessage) else "user"
+        return Message(role=role, content=str(message.text))
     if step.role != "tool":
         return step
     changes: dict[str, Any] = {"tool_call_id": step.tool_call_id or None}
@@ -58,7 +61,7 @@ def as_step(message: BaseMessage) -> Message | None:
 
 
 def log_ids_of(message: BaseMessage) -> list[str]:
-    """The logs that were recalled into a message, or into the call that it answers."""
+    """Return the ids of the logs recalled into a message, or into the call that it answers."""
     found = _lag(message.additional_kwargs) or _lag(message.response_metadata)
     if not found and isinstance(message, ToolMessage):
         found = _lag(message.artifact)
@@ -71,7 +74,7 @@ def _lag(holder: Any) -> Mapping[str, Any]:
 
 
 def was_cut_off(message: BaseMessage) -> bool:
-    """Whether an answer ended at the limit of its length."""
+    """Return whether an answer ended at the limit of its length."""
     metadata = message.response_metadata
     reasons = [metadata.get(key) for key in STOP_KEYS]
     if isinstance(details := metadata.get("incomplete_details"), Mapping):
@@ -80,25 +83,25 @@ def was_cut_off(message: BaseMessage) -> bool:
 
 
 def is_unreadable(message: BaseMessage) -> bool:
-    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
+    """Return whether an answer holds a tool call that cannot be parsed."""
     return isinstance(message, AIMessage) and bool(message.invalid_tool_calls)
 
 
 def log_id_of(document: Document) -> str | None:
-    """Return the id of the log that a document is; None if it is none."""
+    """Return the log id of a document; None if the document is no log."""
     log_id = document.metadata.get("log_id")  # maybe a document's own field
     return document.id if log_id is not None and log_id == document.id else None
 
 
 def source_of(document: Document) -> Source:
-    """Return a document as a source: mostly a piece of what its loader calls the source."""
+    """Return the source of a document, which is mostly a chunk of it."""
     name = document.metadata.get("source")
     names = (name,) if isinstance(name, str) else ()
     return Source(document.id, names, hash_of(document.page_content))
 
 
 def messages_in(value: Any) -> list[BaseMessage]:
-    """The messages of a graph's state, of an update of it, or of a list."""
+    """Return the messages in a graph's state, in an update of it, or in a list."""
     if isinstance(value, BaseMessage):
         return [value]
     if not isinstance(value, Mapping | list | tuple):
@@ -113,7 +116,7 @@ def messages_in(value: Any) -> list[BaseMessage]:
 
 
 def answer_texts(outputs: Any) -> Iterable[str]:
-    """Texts with which a chain may have answered."""
+    """Yield the texts in a chain's outputs that may be its answer."""
     if isinstance(outputs, str):
         yield outputs
     elif isinstance(outputs, Mapping):
@@ -123,7 +126,7 @@ def answer_texts(outputs: Any) -> Iterable[str]:
 
 
 def task_of(inputs: Any) -> str | None:
-    """The question in a chain's input; None where the model's messages must tell."""
+    """Return the question in a chain's inputs; None if they hold none."""
     if isinstance(inputs, str):
         return inputs or None
     if isinstance(inputs, Mapping):

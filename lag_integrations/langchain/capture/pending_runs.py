@@ -1,4 +1,4 @@
-"""What the capture handlers of one memory share: an application may make one for every request."""
+"""What all capture handlers of a memory share: an application may make one for every request."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_HALVES = 1_000
-_REMEMBERED = 1_000
-"""Runs that ended: two handlers of one run end it one right after the other."""
+_MAX_PENDING = 1_000
+_MAX_CLAIMED = 1_000
+"""Remembered ids: two handlers of one run end it one right after the other."""
 
 
-class Shared:
-    """Interrupted runs that wait for their second half, and runs that are logged."""
+class PendingRuns:
+    """The interrupted runs of a memory until they are resumed, and which runs are recorded."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._halves: OrderedDict[tuple[str, str], Run] = OrderedDict()
-        self._done: OrderedDict[UUID, None] = OrderedDict()
+        self._pending: OrderedDict[tuple[str, str], Run] = OrderedDict()
+        self._claimed: OrderedDict[UUID, None] = OrderedDict()
 
-    def is_first(self, run_id: UUID) -> bool:
-        """Whether no other handler took care of this run already."""
+    def claim(self, run_id: UUID) -> bool:
+        """Return whether the caller is the first handler to record a run."""
         with self._lock:
-            if run_id in self._done:
+            if run_id in self._claimed:
                 return False
-            self._done[run_id] = None
-            if len(self._done) > _REMEMBERED:
-                self._done.popitem(last=False)
+            self._claimed[run_id] = None
+            if len(self._claimed) > _MAX_CLAIMED:
+                self._claimed.popitem(last=False)
             return True
 
-    def keep_half(self, thread: str, run: Run) -> None:
-        """A run was interrupted: keep what it has until its thread goes on."""
+    def suspend(self, thread: str, run: Run) -> None:
+        """Keep an interrupted run until its thread goes on."""
         with self._lock:
             key = thread, json.dumps(run.metadata, sort_keys=True)
-            self._halves[key] = run
-            self._halves.move_to_end(key)
-            if len(self._halves) > _MAX_HALVES:
-                _, oldest = self._halves.popitem(last=False)
+            self._pending[key] = run
+            self._pending.move_to_end(key)
+            if len(self._pending) > _MAX_PENDING:
+                _, oldest = self._pending.popitem(last=False)
                 logger.debug("Run %s was interrupted and never resumed; it is dropped.", oldest.id)
 
-    def take_half(self, thread: str, metadata: Metadata) -> Run | None:
-        """What the thread's interrupted run has.
+    def resume(self, thread: str, metadata: Metadata) -> Run | None:
+        """Remove and return the interrupted run of a thread, if there is one.
 
         Args:
             thread: The thread; two users may each have one of that name.
-            metadata: What is said of the run that goes on: of another user's it says otherwise.
+            metadata: Metadata of the run that goes on, which must not contradict that run's.
         """
         with self._lock:
-            for key, half in reversed(self._halves.items()):
-                if key[0] == thread and may_be_one_run(half.metadata, metadata):
-                    return self._halves.pop(key)
+            for key, run in reversed(self._pending.items()):
+                if key[0] == thread and may_be_one_run(run.metadata, metadata):
+                    return self._pending.pop(key)
         return None
 
 
-_shared: WeakKeyDictionary[LogMemory, Shared] = WeakKeyDictionary()
+_by_memory: WeakKeyDictionary[LogMemory, PendingRuns] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def shared_by(memory: LogMemory) -> Shared:
-    """What all handlers of a memory share."""
+def pending_runs_of(memory: LogMemory) -> PendingRuns:
+    """Return the pending runs that all handlers of a memory share."""
     with _lock:
-        return _shared.setdefault(memory, Shared())
+        return _by_memory.setdefault(memory, PendingRuns())

@@ -1,4 +1,4 @@
-"""One root run while it lasts: who said what, and what of it becomes the trace."""
+"""One root run: its messages while it goes on, and its trace once it is over."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from lag_integrations.traces.sources import SOURCES, Source
 from lag_integrations.traces.trace import Message, Outcome, Trace
 
 _MIN_RECALLED_TEXT = 20
-"""Characters: what is shorter could as well be a user's own word."""
+"""Characters of a recalled text; a shorter one could as well be a user's own words."""
 
 
 @dataclass(eq=False)
-class _Said:
+class _RunMessage:
     """A message of the run."""
 
     message: BaseMessage
-    by: UUID  # the run that brought it
-    made_here: bool  # said in this run, not only shown to it
+    run_id: UUID  # of the run that added it
+    made_here: bool  # an answer or result of this run, not only in a prompt
     failed: bool = False  # in a step that failed
-    past: bool = False  # of an earlier turn of the conversation
+    is_history: bool = False  # of an earlier turn of the conversation
 
 
 class Run:
-    """What one root run and all its children say and do. Not thread safe.
+    """The messages of one root run and of all runs within it. Not thread safe.
 
     Args:
         id: Id of the root run.
-        inputs: What it was given.
+        inputs: Its inputs.
         name: Its name.
-        metadata: What users say of it.
+        metadata: Metadata that its log shall have.
     """
 
     def __init__(
@@ -76,91 +76,95 @@ class Run:
         self.error: BaseException | None = None
         self.abandoned = False
         self.touched = time.monotonic()
-        self.calls: set[UUID] = set()  # model calls that go on
+        self.model_calls: set[UUID] = set()  # those that go on
         self.parents: dict[UUID, UUID] = {}
         self.task = task_of(inputs)
-        self._asked: BaseMessage | None = None
-        self._past: Sequence[BaseMessage] = ()  # what was said before the task
+        self._question: BaseMessage | None = None
+        self._history: Sequence[BaseMessage] = ()  # messages of earlier turns
         self._outputs: Any = None
-        self._earlier: list[UUID] = []  # the runs that this one continues
+        self._earlier_runs: list[UUID] = []  # that this one continues
         self._started_at = datetime.now(timezone.utc)
-        self._said: list[_Said] = []
-        self._by_id: dict[str, _Said] = {}
-        self._by_key: defaultdict[Hashable, list[_Said]] = defaultdict(list)
-        self._without_key: defaultdict[str, list[_Said]] = defaultdict(list)  # by role
-        self._called: set[str] = set()  # ids of tool calls
-        self._unseen: list[_Said] = []  # results of no such call, and in no prompt yet
-        self._helped: dict[str, None] = {}
-        self._recalled: dict[str, str] = {}
+        self._messages: list[_RunMessage] = []
+        self._by_id: dict[str, _RunMessage] = {}
+        self._by_key: defaultdict[Hashable, list[_RunMessage]] = defaultdict(list)
+        self._without_key: defaultdict[str, list[_RunMessage]] = defaultdict(list)  # by role
+        self._tool_call_ids: set[str] = set()
+        self._unseen_results: list[_RunMessage] = []  # of other calls, and in no prompt yet
+        self._recalled_log_ids: dict[str, None] = {}
+        self._recalled_texts: dict[str, str] = {}
         self.sources: dict[Source, None] = {}
 
-    def show(self, messages: Sequence[BaseMessage], by: UUID) -> None:
-        """A model call is given messages: those that are new are kept.
+    def add_prompt(self, messages: Sequence[BaseMessage], run_id: UUID) -> None:
+        """Add those messages of a model call's prompt that are new.
 
-        A call repeats the conversation so far. A message is known by its id, or else by its
+        A prompt repeats the conversation so far. A message is recognised by its id, or else by its
         content; what a user really says twice in a conversation is kept twice.
         """
-        if self._asked is None:
-            self._asked = next((one for one in reversed(messages) if one.type == "human"), None)
-        past = self._before_the_task(messages)
-        if len(past) > len(self._past):
-            self._past = [message.model_copy() for message in past]
-        is_past = {id(message) for message in past if message.type != "system"}
+        if self._question is None:
+            self._question = next((one for one in reversed(messages) if one.type == "human"), None)
+        history = self._history_in(messages)
+        if len(history) > len(self._history):
+            self._history = [message.model_copy() for message in history]
+        in_history = {id(message) for message in history if message.type != "system"}
         for message, known in self._recognise(messages):
             if known is None:
-                one = self._keep(message, by, made_here=False)
-                one.past = id(message) in is_past
+                one = self._keep(message, run_id, made_here=False)
+                one.is_history = id(message) in in_history
                 if isinstance(message, ToolMessage):
                     keys = key_of(message), ("tool", str(message.text), ())
-                    self._unseen = [one for one in self._unseen if key_of(one.message) not in keys]
+                    self._unseen_results = [
+                        one for one in self._unseen_results if key_of(one.message) not in keys
+                    ]
             elif known.failed:
-                known.by, known.failed = by, False
+                known.run_id, known.failed = run_id, False
 
-    def _before_the_task(self, messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
-        """The messages of earlier turns: up to the last answer before what the user asks here."""
-        if self._asked is None:
+    def _history_in(self, messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+        """Return the messages of earlier turns: up to the last answer before the question."""
+        if self._question is None:
             return ()
-        asked = key_of(self._asked)
+        asked = key_of(self._question)
         humans = (place for place, one in enumerate(messages) if one.type == "human")
         place = max((place for place in humans if key_of(messages[place]) == asked), default=0)
         while place and messages[place - 1].type not in ("ai", "tool"):
             place -= 1
         before = messages[:place]
-        results = {key_of(one.message) for one in self._unseen}
+        results = {key_of(one.message) for one in self._unseen_results}
         if any(key_of(message) in results for message in before) or any(
             known and known.made_here for _, known in self._recognise(before)
         ):
-            return ()  # said in this run
+            return ()  # the answer was made in this run
         return before
 
-    def say(self, message: BaseMessage, by: UUID) -> None:
-        """A model or a tool says something."""
+    def add_message(self, message: BaseMessage, run_id: UUID) -> None:
+        """Add the answer of a model or the result of a tool."""
         for log_id in log_ids_of(message):
-            self._helped[log_id] = None
-        if not self._is_passed_on(message, by):
-            self._keep(message, by, made_here=True)
+            self._recalled_log_ids[log_id] = None
+        if not self._is_repeated(message, run_id):
+            self._keep(message, run_id, made_here=True)
 
-    def result(self, output: Any, name: str | None, by: UUID) -> None:
-        """A tool returned: messages, or what the agent may yet put into one, or never."""
+    def add_tool_result(self, output: Any, name: str | None, run_id: UUID) -> None:
+        """Add what a tool returned: messages, or what an agent may put into one later, or never."""
         if isinstance(output, ToolMessage):
             if isinstance(output.artifact, list):
-                self.found(output.artifact)
-            if output.tool_call_id in self._called:
-                self.say(output, by)
+                self.add_retrieved(output.artifact)
+            if output.tool_call_id in self._tool_call_ids:
+                self.add_message(output, run_id)
             else:  # the call was not made by a model here; it will stand in a prompt, or never
-                self._unseen.append(_Said(output.model_copy(), by, made_here=True))
+                self._unseen_results.append(
+                    _RunMessage(output.model_copy(), run_id, made_here=True)
+                )
         elif messages := messages_in(output):
             for message in messages:
                 if isinstance(message, ToolMessage) and message.id not in self._by_id:
-                    self.result(message, name, by)
+                    self.add_tool_result(message, name, run_id)
         elif isinstance(output, list):
             for item in output:
-                self.result(item, name, by)
+                self.add_tool_result(item, name, run_id)
         elif not hasattr(output, "goto"):  # a Command without messages says nothing
-            self.result(ToolMessage(str(output), tool_call_id="", name=name), None, by)
+            self.add_tool_result(ToolMessage(str(output), tool_call_id="", name=name), None, run_id)
 
-    def found(self, documents: Iterable[Any]) -> None:
-        """Take note of documents that a retriever or tool found; some may be logs."""
+    def add_retrieved(self, documents: Iterable[Any]) -> None:
+        """Add documents that a retriever or tool found; some may be logs."""
         for document in documents:
             if not isinstance(document, Document):
                 continue
@@ -168,52 +172,54 @@ class Run:
             if log_id is None:
                 self.sources[source_of(document)] = None
                 continue
-            self._helped[log_id] = None
+            self._recalled_log_ids[log_id] = None
             if len(document.page_content) >= _MIN_RECALLED_TEXT:
-                self._recalled[document.page_content] = log_id
+                self._recalled_texts[document.page_content] = log_id
 
-    def fail(self, by: UUID) -> None:
-        """A step failed: what was said in it is left out, should the run go on without it."""
-        for one in self._said:
-            if self._is_within(one.by, by):
+    def fail(self, run_id: UUID) -> None:
+        """Mark a step as failed: its messages are left out, should the run go on without it."""
+        for one in self._messages:
+            if self._is_within(one.run_id, run_id):
                 one.failed = True
-        self._unseen = [one for one in self._unseen if not self._is_within(one.by, by)]
+        self._unseen_results = [
+            one for one in self._unseen_results if not self._is_within(one.run_id, run_id)
+        ]
 
     def end(self, outputs: Any = None, error: BaseException | None = None) -> None:
-        """The root run ended."""
+        """Take the outputs or the error of the root run."""
         self.ended = True
         self.error = error
         self._outputs = outputs
-        self.abandoned = bool(self.calls) if error is None else is_cancellation(error)
+        self.abandoned = bool(self.model_calls) if error is None else is_cancellation(error)
 
-    def follow(self, half: Run) -> None:
-        """Go on where an interrupted run of the same thread ended."""
-        mine, self._said = self._said, half._said
-        self._by_id, self._by_key = half._by_id, half._by_key
-        self._without_key = half._without_key
+    def continue_from(self, earlier: Run) -> None:
+        """Prepend the messages of an interrupted run of the same thread."""
+        mine, self._messages = self._messages, earlier._messages
+        self._by_id, self._by_key = earlier._by_id, earlier._by_key
+        self._without_key = earlier._without_key
         for one in mine:
             self._index(one)
-            self._said.append(one)
-        self._unseen = half._unseen + self._unseen
-        self._called |= half._called
-        self._helped = {**half._helped, **self._helped}
-        self._recalled = {**half._recalled, **self._recalled}
-        self.sources = {**half.sources, **self.sources}
-        self._started_at = half._started_at
-        self._earlier = [*half._earlier, half.id]
-        self.metadata = {**half.metadata, **self.metadata}
-        self.task = self.task or half.task
-        self._asked = half._asked or self._asked
-        self._past = half._past or self._past
+            self._messages.append(one)
+        self._unseen_results = earlier._unseen_results + self._unseen_results
+        self._tool_call_ids |= earlier._tool_call_ids
+        self._recalled_log_ids = {**earlier._recalled_log_ids, **self._recalled_log_ids}
+        self._recalled_texts = {**earlier._recalled_texts, **self._recalled_texts}
+        self.sources = {**earlier.sources, **self.sources}
+        self._started_at = earlier._started_at
+        self._earlier_runs = [*earlier._earlier_runs, earlier.id]
+        self.metadata = {**earlier.metadata, **self.metadata}
+        self.task = self.task or earlier.task
+        self._question = earlier._question or self._question
+        self._history = earlier._history or self._history
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """Return whether the run ended with an error."""
         return self.error is not None and not self.abandoned
 
     @property
     def waits_for_more(self) -> bool:
-        """Whether this is the first half of a run: interrupted, to be resumed in its thread."""
+        """Return whether the run was interrupted, to be resumed in its thread."""
         if self.thread is None:
             return False
         messages = messages_in(self._outputs)
@@ -221,30 +227,30 @@ class Run:
         return self.paused or bool(self.is_graph and asks)
 
     def trace(self) -> Trace:
-        """The trace of the run, once it ended.
+        """Return the trace of the run, once it ended.
 
         Raises:
             TraceError: Nothing was said, or only an answer of another run is known.
         """
         final = self._final()
         outcome = self._outcome(final)
-        said = [one for one in self._said if not one.past]
+        messages = [one for one in self._messages if not one.is_history]
         if not self.abandoned and self.error is None:
-            went_well = [one for one in said if not one.failed]
+            went_well = [one for one in messages if not one.failed]
             # A chain may have gone on with what it could read in a failed step.
             if any(isinstance(one.message, AIMessage) for one in went_well):
-                said = went_well
+                messages = went_well
         steps: list[Message] = []
         last = None
-        for one in (*said, *self._unseen):
+        for one in (*messages, *self._unseen_results):
             for log_id in log_ids_of(one.message):
-                self._helped[log_id] = None
+                self._recalled_log_ids[log_id] = None
             if (step := as_step(one.message)) is None:
                 continue
             if one is final and one.made_here:
                 last = step
             else:
-                steps.append(without_texts(step, self._recalled))
+                steps.append(without_texts(step, self._recalled_texts))
         if last is not None:  # the root's own answer, whatever its agents said after it
             steps.append(last)
         if all(step.role in ("assistant", "tool") for step in steps):
@@ -254,8 +260,8 @@ class Run:
             metadata["run_name"] = self.name
         if self.thread is not None:
             metadata["thread_id"] = self.thread
-        if self._earlier:
-            metadata["earlier_runs"] = [run_id.hex for run_id in self._earlier]
+        if self._earlier_runs:
+            metadata["earlier_runs"] = [run_id.hex for run_id in self._earlier_runs]
         if self.sources:
             metadata[SOURCES] = [source.to_json() for source in self.sources]
         if self.abandoned:
@@ -264,79 +270,81 @@ class Run:
             metadata["error"] = type(self.error).__name__
         return Trace.from_messages(
             steps,
-            task=self.task or self._question,
-            earlier=earlier_turns([step for one in self._past if (step := self._step(one))]),
+            task=self.task or self._question_text,
+            earlier=earlier_turns([step for one in self._history if (step := self._step(one))]),
             outcome=outcome,
             id=self.id.hex,
             started_at=self._started_at,
             ended_at=datetime.now(timezone.utc),
-            helped_by=tuple(self._helped),
+            helped_by=tuple(self._recalled_log_ids),
             metadata=metadata,
         )
 
     def _step(self, message: BaseMessage) -> Message | None:
         step = as_step(message)
-        return None if step is None else without_texts(step, self._recalled)
+        return None if step is None else without_texts(step, self._recalled_texts)
 
     @property
-    def _question(self) -> str | None:
-        step = None if self._asked is None else self._step(self._asked)
+    def _question_text(self) -> str | None:
+        step = None if self._question is None else self._step(self._question)
         return None if step is None else step.text
 
-    def _outcome(self, final: _Said | None) -> Outcome:
+    def _outcome(self, final: _RunMessage | None) -> Outcome:
         if self.abandoned:
             return "incomplete"
         if self.failed:
             return "failure"
-        said = (one for one in reversed(self._said) if isinstance(one.message, AIMessage))
-        last = final or next(said, None)
+        answers = (one for one in reversed(self._messages) if isinstance(one.message, AIMessage))
+        last = final or next(answers, None)
         if last is None:
             return "success"
-        if was_cut_off(last.message):  # maybe in the midst of a call
+        if was_cut_off(last.message):  # maybe within a call
             return "incomplete"
         return "failure" if is_unreadable(last.message) else "success"
 
-    def _final(self) -> _Said | None:
-        """The root's own answer; None if its output does not tell."""
+    def _final(self) -> _RunMessage | None:
+        """Return the root's own answer; None if its outputs do not tell."""
         if messages := messages_in(self._outputs):
             found = self._recognise(messages)
             last = found[-1][1] if found else None
-            # What ends a graph's state need not have been said by a model, or shown to one: a
-            # result that is returned directly, a middleware's word.
+            # The last messages of a graph's state may stand in no answer and no prompt: a result
+            # that is returned directly, or a message that middleware adds.
             first = next((i for i in range(len(found), 0, -1) if found[i - 1][1] is not None), 0)
             for message, _ in found[first:]:
                 last = self._keep(message, self.id, made_here=first > 0)
             if last is not None and _answers(last.message):
                 return last
         for text in answer_texts(self._outputs):
-            for one in reversed(self._said):
+            for one in reversed(self._messages):
                 if _answers(one.message) and str(one.message.text).strip() == text.strip():
                     return one
         return None
 
-    def _is_passed_on(self, message: BaseMessage, by: UUID) -> bool:
-        """Whether a model repeats what another one said: one that it called, for instance."""
+    def _is_repeated(self, message: BaseMessage, run_id: UUID) -> bool:
+        """Return whether a run passes on an answer that is known, as of a model that it called."""
         known = self._by_id.get(message.id) if message.id else None
         if known is not None and key_of(known.message) == key_of(message):
             return True
-        if by in self.parents.values():
-            for one in self._like(message):
-                if one.by != by and self._is_within(one.by, by):
+        if run_id in self.parents.values():
+            for one in self._with_content_of(message):
+                if one.run_id != run_id and self._is_within(one.run_id, run_id):
                     self._learn_id(one, message)
                     return True
         return False
 
-    def _recognise(self, messages: Sequence[BaseMessage]) -> list[tuple[BaseMessage, _Said | None]]:
-        """Each message of this turn with what is known of it."""
+    def _recognise(
+        self, messages: Sequence[BaseMessage]
+    ) -> list[tuple[BaseMessage, _RunMessage | None]]:
+        """Return each message with the known one that it repeats, if any."""
         by_id = self._by_id
         found = [by_id.get(message.id) if message.id else None for message in messages]
         used = {id(one) for one in found if one is not None}
         for place, (message, known) in enumerate(zip(messages, found, strict=True)):
             if known is not None:
-                if _calls(message) != _calls(known.message):  # somebody changed them
+                if _calls(message) != _calls(known.message):  # somebody changed the calls
                     known.message = message.model_copy()
                 continue
-            for one in self._like(message):
+            for one in self._with_content_of(message):
                 if id(one) not in used:
                     self._learn_id(one, message)
                     used.add(id(one))
@@ -344,29 +352,29 @@ class Run:
                     break
         return list(zip(messages, found, strict=True))
 
-    def _keep(self, message: BaseMessage, by: UUID, *, made_here: bool) -> _Said:
+    def _keep(self, message: BaseMessage, run_id: UUID, *, made_here: bool) -> _RunMessage:
         # A copy, since users may change theirs; but a graph's own are many, and it replaces them.
         is_of_graph = message.id is not None and not made_here
-        one = _Said(message if is_of_graph else message.model_copy(), by, made_here)
+        one = _RunMessage(message if is_of_graph else message.model_copy(), run_id, made_here)
         self._index(one)
-        self._said.append(one)
+        self._messages.append(one)
         return one
 
-    def _index(self, one: _Said) -> None:
+    def _index(self, one: _RunMessage) -> None:
         if one.message.id:
             self._by_id.setdefault(one.message.id, one)
         self._without_key[role_of(one.message)].append(one)
-        self._called.update(call["id"] for call in _calls(one.message) if call["id"])
+        self._tool_call_ids.update(call["id"] for call in _calls(one.message) if call["id"])
 
-    def _like(self, message: BaseMessage) -> Sequence[_Said]:
-        """What was said with the same content. Keys are made when they are needed: they cost."""
-        if not self._said:
+    def _with_content_of(self, message: BaseMessage) -> Sequence[_RunMessage]:
+        """Return the known messages of the same content. Keys are costly, so they are made late."""
+        if not self._messages:
             return ()
         for one in self._without_key.pop(role_of(message), ()):
             self._by_key[key_of(one.message)].append(one)
         return self._by_key.get(key_of(message), ())
 
-    def _learn_id(self, one: _Said, message: BaseMessage) -> None:
+    def _learn_id(self, one: _RunMessage, message: BaseMessage) -> None:
         if message.id:
             self._by_id.setdefault(message.id, one)
             if one.message.id is None:  # then it is a copy

@@ -34,7 +34,7 @@ from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.span import active_span_id
 
 from lag_integrations.capture.judges import is_uncaptured
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.llama_index.capture.messages import (
     answer_of,
@@ -96,7 +96,7 @@ class Watch:
 
     # What LlamaIndex tells
 
-    @quiet
+    @log_exceptions
     def enter(
         self, id: str, instance: Any, arguments: BoundArguments, parent_id: str | None
     ) -> None:
@@ -111,7 +111,7 @@ class Watch:
                 self._give_up_stale()
         self.recorder.settle()
 
-    @quiet
+    @log_exceptions
     def exit(self, id: str, result: Any) -> None:
         """A call returned."""
         with self._lock:
@@ -126,7 +126,7 @@ class Watch:
                 self._spans.leave(span)
         self.recorder.settle()
 
-    @quiet
+    @log_exceptions
     def drop(self, id: str, error: BaseException | None) -> None:
         """A call failed."""
         error = error or RuntimeError()
@@ -142,7 +142,7 @@ class Watch:
                 self._spans.leave(span)
         self.recorder.settle_after(error)
 
-    @quiet
+    @log_exceptions
     def on_event(self, event: BaseEvent) -> None:
         """Something happened."""
         if isinstance(event, LLMChatStartEvent):
@@ -206,7 +206,7 @@ class Watch:
             run.task = run.task or task
             return run.id
 
-    @quiet
+    @log_exceptions
     def recalled(self, texts: Mapping[str, str]) -> None:
         """These texts of logs were put into a prompt of the run that goes on."""
         with self._lock:
@@ -355,7 +355,7 @@ class Watch:
                 response.response_gen, variables=here, each=texts.append, ended=ended
             )
 
-    @quiet
+    @log_exceptions
     def _read(
         self, run: Run, stream: object, texts: list[Any], error: BaseException | None
     ) -> None:
@@ -369,7 +369,7 @@ class Watch:
             self._finish(run)
         self.recorder.settle_after(error)
 
-    @quiet
+    @log_exceptions
     def _left_unread(self, run: Run, stream: object) -> None:
         """A stream was collected; there is nothing to do if it was read."""
         with self._lock:

@@ -1,8 +1,9 @@
-"""A chat model that says what it is told to, word by word where it streams."""
+"""A chat model that answers what a test tells it to, and what the tests of capture share."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,14 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.tools import tool
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from lag_integrations import KVLogMemory, Trace
+from lag_integrations.chat.current import current_memory
+from lag_integrations.langchain import LAGChatModel
 
 RAIN = ["user: Weather?", "assistant: look(c1)", "tool: Rain in Oslo", "assistant: It rains."]
-"""What is said when a Talker looks at the weather of Oslo."""
+"""The steps of an agent that looks at the weather in Oslo."""
 
 
 @tool
@@ -24,24 +27,37 @@ def look(city: str) -> str:
     return f"Rain in {city}"
 
 
-class Talker(BaseChatModel):
-    """Gives its answers in turn, the last one for ever; an exception is raised."""
+class FakeChatModel(BaseChatModel):
+    """Returns its answers in turn, the last one for ever; raises those that are exceptions.
+
+    Attributes:
+        answers: Texts, messages and exceptions.
+        seen: The messages of each call.
+        kwargs: The settings of each call.
+        memories: The current memory in each call.
+    """
 
     answers: list[Any]
     seen: list[list[BaseMessage]] = Field(default_factory=list)
+    kwargs: list[dict[str, Any]] = Field(default_factory=list)
+    memories: list[KVLogMemory | None] = Field(default_factory=list)
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     def __init__(self, *answers: Any, **kwargs: Any) -> None:
-        super().__init__(answers=list(answers), **kwargs)
+        super().__init__(**{"answers": list(answers) or ["done"], **kwargs})
 
     @property
     def _llm_type(self) -> str:
-        return "talker"
+        return "fake"
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        return self
+        return self.bind(tools=tools, **kwargs)
 
-    def _next(self, messages: list[BaseMessage]) -> AIMessage:
+    def _next(self, messages: list[BaseMessage], kwargs: dict[str, Any]) -> AIMessage:
         self.seen.append(messages)
+        self.kwargs.append(kwargs)
+        self.memories.append(current_memory.get())
         answer = self.answers[min(len(self.seen), len(self.answers)) - 1]
         if isinstance(answer, BaseException):
             raise answer
@@ -50,14 +66,14 @@ class Talker(BaseChatModel):
     def _generate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        return ChatResult(generations=[ChatGeneration(message=self._next(messages))])
+        return ChatResult(generations=[ChatGeneration(message=self._next(messages, kwargs))])
 
     def _stream(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
-        message = self._next(messages)
-        for word in str(message.content).split():
-            yield ChatGenerationChunk(message=AIMessageChunk(f"{word} "))
+        message = self._next(messages, kwargs)
+        for word in re.findall(r"\s*\S+", str(message.content)):
+            yield ChatGenerationChunk(message=AIMessageChunk(word))
         calls = [
             {**one, "args": json.dumps(one["args"]), "index": index, "type": "tool_call_chunk"}
             for index, one in enumerate(message.tool_calls)
@@ -72,9 +88,26 @@ class Talker(BaseChatModel):
         )
 
 
-def calls(name: str, id: str = "c1", **args: Any) -> AIMessage:
+class FakeLAGChatModel(FakeChatModel, LAGChatModel):
+    """A `LAGChatModel` that loads nothing and answers as `FakeChatModel` does."""
+
+    def __init__(self, *answers: Any, **kwargs: Any) -> None:
+        LAGChatModel.__init__(self, "none", **{"answers": list(answers) or ["done"], **kwargs})
+
+    _agenerate = BaseChatModel._agenerate
+    _astream = BaseChatModel._astream
+
+
+def call(name: str, id: str = "c1", text: str = "", **args: Any) -> AIMessage:
     """An answer that calls a tool."""
-    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": id}])
+    return AIMessage(text, tool_calls=[{"name": name, "args": args, "id": id}])
+
+
+def added(memory: KVLogMemory, *traces: Any) -> list[str]:
+    """Ids of traces that can be recalled now."""
+    ids = memory.add_many(traces)
+    memory.embed_pending()
+    return ids
 
 
 def captured(memory: KVLogMemory) -> list[Trace]:
