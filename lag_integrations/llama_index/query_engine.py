@@ -18,11 +18,17 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
+from pydantic import SkipValidation, validate_call
 
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.chat.current import InjectedLogs, current_logs, inject_logs
 from lag_integrations.errors import SettingsError
-from lag_integrations.llama_index.capture.instrument import current_owner, open_run, retrieved
+from lag_integrations.llama_index.capture.current import (
+    current_owner,
+    current_sources,
+    open_run,
+)
+from lag_integrations.llama_index.capture.handlers import instrumentation
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.streams import acarried, carried
@@ -77,21 +83,23 @@ class LAGQueryEngine(BaseQueryEngine):
 
     Raises:
         SettingsError: There is no query engine or no memory of logs, or `k` is negative.
+        ValueError: A setting is unknown or of the wrong type.
         StoreError: The filter is malformed.
         TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
+    @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        query_engine: BaseQueryEngine,
-        memory: LogMemory,
+        query_engine: SkipValidation[BaseQueryEngine],
+        memory: SkipValidation[LogMemory],
         *,
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | WhereFunction | None = None,
+        where: SkipValidation[Where | WhereFunction | None] = None,
         as_text: bool = False,
         capture: bool = True,
-        metadata: Metadata | None = None,
+        metadata: SkipValidation[Metadata | None] = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if not isinstance(query_engine, BaseQueryEngine):
@@ -105,6 +113,7 @@ class LAGQueryEngine(BaseQueryEngine):
                 "LAGQueryEngine(engine, memory=KVLogMemory('./logs'))."
             )
         super().__init__(callback_manager or query_engine.callback_manager)
+        self._need = instrumentation.need()
         self._engine = query_engine
         self._memory = memory
         self._recall = SafeRecall(memory, k, min_score, where)
@@ -123,11 +132,11 @@ class LAGQueryEngine(BaseQueryEngine):
         self._engine._update_prompts(prompts)
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """What the engine retrieves; no logs."""
+        """Return what the engine retrieves; no logs."""
         return self._engine.retrieve(query_bundle)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """What the engine retrieves; no logs."""
+        """Return what the engine retrieves; no logs."""
         retrieve: Any = self._engine.aretrieve  # type: ignore[attr-defined]
         found: list[NodeWithScore] = await retrieve(query_bundle)
         return found
@@ -141,8 +150,8 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = self._begin(query_bundle, nodes)
-        with inject_logs(task.given):
-            return task.finish(
+        with inject_logs(task.injected):
+            return task.with_report(
                 self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
             )
 
@@ -155,19 +164,19 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = await asyncio.to_thread(self._begin, query_bundle, nodes)
-        with inject_logs(task.given):
+        with inject_logs(task.injected):
             response = await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
-            return task.finish(response)
+            return task.with_report(response)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = self._begin(query_bundle)
-        with inject_logs(task.given):
-            return task.finish(self._engine.query(query_bundle))
+        with inject_logs(task.injected):
+            return task.with_report(self._engine.query(query_bundle))
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = await asyncio.to_thread(self._begin, query_bundle)
-        with inject_logs(task.given):
-            return task.finish(await self._engine.aquery(query_bundle))
+        with inject_logs(task.injected):
+            return task.with_report(await self._engine.aquery(query_bundle))
 
     def _begin(self, query_bundle: QueryBundle, nodes: Sequence[NodeWithScore] = ()) -> _Task:
         run_id = None
@@ -177,27 +186,27 @@ class LAGQueryEngine(BaseQueryEngine):
         question = query_bundle.query_str
         # A query is a run of its own, of no thread, whichever agent asks.
         owner = Owner(current_owner(self._metadata).user)
-        shown = node_sources(nodes)
-        recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=shown)
-        given = InjectedLogs(self._memory, recalled, question, self._as_text, shown)
-        return _Task(given, run_id, time.perf_counter() - started)
+        sources = node_sources(nodes)
+        recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=sources)
+        injected = InjectedLogs(self._memory, recalled, question, self._as_text, sources)
+        return _Task(injected, run_id, time.perf_counter() - started)
 
 
 class _Task:
-    """A query that is being answered."""
+    """A query that goes on, and the report of it."""
 
-    def __init__(self, given: InjectedLogs, run_id: str | None, seconds: float) -> None:
-        self.given = given
+    def __init__(self, injected: InjectedLogs, run_id: str | None, seconds: float) -> None:
+        self.injected = injected
         self._seconds = seconds
         self._report: dict[str, Any] = {"run_id": run_id}
         self._update()
         if (around := current_logs.get()) is not None:
             around.within.append(self._report)
 
-    def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
-        """The response with its report; called while the logs are given."""
+    def with_report(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """Return the response with its report; called where the logs are injected."""
         response.metadata = {**(response.metadata or {}), "lag": self._report}
-        self.given.shown.extend(retrieved())
+        self.injected.shown.extend(current_sources())
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
             response.response_gen = carried(
@@ -205,16 +214,16 @@ class _Task:
             )
         elif isinstance(response, AsyncStreamingResponse):
             response.response_gen = acarried(
-                response.response_gen, variables={current_logs: self.given}, ended=self._update
+                response.response_gen, variables={current_logs: self.injected}, ended=self._update
             )
         else:
             self._update()
         return response
 
     def _update(self, error: BaseException | None = None) -> None:
-        calls = self.given.reports
+        calls = self.injected.reports
         used = [call["lag"] for call in calls]
-        found = self.given.recalled.result
+        found = self.injected.recalled.result
         self._report.update(
             recalled=[log.id for log in found.logs],
             scores=[log.score for log in found.logs],
@@ -224,7 +233,7 @@ class _Task:
             injected_tokens=sum(lag["injected_tokens"] for lag in used),
             reused_tokens=sum(lag["reused_tokens"] for lag in used),
             llm_calls=len(calls),
-            within=list(self.given.within),
+            within=list(self.injected.within),
             usage={
                 "prompt_tokens": sum(call["usage"]["prompt_tokens"] for call in calls),
                 "completion_tokens": sum(call["usage"]["completion_tokens"] for call in calls),

@@ -6,8 +6,10 @@ import asyncio
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from pydantic import NonNegativeInt, SkipValidation, validate_call
 
-from lag_integrations.llama_index.capture.instrument import current_owner
+from lag_integrations.errors import SettingsError
+from lag_integrations.llama_index.capture.current import current_owner
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.rendering import log_metadata, log_text
@@ -42,20 +44,26 @@ class LogRetriever(BaseRetriever):
             alike.
 
     Raises:
+        ValueError: There is no memory, or a setting is unknown or not valid.
         StoreError: The filter is malformed.
     """
 
+    @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        memory: LogMemory,
+        memory: SkipValidation[LogMemory],
         *,
-        k: int | None = None,
+        k: NonNegativeInt | None = None,
         min_score: float | None = None,
-        where: Where | WhereFunction | None = None,
+        where: SkipValidation[Where | WhereFunction | None] = None,
         outcomes: tuple[Outcome, ...] | None = None,
         diversity: float | None = None,
         newest_only: bool = True,
     ) -> None:
+        if not isinstance(memory, LogMemory):
+            raise SettingsError(
+                "A LogRetriever needs a memory of logs: LogRetriever(KVLogMemory('./logs'))."
+            )
         super().__init__()
         check_where(where)
         self._memory = memory

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
 from lag_integrations.chat.query import QueryOf, query_of
-from lag_integrations.llama_index.capture.instrument import note_recalled, retrieved
+from lag_integrations.llama_index.capture.current import current_sources, note_recalled
 from lag_integrations.llama_index.capture.messages import CODE_RESULT, as_step, is_observation
 from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
@@ -48,9 +48,9 @@ def is_task(message: ChatMessage) -> bool:
     )
 
 
-def said_by_user(messages: Sequence[ChatMessage]) -> list[str]:
+def user_texts(messages: Sequence[ChatMessage]) -> list[str]:
     """What the user said, in order: not what an agent's tools or code gave, in the user's name."""
-    said: list[str] = []
+    texts: list[str] = []
     previous = None
     for message in messages:
         answered = previous is not None and previous.role == MessageRole.ASSISTANT
@@ -58,9 +58,9 @@ def said_by_user(messages: Sequence[ChatMessage]) -> list[str]:
             text = message.content or ""
             # An agent's later steps give as input what stands in the history already.
             if previous is None or not is_task(previous) or previous.content != text:
-                said.append(text)
+                texts.append(text)
         previous = message
-    return said
+    return texts
 
 
 def task_of(messages: Sequence[ChatMessage], query: QueryOf | None = None) -> Task | None:
@@ -70,14 +70,14 @@ def task_of(messages: Sequence[ChatMessage], query: QueryOf | None = None) -> Ta
         messages: The conversation.
         query: What logs are searched by instead: a text, or a function of the messages.
     """
-    said = said_by_user(messages)
-    if not said:
+    texts = user_texts(messages)
+    if not texts:
         return None
-    asked = query_of(query, [message for message in messages if not is_carrier(message)])
-    if asked is not None:
-        return Task(said[-1], len(said), asked)
-    text, before = last_two(said)
-    return Task(said[-1], len(said), text, before)
+    search_text = query_of(query, [message for message in messages if not is_carrier(message)])
+    if search_text is not None:
+        return Task(texts[-1], len(texts), search_text)
+    text, before = last_two(texts)
+    return Task(texts[-1], len(texts), text, before)
 
 
 class TaskRecall:
@@ -114,17 +114,17 @@ class TaskRecall:
             recall.owner,
         )
         key = (settings, session, task, run)
-        shown = retrieved()
+        sources = current_sources()
         with self._lock:
             found = self._found.get(key)
         if found is None:
             prompt = [as_step(message) for message in messages if not is_carrier(message)]
-            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=shown)
+            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=sources)
             with self._lock:
                 self._found[key] = found
                 if len(self._found) > _TASKS:
                     del self._found[next(iter(self._found))]
-        return found.use(shown)
+        return found.use(sources)
 
     def forget(self) -> None:
         """A new task begins, be it in the same words."""

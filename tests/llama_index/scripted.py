@@ -22,6 +22,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.workflow import Context, StopEvent, step
+from llama_index_instrumentation import get_dispatcher
 from pydantic import Field
 
 from lag_integrations import KVLogMemory, Trace
@@ -254,3 +255,13 @@ def in_threads(count: int, function: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def our_handlers() -> tuple[list[Any], list[Any]]:
+    """Our span handlers and event handlers at LlamaIndex's root dispatcher."""
+    root = get_dispatcher()
+    spans, events = (
+        [each for each in handlers if each.class_name().startswith("LAG")]
+        for handlers in (root.span_handlers, root.event_handlers)
+    )
+    return spans, events

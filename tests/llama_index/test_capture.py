@@ -36,7 +36,7 @@ from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, 
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.capture.instrument import (
+from lag_integrations.llama_index.capture.current import (
     is_choosing,
     note_recalled,
     open_run,

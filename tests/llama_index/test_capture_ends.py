@@ -29,8 +29,9 @@ from workflows.errors import WorkflowCancelledByUser
 from lag_integrations import KVLogMemory
 from lag_integrations.capture.judges import uncaptured
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.capture import tracker as watching
-from lag_integrations.llama_index.capture.instrument import open_run
+from lag_integrations.llama_index.capture import open_runs
+from lag_integrations.llama_index.capture.current import open_run
+from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
 from tests.llama_index.scripted import Scripted, call, captured, index, said
@@ -392,7 +393,7 @@ def test_a_run_that_never_ends_is_given_up(memory, monkeypatch):
     next(held)
     Scripted("Next.").chat([user("Next?")])
     assert [log.task for log in captured(memory)] == ["Next?"]
-    monkeypatch.setattr(watching, "_MAX_AGE", 0.05)
+    monkeypatch.setattr(open_runs, "_MAX_AGE", 0.05)
     time.sleep(0.1)
     Scripted("More.").chat([user("More?")])
     capture.stop()
@@ -404,7 +405,7 @@ def test_a_run_that_never_ends_is_given_up(memory, monkeypatch):
 
 
 def test_of_too_many_the_longest_silent_is_given_up(memory, monkeypatch):
-    monkeypatch.setattr(watching, "_MAX_OPEN", 3)
+    monkeypatch.setattr(open_runs, "_MAX_OPEN", 3)
     with memory.capture():
         streams = [Scripted(f"{n} a").stream_chat([user(f"{n}?")]) for n in range(6)]
         for stream in streams:
@@ -540,7 +541,7 @@ def test_a_defect_breaks_no_run(memory, monkeypatch, caplog):
     def broken(*_):
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(watching.Run, "close", broken)
+    monkeypatch.setattr(Run, "end_call", broken)
     with memory.capture():
         assert Scripted("Yes.").chat([user("Rain?")]).message.content == "Yes."
     assert "ZeroDivisionError" in caplog.text

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import gc
-import importlib
+import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -21,13 +24,20 @@ from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
-from lag_integrations.llama_index import LAGQueryEngine
-from lag_integrations.llama_index.capture import instrument as module
+from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture import spans
-from lag_integrations.llama_index.capture import tracker as watching
-from lag_integrations.llama_index.capture.instrument import _watch
+from lag_integrations.llama_index.capture.handlers import tracker
+from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.store.ledger import Ledger
-from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
+from tests.llama_index.scripted import (
+    Scripted,
+    call,
+    captured,
+    in_threads,
+    index,
+    our_handlers,
+    said,
+)
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -44,12 +54,12 @@ def _quick_collections():
 def _leaves_nothing():
     """No span and no run is kept once all is over."""
     gc.collect()
-    before = len(_watch._spans), len(_watch._runs)
+    before = len(tracker.runs.spans), len(tracker.runs)
     yield
     gc.collect()
-    assert (len(_watch._spans), len(_watch._runs)) == before
-    assert not _watch._spans._kept
-    assert not _watch._everywhere
+    assert (len(tracker.runs.spans), len(tracker.runs)) == before
+    assert not tracker.runs.spans._kept
+    assert not tracker._blocks.everywhere
 
 
 @pytest.fixture
@@ -252,7 +262,7 @@ class Lost:
 @pytest.fixture
 def collected_in_the_midst(monkeypatch):
     """Garbage is collected while a run takes notes, and while a log is written."""
-    monkeypatch.setattr(watching.Run, "call", _collecting(watching.Run.call))
+    monkeypatch.setattr(Run, "begin_call", _collecting(Run.begin_call))
     monkeypatch.setattr(Ledger, "add", _collecting(Ledger.add))
 
 
@@ -320,25 +330,71 @@ def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
 # Among others
 
 
-def test_there_is_one_handler_of_each_kind():
-    def ours():
-        root = get_dispatcher()
-        handlers = [*root.span_handlers, *root.event_handlers]
-        return [each.class_name() for each in handlers if each.class_name().startswith("LAG")]
-
-    expected = ["LAGSpanHandler", "LAGEventHandler"]
-    assert ours() == expected
-    watch = module._watch
-    importlib.reload(module)
-    assert ours() == expected
-    assert module._watch is watch
+def test_importing_instruments_nothing():
+    code = (
+        "import lag_integrations.llama_index\n"
+        "from llama_index_instrumentation import get_dispatcher\n"
+        "root = get_dispatcher()\n"
+        "handlers = [*root.span_handlers, *root.event_handlers]\n"
+        "print([each.class_name() for each in handlers if 'LAG' in each.class_name()])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
-def test_it_works_after_a_reload(memory):
-    importlib.reload(module)
-    with module.capture(memory):
-        ask("Reloaded?")
-    assert tasks(memory) == ["Reloaded?"]
+def _is_instrumented():
+    spans, events = our_handlers()
+    return bool(spans and events)
+
+
+def test_the_handlers_go_when_nobody_needs_them(memory, other):
+    gc.collect()
+    assert not _is_instrumented()
+    with memory.capture(), other.capture():
+        assert _is_instrumented()
+    assert not _is_instrumented()
+    capture = memory.instrument()
+    ask()
+    assert _is_instrumented()
+    capture.stop()
+    assert not _is_instrumented()
+    assert tasks(memory) == ["Rain?"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        LAGMemory,
+        KVLogMemoryBlock,
+        lambda memory: LAGQueryEngine(index().as_query_engine(llm=Scripted()), memory),
+        lambda memory: LAGLLM("some/model", memory=memory),
+        lambda memory: copy.deepcopy(LAGMemory(memory)),
+        lambda memory: pickle.loads(pickle.dumps(LAGMemory(memory))),
+        lambda memory: LAGMemory.from_json(LAGMemory(memory).to_json()),
+    ],
+)
+def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make):
+    gc.collect()
+    assert not _is_instrumented()
+    LAGLLM("some/model")
+    assert not _is_instrumented()
+    made = make(memory)
+    gc.collect()
+    assert _is_instrumented()
+    del made
+    gc.collect()
+    ask()
+    assert not _is_instrumented()
+
+
+def test_the_handlers_stay_until_a_stream_is_read(memory):
+    with memory.capture():
+        stream = Scripted("One two.").stream_chat([user("Q?")])
+    assert _is_instrumented()
+    list(stream)
+    ask("Not captured?")
+    assert not _is_instrumented()
+    assert tasks(memory) == ["Q?"]
 
 
 def test_the_users_events_and_tags_are_untouched(memory):
@@ -385,11 +441,11 @@ def test_a_process_that_is_not_captured_keeps_nothing():
         await index().as_query_engine(llm=Scripted(), streaming=False).aquery("Rain?")
 
     gc.collect()
-    before = len(_watch._spans)
+    before = len(tracker.runs.spans)
     asyncio.run(arun())
     ask()
-    assert len(_watch._spans) == before
-    assert not _watch._runs
+    assert len(tracker.runs.spans) == before
+    assert not len(tracker.runs)
 
 
 def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
@@ -400,13 +456,13 @@ def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
             calls = [Scripted("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
             tasks = [asyncio.create_task(each) for each in calls]
             await asyncio.sleep(0.01)
-            assert len(_watch._spans) == 5
+            assert len(tracker.runs.spans) == 5
             await asyncio.gather(*tasks)
 
     asyncio.run(arun())
     assert tasks(memory) == [f"{n}?" for n in range(5, 10)]
-    for run in list(_watch._runs):  # a day passes
-        _watch._forget(run)
+    for run in list(tracker.runs._runs):  # a day passes
+        tracker.runs._finish(run)
 
 
 def test_a_server_that_never_ends_does_not_grow(memory):
@@ -418,7 +474,7 @@ def test_a_server_that_never_ends_does_not_grow(memory):
             for number in range(20):
                 with memory.capture():
                     await weatherman(number).run(f"Weather {number}?")
-                sizes.append(len(_watch._spans))
+                sizes.append(len(tracker.runs.spans))
             return StopEvent(result=None)
 
     async def arun():
@@ -493,7 +549,7 @@ def test_streams_that_nobody_reads_leave_nothing(memory):
         index().as_query_engine(llm=Scripted(), streaming=True).query("E?")
     asyncio.run(arun())
     gc.collect()
-    assert not _watch._runs
+    assert not len(tracker.runs)
     assert captured(memory) == []
 
 
