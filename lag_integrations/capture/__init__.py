@@ -1,1 +1,1 @@
-"""What the captures of both frameworks share."""
+"""What the captures of all frameworks share."""

@@ -1,9 +1,10 @@
-"""Judges of runs, on a thread of their own: a judge that asks a model takes seconds."""
+"""Judges of runs: the queue that calls them in the background, and the judge that asks a model."""
 
 from __future__ import annotations
 
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Judge = Callable[[Trace], "bool | Outcome | None"]
-"""Says whether a run solved its task; None if it cannot tell."""
+"""Says whether a run solved its task; returns None if it cannot tell."""
 
 _IDLE = 5.0
-"""Seconds after which the thread ends, if there is nothing to judge."""
+"""Seconds without work after which the thread ends."""
+
+_PROMPT = (
+    "Does the answer solve the task? Reply with one word: yes or no.\n\n"
+    "Task:\n{task}\n\nAnswer:\n{answer}"
+)
+_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 _uncaptured: ContextVar[bool] = ContextVar("lag_uncaptured", default=False)
 
 
 @contextmanager
 def uncaptured() -> Iterator[None]:
-    """Nothing that begins in here is captured."""
+    """Keep runs that begin in this block from being captured."""
     token = _uncaptured.set(True)
     try:
         yield
@@ -39,68 +47,98 @@ def uncaptured() -> Iterator[None]:
 
 
 def is_uncaptured() -> bool:
-    """Whether what begins now is not to be captured."""
+    """Return whether runs that begin now are not captured."""
     return _uncaptured.get()
 
 
-class Judges:
-    """Judges logs one after the other, in the background."""
+class YesNoJudge:
+    """Ask a model whether a run solved its task; the base of each framework's `LLMJudge`.
+
+    Args:
+        ask: Returns the model's reply to a prompt.
+        prompt: The prompt, with ``{task}`` and ``{answer}`` in it.
+
+    Raises:
+        ValueError: The prompt lacks ``{task}`` or ``{answer}``.
+    """
+
+    def __init__(self, ask: Callable[[str], str], prompt: str | None = None) -> None:
+        prompt = _PROMPT if prompt is None else prompt
+        for place in ("{task}", "{answer}"):
+            if place not in prompt:
+                raise ValueError(f"The judge's prompt has no {place}; say where it shall stand.")
+        self._ask = ask
+        self._prompt = prompt
+
+    def __call__(self, trace: Trace) -> bool | None:
+        """Return True for yes, False for no, and None for any other reply."""
+        texts = {"{task}": trace.task, "{answer}": trace.last_response}
+        # Both at once: a task may hold the word "{answer}".
+        prompt = re.sub(r"\{task\}|\{answer\}", lambda place: texts[place[0]], self._prompt)
+        with uncaptured():
+            reply = self._ask(prompt)
+        word = _WORD.search(_THOUGHT.sub("", reply))
+        return None if word is None else word[0].lower() == "yes"
+
+
+class JudgeQueue:
+    """Judge logs one after the other on a background thread: asking a model takes seconds."""
 
     def __init__(self) -> None:
-        self._cases: queue.Queue[tuple[LogMemory, Judge, Trace, str]] = queue.Queue()
+        self._jobs: queue.Queue[tuple[LogMemory, Judge, Trace, str]] = queue.Queue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def put(self, memory: LogMemory, judge: Judge, trace: Trace, log_id: str) -> None:
-        """Judge a log when its turn comes."""
+        """Queue a log, and start the thread if none runs."""
         with self._lock:
-            self._cases.put((memory, judge, trace, log_id))
+            self._jobs.put((memory, judge, trace, log_id))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lag-judge", daemon=True)
                 self._thread.start()
 
     def wait(self) -> None:
         """Wait until everything is judged."""
-        self._cases.join()
+        self._jobs.join()
 
     def _run(self) -> None:
         with uncaptured():
             while True:
                 try:
-                    case = self._cases.get(timeout=_IDLE)
+                    job = self._jobs.get(timeout=_IDLE)
                 except queue.Empty:
                     with self._lock:
-                        if self._cases.empty():
+                        if self._jobs.empty():
                             self._thread = None
                             return
                     continue
                 try:
-                    _judge(*case)
+                    _judge(*job)
                 finally:
-                    del case  # it holds a memory
-                    self._cases.task_done()
+                    del job  # it holds a memory
+                    self._jobs.task_done()
 
 
-_judges: WeakKeyDictionary[LogMemory, Judges] = WeakKeyDictionary()
+_queues: WeakKeyDictionary[LogMemory, JudgeQueue] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def judges_of(memory: LogMemory) -> Judges:
-    """Those of a memory, whichever framework's runs they judge."""
+def judges_of(memory: LogMemory) -> JudgeQueue:
+    """Return the queue of a memory, which the captures of all frameworks share."""
     with _lock:
-        return _judges.setdefault(memory, Judges())
+        return _queues.setdefault(memory, JudgeQueue())
 
 
 def add_judged(memory: LogMemory, judge: Judge | None, trace: Trace) -> str:
-    """Record a trace; what a judge may make of it is unknown until he does.
+    """Record a trace and queue it for its judge; until then its outcome is ``unknown``.
 
-    A run that failed, or did not come to its end, is not put to him.
+    Runs that failed or are incomplete are not judged.
 
     Returns:
         The log's id.
 
     Raises:
-        TraceError: Nothing was said in it.
+        TraceError: The trace holds nothing to reuse.
         StoreError: It could not be recorded.
     """
     if judge is None or trace.outcome in ("failure", "incomplete"):
@@ -113,7 +151,7 @@ def add_judged(memory: LogMemory, judge: Judge | None, trace: Trace) -> str:
 
 def _judge(memory: LogMemory, judge: Judge, trace: Trace, log_id: str) -> None:
     try:
-        outcome = _outcome(judge(trace))
+        outcome = _to_outcome(judge(trace))
     except Exception as error:
         # The type only: a message may repeat a text.
         logger.warning(
@@ -131,12 +169,12 @@ def _judge(memory: LogMemory, judge: Judge, trace: Trace, log_id: str) -> None:
         logger.warning("Log %s was judged, but that could not be recorded. %s", log_id, error)
 
 
-def _outcome(said: object) -> Outcome:
-    if said is None:
+def _to_outcome(verdict: object) -> Outcome:
+    if verdict is None:
         return "unknown"
-    if isinstance(said, bool):
-        return "success" if said else "failure"
+    if isinstance(verdict, bool):
+        return "success" if verdict else "failure"
     for outcome in get_args(Outcome):
-        if said == outcome:
+        if verdict == outcome:
             return outcome  # type: ignore[no-any-return]
-    raise TypeError("a judge gives True, False, None, or an outcome")
+    raise TypeError("a judge returns True, False, None, or an outcome")

@@ -10,11 +10,11 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-def quiet(callback: Callable[..., None]) -> Callable[..., None]:
-    """A callback whose errors are a warning."""
+def log_exceptions(callback: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a callback so that its exceptions are logged as warnings instead of raised."""
 
     @functools.wraps(callback)
-    def call(*args: Any, **kwargs: Any) -> None:
+    def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             callback(*args, **kwargs)
         except Exception as error:
@@ -22,4 +22,4 @@ def quiet(callback: Callable[..., None]) -> Callable[..., None]:
             logger.warning("A step could not be captured (%s).", type(error).__name__)
             logger.debug("%s failed.", callback.__name__, exc_info=True)
 
-    return call
+    return wrapper

@@ -1,4 +1,4 @@
-"""What users say of a run becomes the metadata of its log: whose it was, for which project."""
+"""The metadata that users give their runs, such as user or project, as metadata of the logs."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ _OWN = frozenset(
         "verdict",
     )
 )
-"""Names that captures and verdicts use themselves."""
+"""Keys that captures and verdicts use themselves."""
 
 
-def plain_metadata(said: Metadata) -> dict[str, str | int | float]:
-    """Return those of a framework's metadata that logs can have: texts, numbers and booleans."""
+def plain_metadata(metadata: Metadata) -> dict[str, str | int | float]:
+    """Return the entries of a framework's metadata that are texts, numbers or booleans."""
     return {
         key: _plain(value)
-        for key, value in said.items()
+        for key, value in metadata.items()
         if isinstance(key, str) and isinstance(value, str | int | float) and not is_own(key)
     }
 
 
 def in_scope(metadata: Metadata) -> dict[str, Any]:
-    """Return metadata that tell runs apart: those with equal content become logs of their own."""
+    """Return the metadata, marked so that runs of equal content that differ in it are two logs."""
     return {**metadata, SCOPE: sorted(metadata)} if metadata else {}
 
 
 def may_be_one_run(first: Metadata, second: Metadata) -> bool:
-    """Return whether what is said of two parts of a run agrees, as far as both say it."""
+    """Return whether the metadata of two halves of a run agree in the keys that both have."""
     return all(first[key] == value for key, value in second.items() if key in first)
 
 
 def scope_of(metadata: Metadata) -> dict[str, Any]:
-    """Return what was said of the run of a log, see `in_scope`."""
+    """Return the metadata that `in_scope` marked in a log."""
     names = metadata.get(SCOPE)
     return {str(name): metadata.get(str(name)) for name in names} if isinstance(names, list) else {}
 
 
 def is_own(key: str) -> bool:
-    """Whether this package uses a name itself."""
+    """Return whether this package uses a key itself."""
     return key in _OWN or key.startswith("lag_")
 
 
 def checked_metadata(metadata: Metadata | None) -> dict[str, Any]:
-    """Return the metadata that somebody wants logs to have.
+    """Return a copy of the metadata of a handler's logs, checked.
 
     Raises:
-        TraceError: A name is no text or is taken; a value cannot be filtered by.
+        TraceError: A key is no text or is taken, or a value cannot be filtered by.
     """
     if metadata is None:
         return {}
@@ -84,7 +84,7 @@ def checked_metadata(metadata: Metadata | None) -> dict[str, Any]:
 
 
 def _plain(value: str | int | float) -> str | int | float:
-    """Return the value without its subclass: enums, and NumPy's numbers."""
+    """Return an enum's or NumPy's value as its plain Python type."""
     if isinstance(value, bool):
         return value
     kind: Any = next(kind for kind in (str, int, float) if isinstance(value, kind))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from langchain_core.language_models import BaseChatModel
 
-from lag_integrations.capture.yes_or_no import YesOrNo
+from lag_integrations.capture.judges import YesNoJudge
 
 
-class LLMJudge(YesOrNo):
+class LLMJudge(YesNoJudge):
     """Asks a model whether the last response of a run solves its task.
 
     Its own calls are not captured.

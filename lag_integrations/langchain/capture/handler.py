@@ -20,7 +20,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers.context import register_configure_hook
 
 from lag_integrations.capture.judges import Judge, add_judged, is_uncaptured, judges_of
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.capture.outcomes import is_cancellation
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.errors import StoreError, TraceError
@@ -124,7 +124,7 @@ class CaptureHandler(_Handler):
             node = self._nodes.get(run_id)
             return [] if node is None else list(node.run.sources)
 
-    @quiet
+    @log_exceptions
     def on_chain_start(
         self,
         serialized: dict[str, Any] | None,
@@ -140,7 +140,7 @@ class CaptureHandler(_Handler):
         if run is not None and run.id != run_id and getattr(inputs, "resume", None) is not None:
             run.paused = False
 
-    @quiet
+    @log_exceptions
     def on_chat_model_start(
         self,
         serialized: dict[str, Any] | None,
@@ -154,7 +154,7 @@ class CaptureHandler(_Handler):
         """A chat model is called."""
         self._call(run_id, parent_run_id, metadata, kwargs, messages)
 
-    @quiet
+    @log_exceptions
     def on_llm_start(
         self,
         serialized: dict[str, Any] | None,
@@ -169,7 +169,7 @@ class CaptureHandler(_Handler):
         messages = [[HumanMessage(prompt)] for prompt in prompts]
         self._call(run_id, parent_run_id, metadata, kwargs, messages)
 
-    @quiet
+    @log_exceptions
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """A model answered."""
         with self._lock:
@@ -178,7 +178,7 @@ class CaptureHandler(_Handler):
                     node.run.say(message, run_id)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_llm_error(
         self,
         error: BaseException,
@@ -195,7 +195,7 @@ class CaptureHandler(_Handler):
                     node.run.say(message, run_id)
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_tool_start(
         self,
         serialized: dict[str, Any] | None,
@@ -209,7 +209,7 @@ class CaptureHandler(_Handler):
         """A tool is called."""
         self._enter(run_id, parent_run_id, metadata, kwargs)
 
-    @quiet
+    @log_exceptions
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool returned; the model may see its result in the next call, or never."""
         with self._lock:
@@ -218,12 +218,12 @@ class CaptureHandler(_Handler):
                 node.run.result(output, kwargs.get("name"), run_id)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool failed; the agent may recover."""
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_retriever_start(
         self,
         serialized: dict[str, Any] | None,
@@ -237,7 +237,7 @@ class CaptureHandler(_Handler):
         """A retriever is called; what it finds stands in the prompts that use it."""
         self._enter(run_id, parent_run_id, metadata, kwargs)
 
-    @quiet
+    @log_exceptions
     def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
         """A retriever returned."""
         with self._lock:
@@ -245,27 +245,27 @@ class CaptureHandler(_Handler):
                 node.run.found(documents)
         self._leave(run_id)
 
-    @quiet
+    @log_exceptions
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A retriever failed."""
         self._leave(run_id, error=error)
 
-    @quiet
+    @log_exceptions
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A chain, graph or node ended. A streamed chain knows its whole input only now."""
         self._leave(run_id, outputs=outputs, inputs=kwargs.get("inputs"))
 
-    @quiet
+    @log_exceptions
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A chain, graph or node failed."""
         self._leave(run_id, error=error, inputs=kwargs.get("inputs"))
 
-    @quiet
+    @log_exceptions
     def on_interrupt(self, event: GraphInterruptEvent) -> None:
         """A graph waits for a human, or stopped at a breakpoint."""
         self._pause(event.run_id, True)
 
-    @quiet
+    @log_exceptions
     def on_resume(self, event: GraphResumeEvent) -> None:
         """A graph goes on after an interrupt."""
         self._pause(event.run_id, False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index_instrumentation.span import active_span_id
 
 from lag_integrations.capture.judges import is_uncaptured
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.capture.run_metadata import Metadata
 from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.run import Receiver, Run
@@ -61,7 +61,7 @@ def open_run(
         return None
 
 
-@quiet
+@log_exceptions
 def note_recalled(texts: Mapping[str, str]) -> None:
     """Note that texts were recalled into the run that goes on, so that it does not learn them.
 

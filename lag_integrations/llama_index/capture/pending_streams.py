@@ -11,7 +11,7 @@ from llama_index.core.base.response.schema import AsyncStreamingResponse, Stream
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
 from llama_index_instrumentation.span import active_span_id
 
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.llama_index.capture.messages import answer_of
 from lag_integrations.llama_index.capture.open_runs import OpenRuns
 from lag_integrations.llama_index.capture.run import Call, Run
@@ -85,7 +85,7 @@ class PendingStreams:
                 response.response_gen, variables=here, each=texts.append, ended=ended
             )
 
-    @quiet
+    @log_exceptions
     def _on_end(
         self, run: Run, stream: object, texts: list[Any], error: BaseException | None
     ) -> None:
@@ -99,7 +99,7 @@ class PendingStreams:
             self._runs.finish_if_done(run)
         self._runs.recorder.settle_after(error)
 
-    @quiet
+    @log_exceptions
     def _on_collected(self, run: Run, stream: object) -> None:
         """Take what there is of a collected stream, unless it was read."""
         with self._runs.lock:

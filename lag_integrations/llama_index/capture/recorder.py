@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from lag_integrations.capture.judges import Judge, add_judged
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.capture.run_metadata import may_be_one_run, scope_of
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.llama_index.capture.run import Run
@@ -81,7 +81,7 @@ class Recorder:
             with self._at_work:
                 self.settle()
 
-    @quiet
+    @log_exceptions
     def _record(self, run: Run) -> None:
         if not run.has_answer and run.error is None:
             return

@@ -24,7 +24,7 @@ from llama_index.core.workflow import Workflow
 from llama_index_instrumentation.base import BaseEvent
 
 from lag_integrations.capture.judges import is_uncaptured
-from lag_integrations.capture.log_exceptions import quiet
+from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.llama_index.capture.blocks import Block, Blocks
 from lag_integrations.llama_index.capture.messages import node_sources, result_of
 from lag_integrations.llama_index.capture.model_calls import ModelCalls
@@ -76,7 +76,7 @@ class RunTracker:
                 self._blocks.everywhere.remove(block)
         self.recorder.settle()
 
-    @quiet
+    @log_exceptions
     def on_span_enter(
         self, id: str, instance: Any, arguments: BoundArguments, parent_id: str | None
     ) -> None:
@@ -90,7 +90,7 @@ class RunTracker:
                 self.runs.give_up_stale()
         self.recorder.settle()
 
-    @quiet
+    @log_exceptions
     def on_span_exit(self, id: str, result: Any) -> None:
         """Note that a call returned."""
         with self.runs.lock:
@@ -105,7 +105,7 @@ class RunTracker:
                 self.runs.spans.leave(span)
         self.recorder.settle()
 
-    @quiet
+    @log_exceptions
     def on_span_drop(self, id: str, error: BaseException | None) -> None:
         """Note that a call failed."""
         error = error or RuntimeError()
@@ -121,7 +121,7 @@ class RunTracker:
                 self.runs.spans.leave(span)
         self.recorder.settle_after(error)
 
-    @quiet
+    @log_exceptions
     def on_event(self, event: BaseEvent) -> None:
         """Note what happened within a span."""
         if isinstance(event, LLMChatStartEvent):
