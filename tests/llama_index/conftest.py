@@ -11,8 +11,7 @@ from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
-from tests.llama_index.recorder import FERRY, VAULT, added
-from tests.llama_index.scripted import our_handlers
+from tests.llama_index.fake_llm import FERRY, VAULT, added, our_handlers
 from tests.puppet import Puppet
 
 
@@ -38,7 +37,7 @@ def puppet(one_puppet: Puppet) -> Puppet:
 
 
 @pytest.fixture
-def told(puppet: Puppet) -> LAGLLM:
+def puppet_llm(puppet: Puppet) -> LAGLLM:
     """An LLM that says what the puppet is told."""
     return LAGLLM(puppet, temperature=0, max_tokens=200)
 

@@ -29,14 +29,14 @@ from lag_integrations.llama_index.capture import spans
 from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.store.ledger import Ledger
-from tests.llama_index.scripted import (
-    Scripted,
+from tests.llama_index.fake_llm import (
+    FakeLLM,
     call,
     captured,
     in_threads,
     index,
     our_handlers,
-    said,
+    transcript,
 )
 
 pytestmark = pytest.mark.usefixtures("no_worker")
@@ -76,7 +76,7 @@ def look(city: str) -> str:
 
 def weatherman(number=0, **settings):
     answers = call("look", city=f"City {number}"), f"It rains in {number}."
-    return FunctionAgent(llm=Scripted(*answers, delay=0.001), tools=[look], **settings)
+    return FunctionAgent(llm=FakeLLM(*answers, delay=0.001), tools=[look], **settings)
 
 
 def steps(number):
@@ -93,7 +93,7 @@ def user(text):
 
 
 def ask(text="Rain?", answer="Yes."):
-    return Scripted(answer).chat([user(text)])
+    return FakeLLM(answer).chat([user(text)])
 
 
 def tasks(memory):
@@ -112,7 +112,7 @@ def test_twenty_agents_in_one_loop(memory):
     logs = captured(memory)
     assert len(logs) == 20
     for log in logs:
-        assert said(log) == steps(log.task.split()[1].rstrip("?"))
+        assert transcript(log) == steps(log.task.split()[1].rstrip("?"))
 
 
 def test_agents_and_streams_in_several_threads(memory):
@@ -123,7 +123,7 @@ def test_agents_and_streams_in_several_threads(memory):
             for turn in range(3):
                 key = f"{number}{turn}"
                 await weatherman(key).run(f"Weather {key}?")
-                llm = Scripted(f"Streamed {key} at last")
+                llm = FakeLLM(f"Streamed {key} at last")
                 [_ async for _ in await llm.astream_chat([user(f"Stream {key}?")])]
 
         asyncio.run(arun())
@@ -135,14 +135,14 @@ def test_agents_and_streams_in_several_threads(memory):
     for log in logs:
         kind, key = log.task.rstrip("?").split()
         if kind == "Weather":
-            assert said(log) == steps(key)
+            assert transcript(log) == steps(key)
         else:
-            assert said(log) == [("user", log.task), ("assistant", f"Streamed {key} at last")]
+            assert transcript(log) == [("user", log.task), ("assistant", f"Streamed {key} at last")]
 
 
 def test_two_runs_of_one_agent(memory):
     agent = FunctionAgent(
-        llm=Scripted(lambda m: f"Re: {m[-1].content}", delay=0.001), tools=[], streaming=False
+        llm=FakeLLM(lambda m: f"Re: {m[-1].content}", delay=0.001), tools=[], streaming=False
     )
 
     async def both():
@@ -150,7 +150,7 @@ def test_two_runs_of_one_agent(memory):
             await asyncio.gather(agent.run("One?"), agent.run("Two?"))
 
     asyncio.run(both())
-    assert {log.task: said(log) for log in captured(memory)} == {
+    assert {log.task: transcript(log) for log in captured(memory)} == {
         task: [("user", task), ("assistant", f"Re: {task}")] for task in ("One?", "Two?")
     }
 
@@ -176,10 +176,10 @@ class Nested(Workflow):
 
     @step
     async def work(self, ev: StartEvent) -> StopEvent:
-        await Scripted("Before.").achat([user("Before?")])
+        await FakeLLM("Before.").achat([user("Before?")])
         with self.memory.capture():
-            await Scripted("Within.").achat([user("Within?")])
-        return StopEvent(result=(await Scripted("After.").achat([user("After?")])).message.content)
+            await FakeLLM("Within.").achat([user("Within?")])
+        return StopEvent(result=(await FakeLLM("After.").achat([user("After?")])).message.content)
 
 
 def nested(memory):
@@ -198,12 +198,12 @@ def test_a_block_in_a_step(memory, other, outer):
             await nested(other).run(question="What?")
 
     asyncio.run(arun())
-    assert [said(log) for log in captured(other)] == [
+    assert [transcript(log) for log in captured(other)] == [
         [("user", "Within?"), ("assistant", "Within.")]
     ]
     if outer:
         (log,) = captured(memory)
-        assert [text for _, text in said(log)] == ["Before?", "Before.", "After?", "After."]
+        assert [text for _, text in transcript(log)] == ["Before?", "Before.", "After?", "After."]
         assert log.task == "What?"
 
 
@@ -278,9 +278,9 @@ def test_streams_that_are_collected_in_the_midst_of_things(memory, collected_in_
     def work(_):
         with memory.capture():
             for number in range(3):
-                query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
+                query = index().as_query_engine(llm=FakeLLM("A b."), streaming=True).query("Q?")
                 Lost(
-                    Scripted("One two.").stream_chat([user(f"Lost {number}?")]),
+                    FakeLLM("One two.").stream_chat([user(f"Lost {number}?")]),
                     query.response_gen,
                 )
                 del query
@@ -312,8 +312,8 @@ def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
         memory, "add", lambda trace: writers.append(threading.get_ident()) or add(trace)
     )
     capture = memory.instrument()
-    query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
-    Lost(Scripted("One two.").stream_chat([user("Lost?")]), query.response_gen)
+    query = index().as_query_engine(llm=FakeLLM("A b."), streaming=True).query("Q?")
+    Lost(FakeLLM("One two.").stream_chat([user("Lost?")]), query.response_gen)
     del query
     begun = talk_and_wait()
     begun.send(None)
@@ -366,7 +366,7 @@ def test_the_handlers_go_when_nobody_needs_them(memory, other):
     [
         LAGMemory,
         KVLogMemoryBlock,
-        lambda memory: LAGQueryEngine(index().as_query_engine(llm=Scripted()), memory),
+        lambda memory: LAGQueryEngine(index().as_query_engine(llm=FakeLLM()), memory),
         lambda memory: LAGLLM("some/model", memory=memory),
         lambda memory: copy.deepcopy(LAGMemory(memory)),
         lambda memory: pickle.loads(pickle.dumps(LAGMemory(memory))),
@@ -389,7 +389,7 @@ def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make):
 
 def test_the_handlers_stay_until_a_stream_is_read(memory):
     with memory.capture():
-        stream = Scripted("One two.").stream_chat([user("Q?")])
+        stream = FakeLLM("One two.").stream_chat([user("Q?")])
     assert _is_instrumented()
     list(stream)
     ask("Not captured?")
@@ -438,7 +438,7 @@ def test_the_users_events_and_tags_are_untouched(memory):
 def test_a_process_that_is_not_captured_keeps_nothing():
     async def arun():
         await weatherman().run("Weather?")
-        await index().as_query_engine(llm=Scripted(), streaming=False).aquery("Rain?")
+        await index().as_query_engine(llm=FakeLLM(), streaming=False).aquery("Rain?")
 
     gc.collect()
     before = len(tracker.runs.spans)
@@ -453,7 +453,7 @@ def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
 
     async def arun():
         with memory.capture():
-            calls = [Scripted("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
+            calls = [FakeLLM("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
             tasks = [asyncio.create_task(each) for each in calls]
             await asyncio.sleep(0.01)
             assert len(tracker.runs.spans) == 5
@@ -489,7 +489,7 @@ def test_nothing_of_a_call_is_kept_while_its_run_goes_on(memory):
     class Long(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm = Scripted("Yes.")
+            llm = FakeLLM("Yes.")
             await llm.achat([user("Rain?")])
             gone = weakref.ref(llm)
             del llm
@@ -509,12 +509,12 @@ class Begun(Event):
 
 def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
     """Also after a run within it is over."""
-    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("Inner.")), other)
+    engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("Inner.")), other)
 
     async def work():
         await asyncio.sleep(0.05)
         await engine.aquery("Inner?")
-        await Scripted("Outer.").achat([user("Outer?")])
+        await FakeLLM("Outer.").achat([user("Outer?")])
 
     class Background(Workflow):
         @step
@@ -534,19 +534,19 @@ def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
     assert tasks(other) == ["Inner?"]
     (log,) = captured(memory)
     assert (log.task, log.metadata["run_name"]) == ("What?", "Background.run")
-    assert said(log) == [("user", "Outer?"), ("assistant", "Outer.")]
+    assert transcript(log) == [("user", "Outer?"), ("assistant", "Outer.")]
 
 
 def test_streams_that_nobody_reads_leave_nothing(memory):
     async def arun():
         with memory.capture():
-            await Scripted().astream_chat([user("A?")])
-            await index().as_query_engine(llm=Scripted(), streaming=True).aquery("B?")
-            await SimpleChatEngine.from_defaults(llm=Scripted()).astream_chat("C?")
+            await FakeLLM().astream_chat([user("A?")])
+            await index().as_query_engine(llm=FakeLLM(), streaming=True).aquery("B?")
+            await SimpleChatEngine.from_defaults(llm=FakeLLM()).astream_chat("C?")
 
     with memory.capture():
-        Scripted().stream_complete("D?")
-        index().as_query_engine(llm=Scripted(), streaming=True).query("E?")
+        FakeLLM().stream_complete("D?")
+        index().as_query_engine(llm=FakeLLM(), streaming=True).query("E?")
     asyncio.run(arun())
     gc.collect()
     assert not len(tracker.runs)
@@ -554,7 +554,7 @@ def test_streams_that_nobody_reads_leave_nothing(memory):
 
 
 def test_nothing_of_a_run_is_kept_alive(memory):
-    llm = Scripted("Yes.")
+    llm = FakeLLM("Yes.")
     with memory.capture():
         response = llm.chat([user("Rain?")])
         engine = index().as_query_engine(llm=llm, streaming=True)
