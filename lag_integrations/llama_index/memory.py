@@ -42,13 +42,13 @@ _opening = threading.Lock()
 
 
 class LAGMemory(BaseMemory, RecallSettings):
-    """Gives agents and chat engines what similar runs did before, and captures what they do.
+    """Recalls what similar runs did before, for agents and chat engines, and captures what they do.
 
     The conversation is kept by another memory, the history. When it is read, the logs that fit the
-    task (``input``, else the last user message) are recalled, once for a task, and named in a copy
-    of the last user message; a `LAGLLM` then gets their KV. What is stored stays as it was said.
-    Turns that stand in what the history returns are not recalled; those that it has let go are.
-    A memory of logs that fails is a warning, and the agent goes on without.
+    task (``input``, else the last user message) are recalled, once for a task. They are named in a
+    copy of the last user message, by which a `LAGLLM` injects their KV. The stored conversation
+    stays as it is. Turns that stand in what the history returns are not recalled; those that it has
+    let go are. If the memory of logs fails, a warning is logged and the agent goes on without.
 
     An LLM that is not a `LAGLLM` gets the logs as text with ``as_text=True``. A context chat engine
     asks before the user's first message is in the history: the logs are then named in a message of

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 from lag_integrations.capture.run_metadata import Metadata, in_scope
 from lag_integrations.errors import LAGError, SettingsError
 from lag_integrations.llama_index.capture.handlers import Need, instrumentation
-from lag_integrations.llama_index.capture.tags import current_tags, said_of_run
+from lag_integrations.llama_index.capture.tags import current_tags, run_metadata
 from lag_integrations.llama_index.message_tag import carrier
 from lag_integrations.llama_index.messages import as_chat
 from lag_integrations.llama_index.settings import RecallSettings, RecallSettingsDict
@@ -34,11 +34,11 @@ _LOOKED_AT = 50
 
 
 class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
-    """Gives what similar runs did before to agents and chat engines with a ``Memory``.
+    """Recalls what similar runs did before, for agents and chat engines with a ``Memory``.
 
-    Logs are recalled by the last user message, once for a task, and named in a message that says
-    nothing and that `LAGLLM` takes out: for that LLM only. With ``as_text=True`` they are text, for
-    any LLM. A ``ReActAgent`` puts its own system message in the place of the memory's: for text it
+    Logs are recalled by the last user message, once for a task. They are named in an empty message
+    that only a `LAGLLM` understands, and takes out. With ``as_text=True`` they are text, for any
+    LLM. A ``ReActAgent`` puts its own system message in the place of the memory's: for text it
     needs ``Memory(…, insert_method=InsertMethod.USER)``.
 
     Runs in which the memory is read are captured. Turns that the short-term memory ejects become
@@ -128,15 +128,15 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
 
     def _keep(self, messages: Sequence[ChatMessage]) -> None:
         try:
-            said = {**said_of_run(current_tags()), **self.metadata}
-            for turn in _turns(messages, in_scope(said)):
-                if not self._is_known(turn, said):
+            metadata = {**run_metadata(current_tags()), **self.metadata}
+            for turn in _turns(messages, in_scope(metadata)):
+                if not self._is_known(turn, metadata):
                     self._memory.add_own([turn], judged=False)
         except LAGError as error:
             logger.warning("Messages that left the memory did not become logs. %s", error)
 
-    def _is_known(self, turn: Trace, said: Metadata) -> bool:
-        """Whether a log of its own says the same: its run was captured, maybe with more around."""
+    def _is_known(self, turn: Trace, metadata: Metadata) -> bool:
+        """Return whether a captured run, maybe with more around it, is a log that says the same."""
         memory, response = self._memory, turn.last_response.strip()
         session = turn.metadata.get("thread_id")
         if session is not None:
@@ -149,7 +149,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
             response_text(turn),
             k=5,
             min_score=-1,
-            where=_alike(said),
+            where=_with_metadata(metadata),
             outcomes=outcomes,
             count=False,
             unjudged_documents="any",
@@ -157,18 +157,18 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
         return any(_says(log.trace, turn.task, response) for log in near)
 
 
-def _alike(said: Metadata) -> Where | None:
-    """A filter for logs with these metadata."""
+def _with_metadata(metadata: Metadata) -> Where | None:
+    """Return a filter for logs with these metadata."""
     values = [
         {key: value}
-        for key, items in said.items()
+        for key, items in metadata.items()
         for value in (items if isinstance(items, list) else [items])
     ]
     return {"$and": values} if values else None
 
 
-def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
-    """What was asked and answered, a trace for each task."""
+def _turns(messages: Sequence[ChatMessage], metadata: Metadata) -> Iterator[Trace]:
+    """Return a trace for each task that was answered."""
     turns: list[list[ChatMessage]] = []
     for message in messages:
         if is_task(message):
@@ -179,8 +179,8 @@ def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
         if not any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
             continue
         session = turn[0].additional_kwargs.get("session_id")
-        metadata = {**said, "source": "llama_index"} | ({"thread_id": session} if session else {})
-        yield Trace.from_messages(as_chat(turn), metadata=metadata)
+        own = {"source": "llama_index"} | ({"thread_id": session} if session else {})
+        yield Trace.from_messages(as_chat(turn), metadata={**metadata, **own})
 
 
 def _without_media(message: ChatMessage) -> ChatMessage:
@@ -189,6 +189,9 @@ def _without_media(message: ChatMessage) -> ChatMessage:
 
 
 def _says(log: Trace, task: str, response: str) -> bool:
-    """Whether that was answered so; a ReAct agent's memory has the thoughts before the answer."""
-    said = log.last_response.strip()
-    return log.task.strip() == task.strip() and bool(said) and response.endswith(said)
+    """Return whether a log has this task and response.
+
+    In a ReAct agent's memory, thoughts stand before the response.
+    """
+    logged = log.last_response.strip()
+    return log.task.strip() == task.strip() and bool(logged) and response.endswith(logged)

@@ -1,4 +1,4 @@
-"""A memory for query engines, which have no place for one."""
+"""A query engine with a memory, around any other one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lag_integrations.llama_index.capture.current import (
 from lag_integrations.llama_index.capture.handlers import instrumentation
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.capture.tags import current_tags
-from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.llama_index.streams import in_context, with_variables
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import (
     Recalled,
@@ -48,19 +48,22 @@ dispatcher = get_dispatcher(__name__)
 class LAGQueryEngine(BaseQueryEngine):
     """Gives any query engine a memory of the queries that it answered.
 
-    The logs that fit the question are given to every call that the engine's `LAGLLM` answers from
-    (not where it selects, ranks or rewrites), in all response modes, streaming or not; the answered
-    query becomes a log with its sources. It is a query engine itself: for routers, sub-question
-    engines and ``QueryEngineTool``, around them or within.
+    The logs that fit the question are injected into every call that the engine's `LAGLLM` answers
+    from, in all response modes, streaming or not; not where it selects, ranks or rewrites. The
+    answered query becomes a log with its sources. It is a query engine itself, and may stand within
+    or around routers, sub-question engines and ``QueryEngineTool``.
 
-    ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
-    ``scores``, or else the ``nearest_miss``, ``log_ids`` that the LLM took, those of them
-    ``read_as_text``, ``injected_tokens``, ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as
-    in the LLM's responses), ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A
-    streamed response has all of it when it was read. The reports of the queries that each
-    `LAGQueryEngine` within this one answered (sub-questions, say) are ``within``.
+    ``response.metadata["lag"]`` reports what was used. A streamed response has all of it when it
+    was read.
 
-    A log is given to no call that is shown a document which was changed since (`is_outdated`);
+    - ``recalled`` (log ids, best first) and their ``scores``, or else the ``nearest_miss``.
+    - ``log_ids`` that the LLM took, and those of them ``read_as_text``.
+    - ``injected_tokens``, ``reused_tokens``, ``llm_calls``, ``timings`` in seconds, and ``usage``
+      (tokens, as in the LLM's responses).
+    - ``run_id``, for `KVLogMemory.feedback`.
+    - ``within``: the reports of each `LAGQueryEngine` within this one, for sub-questions say.
+
+    A log is left out of a call that is shown a document which was changed since (`is_outdated`);
     another one takes its place.
 
     Example:
@@ -209,11 +212,11 @@ class _Task:
         self.injected.shown.extend(current_sources())
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
-            response.response_gen = carried(
+            response.response_gen = in_context(
                 response.response_gen, context=copy_context(), ended=self._update
             )
         elif isinstance(response, AsyncStreamingResponse):
-            response.response_gen = acarried(
+            response.response_gen = with_variables(
                 response.response_gen, variables={current_logs: self.injected}, ended=self._update
             )
         else:

@@ -20,7 +20,7 @@ from lag_integrations.traces.trace import Outcome
 
 
 class LogRetriever(BaseRetriever):
-    """Finds logs that fit a query, best first, as text: for models whose KV cache is out of reach.
+    """Finds logs that fit a query, best first, as text for models whose KV cache is out of reach.
 
     A node's text is the log's task and last response. Its id is the log id; its metadata has
     ``log_id``, ``score``, ``task``, ``outcome``, ``started_at``, and what the trace's own has, and
@@ -39,7 +39,7 @@ class LogRetriever(BaseRetriever):
         where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
             dict) that returns such a filter. If it fails or returns none, nothing is found.
         outcomes: Only logs with these outcomes.
-        diversity: How much the logs shall differ from each other.
+        diversity: How much the logs should differ from each other.
         newest_only: Of logs of one task only the newest; and newer ones first where tasks are
             alike.
 

@@ -22,7 +22,7 @@ from llama_index.core.tools import QueryEngineTool
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGQueryEngine
-from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.llama_index.streams import in_context, with_variables
 from tests.llama_index.fake_llm import FakeCompletionLLM, FakeLLM, captured, index, transcript
 from tests.store.model import hash_embedder
 
@@ -72,7 +72,7 @@ def inside():
 
 def test_each_step_is_in_its_context():
     endings, seen = Endings(), []
-    stream = carried(places(3), context=inside(), each=seen.append, ended=endings)
+    stream = in_context(places(3), context=inside(), each=seen.append, ended=endings)
     assert isinstance(stream, Generator)
     assert next(stream) == "inside"
     assert place.get() == "outside"
@@ -83,7 +83,9 @@ def test_each_step_is_in_its_context():
 
 async def test_each_awaiting_step_has_its_variables():
     endings, seen = Endings(), []
-    stream = acarried(aplaces(3), variables={place: "inside"}, each=seen.append, ended=endings)
+    stream = with_variables(
+        aplaces(3), variables={place: "inside"}, each=seen.append, ended=endings
+    )
     assert isinstance(stream, AsyncGenerator)
     async for item in stream:
         assert (item, place.get()) == ("inside", "outside")
@@ -94,8 +96,8 @@ async def test_each_awaiting_step_has_its_variables():
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_stream_that_is_left_is_closed_and_told_once(begun):
     endings = Endings()
-    stream = carried(places(3), context=inside(), ended=endings)
-    astream = acarried(aplaces(3), variables={place: "inside"}, ended=endings)
+    stream = in_context(places(3), context=inside(), ended=endings)
+    astream = with_variables(aplaces(3), variables={place: "inside"}, ended=endings)
     if begun:
         next(stream)
         await anext(astream)
@@ -118,9 +120,9 @@ async def test_errors_pass_and_are_told():
 
     endings = Endings()
     with pytest.raises(ValueError, match="x"):
-        list(carried(failing(), context=inside(), ended=endings))
+        list(in_context(failing(), context=inside(), ended=endings))
     with pytest.raises(ValueError, match="x"):
-        [_ async for _ in acarried(afailing(), variables={}, ended=endings)]
+        [_ async for _ in with_variables(afailing(), variables={}, ended=endings)]
     assert endings == [ValueError] * 2
 
 

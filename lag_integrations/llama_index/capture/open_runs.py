@@ -13,7 +13,7 @@ from lag_integrations.llama_index.capture.messages import is_resumed, task_of
 from lag_integrations.llama_index.capture.recorder import Recorder
 from lag_integrations.llama_index.capture.run import Call, Receiver, Run
 from lag_integrations.llama_index.capture.spans import Span, Spans
-from lag_integrations.llama_index.capture.tags import said_of_run
+from lag_integrations.llama_index.capture.tags import run_metadata
 
 if TYPE_CHECKING:
     from lag_integrations.memory.memory import LogMemory
@@ -62,7 +62,7 @@ class OpenRuns:
             arguments = None if isinstance(span.instance, BaseLLM) else span.arguments
             task = None if arguments is None else task_of(arguments)
             resumed = arguments is not None and task is None and is_resumed(arguments)
-            metadata = said_of_run(span.tags)
+            metadata = run_metadata(span.tags)
             run = span.run = Run(span.run_id, span.name, task, metadata, resumed=resumed)
             self.touch(run)
         known = run.receivers.get(memory, receiver)

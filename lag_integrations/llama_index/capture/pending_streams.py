@@ -16,7 +16,7 @@ from lag_integrations.llama_index.capture.messages import answer_of
 from lag_integrations.llama_index.capture.open_runs import OpenRuns
 from lag_integrations.llama_index.capture.run import Call, Run
 from lag_integrations.llama_index.capture.spans import Span
-from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.llama_index.streams import in_context, with_variables
 
 
 class PendingStreams:
@@ -76,12 +76,12 @@ class PendingStreams:
             self._on_end(run, stream, texts, error)
 
         if isinstance(response, StreamingResponse):
-            response.response_gen = carried(
+            response.response_gen = in_context(
                 response.response_gen, context=copy_context(), each=texts.append, ended=ended
             )
         else:
             here = {active_span_id: span.id}
-            response.response_gen = acarried(
+            response.response_gen = with_variables(
                 response.response_gen, variables=here, each=texts.append, ended=ended
             )
 

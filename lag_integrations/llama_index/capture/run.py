@@ -25,7 +25,7 @@ from lag_integrations.llama_index.capture.messages import (
     key_of,
     log_id_of,
     log_ids_of,
-    said_in,
+    message_of,
     sources_of,
     was_cut_off,
 )
@@ -166,7 +166,7 @@ class Run:
             return
         for log_id in log_ids_of(response):
             self._helped_by[log_id] = None
-        message = said_in(response)
+        message = message_of(response)
         key, step = key_of(message), as_step(message)
         self._answered[call.keys] = key
         if not step.is_empty:
