@@ -121,6 +121,7 @@ class LAGMemory(BaseMemory, RecallSettings):
         if session_id is not None:
             fields["session_id"] = session_id
         super().__init__(**fields)
+        self._check()
         self._memory = memory
 
     @classmethod

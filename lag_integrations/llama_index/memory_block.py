@@ -96,6 +96,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
             **settings,
         }
         super().__init__(**fields)
+        self._check()
         self._memory = memory
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> KVLogMemoryBlock:

@@ -69,9 +69,8 @@ class RecallSettings(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Metadata of their logs; they win over the ``instrument_tags``."""
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Refuse a malformed filter or metadata at construction."""
-        super().model_post_init(context)
+    def _check(self) -> None:
+        """Refuse a malformed filter or metadata, with our own errors instead of pydantic's."""
         check_where(self.where)
         self.metadata = checked_metadata(self.metadata)
 

@@ -19,13 +19,10 @@ from lag_integrations.llama_index import (
     LAGLLM,
     KVLogMemoryBlock,
     LAGMemory,
+    memory_block,
+    settings,
 )
-from lag_integrations.llama_index import (
-    memory_block as block,
-)
-from lag_integrations.llama_index import (
-    task_recall as recalled,
-)
+from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import is_carrier
 from tests.conftest import qa, random_model
 from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
@@ -87,7 +84,7 @@ async def test_a_task_of_a_session_is_recalled_for_once(memory, logs, asked, mon
     made = KVLogMemoryBlock(memory)
     chat = around(made)
     for run in ("1", "2"):  # the user may ask it twice
-        monkeypatch.setattr(block, "open_run", lambda *_, run=run, **__: run)
+        monkeypatch.setattr(settings, "open_run", lambda *_, run=run, **__: run)
         question = QUESTION
         await chat.aput(user(question))
         await chat.aget()
@@ -115,7 +112,7 @@ async def test_settings_may_be_changed(memory, logs):
 
 async def test_what_many_sessions_recalled_is_not_kept_for_ever(memory, logs, monkeypatch):
     monkeypatch.setattr(recalled, "_TASKS", 4)
-    monkeypatch.setattr(block, "open_run", lambda *_, **__: "run")
+    monkeypatch.setattr(settings, "open_run", lambda *_, **__: "run")
     made = KVLogMemoryBlock(memory)
     for number in range(8):
         await made.aget([user(QUESTION)], session_id=str(number))
@@ -150,7 +147,7 @@ async def test_runs_are_captured_with_the_session_as_their_thread(memory, logs, 
     def open_run(memory, thread=None, task=None, **_):
         opened.append((memory, thread, task, threading.current_thread()))
 
-    monkeypatch.setattr(block, "open_run", open_run)
+    monkeypatch.setattr(settings, "open_run", open_run)
     await around(KVLogMemoryBlock(memory), session_id="s").aget(input=QUESTION)
     await around(KVLogMemoryBlock(memory, capture=False)).aget(input=QUESTION)
     assert opened == [(memory, "s", QUESTION, threading.main_thread())]
@@ -348,7 +345,7 @@ async def test_the_model_gets_the_kv_and_no_empty_message(
     memory, logs, engine, monkeypatch, kind, insert
 ):
     prompts, used = [], []
-    translate, chat = block.as_chat, LAGLLM._achat
+    translate, chat = memory_block.as_chat, LAGLLM._achat
 
     def read(messages):
         prompts.append(translate(messages))
@@ -359,7 +356,7 @@ async def test_the_model_gets_the_kv_and_no_empty_message(
         used.append(response.raw["lag"]["log_ids"])
         return response
 
-    monkeypatch.setattr("lag_integrations.llama_index.llm.as_chat", read)
+    monkeypatch.setattr("lag_integrations.llama_index.llm_call.as_chat", read)
     monkeypatch.setattr(LAGLLM, "_achat", kept)
     small = Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
     llm = LAGLLM(small, max_tokens=4, temperature=0)

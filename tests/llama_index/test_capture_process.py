@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from typing import Any
 
@@ -306,11 +305,16 @@ async def talk_and_wait():
 
 def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
     """It may come in the midst of the store's own work: another thread writes, and at once."""
-    writers = []
-    add = memory.add
-    monkeypatch.setattr(
-        memory, "add", lambda trace: writers.append(threading.get_ident()) or add(trace)
-    )
+    writers, add, all_written = [], memory.add_own, threading.Event()
+
+    def add_noting_the_thread(*args, **kwargs):
+        ids = add(*args, **kwargs)
+        writers.append(threading.get_ident())
+        if len(writers) == 3:
+            all_written.set()
+        return ids
+
+    monkeypatch.setattr(memory, "add_own", add_noting_the_thread)
     capture = memory.instrument()
     query = index().as_query_engine(llm=FakeLLM("A b."), streaming=True).query("Q?")
     Lost(FakeLLM("One two.").stream_chat([user("Lost?")]), query.response_gen)
@@ -319,9 +323,7 @@ def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
     begun.send(None)
     del begun
     gc.collect()
-    until = time.monotonic() + 10
-    while len(captured(memory)) < 3 and time.monotonic() < until:
-        time.sleep(0.01)
+    assert all_written.wait(20)
     assert tasks(memory) == ["Begun?", "Lost?", "Q?"]
     assert threading.get_ident() not in writers
     capture.stop()
@@ -455,7 +457,7 @@ def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
         with memory.capture():
             calls = [FakeLLM("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
             tasks = [asyncio.create_task(each) for each in calls]
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # all begin
             assert len(tracker.runs.spans) == 5
             await asyncio.gather(*tasks)
 
@@ -510,9 +512,10 @@ class Begun(Event):
 def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
     """Also after a run within it is over."""
     engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("Inner.")), other)
+    step_is_over = asyncio.Event()
 
     async def work():
-        await asyncio.sleep(0.05)
+        await step_is_over.wait()
         await engine.aquery("Inner?")
         await FakeLLM("Outer.").achat([user("Outer?")])
 
@@ -523,6 +526,7 @@ def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
 
         @step
         async def wait(self, ev: Begun) -> StopEvent:
+            step_is_over.set()
             await ev.task
             return StopEvent(result="Outer.")
 

@@ -225,14 +225,17 @@ def test_a_stream_that_is_left_is_abandoned(memory, read):
 
 
 def test_what_a_thread_still_writes_is_waited_for(tmp_path):
+    screening = threading.Event()
+
     def screen(trace):
+        screening.set()
         time.sleep(0.3)
 
     with KVLogMemory(tmp_path, embedder=hash_embedder, screen=screen) as memory:
         with memory.capture():
             for _ in FakeLLM("It rains.").stream_chat([user("Left?")]):
                 break
-            time.sleep(0.1)  # now it is being screened
+            assert screening.wait(20)
         assert [log.task for log in captured(memory)] == ["Left?"]
 
 

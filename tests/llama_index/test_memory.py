@@ -37,13 +37,9 @@ from lag_integrations.llama_index import (
     LAGLLM,
     KVLogMemoryBlock,
     LAGMemory,
+    settings,
 )
-from lag_integrations.llama_index import (
-    memory as lag_memory,
-)
-from lag_integrations.llama_index import (
-    task_recall as recalled,
-)
+from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import tag_of
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
@@ -64,7 +60,7 @@ def opened(monkeypatch):
     """The runs that were to be captured: memory and thread."""
     runs: list[tuple[KVLogMemory, str]] = []
     monkeypatch.setattr(
-        lag_memory,
+        settings,
         "open_run",
         lambda memory, thread=None, task=None, **_: runs.append((memory, thread, task)),
     )
@@ -400,7 +396,7 @@ def test_turns_that_the_history_has_let_go_are_recalled_again(memory, logs):
 
 
 def test_the_last_recall_is_told(memory, logs, monkeypatch):
-    monkeypatch.setattr(lag_memory, "open_run", lambda *_, **__: "r1")
+    monkeypatch.setattr(settings, "open_run", lambda *_, **__: "r1")
     lag = LAGMemory(memory)
     assert lag.last_recall is None
     lag.put(user(QUESTION))
@@ -828,7 +824,7 @@ def test_a_context_engines_model_gets_the_kv_and_no_empty_message(
         return prompts[-1]
 
     monkeypatch.setattr(LAGLLM, "_chat", kept)
-    monkeypatch.setattr("lag_integrations.llama_index.llm.as_chat", read)
+    monkeypatch.setattr("lag_integrations.llama_index.llm_call.as_chat", read)
     engine = ContextChatEngine.from_defaults(index.as_retriever(), llm=llm, memory=lag)
     engine.chat(QUESTION)
     engine.chat(OTHER)

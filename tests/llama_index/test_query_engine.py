@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import threading
-import time
 
 import pytest
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
@@ -32,6 +31,7 @@ from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
+from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.message_tag import tagged
 from tests.conftest import qa, random_model
@@ -223,9 +223,7 @@ def test_a_stream_that_is_left_is_abandoned(how, index, small, memory, lima):
     if how == "never read":  # no LLM was asked
         assert len(logs(memory)) == 1
     else:
-        until = time.monotonic() + 10
-        while QUESTION not in logs(memory) and time.monotonic() < until:
-            time.sleep(0.01)
+        tracker.recorder.wait()
         log = logs(memory)[QUESTION]
         assert log.metadata["abandoned"] is True
         assert log.outcome == "incomplete"
