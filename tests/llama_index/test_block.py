@@ -212,8 +212,8 @@ def short(memory):
     return around(KVLogMemoryBlock(memory), token_limit=60, token_flush_size=10, session_id="mine")
 
 
-def turn(question, answer, words=0):
-    return [user(question), answer(f"{answer} {'word ' * words}".strip())]
+def turn(question, response, words=0):
+    return [user(question), answer(f"{response} {'word ' * words}".strip())]
 
 
 async def test_turns_that_are_ejected_become_logs(memory, no_worker, short):
