@@ -15,11 +15,11 @@ from lag_integrations.chat.response import ModelResponse, respond
 from lag_integrations.chat.settings import ModelSettings
 from lag_integrations.engine.engine import Engine
 from lag_integrations.llama_index.capture.current import (
-    capturing_memory,
+    captured_by,
     current_owner,
     current_run,
-    current_sources,
     is_choosing,
+    retrieved,
 )
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.messages import Reply, as_chat
@@ -86,7 +86,7 @@ class LLMCall:
             recalled = None if is_choosing() or settings.get("k") == 0 else injected.recalled
             settings.setdefault("logs_as_text", injected.as_text)
             settings.setdefault("question", injected.question)
-        sources = [*(() if injected is None else injected.shown), *current_sources()]
+        sources = [*(() if injected is None else injected.shown), *retrieved()]
         if settings.get("kv_log_ids") is not None:
             sources = []  # exactly these
             recalled, log_ids = None, list(settings["kv_log_ids"])
@@ -110,7 +110,7 @@ class LLMCall:
             recalled=recalled,
             sources=sources,
             run_id=current_run(),
-            captured_in=capturing_memory(),
+            captured_in=captured_by(),
         )
 
     def start(self, engine: Engine) -> tuple[ModelResponse, Reply]:

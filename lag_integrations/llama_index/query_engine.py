@@ -25,8 +25,8 @@ from lag_integrations.chat.current import InjectedLogs, current_logs, inject_log
 from lag_integrations.errors import SettingsError
 from lag_integrations.llama_index.capture.current import (
     current_owner,
-    current_sources,
     open_run,
+    retrieved,
 )
 from lag_integrations.llama_index.capture.handlers import instrumentation
 from lag_integrations.llama_index.capture.messages import node_sources
@@ -209,7 +209,7 @@ class _Task:
     def with_report(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """Return the response with its report; called where the logs are injected."""
         response.metadata = {**(response.metadata or {}), "lag": self._report}
-        self.injected.shown.extend(current_sources())
+        self.injected.shown.extend(retrieved())
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
             response.response_gen = in_context(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
 from lag_integrations.chat.query import QueryOf, query_of
-from lag_integrations.llama_index.capture.current import current_sources, note_recalled
+from lag_integrations.llama_index.capture.current import note_recalled, retrieved
 from lag_integrations.llama_index.capture.messages import CODE_RESULT, as_step, is_observation
 from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
@@ -114,7 +114,7 @@ class TaskRecall:
             recall.owner,
         )
         key = (settings, session, task, run)
-        sources = current_sources()
+        sources = retrieved()
         with self._lock:
             found = self._found.get(key)
         if found is None:

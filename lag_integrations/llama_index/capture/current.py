@@ -73,7 +73,7 @@ def note_recalled(texts: Mapping[str, str]) -> None:
             run.add_recalled(texts)
 
 
-def current_sources() -> list[Source]:
+def retrieved() -> list[Source]:
     """Return what was retrieved in the call that goes on, and in all those around it."""
     with _runs.lock:
         span = _span()
@@ -99,7 +99,7 @@ def current_owner(metadata: Metadata | None = None, thread: str | None = None) -
     return Owner.of(merged if thread is None else {**merged, "thread_id": thread})
 
 
-def capturing_memory() -> LogMemory | None:
+def captured_by() -> LogMemory | None:
     """Return the memory that captures the run that goes on, if one does."""
     with _runs.lock:
         run = _run()
