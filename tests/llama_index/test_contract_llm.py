@@ -90,10 +90,11 @@ async def test_no_observer_is_told_a_secret(puppet, events):
     puppet.says("Hello.")
     handler = LegacyHandler()
     llm = LAGLLM(
-        puppet,
+        "some/model",
         model_kwargs={"token": "hf_secret"},
         callback_manager=CallbackManager([handler]),
     )
+    llm._shared = LAGLLM(puppet)._shared  # as if it had been loaded
     llm.complete("Hi.")
     llm.chat(HI)
     list(llm.stream_chat(HI))
