@@ -20,7 +20,7 @@ class LLMJudge(YesNoJudge):
 
     Args:
         llm: Any LLM.
-        prompt: What it is asked, with ``{task}`` and ``{answer}`` in it; the reply has to begin
+        prompt: The question, with ``{task}`` and ``{answer}`` in it; the reply has to begin
             with yes or no.
 
     Raises:

@@ -1,12 +1,11 @@
-"""A LlamaIndex LLM on a local Hugging Face model, given recalled KV."""
+"""A LlamaIndex LLM over a local Hugging Face model, with recalled KV injected."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -20,7 +19,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -28,46 +27,41 @@ from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools.types import BaseTool
 from llama_index.core.types import Model
+from pydantic import ConfigDict
+from typing_extensions import Unpack
 
-from lag_integrations.chat.current import InjectedLogs, current_logs, current_memory
-from lag_integrations.chat.request import build_request
-from lag_integrations.chat.response import ModelResponse, aiter_events, respond
+from lag_integrations.chat.response import ModelResponse, aiter_events
 from lag_integrations.chat.settings import ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import ToolChoiceError
-from lag_integrations.llama_index.capture.instrument import (
-    captured_by,
-    current_owner,
-    current_run,
-    is_choosing,
-    retrieved,
-)
-from lag_integrations.llama_index.capture.tags import current_tags
+from lag_integrations.llama_index.capture.handlers import Need, instrumentation
+from lag_integrations.llama_index.llm_call import LLMCall
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
-from lag_integrations.llama_index.messages import Reply, as_chat
-from lag_integrations.llama_index.task_recall import said_by_user
-from lag_integrations.memory.base import open_memories
-from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.safe_recall import Recalled, filter_for
-from lag_integrations.traces.sources import Source
+from lag_integrations.llama_index.messages import Reply
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lag_integrations.llama_index.settings import LAGLLMSettings
 
 
 class LAGLLM(FunctionCallingLLM, ModelSettings):
-    """A LlamaIndex LLM whose prompts can be given the KV of recalled logs.
+    """A LlamaIndex LLM whose prompts can hold the KV of recalled logs.
 
-    ``response.raw`` says what was used (``["lag"]``, as `LAGChatModel`, and ``run_id`` of the run
-    that captures it, for `KVLogMemory.feedback`), why the answer ended, and how many tokens were
-    read and written; nothing in it is a tensor. Tools are shown and calls are
-    read as the model's chat template wants it; ``tool_required`` and ``tool_choice`` are enforced
-    token by token (extra ``constrained``), and so is structured prediction, which calls a tool.
+    The logs are those that a `LAGMemory` or `LAGQueryEngine` recalled for the task at hand, else
+    those that the LLM's own memory has for the last user message.
 
-    Any setting may be given to a call: ``llm.chat(messages, temperature=0, k=1)``, also
+    ``response.raw`` reports why the answer ended, how many tokens were read and written, and which
+    logs were used (``["lag"]``, as for `LAGChatModel`). Its ``run_id`` names the run that captures
+    the call, for `KVLogMemory.feedback`. Nothing in it is a tensor.
+
+    Tools are shown and calls are read as the model's chat template defines them. ``tool_required``
+    and ``tool_choice`` are enforced token by token (extra ``constrained``), and so is structured
+    prediction, which calls a tool.
+
+    A call may override any setting: ``llm.chat(messages, temperature=0, k=1)``. It also takes
     ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none) and ``logs_as_text=True``, to compare.
-    Else the logs are those that a `LAGMemory` or `LAGQueryEngine` recalled for the task at hand,
-    else what the LLM's own memory has for the last user message.
 
     Example:
         .. code-block:: python
@@ -79,31 +73,42 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         model: Hub id or local folder, a loaded ``PreTrainedModel`` (with ``tokenizer``), or an
             `Engine` to share, ``LAGChatModel.engine`` too. A name is loaded at the first call.
         tokenizer: The tokenizer of a loaded model.
-        **kwargs: The attributes below, and those of every LlamaIndex LLM.
+        **settings: The fields below, those of `ModelSettings`, and those of every LlamaIndex LLM.
 
     Raises:
-        ValueError: An attribute is unknown or not valid.
+        ValueError: A setting is unknown or not valid.
         StoreError: The filter is malformed.
     """
 
-    kv_reserve: int = 512
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kv_reserve: int = Field(default=512, ge=0)
     """Tokens of the window that are kept free for recalled segments, at most a quarter of it."""
 
     _shared: SharedEngine = PrivateAttr()
+    _need: Need | None = PrivateAttr(default=None)
 
-    def __init__(self, model: Any, *, tokenizer: Any = None, **kwargs: Any) -> None:
-        engine = given_engine(model, tokenizer, kwargs)
-        super().__init__(model=engine.name if engine else str(model), **kwargs)
+    def __init__(
+        self,
+        model: str | Path | Engine | PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **settings: Unpack[LAGLLMSettings],
+    ) -> None:
+        engine = given_engine(model, tokenizer, settings)
+        super().__init__(model=engine.name if engine else str(model), **settings)
         self._shared = SharedEngine(self.model, self.loading, engine)
+        if self.memory is not None:  # it is asked what was retrieved before it is called
+            self._need = instrumentation.need()
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex serialises it."""
+        """Return the name under which LlamaIndex serialises it."""
         return "LAGLLM"
 
     @property
     def engine(self) -> Engine:
-        """The wrapped model, loaded at first use."""
+        """Return the wrapped model, loading it at first use."""
         engine = self._shared.get()
         if self.memory is not None:
             self.memory.attach(engine)
@@ -118,7 +123,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex plans prompts by; the window is less what is kept for segments."""
+        """Return what LlamaIndex plans prompts by. The window is less `kv_reserve`."""
         window = self.engine.window
         return LLMMetadata(
             context_window=window - min(self.kv_reserve, window // 4),
@@ -129,7 +134,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """What observers are told of the model: no secrets, no tensors."""
+        """Return what observers are told of the model: no secrets, no tensors."""
         names = {"class_name": self.class_name(), "model": self.model}
         settings = {"temperature": self.temperature, **self.metadata.model_dump(mode="json")}
         return {**names, **settings}
@@ -141,31 +146,31 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Answer a conversation, piece by piece. Whoever stops reading stops the model."""
+        """Stream the answer to a conversation. Whoever stops reading stops the model."""
         return self._stream(messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`, on a thread."""
+        """Answer a conversation, on a thread."""
         return await self._achat(messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """As `stream_chat`, each step on a thread."""
+        """Stream the answer to a conversation, each step on a thread."""
         return self._astream(messages, kwargs)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a text: the user's turn of a conversation, whether it is formatted or not."""
+        """Answer a text, which is the user's turn of a conversation, whether formatted or not."""
         return _completion(self._chat(_turn(prompt), kwargs))
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As `complete`, piece by piece."""
+        """Stream the answer to a text."""
         stream = self._stream(_turn(prompt), kwargs)
         return (_completion(response) for response in stream)
 
@@ -173,14 +178,14 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As `complete`, on a thread."""
+        """Answer a text, on a thread."""
         return _completion(await self._achat(_turn(prompt), kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As `stream_complete`, each step on a thread."""
+        """Stream the answer to a text, each step on a thread."""
         stream = self._astream(_turn(prompt), kwargs)
 
         async def completions() -> CompletionResponseAsyncGen:
@@ -232,7 +237,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     def _program(
         self, output_cls: type[Model], prompt: BasePromptTemplate
     ) -> FunctionCallingProgram[Model]:
-        """One whose streams have to call, too."""
+        """Return a program whose streams have to call the tool, too."""
         return FunctionCallingProgram.from_defaults(
             output_cls, prompt=prompt, llm=self, tool_choice="required"
         )
@@ -240,7 +245,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls in a response.
+        """Return the calls in a response.
 
         Raises:
             ToolChoiceError: There is none, and that is an error.
@@ -259,146 +264,61 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             for call in calls
         ]
 
-    def _chat(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponse:
-        call = self._call(messages, given)
-        answer, reply = self._answer(call)
-        for part in answer:
+    def _chat(self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]) -> ChatResponse:
+        call = self._call(messages, settings)
+        response, reply = self._start(call)
+        for part in response:
             reply.add(part)
         return call.end(reply)
 
     async def _achat(
-        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+        self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]
     ) -> ChatResponse:
-        call = self._call(messages, given)
-        answer, reply = await asyncio.to_thread(self._answer, call)
-        async for part in aiter_events(answer):
+        call = self._call(messages, settings)
+        response, reply = await asyncio.to_thread(self._start, call)
+        async for part in aiter_events(response):
             reply.add(part)
         return call.end(reply)
 
-    def _stream(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> ChatResponseGen:
-        call = self._call(messages, given)
+    def _stream(
+        self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]
+    ) -> ChatResponseGen:
+        call = self._call(messages, settings)
 
         def responses() -> ChatResponseGen:
-            answer, reply = self._answer(call)
+            response, reply = self._start(call)
             try:
-                for part in answer:
+                for part in response:
                     yield reply.more(part)
                 yield call.end(reply)
             finally:
-                answer.close()
+                response.close()
 
         return responses()
 
     def _astream(
-        self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
+        self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]
     ) -> ChatResponseAsyncGen:
-        call = self._call(messages, given)
+        call = self._call(messages, settings)
 
         async def responses() -> ChatResponseAsyncGen:
-            answer, reply = await asyncio.to_thread(self._answer, call)
-            async for part in aiter_events(answer):
+            response, reply = await asyncio.to_thread(self._start, call)
+            async for part in aiter_events(response):
                 yield reply.more(part)
             yield call.end(reply)
 
         return responses()
 
-    def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> _Call:
-        """What is asked and which logs are given: now, since a stream may be read elsewhere."""
-        settings, memory, recalled = dict(given), self.memory, None
-        tag, scope = tag_of(messages), current_logs.get()
-        log_ids: list[str] | None = None
-        if tag is not None:
-            scope, memory = None, open_memories.find(str(tag["memory"]))
-            log_ids = list(tag["log_ids"])
-        elif scope is not None:
-            memory, log_ids = scope.memory, []
-            # A log answers the question; it does not say which tool or document to choose.
-            recalled = None if is_choosing() or settings.get("k") == 0 else scope.recalled
-            settings.setdefault("logs_as_text", scope.as_text)
-            settings.setdefault("question", scope.question)
-        # Read now: a stream may be read where nothing of this is known.
-        run_id, owner = current_run(), captured_by()
-        shown = [*(() if scope is None else scope.shown), *retrieved()]
-        if settings.get("kv_log_ids") is not None:
-            shown = []  # exactly these
-            recalled, log_ids = None, list(settings["kv_log_ids"])
-            # The ids may be those of another memory: of the engine or memory that recalled them.
-            memory = current_memory.get() or self.memory or memory
-        elif log_ids and settings.get("k") == 0:
-            log_ids = []
-        if log_ids is not None:
-            settings["kv_log_ids"] = log_ids
-        if callable(where := settings.get("where") or self.where):
-            settings["where"] = filter_for(where, current_tags())
-        settings["owner"] = current_owner()
-        if log_ids and memory is None:
-            logger.warning("The memory of the logs that a call is given is not open: none used.")
+    def _call(self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]) -> LLMCall:
         conversation = [message for message in messages if not is_carrier(message)]
-        conversation = self._with_system_prompt(conversation)
-        return _Call(conversation, settings, memory, scope, recalled, shown, run_id, owner)
+        first = conversation[0] if conversation else None
+        # `predict` and programs have put the system prompt there already.
+        if first is None or (first.role, first.content) != (MessageRole.SYSTEM, self.system_prompt):
+            conversation = self._extend_messages(conversation)
+        return LLMCall.of(self, conversation, tag_of(messages), settings)
 
-    def _answer(self, call: _Call) -> tuple[ModelResponse, Reply]:
-        """Recall, load the segments, and get ready to generate."""
-        engine, settings = self.engine, dict(call.settings)
-        if call.memory is not None and call.memory is not self.memory:
-            call.memory.attach(engine)
-        if call.recalled is not None:
-            settings["kv_log_ids"] = [log.id for log in call.recalled.use(call.shown).logs]
-        tools = settings.pop("tools", None) or ()
-        one_call = settings.pop("parallel_tool_calls", None) is False
-        question = build_request(
-            self,
-            as_chat(call.messages),
-            settings,
-            framework_messages=call.messages,
-            tools=tools,
-            shown=call.shown,
-            said=said_by_user(call.messages),
-        )
-        answer = respond(engine, call.memory, question, call.owner)
-        return answer, Reply(answer, engine, self.model, one_call=one_call)
-
-    def _with_system_prompt(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """Once: `predict` and programs have put it there already."""
-        prompt = self.system_prompt
-        first = messages[0] if messages else None
-        if not prompt or (
-            first is not None and first.role == MessageRole.SYSTEM and first.content == prompt
-        ):
-            return list(messages)
-        return self._extend_messages(list(messages))
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call, with the logs that it is given.
-
-    Attributes:
-        messages: The conversation.
-        settings: Those of the call.
-        memory: Where logs come from.
-        scope: Who recalled them for more calls than this one.
-        recalled: What they recalled, if this call is given of it.
-        shown: The documents that are known to be shown.
-        run_id: The captured run that the call belongs to.
-        owner: The memory that captures it.
-    """
-
-    messages: Sequence[ChatMessage]
-    settings: Mapping[str, Any]
-    memory: LogMemory | None
-    scope: InjectedLogs | None
-    recalled: Recalled | None
-    shown: Sequence[Source]
-    run_id: str | None
-    owner: LogMemory | None
-
-    def end(self, reply: Reply) -> ChatResponse:
-        """The whole reply; whoever recalled is told what became of it."""
-        response = reply.end(self.run_id)
-        if self.scope is not None:
-            self.scope.reports.append(dict(response.raw or {}))
-        return response
+    def _start(self, call: LLMCall) -> tuple[ModelResponse, Reply]:
+        return call.start(self.engine)  # which may have to be loaded
 
 
 def _turn(text: str) -> list[ChatMessage]:

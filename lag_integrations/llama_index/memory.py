@@ -23,17 +23,17 @@ from llama_index.core.llms import LLM
 from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
 from llama_index.core.storage.chat_store import SimpleChatStore
 from pydantic import FieldSerializationInfo
+from typing_extensions import Unpack
 
-from lag_integrations.capture.run_metadata import checked_metadata
-from lag_integrations.errors import StoreError
-from lag_integrations.llama_index.capture.instrument import current_owner, open_run
-from lag_integrations.llama_index.capture.tags import current_tags
+from lag_integrations.errors import SettingsError, StoreError
+from lag_integrations.llama_index.capture.handlers import Need, instrumentation
 from lag_integrations.llama_index.message_tag import carrier, tagged
+from lag_integrations.llama_index.settings import RecallSettings, RecallSettingsDict
 from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
 from lag_integrations.memory.base import open_memories
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.results import RecalledLog
-from lag_integrations.memory.safe_recall import SafeRecall, check_where, miss_report
+from lag_integrations.memory.safe_recall import miss_report
 from lag_integrations.store.database import LEDGER_FILE
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 _opening = threading.Lock()
 
 
-class LAGMemory(BaseMemory):
-    """Gives agents and chat engines what similar runs did before, and captures what they do.
+class LAGMemory(BaseMemory, RecallSettings):
+    """Recalls what similar runs did before, for agents and chat engines, and captures what they do.
 
     The conversation is kept by another memory, the history. When it is read, the logs that fit the
-    task (``input``, else the last user message) are recalled, once for a task, and named in a copy
-    of the last user message; a `LAGLLM` then gets their KV. What is stored stays as it was said.
-    Turns that stand in what the history returns are not recalled; those that it has let go are.
-    A memory of logs that fails is a warning, and the agent goes on without.
+    task (``input``, else the last user message) are recalled, once for a task. They are named in a
+    copy of the last user message, by which a `LAGLLM` injects their KV. The stored conversation
+    stays as it is. Turns that stand in what the history returns are not recalled; those that it has
+    let go are. If the memory of logs fails, a warning is logged and the agent goes on without.
 
     An LLM that is not a `LAGLLM` gets the logs as text with ``as_text=True``. A context chat engine
     asks before the user's first message is in the history: the logs are then named in a message of
@@ -69,86 +69,88 @@ class LAGMemory(BaseMemory):
 
     Args:
         memory: Where logs are recalled from, and runs are captured.
-        history: Keeps the conversation; a ``ChatMemoryBuffer`` of 3,000 tokens by default, or of
-            what fits an LLM with `from_defaults`.
-        k: Most logs to recall; the memory's own by default.
-        min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
-            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
-        query: What logs are searched by instead: a text, or a function of the messages that returns
-            one; it is asked at each step.
-        as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
-        capture: Capture the runs in which this memory is read.
-        metadata: Metadata of their logs; wins over the ``instrument_tags``.
-        session_id: Names the conversation; a new one by default. It is the thread of its logs.
+        history: Keeps the conversation; see the field.
+        session_id: Names the conversation; see the field.
+        path: Folder of the logs, instead of a memory.
+        namespace: Tenant of the logs, with a path.
+        **settings: The other fields.
 
     Raises:
-        ValueError: There is no memory, or a setting is not valid.
+        ValueError: There is no memory, or a setting is unknown or not valid.
         StoreError: The filter is malformed.
         TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     path: str
     """Folder of the logs."""
     namespace: str
     """Tenant of the logs."""
-    k: int | None = Field(default=None, ge=0)
-    min_score: float | None = None
-    where: dict[str, Any] | Callable[[Any], Any] | None = None
-    query: str | Callable[[list[Any]], str] | None = None
-    as_text: bool = False
-    capture: bool = True
-    metadata: dict[str, Any] = Field(default_factory=dict)
     session_id: str = Field(default_factory=lambda: uuid4().hex)
+    """Name of the conversation, which is the thread of its logs; a new one by default."""
     history: BaseMemory = Field(default_factory=ChatMemoryBuffer.from_defaults, repr=False)
+    """Keeps the conversation; a ``ChatMemoryBuffer`` of 3,000 tokens by default, or of what fits an
+    LLM with `from_defaults`."""
 
     _memory: LogMemory | None = PrivateAttr(default=None)
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
+    _need: Need = PrivateAttr(default_factory=instrumentation.need)
     _last_recall: dict[str, Any] | None = PrivateAttr(default=None)
 
-    def __init__(self, memory: LogMemory | None = None, **settings: Any) -> None:
-        settings.pop("class_name", None)
+    def __init__(
+        self,
+        memory: LogMemory | None = None,
+        *,
+        history: BaseMemory | None = None,
+        session_id: str | None = None,
+        path: str | None = None,
+        namespace: str | None = None,
+        **settings: Unpack[RecallSettingsDict],
+    ) -> None:
         if isinstance(memory, LogMemory):
-            settings.update(path=str(memory.path.absolute()), namespace=memory.namespace)
-        elif memory is not None or "path" not in settings:
-            raise ValueError(
+            path, namespace = str(memory.path.absolute()), memory.namespace
+        elif memory is not None or path is None:
+            raise SettingsError(
                 "A LAGMemory needs a memory of logs: LAGMemory(KVLogMemory('./logs'))."
             )
-        for name in ("history", "session_id"):
-            if settings.get(name) is None:
-                settings.pop(name, None)
-        super().__init__(**settings)
-        check_where(self.where)
-        self.metadata = checked_metadata(self.metadata)
+        fields: dict[str, Any] = {**settings, "path": path, "namespace": namespace}
+        fields.pop("class_name", None)  # of a dict that LlamaIndex made
+        if history is not None:
+            fields["history"] = history
+        if session_id is not None:
+            fields["session_id"] = session_id
+        super().__init__(**fields)
+        self._check()
         self._memory = memory
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex serialises it."""
+        """Return the name under which LlamaIndex serialises it."""
         return "LAGMemory"
 
     @classmethod
-    def from_defaults(
+    def from_defaults(  # type: ignore[override]
         cls,
         memory: LogMemory | None = None,
         chat_history: list[ChatMessage] | None = None,
         llm: LLM | None = None,
         token_limit: int | None = None,
-        **settings: Any,
+        session_id: str | None = None,
+        **settings: Unpack[RecallSettingsDict],
     ) -> LAGMemory:
-        """A memory that begins with a conversation, or whose history fits an LLM.
+        """Return a memory that begins with a conversation, or whose history fits an LLM.
 
         Args:
             memory: Where logs are recalled from, and runs are captured.
             chat_history: What was said before.
             llm: The history takes three quarters of its window.
             token_limit: Most tokens of the history instead.
-            **settings: Those of `LAGMemory`, but the history.
+            session_id: Names the conversation; a new one by default.
+            **settings: The other fields of `LAGMemory`.
         """
         history = ChatMemoryBuffer.from_defaults(chat_history, llm, token_limit=token_limit)
-        return cls(memory, history=history, **settings)
+        return cls(memory, history=history, session_id=session_id, **settings)
 
     @property
     def last_recall(self) -> dict[str, Any] | None:
@@ -162,46 +164,46 @@ class LAGMemory(BaseMemory):
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[Any]]:
-        """The history's: chat engines count by it what their prompts take."""
+        """Return the history's tokenizer, by which chat engines count what their prompts take."""
         return self.history.tokenizer_fn  # type: ignore[attr-defined, no-any-return]
 
     def get(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The conversation, with the logs that fit the task."""
+        """Return the conversation, with the logs that fit the task."""
         messages = self.history.get(input, **kwargs)
         return self._with_logs(messages, input, *self._recall(messages, input))
 
     async def aget(self, input: str | None = None, **kwargs: Any) -> list[ChatMessage]:
-        """The conversation, with the logs that fit the task."""
+        """Return the conversation, with the logs that fit the task."""
         messages = await self.history.aget(input, **kwargs)
         found = await asyncio.to_thread(self._recall, messages, input)
         return self._with_logs(messages, input, *found)
 
     def get_all(self) -> list[ChatMessage]:
-        """The conversation as it was."""
+        """Return the conversation as it was."""
         return self.history.get_all()
 
     async def aget_all(self) -> list[ChatMessage]:
-        """The conversation as it was."""
+        """Return the conversation as it was."""
         return await self.history.aget_all()
 
     def put(self, message: ChatMessage) -> None:
         """Add a message."""
-        self._listen([message])
+        self._note_tasks([message])
         self.history.put(message)
 
     async def aput(self, message: ChatMessage) -> None:
         """Add a message."""
-        self._listen([message])
+        self._note_tasks([message])
         await self.history.aput(message)
 
     def put_messages(self, messages: list[ChatMessage]) -> None:
         """Add messages."""
-        self._listen(messages)
+        self._note_tasks(messages)
         self.history.put_messages(messages)
 
     async def aput_messages(self, messages: list[ChatMessage]) -> None:
         """Add messages."""
-        self._listen(messages)
+        self._note_tasks(messages)
         await self.history.aput_messages(messages)
 
     def set(self, messages: list[ChatMessage]) -> None:
@@ -215,12 +217,12 @@ class LAGMemory(BaseMemory):
         await self.history.aset(messages)
 
     def reset(self) -> None:
-        """Forget the conversation, and begin a new session; no logs are forgotten."""
+        """Forget the conversation and begin a new session. No logs are forgotten."""
         self.history.reset()
         self.session_id = uuid4().hex
 
     async def areset(self) -> None:
-        """Forget the conversation, and begin a new session; no logs are forgotten."""
+        """Forget the conversation and begin a new session. No logs are forgotten."""
         await self.history.areset()
         self.session_id = uuid4().hex
 
@@ -236,7 +238,7 @@ class LAGMemory(BaseMemory):
         return {"__dict__": dict(self.__dict__)}  # the base class would try to pickle the clients
 
     @field_serializer("where", "query")
-    def _no_function_as_json(self, value: Any, info: FieldSerializationInfo) -> Any:
+    def _refuse_functions(self, value: Any, info: FieldSerializationInfo) -> Any:
         if callable(value):  # without where=, everybody's logs would be recalled
             raise ValueError(
                 f"A LAGMemory whose {info.field_name}= is a function does not go into JSON. Make "
@@ -245,7 +247,7 @@ class LAGMemory(BaseMemory):
         return value
 
     @field_serializer("history")
-    def _as_json(self, history: BaseMemory) -> dict[str, Any]:
+    def _history_to_json(self, history: BaseMemory) -> dict[str, Any]:
         if not isinstance(history, ChatMemoryBuffer) or not isinstance(
             history.chat_store, SimpleChatStore
         ):
@@ -261,39 +263,35 @@ class LAGMemory(BaseMemory):
 
     @field_validator("history", mode="before")
     @classmethod
-    def _from_json(cls, history: Any) -> Any:
+    def _history_from_json(cls, history: Any) -> Any:
         if not isinstance(history, Mapping):
             return history
         messages = [ChatMessage.model_validate(message) for message in history["messages"]]
         return ChatMemoryBuffer.from_defaults(messages, token_limit=history["token_limit"])
 
-    def _listen(self, messages: Sequence[ChatMessage]) -> None:
+    def _note_tasks(self, messages: Sequence[ChatMessage]) -> None:
         if any(is_task(message) for message in messages):
             self._tasks.forget()
 
     def _recall(
         self, messages: Sequence[ChatMessage], input: str | None
     ) -> tuple[LogMemory | None, list[RecalledLog] | None]:
-        """The memory, if there is one, and the logs, if there is a task."""
+        """Return the memory, if there is one, and the logs, if there is a task."""
         try:
-            memory = self._opened()
+            memory = self._open_memory()
         except StoreError as error:
             logger.warning("Nothing is recalled. %s", error)
             return None, None
         # Context chat engines take a QueryBundle for a message, too, and hand it on.
-        said = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
-        task = task_of([*messages, *said], self.query)
-        asked = None if task is None else task.text
-        run = None
-        if self.capture:
-            run = open_run(memory, thread=self.session_id, metadata=self.metadata, task=asked)
+        asked = [ChatMessage(role=MessageRole.USER, content=str(input))] if input else []
+        task = task_of([*messages, *asked], self.query)
+        run_id = self._open_run(memory, task, self.session_id)
         if task is None:
             return memory, None
-        owner = current_owner(self.metadata, self.session_id)
-        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
-        found = self._tasks(recall, task, messages, self.session_id, run)
+        recall = self._safe_recall(memory, self.session_id)
+        found = self._tasks(recall, task, messages, self.session_id, run_id)
         self._last_recall = {
-            "run_id": run,
+            "run_id": run_id,
             "recalled": [log.id for log in found.logs],
             "scores": [log.score for log in found.logs],
             "nearest_miss": miss_report(found.nearest_miss),
@@ -327,7 +325,7 @@ class LAGMemory(BaseMemory):
         )
         return messages
 
-    def _opened(self) -> LogMemory:
+    def _open_memory(self) -> LogMemory:
         memory = self._memory
         # It was made from JSON, or closed since.
         if memory is None or open_memories.find(memory.id) is None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr
 from llama_index.core.memory import BaseMemoryBlock
 from llama_index.core.utils import get_tokenizer
+from typing_extensions import Unpack
 
-from lag_integrations.capture.run_metadata import Metadata, checked_metadata, in_scope
+from lag_integrations.capture.run_metadata import Metadata, in_scope
 from lag_integrations.errors import LAGError, SettingsError
-from lag_integrations.llama_index.capture.instrument import current_owner, open_run
-from lag_integrations.llama_index.capture.tags import current_tags, said_of_run
+from lag_integrations.llama_index.capture.handlers import Need, instrumentation
+from lag_integrations.llama_index.capture.tags import current_tags, run_metadata
 from lag_integrations.llama_index.message_tag import carrier
 from lag_integrations.llama_index.messages import as_chat
+from lag_integrations.llama_index.settings import RecallSettings, RecallSettingsDict
 from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
 from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.safe_recall import SafeRecall, check_where
 from lag_integrations.store.filters import Where
 from lag_integrations.traces.search_keys import response_text
 from lag_integrations.traces.trace import Outcome, Trace
@@ -32,12 +33,12 @@ _LOOKED_AT = 50
 """Logs of a session among which a turn is looked for, the newest."""
 
 
-class KVLogMemoryBlock(BaseMemoryBlock[Any]):
-    """Gives what similar runs did before to agents and chat engines with a ``Memory``.
+class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
+    """Recalls what similar runs did before, for agents and chat engines with a ``Memory``.
 
-    Logs are recalled by the last user message, once for a task, and named in a message that says
-    nothing and that `LAGLLM` takes out: for that LLM only. With ``as_text=True`` they are text, for
-    any LLM. A ``ReActAgent`` puts its own system message in the place of the memory's: for text it
+    Logs are recalled by the last user message, once for a task. They are named in an empty message
+    that only a `LAGLLM` understands, and takes out. With ``as_text=True`` they are text, for any
+    LLM. A ``ReActAgent`` puts its own system message in the place of the memory's: for text it
     needs ``Memory(…, insert_method=InsertMethod.USER)``.
 
     Runs in which the memory is read are captured. Turns that the short-term memory ejects become
@@ -54,17 +55,11 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
     Args:
         memory: Where logs are recalled from.
         name: Name of the block; a prompt with text shows it.
-        k: Most logs to recall; the memory's own by default.
-        min_score: Least similarity; the memory's own by default.
-        where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
-            dict) that returns such a filter. If it fails or returns none, nothing is recalled.
-        query: What logs are searched by instead: a text, or a function of the messages that returns
-            one; it is asked at each step.
-        as_text: Give logs as text, for LLMs that are not a `LAGLLM`.
-        capture: Capture the runs in which the memory is read.
-        metadata: Metadata of all its logs; wins over the ``instrument_tags``.
-        **settings: Those of every block. With a ``priority`` other than 0, a ``Memory`` that is
-            over its token limit may leave the block out: text log by log, the worst first.
+        description: What it holds, for people.
+        priority: Other than 0, a ``Memory`` that is over its token limit may leave the block out:
+            text log by log, the worst first.
+        accept_short_term_memory: Whether turns that the short-term memory ejects become logs.
+        **settings: The fields of `RecallSettings`: ``k``, ``min_score``, ``where``, ….
 
     Raises:
         ValueError: There is no memory of logs, or a setting is unknown or not valid.
@@ -74,26 +69,34 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
 
     model_config = ConfigDict(extra="forbid")
 
-    k: int | None = Field(default=None, ge=0)
-    min_score: float | None = None
-    where: dict[str, Any] | Callable[[Any], Any] | None = None
-    query: str | Callable[[list[Any]], str] | None = None
-    as_text: bool = False
-    capture: bool = True
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
     _memory: LogMemory = PrivateAttr()
     _tasks: TaskRecall = PrivateAttr(default_factory=TaskRecall)
+    _need: Need = PrivateAttr(default_factory=instrumentation.need)
 
-    def __init__(self, memory: LogMemory, *, name: str = "similar_runs", **settings: Any) -> None:
+    def __init__(
+        self,
+        memory: LogMemory,
+        *,
+        name: str = "similar_runs",
+        description: str | None = None,
+        priority: int = 0,
+        accept_short_term_memory: bool = True,
+        **settings: Unpack[RecallSettingsDict],
+    ) -> None:
         if not isinstance(memory, LogMemory):
             raise SettingsError(
                 "A KVLogMemoryBlock needs a memory of logs: "
                 "KVLogMemoryBlock(KVLogMemory('./logs'))."
             )
-        super().__init__(name=name, **settings)
-        check_where(self.where)
-        self.metadata = checked_metadata(self.metadata)
+        fields: dict[str, Any] = {
+            "name": name,
+            "description": description,
+            "priority": priority,
+            "accept_short_term_memory": accept_short_term_memory,
+            **settings,
+        }
+        super().__init__(**fields)
+        self._check()
         self._memory = memory
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> KVLogMemoryBlock:
@@ -102,17 +105,13 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> Any:
         memory, session = self._memory, block_kwargs.get("session_id")
         task = task_of(messages or [], self.query)
-        asked = None if task is None else task.text
-        run = None
-        if self.capture:
-            run = open_run(memory, thread=session, metadata=self.metadata, task=asked)
+        run_id = self._open_run(memory, task, session)
         if task is None:
             return []
-        owner = current_owner(self.metadata, session)
-        recall = SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
+        recall = self._safe_recall(memory, session)
         # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
-        once = TaskRecall() if run is None else self._tasks
-        found = await asyncio.to_thread(once, recall, task, messages or [], session, run)
+        once = TaskRecall() if run_id is None else self._tasks
+        found = await asyncio.to_thread(once, recall, task, messages or [], session, run_id)
         logs = found.logs
         return text_blocks(logs) if self.as_text else [carrier(memory, [log.id for log in logs])]
 
@@ -130,15 +129,15 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
 
     def _keep(self, messages: Sequence[ChatMessage]) -> None:
         try:
-            said = {**said_of_run(current_tags()), **self.metadata}
-            for turn in _turns(messages, in_scope(said)):
-                if not self._is_known(turn, said):
+            metadata = {**run_metadata(current_tags()), **self.metadata}
+            for turn in _turns(messages, in_scope(metadata)):
+                if not self._is_known(turn, metadata):
                     self._memory.add_own([turn], judged=False)
         except LAGError as error:
             logger.warning("Messages that left the memory did not become logs. %s", error)
 
-    def _is_known(self, turn: Trace, said: Metadata) -> bool:
-        """Whether a log of its own says the same: its run was captured, maybe with more around."""
+    def _is_known(self, turn: Trace, metadata: Metadata) -> bool:
+        """Return whether a captured run, maybe with more around it, is a log that says the same."""
         memory, response = self._memory, turn.last_response.strip()
         session = turn.metadata.get("thread_id")
         if session is not None:
@@ -151,7 +150,7 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
             response_text(turn),
             k=5,
             min_score=-1,
-            where=_alike(said),
+            where=_with_metadata(metadata),
             outcomes=outcomes,
             count=False,
             unjudged_documents="any",
@@ -159,18 +158,18 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any]):
         return any(_says(log.trace, turn.task, response) for log in near)
 
 
-def _alike(said: Metadata) -> Where | None:
-    """A filter for logs with these metadata."""
+def _with_metadata(metadata: Metadata) -> Where | None:
+    """Return a filter for logs with these metadata."""
     values = [
         {key: value}
-        for key, items in said.items()
+        for key, items in metadata.items()
         for value in (items if isinstance(items, list) else [items])
     ]
     return {"$and": values} if values else None
 
 
-def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
-    """What was asked and answered, a trace for each task."""
+def _turns(messages: Sequence[ChatMessage], metadata: Metadata) -> Iterator[Trace]:
+    """Return a trace for each task that was answered."""
     turns: list[list[ChatMessage]] = []
     for message in messages:
         if is_task(message):
@@ -181,8 +180,8 @@ def _turns(messages: Sequence[ChatMessage], said: Metadata) -> Iterator[Trace]:
         if not any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
             continue
         session = turn[0].additional_kwargs.get("session_id")
-        metadata = {**said, "source": "llama_index"} | ({"thread_id": session} if session else {})
-        yield Trace.from_messages(as_chat(turn), metadata=metadata)
+        own = {"source": "llama_index"} | ({"thread_id": session} if session else {})
+        yield Trace.from_messages(as_chat(turn), metadata={**metadata, **own})
 
 
 def _without_media(message: ChatMessage) -> ChatMessage:
@@ -191,6 +190,9 @@ def _without_media(message: ChatMessage) -> ChatMessage:
 
 
 def _says(log: Trace, task: str, response: str) -> bool:
-    """Whether that was answered so; a ReAct agent's memory has the thoughts before the answer."""
-    said = log.last_response.strip()
-    return log.task.strip() == task.strip() and bool(said) and response.endswith(said)
+    """Return whether a log has this task and response.
+
+    In a ReAct agent's memory, thoughts stand before the response.
+    """
+    logged = log.last_response.strip()
+    return log.task.strip() == task.strip() and bool(logged) and response.endswith(logged)

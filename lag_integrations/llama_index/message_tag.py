@@ -1,4 +1,4 @@
-"""Log ids in a message: how a memory of messages tells the LLM which logs to use.
+"""Log ids in a message, by which a memory of messages tells the LLM which logs to use.
 
 LlamaIndex hands an LLM nothing but messages. What a message has in its ``additional_kwargs`` goes
 through agents and chat engines untouched.
@@ -22,24 +22,24 @@ class _Tag(dict[str, Any]):
 
 
 def tagged(message: ChatMessage, memory: LogMemory, log_ids: Sequence[str]) -> ChatMessage:
-    """A copy of a message that names logs."""
+    """Return a copy of a message that names logs."""
     tag = _Tag(memory=memory.id, log_ids=list(log_ids))
     kwargs = {**message.additional_kwargs, TAG: tag}
     return message.model_copy(update={"additional_kwargs": kwargs})
 
 
 def carrier(memory: LogMemory, log_ids: Sequence[str]) -> ChatMessage:
-    """A message that says nothing and names logs; `LAGLLM` takes it out of the conversation."""
+    """Return an empty message that names logs; `LAGLLM` takes it out of the conversation."""
     return tagged(ChatMessage(role=MessageRole.USER, blocks=[]), memory, log_ids)
 
 
 def is_carrier(message: ChatMessage) -> bool:
-    """Whether a message only names logs."""
+    """Return whether a message is empty and names logs."""
     return TAG in message.additional_kwargs and not message.blocks
 
 
 def tag_of(messages: Sequence[ChatMessage]) -> Mapping[str, Any] | None:
-    """What the newest tag of a conversation says: ``memory`` (its id) and ``log_ids``."""
+    """Return the newest tag of a conversation: ``memory`` (its id) and ``log_ids``."""
     for message in reversed(messages):
         tag = message.additional_kwargs.get(TAG)
         if isinstance(tag, Mapping) and "memory" in tag:

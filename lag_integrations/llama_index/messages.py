@@ -1,4 +1,4 @@
-"""Between LlamaIndex's messages and the package's: what goes into a model call, what comes out."""
+"""Converts LlamaIndex's messages to the package's, and a model's response to LlamaIndex's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROLES = {
 
 
 def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
-    """The conversation.
+    """Return a conversation as the package's messages.
 
     Raises:
         PromptError: It holds images or other media, which a text model cannot read.
@@ -63,7 +63,7 @@ def _as_message(message: ChatMessage) -> Message:
 
 
 def calls_in(message: ChatMessage) -> list[Any]:
-    """The calls of a message, as `as_message` takes them."""
+    """Return the tool calls of a message, as `as_message` takes them."""
     named = [_as_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
     # Other integrations' messages, of before there were blocks for calls.
     return named or [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
@@ -78,11 +78,11 @@ def _plain(call: Any) -> Any:
 
 
 def text_in(message: ChatMessage, media: Callable[[str], str]) -> str:
-    """The text of a message.
+    """Return the text of a message.
 
     Args:
         message: The message.
-        media: What stands for content that is no text, by its type.
+        media: Returns what stands for content that is no text, given its type.
     """
     return "\n".join(text for block in message.blocks for text in _texts(block, media))
 
@@ -107,19 +107,19 @@ def _refuse(media: str) -> str:
 
 
 class Reply:
-    """The reply to a chat, as it grows.
+    """Builds the reply to a chat from its parts.
 
     Args:
-        answer: The answer, whose parts are given one by one.
+        response: The response of the model.
         engine: The model.
         model: Its name.
         one_call: Leave out all calls but the first.
     """
 
     def __init__(
-        self, answer: ModelResponse, engine: Engine, model: str, *, one_call: bool = False
+        self, response: ModelResponse, engine: Engine, model: str, *, one_call: bool = False
     ) -> None:
-        self._answer = answer
+        self._response = response
         self._engine = engine
         self._model = model
         self._one_call = one_call
@@ -128,7 +128,7 @@ class Reply:
         self._invalid: list[dict[str, Any]] = []
 
     def add(self, part: Part) -> None:
-        """Take the next part."""
+        """Add the next part."""
         if isinstance(part, Text):
             self._text += part.text
         elif isinstance(part, ReasoningDelta):
@@ -142,40 +142,40 @@ class Reply:
             self._invalid.append(asdict(part.invalid))
 
     def more(self, part: Part) -> ChatResponse:
-        """Take the next part, and give the reply up to it."""
+        """Add the next part, and return the reply up to it."""
         self.add(part)
         delta = part.text if isinstance(part, Text) else ""
         extra = {"thinking_delta": part.text} if isinstance(part, ReasoningDelta) else {}
         return ChatResponse(message=self._message(), delta=delta, additional_kwargs=extra)
 
     def end(self, run_id: str | None) -> ChatResponse:
-        """The whole reply, with what is known once the answer has ended.
+        """Return the whole reply, with what is known at its end.
 
         Args:
             run_id: The captured run that it belongs to.
         """
-        generation = self._answer.generation
-        read, written = self._answer.read_tokens, len(generation.token_ids)
+        generation = self._response.generation
+        read, written = self._response.read_tokens, len(generation.token_ids)
         usage = {
             "prompt_tokens": read,
             "completion_tokens": written,
             "total_tokens": read + written,
         }
-        details = {"cached_tokens": self._answer.cached_tokens}
-        response = ChatResponse(
+        details = {"cached_tokens": self._response.cached_tokens}
+        chat_response = ChatResponse(
             message=self._message(),
             delta="",
             raw={
                 "model": self._model,
                 "finish_reason": generation.finish_reason,
                 "usage": {**usage, "prompt_tokens_details": details},
-                "lag": {**self._answer.report(), "run_id": run_id},
+                "lag": {**self._response.report(), "run_id": run_id},
             },
             additional_kwargs=dict(usage),
         )
-        if self._answer.request.top_logprobs is not None:
-            response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
-        return response
+        if self._response.request.top_logprobs is not None:
+            chat_response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
+        return chat_response
 
     def _message(self) -> ChatMessage:
         blocks: list[ContentBlock] = []
@@ -197,12 +197,12 @@ def _as_openai(call: ToolCallBlock) -> dict[str, Any]:
 
 
 def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:
-    """The token that was taken, and the others that were asked for."""
+    """Return the token that was taken and the others that were asked for."""
     taken = (entry.token_id, entry.logprob)
     others = [each for each in entry.top if each[0] != entry.token_id]
 
-    def told(token: int, logprob: float) -> LogProb:
+    def as_logprob(token: int, logprob: float) -> LogProb:
         text = engine.tokenizer.decode([token])
         return LogProb(token=text, logprob=logprob, bytes=list(text.encode()))
 
-    return [told(*each) for each in (taken, *others)]
+    return [as_logprob(*each) for each in (taken, *others)]

@@ -1,4 +1,4 @@
-"""A memory for query engines, which have no place for one."""
+"""A query engine with a memory, around any other one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
+from pydantic import SkipValidation, validate_call
 
 from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.chat.current import InjectedLogs, current_logs, inject_logs
 from lag_integrations.errors import SettingsError
-from lag_integrations.llama_index.capture.instrument import current_owner, open_run, retrieved
+from lag_integrations.llama_index.capture.current import (
+    current_owner,
+    open_run,
+    retrieved,
+)
+from lag_integrations.llama_index.capture.handlers import instrumentation
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.capture.tags import current_tags
-from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.llama_index.streams import in_context, with_variables
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import (
     Recalled,
@@ -42,19 +48,22 @@ dispatcher = get_dispatcher(__name__)
 class LAGQueryEngine(BaseQueryEngine):
     """Gives any query engine a memory of the queries that it answered.
 
-    The logs that fit the question are given to every call that the engine's `LAGLLM` answers from
-    (not where it selects, ranks or rewrites), in all response modes, streaming or not; the answered
-    query becomes a log with its sources. It is a query engine itself: for routers, sub-question
-    engines and ``QueryEngineTool``, around them or within.
+    The logs that fit the question are injected into every call that the engine's `LAGLLM` answers
+    from, in all response modes, streaming or not; not where it selects, ranks or rewrites. The
+    answered query becomes a log with its sources. It is a query engine itself, and may stand within
+    or around routers, sub-question engines and ``QueryEngineTool``.
 
-    ``response.metadata["lag"]`` says what was used: ``recalled`` (log ids, best first) with their
-    ``scores``, or else the ``nearest_miss``, ``log_ids`` that the LLM took, those of them
-    ``read_as_text``, ``injected_tokens``, ``reused_tokens``, ``llm_calls``, ``usage`` (tokens, as
-    in the LLM's responses), ``timings`` in seconds, and ``run_id`` for `KVLogMemory.feedback`. A
-    streamed response has all of it when it was read. The reports of the queries that each
-    `LAGQueryEngine` within this one answered (sub-questions, say) are ``within``.
+    ``response.metadata["lag"]`` reports what was used. A streamed response has all of it when it
+    was read.
 
-    A log is given to no call that is shown a document which was changed since (`is_outdated`);
+    - ``recalled`` (log ids, best first) and their ``scores``, or else the ``nearest_miss``.
+    - ``log_ids`` that the LLM took, and those of them ``read_as_text``.
+    - ``injected_tokens``, ``reused_tokens``, ``llm_calls``, ``timings`` in seconds, and ``usage``
+      (tokens, as in the LLM's responses).
+    - ``run_id``, for `KVLogMemory.feedback`.
+    - ``within``: the reports of each `LAGQueryEngine` within this one, for sub-questions say.
+
+    A log is left out of a call that is shown a document which was changed since (`is_outdated`);
     another one takes its place.
 
     Example:
@@ -77,21 +86,23 @@ class LAGQueryEngine(BaseQueryEngine):
 
     Raises:
         SettingsError: There is no query engine or no memory of logs, or `k` is negative.
+        ValueError: A setting is unknown or of the wrong type.
         StoreError: The filter is malformed.
         TraceError: The metadata has a key that is taken, or a value that nothing can be found by.
     """
 
+    @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        query_engine: BaseQueryEngine,
-        memory: LogMemory,
+        query_engine: SkipValidation[BaseQueryEngine],
+        memory: SkipValidation[LogMemory],
         *,
         k: int | None = None,
         min_score: float | None = None,
-        where: Where | WhereFunction | None = None,
+        where: SkipValidation[Where | WhereFunction | None] = None,
         as_text: bool = False,
         capture: bool = True,
-        metadata: Metadata | None = None,
+        metadata: SkipValidation[Metadata | None] = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if not isinstance(query_engine, BaseQueryEngine):
@@ -105,6 +116,7 @@ class LAGQueryEngine(BaseQueryEngine):
                 "LAGQueryEngine(engine, memory=KVLogMemory('./logs'))."
             )
         super().__init__(callback_manager or query_engine.callback_manager)
+        self._need = instrumentation.need()
         self._engine = query_engine
         self._memory = memory
         self._recall = SafeRecall(memory, k, min_score, where)
@@ -123,11 +135,11 @@ class LAGQueryEngine(BaseQueryEngine):
         self._engine._update_prompts(prompts)
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """What the engine retrieves; no logs."""
+        """Return what the engine retrieves; no logs."""
         return self._engine.retrieve(query_bundle)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """What the engine retrieves; no logs."""
+        """Return what the engine retrieves; no logs."""
         retrieve: Any = self._engine.aretrieve  # type: ignore[attr-defined]
         found: list[NodeWithScore] = await retrieve(query_bundle)
         return found
@@ -141,8 +153,8 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = self._begin(query_bundle, nodes)
-        with inject_logs(task.given):
-            return task.finish(
+        with inject_logs(task.injected):
+            return task.with_report(
                 self._engine.synthesize(query_bundle, nodes, additional_source_nodes)
             )
 
@@ -155,19 +167,19 @@ class LAGQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         """Answer from given nodes, with logs."""
         task = await asyncio.to_thread(self._begin, query_bundle, nodes)
-        with inject_logs(task.given):
+        with inject_logs(task.injected):
             response = await self._engine.asynthesize(query_bundle, nodes, additional_source_nodes)
-            return task.finish(response)
+            return task.with_report(response)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = self._begin(query_bundle)
-        with inject_logs(task.given):
-            return task.finish(self._engine.query(query_bundle))
+        with inject_logs(task.injected):
+            return task.with_report(self._engine.query(query_bundle))
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         task = await asyncio.to_thread(self._begin, query_bundle)
-        with inject_logs(task.given):
-            return task.finish(await self._engine.aquery(query_bundle))
+        with inject_logs(task.injected):
+            return task.with_report(await self._engine.aquery(query_bundle))
 
     def _begin(self, query_bundle: QueryBundle, nodes: Sequence[NodeWithScore] = ()) -> _Task:
         run_id = None
@@ -177,44 +189,44 @@ class LAGQueryEngine(BaseQueryEngine):
         question = query_bundle.query_str
         # A query is a run of its own, of no thread, whichever agent asks.
         owner = Owner(current_owner(self._metadata).user)
-        shown = node_sources(nodes)
-        recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=shown)
-        given = InjectedLogs(self._memory, recalled, question, self._as_text, shown)
-        return _Task(given, run_id, time.perf_counter() - started)
+        sources = node_sources(nodes)
+        recalled = Recalled(self._recall.of(current_tags(), owner), question, shown=sources)
+        injected = InjectedLogs(self._memory, recalled, question, self._as_text, sources)
+        return _Task(injected, run_id, time.perf_counter() - started)
 
 
 class _Task:
-    """A query that is being answered."""
+    """A query that goes on, and the report of it."""
 
-    def __init__(self, given: InjectedLogs, run_id: str | None, seconds: float) -> None:
-        self.given = given
+    def __init__(self, injected: InjectedLogs, run_id: str | None, seconds: float) -> None:
+        self.injected = injected
         self._seconds = seconds
         self._report: dict[str, Any] = {"run_id": run_id}
         self._update()
         if (around := current_logs.get()) is not None:
             around.within.append(self._report)
 
-    def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
-        """The response with its report; called while the logs are given."""
+    def with_report(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """Return the response with its report; called where the logs are injected."""
         response.metadata = {**(response.metadata or {}), "lag": self._report}
-        self.given.shown.extend(retrieved())
+        self.injected.shown.extend(retrieved())
         # Most calls of a stream are made when it is read: long after, and anywhere.
         if isinstance(response, StreamingResponse):
-            response.response_gen = carried(
+            response.response_gen = in_context(
                 response.response_gen, context=copy_context(), ended=self._update
             )
         elif isinstance(response, AsyncStreamingResponse):
-            response.response_gen = acarried(
-                response.response_gen, variables={current_logs: self.given}, ended=self._update
+            response.response_gen = with_variables(
+                response.response_gen, variables={current_logs: self.injected}, ended=self._update
             )
         else:
             self._update()
         return response
 
     def _update(self, error: BaseException | None = None) -> None:
-        calls = self.given.reports
+        calls = self.injected.reports
         used = [call["lag"] for call in calls]
-        found = self.given.recalled.result
+        found = self.injected.recalled.result
         self._report.update(
             recalled=[log.id for log in found.logs],
             scores=[log.score for log in found.logs],
@@ -224,7 +236,7 @@ class _Task:
             injected_tokens=sum(lag["injected_tokens"] for lag in used),
             reused_tokens=sum(lag["reused_tokens"] for lag in used),
             llm_calls=len(calls),
-            within=list(self.given.within),
+            within=list(self.injected.within),
             usage={
                 "prompt_tokens": sum(call["usage"]["prompt_tokens"] for call in calls),
                 "completion_tokens": sum(call["usage"]["completion_tokens"] for call in calls),

@@ -6,8 +6,10 @@ import asyncio
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from pydantic import NonNegativeInt, SkipValidation, validate_call
 
-from lag_integrations.llama_index.capture.instrument import current_owner
+from lag_integrations.errors import SettingsError
+from lag_integrations.llama_index.capture.current import current_owner
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.rendering import log_metadata, log_text
@@ -18,7 +20,7 @@ from lag_integrations.traces.trace import Outcome
 
 
 class LogRetriever(BaseRetriever):
-    """Finds logs that fit a query, best first, as text: for models whose KV cache is out of reach.
+    """Finds logs that fit a query, best first, as text for models whose KV cache is out of reach.
 
     A node's text is the log's task and last response. Its id is the log id; its metadata has
     ``log_id``, ``score``, ``task``, ``outcome``, ``started_at``, and what the trace's own has, and
@@ -37,25 +39,31 @@ class LogRetriever(BaseRetriever):
         where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
             dict) that returns such a filter. If it fails or returns none, nothing is found.
         outcomes: Only logs with these outcomes.
-        diversity: How much the logs shall differ from each other.
+        diversity: How much the logs should differ from each other.
         newest_only: Of logs of one task only the newest; and newer ones first where tasks are
             alike.
 
     Raises:
+        ValueError: There is no memory, or a setting is unknown or not valid.
         StoreError: The filter is malformed.
     """
 
+    @validate_call(config={"arbitrary_types_allowed": True})
     def __init__(
         self,
-        memory: LogMemory,
+        memory: SkipValidation[LogMemory],
         *,
-        k: int | None = None,
+        k: NonNegativeInt | None = None,
         min_score: float | None = None,
-        where: Where | WhereFunction | None = None,
+        where: SkipValidation[Where | WhereFunction | None] = None,
         outcomes: tuple[Outcome, ...] | None = None,
         diversity: float | None = None,
         newest_only: bool = True,
     ) -> None:
+        if not isinstance(memory, LogMemory):
+            raise SettingsError(
+                "A LogRetriever needs a memory of logs: LogRetriever(KVLogMemory('./logs'))."
+            )
         super().__init__()
         check_where(where)
         self._memory = memory

@@ -1,4 +1,4 @@
-"""Streams that are read later, somewhere else, as if it were where they were made."""
+"""Streams that are read later and elsewhere, in the context where they were made."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 Ended = Callable[["BaseException | None"], None]
-"""Told once how a stream ended: by itself (None), by an error, or left by its reader
-(``GeneratorExit``), who may never have begun to read it."""
+"""Is called once when a stream ends: with None, with an error, or with ``GeneratorExit`` if its
+reader let go of it, maybe without having begun to read."""
 
 
-def carried(
+def in_context(
     stream: Iterator[T],
     *,
     context: Context,
     each: Callable[[T], None] | None = None,
     ended: Ended | None = None,
 ) -> Generator[T, None, None]:
-    """A stream whose every step is taken in a context.
+    """Return a stream whose every step is taken in a context.
 
     Args:
         stream: What is read. It is closed with the generator.
         context: For this stream alone: a context cannot be entered twice at a time.
-        each: Told what is read; must not raise.
-        ended: Told how it ended; must not raise.
+        each: Called with each item; must not raise.
+        ended: Called when it ended; must not raise.
     """
-    told = _Once(ended)
-    reading = _read(stream, context, each, told)
-    told.by_death_of(reading)
+    once = _Once(ended)
+    reading = _read(stream, context, each, once)
+    once.call_when_collected(reading)
     return reading
 
 
-def acarried(
+def with_variables(
     stream: AsyncIterator[T],
     *,
     variables: Mapping[ContextVar[Any], Any],
     each: Callable[[T], None] | None = None,
     ended: Ended | None = None,
 ) -> AsyncGenerator[T, None]:
-    """As `carried`, where a step may await: the variables are set for as long as it lasts.
+    """Return a stream during whose steps, which may await, context variables are set.
 
     Args:
         stream: What is read. It is closed with the generator.
-        variables: What is set, and to what.
-        each: Told what is read; must not raise.
-        ended: Told how it ended; must not raise.
+        variables: The variables and their values.
+        each: Called with each item; must not raise.
+        ended: Called when it ended; must not raise.
     """
-    told = _Once(ended)
-    reading = _aread(stream, variables, each, told)
-    told.by_death_of(reading)
+    once = _Once(ended)
+    reading = _aread(stream, variables, each, once)
+    once.call_when_collected(reading)
     return reading
 
 
 class _Once:
-    """Tells how a stream ended, also of one that nobody began to read: that one runs no code."""
+    """Calls `Ended` once, also for a stream that nobody began to read: that one runs no code."""
 
     def __init__(self, ended: Ended | None) -> None:
         self._ended = ended
@@ -75,12 +75,12 @@ class _Once:
         if ended is not None:
             ended(error)
 
-    def by_death_of(self, reading: object) -> None:
+    def call_when_collected(self, reading: object) -> None:
         weakref.finalize(reading, self, GeneratorExit()).atexit = False
 
 
 def _read(
-    stream: Iterator[T], context: Context, each: Callable[[T], None] | None, told: _Once
+    stream: Iterator[T], context: Context, each: Callable[[T], None] | None, once: _Once
 ) -> Generator[T, None, None]:
     error: BaseException | None = None
     try:
@@ -100,14 +100,14 @@ def _read(
             if (close := getattr(stream, "close", None)) is not None:
                 context.run(close)
         finally:
-            told(error)
+            once(error)
 
 
 async def _aread(
     stream: AsyncIterator[T],
     variables: Mapping[ContextVar[Any], Any],
     each: Callable[[T], None] | None,
-    told: _Once,
+    once: _Once,
 ) -> AsyncGenerator[T, None]:
     error: BaseException | None = None
     try:
@@ -129,7 +129,7 @@ async def _aread(
                 with _set(variables):
                     await close()
         finally:
-            told(error)
+            once(error)
 
 
 @contextmanager

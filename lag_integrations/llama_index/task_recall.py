@@ -1,4 +1,4 @@
-"""What a task recalls, once, however often the steps of an agent ask for it."""
+"""Recalls once for each task, however often the steps of an agent ask for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
 from lag_integrations.chat.query import QueryOf, query_of
-from lag_integrations.llama_index.capture.instrument import note_recalled, retrieved
+from lag_integrations.llama_index.capture.current import note_recalled, retrieved
 from lag_integrations.llama_index.capture.messages import CODE_RESULT, as_step, is_observation
 from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
@@ -19,7 +19,7 @@ from lag_integrations.memory.safe_recall import Recalled, SafeRecall
 from lag_integrations.traces.queries import last_two
 
 _TASKS = 64
-"""Tasks that are at work at once, in all sessions that share a memory block."""
+"""Most tasks that go on at once, in all sessions that share a memory block."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
 
 
 def is_task(message: ChatMessage) -> bool:
-    """Whether the user says something here: no carrier, and not what an agent's code gave."""
+    """Return whether this is the user's own: no carrier, and no result of an agent's code."""
     return (
         message.role == MessageRole.USER
         and not is_carrier(message)
@@ -48,36 +48,36 @@ def is_task(message: ChatMessage) -> bool:
     )
 
 
-def said_by_user(messages: Sequence[ChatMessage]) -> list[str]:
-    """What the user said, in order: not what an agent's tools or code gave, in the user's name."""
-    said: list[str] = []
+def user_texts(messages: Sequence[ChatMessage]) -> list[str]:
+    """Return the user's own texts, in order, without results that agents put into that role."""
+    texts: list[str] = []
     previous = None
     for message in messages:
         answered = previous is not None and previous.role == MessageRole.ASSISTANT
         if is_task(message) and not (answered and is_observation(message.content or "")):
             text = message.content or ""
-            # An agent's later steps give as input what stands in the history already.
+            # The input of an agent's later steps stands in the history already.
             if previous is None or not is_task(previous) or previous.content != text:
-                said.append(text)
+                texts.append(text)
         previous = message
-    return said
+    return texts
 
 
 def task_of(messages: Sequence[ChatMessage], query: QueryOf | None = None) -> Task | None:
-    """The task at hand; None if the user said nothing.
+    """Return the task at hand; None if the user said nothing.
 
     Args:
         messages: The conversation.
         query: What logs are searched by instead: a text, or a function of the messages.
     """
-    said = said_by_user(messages)
-    if not said:
+    texts = user_texts(messages)
+    if not texts:
         return None
-    asked = query_of(query, [message for message in messages if not is_carrier(message)])
-    if asked is not None:
-        return Task(said[-1], len(said), asked)
-    text, before = last_two(said)
-    return Task(said[-1], len(said), text, before)
+    search_text = query_of(query, [message for message in messages if not is_carrier(message)])
+    if search_text is not None:
+        return Task(texts[-1], len(texts), search_text)
+    text, before = last_two(texts)
+    return Task(texts[-1], len(texts), text, before)
 
 
 class TaskRecall:
@@ -95,9 +95,9 @@ class TaskRecall:
         session: str | None,
         run: str | None,
     ) -> SearchResult:
-        """Return the logs of a task, but those of turns that stand in the prompt.
+        """Return the logs of a task, without turns that stand in the prompt.
 
-        Logs that documents outdate which the steps retrieve are left out from then on.
+        Logs are left out from the step on that retrieves a newer version of their documents.
 
         Args:
             recall: How logs are recalled.
@@ -114,26 +114,26 @@ class TaskRecall:
             recall.owner,
         )
         key = (settings, session, task, run)
-        shown = retrieved()
+        sources = retrieved()
         with self._lock:
             found = self._found.get(key)
         if found is None:
             prompt = [as_step(message) for message in messages if not is_carrier(message)]
-            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=shown)
+            found = Recalled(recall, task.query, before=task.before, prompt=prompt, shown=sources)
             with self._lock:
                 self._found[key] = found
                 if len(self._found) > _TASKS:
                     del self._found[next(iter(self._found))]
-        return found.use(shown)
+        return found.use(sources)
 
     def forget(self) -> None:
-        """A new task begins, be it in the same words."""
+        """Forget all tasks: a new one begins, maybe in the same words."""
         with self._lock:
             self._found.clear()
 
 
 def text_blocks(logs: Sequence[RecalledLog]) -> list[TextBlock]:
-    """Logs as text for a prompt, a block each; the worst that are too much are left out."""
+    """Return logs as text for a prompt, a block each, without the worst of too many."""
     texts = [f"{text}\n" for text in logs_texts(logs, MAX_CHARS)]
     if texts:
         texts[0] = HEADING + texts[0]

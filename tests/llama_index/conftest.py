@@ -4,26 +4,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index_instrumentation import get_dispatcher
 from transformers import AutoTokenizer
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.llama_index import LAGLLM
-from lag_integrations.llama_index.capture.instrument import _watch
+from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
-from tests.llama_index.recorder import FERRY, VAULT, added
+from tests.llama_index.fake_llm import FERRY, VAULT, added, our_handlers
 from tests.puppet import Puppet
 
 
 @pytest.fixture(autouse=True)
-def handlers_stay() -> Iterator[None]:
+def handlers_are_ours() -> Iterator[None]:
     """LlamaIndex is silent about a handler that is lost or broken: whoever does it shall fail."""
     yield
-    root = get_dispatcher()
-    for handlers in (root.span_handlers, root.event_handlers):
-        ours = [each for each in handlers if each.class_name().startswith("LAG")]
-        assert [each._watch for each in ours] == [_watch]
+    spans, events = our_handlers()
+    assert len(spans) == len(events) <= 1
+    assert all(each._tracker is tracker for each in [*spans, *events])
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +37,7 @@ def puppet(one_puppet: Puppet) -> Puppet:
 
 
 @pytest.fixture
-def told(puppet: Puppet) -> LAGLLM:
+def puppet_llm(puppet: Puppet) -> LAGLLM:
     """An LLM that says what the puppet is told."""
     return LAGLLM(puppet, temperature=0, max_tokens=200)
 

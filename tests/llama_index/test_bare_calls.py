@@ -8,7 +8,7 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.tools import FunctionTool
 
-from tests.llama_index.scripted import captured, said
+from tests.llama_index.fake_llm import captured, transcript
 
 CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
 WAYS = [CALL, f"```json\n{CALL}\n```", f"[{CALL}]"]
@@ -41,25 +41,25 @@ def selected(llm, response):
 
 
 @pytest.mark.parametrize("text", WAYS)
-def test_a_call_is_a_call_however_it_is_written(told, puppet, text):
+def test_a_call_is_a_call_however_it_is_written(puppet_llm, puppet, text):
     puppet.says(text)
-    for response in ways_of(told):
-        assert selected(told, response) == [("weather", {"city": "Oslo"})]
+    for response in ways_of(puppet_llm):
+        assert selected(puppet_llm, response) == [("weather", {"city": "Oslo"})]
         assert not response.message.content
 
 
-def test_what_is_no_call_stays_text(told, puppet):
+def test_what_is_no_call_stays_text(puppet_llm, puppet):
     for text in (f"I would write {CALL}", CALL.replace("weather", "climate")):
         puppet.says(text)
-        for response in ways_of(told):
-            assert selected(told, response) == []
+        for response in ways_of(puppet_llm):
+            assert selected(puppet_llm, response) == []
             assert response.message.content == text
 
 
-def test_a_call_that_cannot_be_read_says_why(told, puppet):
+def test_a_call_that_cannot_be_read_says_why(puppet_llm, puppet):
     puppet.says(WRONG)
-    for response in ways_of(told):
-        assert selected(told, response) == []
+    for response in ways_of(puppet_llm):
+        assert selected(puppet_llm, response) == []
         (invalid,) = response.message.additional_kwargs["invalid_tool_calls"]
         assert (invalid["name"], invalid["args"]) == ("weather", '{"city": 3}')
         assert "3 is not of type 'string'" in invalid["error"]
@@ -67,10 +67,10 @@ def test_a_call_that_cannot_be_read_says_why(told, puppet):
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.usefixtures("no_worker")
-def test_an_agent_runs_its_tool(told, puppet, memory, streaming):
+def test_an_agent_runs_its_tool(puppet_llm, puppet, memory, streaming):
     async def run():
         with memory.capture():
-            agent = FunctionAgent(llm=told, tools=TOOLS, streaming=streaming)
+            agent = FunctionAgent(llm=puppet_llm, tools=TOOLS, streaming=streaming)
             return await agent.run("Weather?")
 
     for text in WAYS:
@@ -79,7 +79,7 @@ def test_an_agent_runs_its_tool(told, puppet, memory, streaming):
         assert output.response.content == "It rains."
         trace = captured(memory)[-1]
         assert trace.outcome == "success"
-        assert said(trace)[-3:] == [
+        assert transcript(trace)[-3:] == [
             ("assistant", "weather"),
             ("tool", "Rain in Oslo."),
             ("assistant", "It rains."),
@@ -90,13 +90,13 @@ def test_an_agent_runs_its_tool(told, puppet, memory, streaming):
 @pytest.mark.parametrize("text", [WRONG, "It is <tool_call>\n{weather}\n</tool_call>"])
 @pytest.mark.usefixtures("no_worker")
 def test_a_run_that_ends_with_an_unreadable_call_is_a_failure(
-    told, puppet, monkeypatch, memory, text, streaming
+    puppet_llm, puppet, monkeypatch, memory, text, streaming
 ):
     monkeypatch.setattr("lag_integrations.engine.engine.can_constrain", lambda: False)
 
     async def run():
         with memory.capture():
-            agent = FunctionAgent(llm=told, tools=TOOLS, streaming=streaming)
+            agent = FunctionAgent(llm=puppet_llm, tools=TOOLS, streaming=streaming)
             await agent.run("Weather?")
 
     for answers in ((CALL, text), (text,)):
@@ -106,5 +106,5 @@ def test_a_run_that_ends_with_an_unreadable_call_is_a_failure(
         (last,) = captured(memory)[-1].messages[-1].tool_calls
         assert isinstance(last.args, str)
     with memory.capture():
-        told.chat_with_tools(TOOLS, "Weather, asked at once?")
+        puppet_llm.chat_with_tools(TOOLS, "Weather, asked at once?")
     assert captured(memory)[-1].outcome == "failure"

@@ -19,25 +19,13 @@ from lag_integrations.llama_index import (
     LAGLLM,
     KVLogMemoryBlock,
     LAGMemory,
+    memory_block,
+    settings,
 )
-from lag_integrations.llama_index import (
-    memory_block as block,
-)
-from lag_integrations.llama_index import (
-    task_recall as recalled,
-)
+from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import is_carrier
 from tests.conftest import qa, random_model
-from tests.llama_index.recorder import (
-    VAULT,
-    added,
-    called,
-    named,
-    recorder,
-    said,
-    texts,
-    user,
-)
+from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
 
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."
@@ -74,12 +62,12 @@ def test_it_is_a_block(memory, no_worker):
 
 async def test_it_names_logs_in_a_message_that_says_nothing(memory, logs):
     made = KVLogMemoryBlock(memory)
-    (message,) = await made.aget([user("Hi."), said("Hello."), user(QUESTION)])
+    (message,) = await made.aget([user("Hi."), answer("Hello."), user(QUESTION)])
     assert is_carrier(message)
     assert named([message]) == [logs[0]]
     (message,) = await made.aget([user("Sing me a song about trees.")])
     assert named([message]) == []
-    assert await made.aget([]) == await made.aget() == await made.aget([said("Hi.")]) == []
+    assert await made.aget([]) == await made.aget() == await made.aget([answer("Hi.")]) == []
 
 
 async def test_as_text_it_is_text_that_capture_knows(memory, logs, monkeypatch):
@@ -96,12 +84,12 @@ async def test_a_task_of_a_session_is_recalled_for_once(memory, logs, asked, mon
     made = KVLogMemoryBlock(memory)
     chat = around(made)
     for run in ("1", "2"):  # the user may ask it twice
-        monkeypatch.setattr(block, "open_run", lambda *_, run=run, **__: run)
+        monkeypatch.setattr(settings, "open_run", lambda *_, run=run, **__: run)
         question = QUESTION
         await chat.aput(user(question))
         await chat.aget()
         await chat.aget(input=question)
-        await chat.aput(said("7741."))
+        await chat.aput(answer("7741."))
     assert asked == [QUESTION, QUESTION]
     other = around(made)
     await other.aput(user(QUESTION))
@@ -124,7 +112,7 @@ async def test_settings_may_be_changed(memory, logs):
 
 async def test_what_many_sessions_recalled_is_not_kept_for_ever(memory, logs, monkeypatch):
     monkeypatch.setattr(recalled, "_TASKS", 4)
-    monkeypatch.setattr(block, "open_run", lambda *_, **__: "run")
+    monkeypatch.setattr(settings, "open_run", lambda *_, **__: "run")
     made = KVLogMemoryBlock(memory)
     for number in range(8):
         await made.aget([user(QUESTION)], session_id=str(number))
@@ -136,7 +124,7 @@ async def test_turns_that_stand_in_the_prompt_are_not_recalled(memory, logs):
     chat = around(KVLogMemoryBlock(memory, k=1), session_id="mine")
     await chat.aput(user(QUESTION))
     assert named(await chat.aget()) == [own]
-    await chat.aput_messages([said("7741, I said."), user(QUESTION)])
+    await chat.aput_messages([answer("7741, I said."), user(QUESTION)])
     assert named(await chat.aget()) == [logs[0]]
 
 
@@ -159,14 +147,14 @@ async def test_runs_are_captured_with_the_session_as_their_thread(memory, logs, 
     def open_run(memory, thread=None, task=None, **_):
         opened.append((memory, thread, task, threading.current_thread()))
 
-    monkeypatch.setattr(block, "open_run", open_run)
+    monkeypatch.setattr(settings, "open_run", open_run)
     await around(KVLogMemoryBlock(memory), session_id="s").aget(input=QUESTION)
     await around(KVLogMemoryBlock(memory, capture=False)).aget(input=QUESTION)
     assert opened == [(memory, "s", QUESTION, threading.main_thread())]
 
 
 def test_a_closed_memory_breaks_no_conversation(memory, logs, caplog):
-    llm, seen = recorder("Fine.")
+    llm, seen = fake_llm("Fine.")
     chat = around(KVLogMemoryBlock(memory), token_limit=60, token_flush_size=10)
     memory.close()
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=chat)
@@ -224,15 +212,15 @@ def short(memory):
     return around(KVLogMemoryBlock(memory), token_limit=60, token_flush_size=10, session_id="mine")
 
 
-def turn(question, answer, words=0):
-    return [user(question), said(f"{answer} {'word ' * words}".strip())]
+def turn(question, response, words=0):
+    return [user(question), answer(f"{response} {'word ' * words}".strip())]
 
 
 async def test_turns_that_are_ejected_become_logs(memory, no_worker, short):
     picture = user("What is this?")
     picture.blocks.append(ImageBlock(url="http://x.example/y.png"))
-    steps = [user("How is Lima?"), called("weather", city="Lima"), said("It rains in Lima.")]
-    await short.aput_messages([said("Hello."), picture, said("A cat."), *steps])
+    steps = [user("How is Lima?"), call("weather", city="Lima"), answer("It rains in Lima.")]
+    await short.aput_messages([answer("Hello."), picture, answer("A cat."), *steps])
     await short.aput_messages(turn("Tell a tale.", "Once.", 40))
     memory.embed_pending()
     logs = memory.store.ledger.having({"thread_id": "mine"}).values()
@@ -268,11 +256,11 @@ async def test_turns_that_are_logs_already_stay_one(memory, no_worker, short, th
 
 async def test_what_is_not_a_whole_turn_is_no_log(memory, no_worker):
     made = KVLogMemoryBlock(memory)
-    await made.aput([said("Hello."), user("Hm."), user("Code?"), called("weather", city="Lima")])
+    await made.aput([answer("Hello."), user("Hm."), user("Code?"), call("weather", city="Lima")])
     await made.aput([])
     assert memory.store.ledger.count() == 0
     code = user("Result of executing the code given:\n\n42")
-    await made.aput([user("What is 6 x 7?"), said("<execute>6*7</execute>"), code, said("42.")])
+    await made.aput([user("What is 6 x 7?"), answer("<execute>6*7</execute>"), code, answer("42.")])
     assert memory.store.ledger.count() == 1
 
 
@@ -292,11 +280,11 @@ async def test_agents_get_the_logs_at_each_step(memory, logs, kind, insert):
         KVLogMemoryBlock(memory), StaticMemoryBlock(static_content="Be kind."), insert_method=insert
     )
     if kind == "function":
-        llm, seen = recorder(called("weather", city="Lima"), "7741.")
+        llm, seen = fake_llm(call("weather", city="Lima"), "7741.")
         agent = FunctionAgent(llm=llm, tools=[weather], system_prompt="You help.")
     else:
         step = 'Thought: Look.\nAction: weather\nAction Input: {"city": "Lima"}'
-        llm, seen = recorder(step, "Thought: I know.\nAnswer: 7741.")
+        llm, seen = fake_llm(step, "Thought: I know.\nAnswer: 7741.")
         agent = ReActAgent(llm=llm, tools=[weather], system_prompt="You help.")
     assert str(await agent.run(QUESTION, memory=chat)) == "7741."
     assert [named(messages) for messages in seen] == [[logs[0]], [logs[0]]]
@@ -314,7 +302,7 @@ async def test_agents_get_the_logs_at_each_step(memory, logs, kind, insert):
 )
 async def test_agents_get_text(memory, logs, kind, insert, arrives):
     chat = around(KVLogMemoryBlock(memory, as_text=True), insert_method=insert)
-    llm, seen = recorder("Thought: I know.\nAnswer: 7741.")
+    llm, seen = fake_llm("Thought: I know.\nAnswer: 7741.")
     agent = (FunctionAgent if kind == "function" else ReActAgent)(llm=llm, tools=[weather])
     await agent.run(QUESTION, memory=chat)
     assert ("The code of the vault in Lima is 7741." in texts(seen[0])) is arrives
@@ -326,7 +314,7 @@ def test_context_engines_get_the_logs(memory, logs, way):
     index = VectorStoreIndex.from_documents(
         [Document(text="Lima is a city.")], embed_model=MockEmbedding(4)
     )
-    llm, seen = recorder("7741.")
+    llm, seen = fake_llm("7741.")
     chat = around(KVLogMemoryBlock(memory))
     engine = ContextChatEngine.from_defaults(index.as_retriever(), llm=llm, memory=chat)
     for question in (QUESTION, OTHER):
@@ -357,7 +345,7 @@ async def test_the_model_gets_the_kv_and_no_empty_message(
     memory, logs, engine, monkeypatch, kind, insert
 ):
     prompts, used = [], []
-    translate, chat = block.as_chat, LAGLLM._achat
+    translate, chat = memory_block.as_chat, LAGLLM._achat
 
     def read(messages):
         prompts.append(translate(messages))
@@ -368,7 +356,7 @@ async def test_the_model_gets_the_kv_and_no_empty_message(
         used.append(response.raw["lag"]["log_ids"])
         return response
 
-    monkeypatch.setattr("lag_integrations.llama_index.llm.as_chat", read)
+    monkeypatch.setattr("lag_integrations.llama_index.llm_call.as_chat", read)
     monkeypatch.setattr(LAGLLM, "_achat", kept)
     small = Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
     llm = LAGLLM(small, max_tokens=4, temperature=0)

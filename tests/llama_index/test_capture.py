@@ -36,7 +36,7 @@ from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, 
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.capture.instrument import (
+from lag_integrations.llama_index.capture.current import (
     is_choosing,
     note_recalled,
     open_run,
@@ -45,7 +45,15 @@ from lag_integrations.llama_index.message_tag import carrier
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa
 from tests.langchain.fake_chat_model import FakeChatModel
-from tests.llama_index.scripted import Plain, Prices, Scripted, call, captured, index, said
+from tests.llama_index.fake_llm import (
+    FakeCompletionLLM,
+    FakeLLM,
+    Prices,
+    call,
+    captured,
+    index,
+    transcript,
+)
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -63,7 +71,7 @@ def look(city: str) -> str:
 
 
 def weatherman(*answers, tools=(look,), **settings):
-    llm = Scripted(*(answers or (call("look", city="Oslo"), "It rains.")))
+    llm = FakeLLM(*(answers or (call("look", city="Oslo"), "It rains.")))
     return FunctionAgent(llm=llm, tools=list(tools), **settings)
 
 
@@ -99,7 +107,7 @@ def test_an_agents_run_is_a_log(memory, streaming):
         user_msg=RAIN[0][1],
     )
     trace = only(memory)
-    assert said(trace) == [("system", "Be short."), *RAIN]
+    assert transcript(trace) == [("system", "Be short."), *RAIN]
     assert (trace.task, trace.outcome) == ("Weather?", "success")
     assert trace.metadata == {"source": "llama_index", "run_name": "FunctionAgent.run"}
     assert trace.messages[2].tool_calls[0].args == {"city": "Oslo"}
@@ -111,7 +119,7 @@ def test_earlier_turns_are_left_out_with_a_state_too(memory):
     history = [user("Old?"), ChatMessage(role="assistant", content="Older.")]
     agent = weatherman(initial_state={"unit": "C"})
     run(agent, memory=memory, user_msg="Weather?", chat_history=history)
-    assert [role for role, _ in said(only(memory))] == [role for role, _ in RAIN]
+    assert [role for role, _ in transcript(only(memory))] == [role for role, _ in RAIN]
 
 
 def test_the_task_may_be_a_message_or_end_a_history(memory):
@@ -128,19 +136,19 @@ def test_earlier_turns_are_left_out(memory):
         user_msg="Weather?",
         chat_history=history,
     )
-    assert said(only(memory)) == [("system", "Be short."), *RAIN]
+    assert transcript(only(memory)) == [("system", "Be short."), *RAIN]
     assert [message.text for message in only(memory).earlier] == ["Old?", "Older."]
 
 
 def test_what_is_said_twice_is_kept_twice(memory):
     agent = weatherman(call("look", city="Oslo"), call("look", city="Oslo"), "It rains.")
     run(agent, memory=memory, user_msg="Weather?")
-    assert said(only(memory)) == [RAIN[0], *RAIN[1:3], *RAIN[1:3], RAIN[3]]
+    assert transcript(only(memory)) == [RAIN[0], *RAIN[1:3], *RAIN[1:3], RAIN[3]]
 
 
 def test_a_message_with_state_is_the_task_once(memory):
     run(weatherman(initial_state={"unit": "C"}), memory=memory, user_msg="Weather?")
-    (_, first), *rest = said(only(memory))
+    (_, first), *rest = transcript(only(memory))
     assert "Weather?" in first
     assert "unit" in first
     assert rest == RAIN[1:]
@@ -154,7 +162,7 @@ def test_a_memory_that_does_not_keep_the_state_either(memory):
             await weatherman(initial_state={"unit": "F"}).run("Weather?", memory=conversation)
 
     asyncio.run(arun())
-    assert [step[0] for step in said(captured(memory)[-1])] == [
+    assert [step[0] for step in transcript(captured(memory)[-1])] == [
         "user",
         "assistant",
         "tool",
@@ -166,10 +174,10 @@ def test_react_steps_are_what_the_model_said(memory):
     acts = 'Thought: Look.\nAction: look\nAction Input: {"city": "Oslo"}'
     answers = acts, "Thought: I know.\nAnswer: It rains."
     result = run(
-        ReActAgent(llm=Scripted(*answers), tools=[look]), memory=memory, user_msg="Weather?"
+        ReActAgent(llm=FakeLLM(*answers), tools=[look]), memory=memory, user_msg="Weather?"
     )
     assert str(result) == "It rains."
-    (_, header), *steps = said(only(memory))
+    (_, header), *steps = transcript(only(memory))
     assert "Action Input" in header
     assert steps == [
         ("user", "Weather?"),
@@ -181,8 +189,8 @@ def test_react_steps_are_what_the_model_said(memory):
 
 def test_a_react_agents_second_try(memory):
     answers = "Thought: Look.\nAction: look\nbroken", "Thought: I know.\nAnswer: It rains."
-    run(ReActAgent(llm=Scripted(*answers), tools=[look]), memory=memory, user_msg="Weather?")
-    steps = said(only(memory))[1:]
+    run(ReActAgent(llm=FakeLLM(*answers), tools=[look]), memory=memory, user_msg="Weather?")
+    steps = transcript(only(memory))[1:]
     assert [role for role, _ in steps] == ["user", "assistant", "user", "assistant"]
     assert steps[0][1] == "Weather?"
     assert steps[2][1].startswith("Error while parsing")
@@ -192,9 +200,9 @@ def test_code_is_acted(memory):
     async def execute(code: str) -> str:
         return f"ran {code}"
 
-    llm = Scripted("See: <execute>2 + 2</execute>", "It is 4.")
+    llm = FakeLLM("See: <execute>2 + 2</execute>", "It is 4.")
     run(CodeActAgent(code_execute_fn=execute, llm=llm), memory=memory, user_msg="2 + 2?")
-    assert said(only(memory))[1:] == [
+    assert transcript(only(memory))[1:] == [
         ("user", "2 + 2?"),
         ("assistant", "See: <execute>2 + 2</execute>"),
         ("user", "Result of executing the code given:\n\nran 2 + 2"),
@@ -207,13 +215,13 @@ def test_agents_hand_over(memory):
         name="one",
         description="first",
         system_prompt="One.",
-        llm=Scripted(call("handoff", to_agent="two", reason="it knows")),
+        llm=FakeLLM(call("handoff", to_agent="two", reason="it knows")),
         can_handoff_to=["two"],
     )
     two = weatherman(name="two", description="second", system_prompt="Two.")
     run(AgentWorkflow(agents=[one, two], root_agent="one"), memory=memory, user_msg="Weather?")
     trace = only(memory)
-    steps = said(trace)
+    steps = transcript(trace)
     assert steps[:3] == [("system", "One."), RAIN[0], ("assistant", "handoff")]
     assert steps[3][0] == "tool"  # where it belongs
     assert steps[4:] == [("system", "Two."), *RAIN[1:]]
@@ -227,14 +235,14 @@ def test_results_of_parallel_calls_are_in_the_order_of_the_calls(memory, kind):
         ToolCallBlock(tool_name="price", tool_kwargs={"of": of}, tool_call_id=of)
         for of in ("coffee", "tea", "juice")
     ]
-    llm = Scripted(ChatMessage(role="assistant", blocks=blocks), "Tea is cheap.")
+    llm = FakeLLM(ChatMessage(role="assistant", blocks=blocks), "Tea is cheap.")
     settings = {"llm": llm, "tools": [prices.price]}
     if kind is AgentWorkflow:
         settings = {"agents": [FunctionAgent(**settings)]}
     run(prices.noted_by(kind)(**settings), memory=memory, user_msg="Prices?")
     shown = [message.content for message in llm.seen[1] if message.role == "tool"]
     assert shown == ["40", "20", "30"]  # as they ended
-    assert said(only(memory)) == [
+    assert transcript(only(memory)) == [
         ("user", "Prices?"),
         ("assistant", "price,price,price"),
         ("tool", "30"),
@@ -249,7 +257,7 @@ def test_a_result_that_no_prompt_shows(memory):
     result = run(weatherman(tools=[tool]), memory=memory, user_msg="Weather?")
     assert str(result) == "Rain in Oslo"
     trace = only(memory)
-    assert said(trace) == [*RAIN[:3], ("assistant", "Rain in Oslo")]
+    assert transcript(trace) == [*RAIN[:3], ("assistant", "Rain in Oslo")]
     assert trace.messages[2].tool_call_id == "call-look"
     assert trace.messages[2].status == "success"
 
@@ -264,12 +272,12 @@ def test_a_tool_that_no_agent_calls(memory):
     class Handmade(Workflow):
         @step
         async def act(self, ev: StartEvent) -> StopEvent:
-            await Scripted(call("look_twice", city="Oslo")).achat([user("Weather?")])
+            await FakeLLM(call("look_twice", city="Oslo")).achat([user("Weather?")])
             output = await FunctionTool.from_defaults(look_twice).acall(city="Oslo")
             return StopEvent(result=f"So: {output.content}")
 
     run(Handmade(), memory=memory, question="Weather?")
-    assert said(only(memory)) == [
+    assert transcript(only(memory)) == [
         ("user", "Weather?"),
         ("assistant", "look_twice"),
         ("tool", "Rain in Oslo and Rain in Bergen"),
@@ -280,9 +288,14 @@ def test_a_tool_that_no_agent_calls(memory):
 def test_a_result_that_no_prompt_of_a_react_agent_shows(memory):
     acts = 'Thought: Look.\nAction: look\nAction Input: {"city": "Oslo"}'
     tool = FunctionTool.from_defaults(look, return_direct=True)
-    run(ReActAgent(llm=Scripted(acts), tools=[tool]), memory=memory, user_msg="Weather?")
+    run(ReActAgent(llm=FakeLLM(acts), tools=[tool]), memory=memory, user_msg="Weather?")
     trace = only(memory)
-    assert said(trace)[1:] == [RAIN[0], ("assistant", acts), RAIN[2], ("assistant", RAIN[2][1])]
+    assert transcript(trace)[1:] == [
+        RAIN[0],
+        ("assistant", acts),
+        RAIN[2],
+        ("assistant", RAIN[2][1]),
+    ]
     assert trace.messages[3].tool_call_id is None  # that of the agent is nobody's
 
 
@@ -294,7 +307,7 @@ def test_a_failing_tool_is_told(memory):
     tool = FunctionTool.from_defaults(fail)
     run(weatherman(call("fail"), "I cannot.", tools=[tool]), memory=memory, user_msg="Weather?")
     trace = only(memory)
-    assert said(trace) == [
+    assert transcript(trace) == [
         RAIN[0],
         ("assistant", "fail"),
         ("tool", "No sky."),
@@ -312,7 +325,7 @@ def test_an_agent_within_a_tool_belongs_to_the_run(memory):
 
     outer = weatherman(call("ask", question="Rain?"), "It rains there.", tools=[ask])
     run(outer, memory=memory, user_msg="Weather?")
-    assert said(only(memory)) == [
+    assert transcript(only(memory)) == [
         ("user", "Weather?"),
         ("assistant", "ask"),
         ("system", "Inner."),
@@ -327,7 +340,7 @@ def test_an_agent_within_a_tool_belongs_to_the_run(memory):
 
 
 class Poet(Workflow):
-    llm: Scripted
+    llm: FakeLLM
 
     @step
     async def write(self, ctx: Context, ev: StartEvent) -> StopEvent:
@@ -338,10 +351,10 @@ class Poet(Workflow):
 
 def test_a_workflow_of_ones_own(memory):
     poet = Poet()
-    poet.llm = Scripted("Waves.", "Wild waves.")
+    poet.llm = FakeLLM("Waves.", "Wild waves.")
     assert run(poet, memory=memory, topic="the sea") == "Wild waves."
     trace = only(memory)
-    assert said(trace) == [
+    assert transcript(trace) == [
         ("user", "Write of the sea"),
         ("assistant", "Waves."),
         ("user", "Better: Waves."),
@@ -354,12 +367,12 @@ def test_a_workflow_of_ones_own(memory):
 class Committee(Workflow):
     """Asks two at once, and gives the first one's answer."""
 
-    llm: Scripted
+    llm: FakeLLM
 
     @step
     async def vote(self, ev: StartEvent) -> StopEvent:
         shared = ChatMessage(role="system", content="Vote.")
-        slow, quick = Scripted("Yes.", delay=0.1), Scripted("No.")
+        slow, quick = FakeLLM("Yes.", delay=0.1), FakeLLM("No.")
         first, _ = await asyncio.gather(
             slow.achat([shared, user("One?")]), quick.achat([shared, user("Two?")])
         )
@@ -369,7 +382,7 @@ class Committee(Workflow):
 def test_calls_at_once_do_not_mix_and_the_answer_is_last(memory):
     run(Committee(), memory=memory, question="Which?")
     trace = only(memory)
-    assert said(trace) == [
+    assert transcript(trace) == [
         ("system", "Vote."),
         ("user", "Two?"),
         ("assistant", "No."),
@@ -382,19 +395,19 @@ def test_calls_at_once_do_not_mix_and_the_answer_is_last(memory):
     class Reversed(Committee):
         @step
         async def vote(self, ev: StartEvent) -> StopEvent:
-            await Scripted("Final.").achat([user("One?")])
-            await Scripted("Aside.").achat([user("Two?")])
+            await FakeLLM("Final.").achat([user("One?")])
+            await FakeLLM("Aside.").achat([user("Two?")])
             return StopEvent(result="Final.")
 
     run(Reversed(), memory=memory, question="Which?")
-    assert said(only(memory))[-2:] == [("assistant", "Aside."), ("assistant", "Final.")]
+    assert transcript(only(memory))[-2:] == [("assistant", "Aside."), ("assistant", "Final.")]
 
 
 def test_a_result_that_is_shortened_later_is_the_same(memory):
     class Forgetting(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm = Scripted(call("look"), "So.", "And so.")
+            llm = FakeLLM(call("look"), "So.", "And so.")
             messages = [user("Weather?")]
             messages.append((await llm.achat(messages)).message)
             for text in ("Rain in Oslo", "[removed]"):
@@ -405,7 +418,7 @@ def test_a_result_that_is_shortened_later_is_the_same(memory):
             return StopEvent(result=last.message.content)
 
     run(Forgetting(), memory=memory, question="Weather?")
-    assert said(only(memory)) == [*RAIN[:3], ("assistant", "So."), ("assistant", "And so.")]
+    assert transcript(only(memory)) == [*RAIN[:3], ("assistant", "So."), ("assistant", "And so.")]
 
 
 # Query engines
@@ -416,7 +429,7 @@ def test_a_result_that_is_shortened_later_is_the_same(memory):
     "mode", ["compact", "refine", "tree_summarize", "accumulate", "generation"]
 )
 def test_a_query_is_a_log(memory, mode, way):
-    llm = Scripted("One.", "Two.", "Three.")
+    llm = FakeLLM("One.", "Two.", "Three.")
     engine = index("Oslo is rainy.", "Bergen as well.").as_query_engine(llm=llm, response_mode=mode)
 
     async def ask():
@@ -427,7 +440,7 @@ def test_a_query_is_a_log(memory, mode, way):
     trace = only(memory)
     assert trace.task == "Weather?"
     assert trace.last_response == str(response)
-    assert said(trace)[-1][0] == "assistant"
+    assert transcript(trace)[-1][0] == "assistant"
     assert trace.metadata["run_name"] == f"RetrieverQueryEngine.{way}"
     assert trace.metadata["sources"] == [
         {
@@ -439,12 +452,12 @@ def test_a_query_is_a_log(memory, mode, way):
         }
         for found in response.source_nodes
     ]
-    prompts = [text for role, text in said(trace) if role == "user"]
+    prompts = [text for role, text in transcript(trace) if role == "user"]
     assert len(prompts) == {"refine": 2, "accumulate": 2}.get(mode, 1)
 
 
 def test_an_answer_without_a_model_is_no_run(memory):
-    engine = VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(llm=Scripted())
+    engine = VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(llm=FakeLLM())
     with memory.capture():
         assert str(engine.query("Weather?")) == "Empty Response"
     assert captured(memory) == []
@@ -453,7 +466,7 @@ def test_an_answer_without_a_model_is_no_run(memory):
 class DropsAll(BaseNodePostprocessor):
     """A reranker that asks an LLM, and finds that nothing fits."""
 
-    llm: Scripted
+    llm: FakeLLM
 
     def _postprocess_nodes(self, nodes, query_bundle=None):
         self.llm.complete("Which one fits?")
@@ -465,17 +478,17 @@ def test_what_found_nothing_is_no_answer(memory, streaming):
     """Though an LLM was called on the way."""
     hyde = TransformQueryEngine(
         VectorStoreIndex([], embed_model=MockEmbedding(8)).as_query_engine(
-            llm=Scripted(), streaming=streaming
+            llm=FakeLLM(), streaming=streaming
         ),
-        HyDEQueryTransform(llm=Scripted("It may rain.")),
+        HyDEQueryTransform(llm=FakeLLM("It may rain.")),
     )
     dropping = index().as_query_engine(
-        llm=Scripted("Which city?"),
+        llm=FakeLLM("Which city?"),
         streaming=streaming,
-        node_postprocessors=[DropsAll(llm=Scripted("None of them."))],
+        node_postprocessors=[DropsAll(llm=FakeLLM("None of them."))],
     )
     chat = CondenseQuestionChatEngine.from_defaults(
-        dropping, llm=Scripted("Which city?"), chat_history=[user("Hi"), user("Hello")]
+        dropping, llm=FakeLLM("Which city?"), chat_history=[user("Hi"), user("Hello")]
     )
     with memory.capture():
         for engine in (hyde, dropping):
@@ -492,16 +505,19 @@ CHOICE = '[{"choice": 1, "reason": "it fits"}]'
 
 
 def test_a_router(memory):
-    engine = index().as_query_engine(llm=Scripted("It rains."))
+    engine = index().as_query_engine(llm=FakeLLM("It rains."))
     router = RouterQueryEngine(
-        selector=selector(Scripted(CHOICE)),
+        selector=selector(FakeLLM(CHOICE)),
         query_engine_tools=[QueryEngineTool.from_defaults(engine, description="weather")],
-        llm=Scripted(),
+        llm=FakeLLM(),
     )
     with memory.capture():
         router.query("Weather?")
     trace = only(memory)
-    assert [text for role, text in said(trace) if role == "assistant"] == [CHOICE, "It rains."]
+    assert [text for role, text in transcript(trace) if role == "assistant"] == [
+        CHOICE,
+        "It rains.",
+    ]
     assert trace.metadata["run_name"] == "RouterQueryEngine.query"
     assert len(trace.metadata["sources"]) == 1
 
@@ -513,21 +529,21 @@ def sub_questions(engine):
         query_engine_tools=[
             QueryEngineTool.from_defaults(engine, name="weather", description="weather")
         ],
-        question_gen=LLMQuestionGenerator.from_defaults(Scripted(f"```json\n{questions}\n```")),
-        response_synthesizer=get_response_synthesizer(llm=Scripted("Rain in both.")),
+        question_gen=LLMQuestionGenerator.from_defaults(FakeLLM(f"```json\n{questions}\n```")),
+        response_synthesizer=get_response_synthesizer(llm=FakeLLM("Rain in both.")),
         use_async=False,
         verbose=False,
     )
 
 
 def test_sub_questions(memory, monkeypatch):
-    monkeypatch.setattr(Settings, "_llm", Scripted())  # asked for, and not used
-    engine = index().as_query_engine(llm=Scripted("Rain.", "More rain."))
+    monkeypatch.setattr(Settings, "_llm", FakeLLM())  # asked for, and not used
+    engine = index().as_query_engine(llm=FakeLLM("Rain.", "More rain."))
     with memory.capture():
         response = sub_questions(engine).query("Oslo or Bergen?")
     assert str(response) == "Rain in both."
     trace = only(memory)
-    answers = [text for role, text in said(trace) if role == "assistant"]
+    answers = [text for role, text in transcript(trace) if role == "assistant"]
     assert answers[1:] == ["Rain.", "More rain.", "Rain in both."]
     assert trace.task == "Oslo or Bergen?"
 
@@ -540,7 +556,7 @@ def test_sub_questions(memory, monkeypatch):
     "mode", ["simple", "context", "condense_plus_context", "condense_question"]
 )
 def test_each_turn_is_a_log(memory, mode, way):
-    llm = Scripted("First.", lambda m: "Second.", "Third.")
+    llm = FakeLLM("First.", lambda m: "Second.", "Third.")
     engine = (
         SimpleChatEngine.from_defaults(llm=llm)
         if mode == "simple"
@@ -558,10 +574,10 @@ def test_each_turn_is_a_log(memory, mode, way):
     assert first.last_response == "First."
     assert second.last_response == ("Third." if "condense" in mode else "Second.")
     if mode != "condense_question":
-        assert ("user", "Hi there?") in said(first)
-        assert ("user", "And now?") in said(second)
-    assert ("user", "Hi there?") not in said(second)
-    assert ("assistant", "First.") not in said(second)
+        assert ("user", "Hi there?") in transcript(first)
+        assert ("user", "And now?") in transcript(second)
+    assert ("user", "Hi there?") not in transcript(second)
+    assert ("assistant", "First.") not in transcript(second)
 
 
 # Bare models
@@ -569,7 +585,7 @@ def test_each_turn_is_a_log(memory, mode, way):
 
 def test_every_way_to_call_a_model_is_one_log(memory):
     """Of an LLM whose methods call each other, and tell so each time."""
-    llm = Plain("It is so.")
+    llm = FakeCompletionLLM("It is so.")
 
     async def calls():
         llm.complete("complete?")
@@ -591,15 +607,15 @@ def test_every_way_to_call_a_model_is_one_log(memory):
     logs = captured(memory)
     assert [log.task for log in logs] == [f"{way}?" for way in ways.split()]
     for log in logs:
-        assert said(log) == [("user", log.task), ("assistant", "It is so.")]
+        assert transcript(log) == [("user", log.task), ("assistant", "It is so.")]
 
 
 def test_what_stands_before_the_task_of_a_bare_call_is_its_context(memory):
     messages = [user("1?"), ChatMessage(role="assistant", content="2"), user("2?")]
     with memory.capture():
-        Scripted("3").chat(messages)
+        FakeLLM("3").chat(messages)
     trace = only(memory)
-    assert said(trace) == [("user", "2?"), ("assistant", "3")]
+    assert transcript(trace) == [("user", "2?"), ("assistant", "3")]
     assert [message.text for message in trace.earlier] == ["1?", "2"]
     assert trace.task == "2?"
 
@@ -608,14 +624,14 @@ def test_the_same_prompt_asked_twice_at_once_is_two_calls(memory):
     class Twice(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm = Scripted("Heads.", "Tails.")
+            llm = FakeLLM("Heads.", "Tails.")
             streams = [await llm.astream_chat([user("Toss?")]) for _ in range(2)]
             for stream in streams:
                 [_ async for _ in stream]
             return StopEvent(result="")
 
     run(Twice(), memory=memory, question="Toss?")
-    answers = [text for role, text in said(only(memory)) if role == "assistant"]
+    answers = [text for role, text in transcript(only(memory)) if role == "assistant"]
     assert answers == ["Heads.", "Tails."]
 
 
@@ -623,16 +639,16 @@ def test_calls_while_another_one_goes_on(memory):
     class Busy(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm, other = Scripted("A.", "B."), Scripted("C.")
+            llm, other = FakeLLM("A.", "B."), FakeLLM("C.")
             async for _ in await llm.astream_chat([user("One?")]):
                 llm.chat([user("Two?")])  # another prompt
                 other.chat([user("One?")])  # another model
-            llm = Scripted("D.", "E.", delay=0.01)
+            llm = FakeLLM("D.", "E.", delay=0.01)
             await asyncio.gather(llm.achat([user("Three?")]), llm.acomplete("Three?"))
             return StopEvent(result="")
 
     run(Busy(), memory=memory, question="?")
-    answers = sorted(text for role, text in said(only(memory)) if role == "assistant")
+    answers = sorted(text for role, text in transcript(only(memory)) if role == "assistant")
     assert answers == ["A.", "B.", "C.", "D.", "E."]
 
 
@@ -640,22 +656,22 @@ def test_what_is_no_text_is_named(memory):
     image = ImageBlock(image=b"\x89PNG", image_mimetype="image/png")
     message = ChatMessage(role="user", blocks=[TextBlock(text="What is it?"), image])
     with memory.capture():
-        Scripted("A cat.").chat([message])
-    assert said(only(memory))[0] == ("user", "What is it?\n[image]")
+        FakeLLM("A cat.").chat([message])
+    assert transcript(only(memory))[0] == ("user", "What is it?\n[image]")
 
 
 def test_messages_are_kept_as_they_were_said(memory):
     """ReAct agents, for one, change an answer after it was given."""
-    llm = Scripted("Answer: yes")
+    llm = FakeLLM("Answer: yes")
     with memory.capture():
         stream = llm.stream_chat([user("Is it?")])
         *_, last = stream
     question = llm.seen[0][0]
     question.blocks[0].text = last.message.blocks[0].text = "changed"
     with memory.capture():
-        response = Scripted("So.").chat([question])
+        response = FakeLLM("So.").chat([question])
         response.message.blocks[0].text = "changed"
-    assert [said(log) for log in captured(memory)] == [
+    assert [transcript(log) for log in captured(memory)] == [
         [("user", "Is it?"), ("assistant", "Answer: yes")],
         [("user", "changed"), ("assistant", "So.")],
     ]
@@ -668,7 +684,7 @@ def test_what_helped_is_told_and_not_learned_again(memory):
     (old,) = memory.add_many([qa("Weather in Rome?", "It is sunny in Rome, all day long.")])
     memory.embed_pending()
     retriever = memory.as_llama_index_retriever(min_score=0)
-    llm = Scripted("Sunny.")
+    llm = FakeLLM("Sunny.")
     engine = RetrieverQueryEngine.from_args(retriever, llm=llm)
     with memory.capture():
         engine.query("Weather in Rome?")
@@ -685,18 +701,18 @@ def test_short_logs_are_told_but_not_cut_out(memory):
             node = TextNode(id_="log-1", text="rain", metadata={"log_id": "log-1"})
             return [NodeWithScore(node=node), NodeWithScore(node=TextNode(text="other"))]
 
-    engine = RetrieverQueryEngine.from_args(Logs(), llm=Scripted("Yes."))
+    engine = RetrieverQueryEngine.from_args(Logs(), llm=FakeLLM("Yes."))
     with memory.capture():
         engine.query("Will it rain?")
     trace = only(memory)
     assert trace.helped_by == ("log-1",)
-    assert "Will it rain?" in said(trace)[1][1]
+    assert "Will it rain?" in transcript(trace)[1][1]
 
 
 def test_messages_that_only_name_logs_are_left_out(memory):
     with memory.capture():
-        Scripted("Yes.").chat([carrier(memory, ["log-1"]), user("Rain?")])
-    assert said(only(memory)) == [("user", "Rain?"), ("assistant", "Yes.")]
+        FakeLLM("Yes.").chat([carrier(memory, ["log-1"]), user("Rain?")])
+    assert transcript(only(memory)) == [("user", "Rain?"), ("assistant", "Yes.")]
 
 
 def test_recalled_texts_that_are_noted(memory):
@@ -704,14 +720,14 @@ def test_recalled_texts_that_are_noted(memory):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
             note_recalled({"Old wisdom.": "log-1"})
-            await Scripted("Old wisdom. Yes.").achat([user("Old wisdom. Rain?")])
+            await FakeLLM("Old wisdom. Yes.").achat([user("Old wisdom. Rain?")])
             return StopEvent(result="")
 
     note_recalled({"Nowhere": "x"})  # does no harm
     run(Noting(), memory=memory, question="Rain?")
     trace = only(memory)
     # What the model makes of it is its own.
-    assert said(trace) == [
+    assert transcript(trace) == [
         ("user", "[recalled log: log-1] Rain?"),
         ("assistant", "Old wisdom. Yes."),
     ]
@@ -720,7 +736,7 @@ def test_recalled_texts_that_are_noted(memory):
 
 def test_an_llm_says_what_it_was_given(memory):
     with memory.capture():
-        Scripted("Yes.", raw={"lag": {"log_ids": ["a", "b"]}}).chat([user("Rain?")])
+        FakeLLM("Yes.", raw={"lag": {"log_ids": ["a", "b"]}}).chat([user("Rain?")])
     assert only(memory).helped_by == ("a", "b")
 
 
@@ -739,24 +755,24 @@ def test_a_lag_memory_captures_its_agents_and_once(memory):
         asyncio.run(way())
         (info,) = memory.store.ledger.info()
         assert info.times_seen == times
-        assert said(info.trace) == RAIN
+        assert transcript(info.trace) == RAIN
         assert info.trace.metadata["thread_id"] == "t-1"
 
 
 def test_a_lag_memory_captures_chat_engines(memory):
     engine = SimpleChatEngine.from_defaults(
-        llm=Scripted("One.", "Two."), memory=LAGMemory(memory, session_id="t-1")
+        llm=FakeLLM("One.", "Two."), memory=LAGMemory(memory, session_id="t-1")
     )
     engine.chat("Hi?")
     engine.chat("And?")
-    assert [said(log) for log in captured(memory)] == [
+    assert [transcript(log) for log in captured(memory)] == [
         [("user", "Hi?"), ("assistant", "One.")],
         [("user", "And?"), ("assistant", "Two.")],
     ]
 
 
 def test_a_query_engine_of_ours_is_a_log_of_its_own(memory):
-    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("It rains.")), memory)
     engine.query("Weather in Oslo?")
     with memory.capture():
         response = engine.query("Weather in Oslo?")
@@ -773,7 +789,7 @@ def test_a_query_engine_of_ours_is_a_log_of_its_own(memory):
     inner, outer = captured(memory)
     assert inner.task == "Weather in Oslo?"
     assert inner.last_response == "It rains."
-    assert said(outer) == [
+    assert transcript(outer) == [
         ("user", "Umbrella?"),
         ("assistant", "ask"),
         ("tool", "It rains."),
@@ -782,18 +798,21 @@ def test_a_query_engine_of_ours_is_a_log_of_its_own(memory):
 
 
 def test_a_router_over_an_engine_of_ours(memory, embedder, tmp_path):
-    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("It rains.")), memory)
     router = RouterQueryEngine(
-        selector=selector(Scripted(CHOICE)),
+        selector=selector(FakeLLM(CHOICE)),
         query_engine_tools=[QueryEngineTool.from_defaults(engine, description="weather")],
-        llm=Scripted(),
+        llm=FakeLLM(),
     )
     with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
         with other.capture():
             router.query("Weather?")
         assert only(memory).last_response == "It rains."
         outer = only(other)
-        assert [text for role, text in said(outer) if role == "assistant"] == [CHOICE, "It rains."]
+        assert [text for role, text in transcript(outer) if role == "assistant"] == [
+            CHOICE,
+            "It rains.",
+        ]
 
 
 def test_there_is_no_run_to_open_outside_of_one(memory):
@@ -821,16 +840,16 @@ def test_only_answers_are_not_choices(memory):
             pass
 
         def _select(self, choices, query):
-            Scripted(note("odd")).chat([user("?")])
+            FakeLLM(note("odd")).chat([user("?")])
             return SelectorResult(selections=[SingleSelection(index=0, reason="")])
 
         async def _aselect(self, choices, query):
             return self._select(choices, query)
 
-    engine = index().as_query_engine(llm=Scripted(note("answer")))
+    engine = index().as_query_engine(llm=FakeLLM(note("answer")))
     tools = [QueryEngineTool.from_defaults(engine, description="weather")]
-    for select in (selector(Scripted(note("selector"))), Odd()):
-        RouterQueryEngine(selector=select, query_engine_tools=tools, llm=Scripted()).query("Rain?")
+    for select in (selector(FakeLLM(note("selector"))), Odd()):
+        RouterQueryEngine(selector=select, query_engine_tools=tools, llm=FakeLLM()).query("Rain?")
     assert seen == {"selector": True, "odd": True, "answer": False}
     assert not is_choosing()
 
@@ -839,7 +858,7 @@ def test_an_engine_asked_by_a_chooser_answers(memory):
     """It is a run of its own, wherever it is asked."""
     seen = []
     ours = LAGQueryEngine(
-        index().as_query_engine(llm=Scripted(lambda _: seen.append(is_choosing()) or "Yes.")),
+        index().as_query_engine(llm=FakeLLM(lambda _: seen.append(is_choosing()) or "Yes.")),
         memory,
     )
 
@@ -867,7 +886,7 @@ def test_an_engine_asked_by_a_chooser_answers(memory):
 def test_a_block_captures_both_frameworks_into_one_memory(memory):
     with memory.capture():
         FakeChatModel("From LangChain.").invoke("How do we ship to Norway?")
-        Scripted("From LlamaIndex.").chat([user("How do we ship to Sweden?")])
+        FakeLLM("From LlamaIndex.").chat([user("How do we ship to Sweden?")])
     memory.embed_pending()
     found = memory.recall("How do we ship to Norway?", k=2, min_score=0)
     assert [log.trace.last_response for log in found] == ["From LangChain.", "From LlamaIndex."]

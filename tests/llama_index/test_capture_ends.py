@@ -29,11 +29,13 @@ from workflows.errors import WorkflowCancelledByUser
 from lag_integrations import KVLogMemory
 from lag_integrations.capture.judges import uncaptured
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from lag_integrations.llama_index.capture import tracker as watching
-from lag_integrations.llama_index.capture.instrument import open_run
+from lag_integrations.llama_index.capture import open_runs
+from lag_integrations.llama_index.capture.current import open_run
+from lag_integrations.llama_index.capture.handlers import tracker
+from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
-from tests.llama_index.scripted import Scripted, call, captured, index, said
+from tests.llama_index.fake_llm import FakeLLM, call, captured, index, transcript
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -57,7 +59,7 @@ def said_by_it(text):
 
 
 def weatherman(*answers, delay=0.0, **settings):
-    llm = Scripted(*(answers or (call("look", city="Oslo"), "It rains.")), delay=delay)
+    llm = FakeLLM(*(answers or (call("look", city="Oslo"), "It rains.")), delay=delay)
     return FunctionAgent(llm=llm, tools=[look], **settings)
 
 
@@ -78,7 +80,7 @@ def test_a_timeout_is_a_failure(memory):
         llm.delay = 60.0
         return "Rain"
 
-    llm = Scripted(call("look_and_tire", city="Oslo"), "It rains.")
+    llm = FakeLLM(call("look_and_tire", city="Oslo"), "It rains.")
 
     async def arun():
         with uncaptured():
@@ -90,7 +92,11 @@ def test_a_timeout_is_a_failure(memory):
     trace = only(memory)
     assert (trace.outcome, trace.metadata["error"]) == ("failure", "WorkflowTimeoutError")
     assert "abandoned" not in trace.metadata
-    assert said(trace) == [("user", "Weather?"), ("assistant", "look_and_tire"), ("tool", "Rain")]
+    assert transcript(trace) == [
+        ("user", "Weather?"),
+        ("assistant", "look_and_tire"),
+        ("tool", "Rain"),
+    ]
 
 
 def test_too_many_iterations_are_a_failure(memory):
@@ -123,15 +129,15 @@ def test_a_run_whose_model_fails_is_a_record_of_its_task(memory):
         with pytest.raises(ValueError, match="secret"):
             await weatherman(ValueError("secret")).run("Weather?")
         with pytest.raises(ValueError, match="secret"):
-            await Scripted(ValueError("secret")).achat([user("Code?")])
+            await FakeLLM(ValueError("secret")).achat([user("Code?")])
         system = ChatMessage(role="system", content="Be brief.")
         with pytest.raises(ValueError, match="secret"):
-            await Scripted(ValueError("secret")).achat([system])  # of which task?
+            await FakeLLM(ValueError("secret")).achat([system])  # of which task?
         with pytest.raises(ValueError, match="secret"):
             await Asking().run(query="Why?")
 
     run(memory, arun)
-    assert [(log.task, log.outcome, said(log)) for log in captured(memory)] == [
+    assert [(log.task, log.outcome, transcript(log)) for log in captured(memory)] == [
         ("Weather?", "failure", [("user", "Weather?")]),
         ("Code?", "failure", [("user", "Code?")]),
     ]
@@ -142,7 +148,7 @@ def test_a_run_whose_model_fails_is_a_record_of_its_task(memory):
 class Failing(Workflow):
     @step
     async def ask(self, ev: StartEvent) -> StopEvent:
-        llm = Scripted("One.", ValueError("secret"))
+        llm = FakeLLM("One.", ValueError("secret"))
         await llm.achat([user("One?")])
         await llm.achat([user("Two?")])
         return StopEvent()
@@ -158,7 +164,7 @@ def test_a_failure_waits_for_nothing(memory):
     class Holding(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            held.append(await Scripted("One two.").astream_chat([user("One?")]))
+            held.append(await FakeLLM("One two.").astream_chat([user("One?")]))
             await anext(held[0])
             raise ValueError("secret")
 
@@ -166,7 +172,7 @@ def test_a_failure_waits_for_nothing(memory):
         with pytest.raises(ValueError, match="secret"):
             await Holding().run()
         trace = only(memory)
-        assert said(trace) == [("user", "One?"), ("assistant", "One")]
+        assert transcript(trace) == [("user", "One?"), ("assistant", "One")]
         assert trace.outcome == "failure"
         async for _ in held[0]:
             pass
@@ -179,7 +185,7 @@ def test_a_run_may_go_on_after_a_call_that_failed(memory):
     class Trying(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm = Scripted(ValueError("secret"), "One.")
+            llm = FakeLLM(ValueError("secret"), "One.")
             with pytest.raises(ValueError, match="secret"):
                 await llm.achat([user("One?")])
             return StopEvent(result=(await llm.achat([user("One?")])).message.content)
@@ -189,14 +195,14 @@ def test_a_run_may_go_on_after_a_call_that_failed(memory):
 
     run(memory, arun)
     trace = only(memory)
-    assert said(trace) == [("user", "One?"), ("assistant", "One.")]
+    assert transcript(trace) == [("user", "One?"), ("assistant", "One.")]
     assert trace.outcome == "success"
 
 
 def test_what_a_failing_call_was_asked_is_told(memory):
     with pytest.raises(ValueError, match="secret"):
         run(memory, Failing.begin)
-    assert said(only(memory)) == [("user", "One?"), ("assistant", "One."), ("user", "Two?")]
+    assert transcript(only(memory)) == [("user", "One?"), ("assistant", "One."), ("user", "Two?")]
 
 
 def test_a_cancelled_run_is_abandoned(memory):
@@ -232,10 +238,10 @@ def test_an_answer_that_was_cut_off_is_incomplete(memory, raw):
     unreadable = {"name": "look", "args": '{"city": "Os', "id": "1", "error": "It is cut off."}
     cut = ChatMessage(role="assistant", additional_kwargs={"invalid_tool_calls": [unreadable]})
     with memory.capture():
-        Scripted("It ra", raw=raw).chat([user("Weather?")])
-        Scripted("It r", raw=Raw(choices=[{"finish_reason": "length"}])).chat([user("Weather?")])
-        Scripted(cut, raw=raw).chat([user("Weather in Oslo?")])
-        Scripted("It rains.", raw={"finish_reason": "stop"}).chat([user("Weather?")])
+        FakeLLM("It ra", raw=raw).chat([user("Weather?")])
+        FakeLLM("It r", raw=Raw(choices=[{"finish_reason": "length"}])).chat([user("Weather?")])
+        FakeLLM(cut, raw=raw).chat([user("Weather in Oslo?")])
+        FakeLLM("It rains.", raw={"finish_reason": "stop"}).chat([user("Weather?")])
     outcomes = {log.last_response: log.outcome for log in captured(memory)}
     ends = dict.fromkeys(["It ra", "It r", ""], "incomplete")
     assert outcomes == {**ends, "It rains.": "success"}
@@ -251,7 +257,7 @@ class Asked(InputRequiredEvent):
 class Careful(Workflow):
     """Asks before it acts."""
 
-    llm: Scripted
+    llm: FakeLLM
 
     @step
     async def ask(self, ctx: Context, ev: StartEvent) -> StopEvent:
@@ -263,7 +269,7 @@ class Careful(Workflow):
 
 def careful():
     flow = Careful(timeout=5)
-    flow.llm = Scripted(lambda m: "Done." if "Yes" in m[-1].content else "May I?")
+    flow.llm = FakeLLM(lambda m: "Done." if "Yes" in m[-1].content else "May I?")
     return flow
 
 
@@ -278,8 +284,8 @@ def test_a_run_that_asks_a_human_is_one(memory):
     run(memory, arun)
     trace = only(memory)
     assert trace.outcome == "success"
-    assert said(trace)[0] == ("user", "Act!")
-    assert said(trace)[-2:] == [("user", "May I? Yes"), ("assistant", "Done.")]
+    assert transcript(trace)[0] == ("user", "Act!")
+    assert transcript(trace)[-2:] == [("user", "May I? Yes"), ("assistant", "Done.")]
 
 
 ASKS = {
@@ -323,8 +329,8 @@ def test_an_agent_that_is_resumed_from_json_is_one_log(memory, kind, as_text):
 
     async def arun():
         lag = LAGMemory(memory, min_score=-1, as_text=as_text)
-        await kind(llm=Scripted("Thought: Hm.\nAnswer: Hi."), tools=[]).run("Hello", memory=lag)
-        agent = kind(llm=Scripted(*ASKS[kind]), tools=[confirm])
+        await kind(llm=FakeLLM("Thought: Hm.\nAnswer: Hi."), tools=[]).run("Hello", memory=lag)
+        agent = kind(llm=FakeLLM(*ASKS[kind]), tools=[confirm])
         await put_away_and_resume(agent, lag)
         return lag.session_id
 
@@ -347,15 +353,15 @@ def test_an_agent_that_is_resumed_from_json_is_one_log(memory, kind, as_text):
 
 @pytest.mark.parametrize("kind", ASKS)
 def test_an_agent_that_is_resumed_is_known_by_its_task_without_a_memory_too(memory, kind):
-    agent = kind(llm=Scripted(*ASKS[kind]), tools=[confirm])
+    agent = kind(llm=FakeLLM(*ASKS[kind]), tools=[confirm])
     buffer = ChatMemoryBuffer.from_defaults([user("Hello"), said_by_it("Hi.")])
     run(memory, lambda: put_away_and_resume(agent, buffer))
     left, whole = captured(memory)
     assert (left.task, left.outcome) == ("Buy a lamp?", "incomplete")
     assert (whole.task, whole.outcome) == ("Buy a lamp?", "success")
-    roles = [role for role, _ in said(whole) if role != "system"]
+    roles = [role for role, _ in transcript(whole) if role != "system"]
     assert roles[:2] == ["user", "assistant"]
-    assert [text for _, text in said(whole)][-2].endswith("They say yes")
+    assert [text for _, text in transcript(whole)][-2].endswith("They say yes")
 
 
 def test_a_run_that_is_put_away_and_resumed(memory):
@@ -385,16 +391,16 @@ def test_a_run_that_is_put_away_and_resumed(memory):
 # Runs that hang
 
 
-def test_a_run_that_never_ends_is_given_up(memory, monkeypatch):
-    llm = Scripted("One two three")
+def test_a_run_that_never_ends_is_given_up(memory):
+    llm = FakeLLM("One two three")
     capture = memory.instrument()
     held = llm.stream_chat([user("Held?")])
     next(held)
-    Scripted("Next.").chat([user("Next?")])
+    FakeLLM("Next.").chat([user("Next?")])
     assert [log.task for log in captured(memory)] == ["Next?"]
-    monkeypatch.setattr(watching, "_MAX_AGE", 0.05)
-    time.sleep(0.1)
-    Scripted("More.").chat([user("More?")])
+    (run,) = tracker.runs._runs
+    run.touched -= open_runs._MAX_AGE
+    FakeLLM("More.").chat([user("More?")])
     capture.stop()
     abandoned = next(log for log in captured(memory) if log.task == "Held?")
     assert abandoned.metadata["abandoned"]
@@ -404,19 +410,19 @@ def test_a_run_that_never_ends_is_given_up(memory, monkeypatch):
 
 
 def test_of_too_many_the_longest_silent_is_given_up(memory, monkeypatch):
-    monkeypatch.setattr(watching, "_MAX_OPEN", 3)
+    monkeypatch.setattr(open_runs, "_MAX_OPEN", 3)
     with memory.capture():
-        streams = [Scripted(f"{n} a").stream_chat([user(f"{n}?")]) for n in range(6)]
+        streams = [FakeLLM(f"{n} a").stream_chat([user(f"{n}?")]) for n in range(6)]
         for stream in streams:
             list(stream)
     assert {log.task for log in captured(memory)} == {"3?", "4?", "5?"}
     memory.purge()
     with memory.capture():
-        query = index().as_query_engine(llm=Scripted("0 a"), streaming=True)
+        query = index().as_query_engine(llm=FakeLLM("0 a"), streaming=True)
         oldest = query.query("0?").response_gen
-        second, third = (Scripted(f"{n} a").stream_chat([user(f"{n}?")]) for n in (1, 2))
+        second, third = (FakeLLM(f"{n} a").stream_chat([user(f"{n}?")]) for n in (1, 2))
         next(oldest)  # now it is the one that was heard of last
-        Scripted("3 a").chat([user("3?")])
+        FakeLLM("3 a").chat([user("3?")])
         for stream in (oldest, second, third):
             list(stream)
     assert {log.task for log in captured(memory)} == {"0?", "2?", "3?"}
@@ -435,10 +441,10 @@ def test_a_judge_decides_in_the_background(memory, says, outcome):
         return says
 
     with memory.capture(judge=judge) as capture:
-        Scripted("7741.").chat([user("Code?")])
+        FakeLLM("7741.").chat([user("Code?")])
         with pytest.raises(ValueError, match="secret"):
             asyncio.run(Failing.begin())
-        for _ in Scripted("It rains.").stream_chat([user("Left?")]):
+        for _ in FakeLLM("It rains.").stream_chat([user("Left?")]):
             break
 
     def outcomes():
@@ -454,7 +460,7 @@ def test_a_judge_decides_in_the_background(memory, says, outcome):
 
 def test_instrument_has_a_judge_too(memory):
     capture = memory.instrument(judge=lambda trace: False)
-    Scripted("7741.").chat([user("Code?")])
+    FakeLLM("7741.").chat([user("Code?")])
     capture.wait_for_judge()
     capture.stop()
     assert only(memory).outcome == "failure"
@@ -464,9 +470,9 @@ def test_instrument_has_a_judge_too(memory):
     ("reply", "outcome"), [("Yes.", "success"), ("no", "failure"), ("?", "unknown")]
 )
 def test_an_llm_as_judge_is_not_captured_itself(memory, reply, outcome):
-    llm = Scripted(reply)
+    llm = FakeLLM(reply)
     with memory.capture(judge=LLMJudge(llm)) as capture:
-        Scripted("Use {task}: 7741.").chat([user("Code of {answer}?")])
+        FakeLLM("Use {task}: 7741.").chat([user("Code of {answer}?")])
         capture.wait_for_judge()
         LLMJudge(llm)(qa("Directly?", "Asked."))
     assert only(memory).outcome == outcome
@@ -484,10 +490,8 @@ def test_what_is_uncaptured(memory):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
             with uncaptured():
-                await Scripted("Secret.").achat([user("Aside?")])
-            return StopEvent(
-                result=(await Scripted("Open.").achat([user("Loud?")])).message.content
-            )
+                await FakeLLM("Secret.").achat([user("Aside?")])
+            return StopEvent(result=(await FakeLLM("Open.").achat([user("Loud?")])).message.content)
 
     async def arun():
         await Aside().run(question="Loud?")
@@ -499,11 +503,11 @@ def test_what_is_uncaptured(memory):
     with uncaptured():
         asyncio.run(arun())
     capture.stop()
-    assert said(only(memory)) == [("user", "Loud?"), ("assistant", "Open.")]
+    assert transcript(only(memory)) == [("user", "Loud?"), ("assistant", "Open.")]
 
 
 def test_an_engine_of_ours_is_not_captured_either(memory):
-    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("It rains.")), memory)
+    engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("It rains.")), memory)
     with uncaptured():
         engine.query("Weather?")
 
@@ -512,7 +516,7 @@ def test_an_engine_of_ours_is_not_captured_either(memory):
         async def ask(self, ev: StartEvent) -> StopEvent:
             with uncaptured():
                 open_run(memory)
-            await Scripted("Yes.").achat([user("Rain?")])
+            await FakeLLM("Yes.").achat([user("Rain?")])
             return StopEvent(result=None)
 
     async def arun():
@@ -526,23 +530,23 @@ def test_a_broken_memory_breaks_no_run(memory, embedder, tmp_path, caplog):
     closed = KVLogMemory(tmp_path / "closed", embedder=embedder)
     closed.close()
     with caplog.at_level(logging.WARNING), closed.capture():
-        assert Scripted("secret.").chat([user("Rain?")]).message.content == "secret."
+        assert FakeLLM("secret.").chat([user("Rain?")]).message.content == "secret."
     assert "is closed" in caplog.text
     assert "secret" not in caplog.text
     captures = [closed.instrument(), memory.instrument()]
-    Scripted("Yes.").chat([user("Rain?")])
+    FakeLLM("Yes.").chat([user("Rain?")])
     for each in captures:
         each.stop()
-    assert said(only(memory)) == [("user", "Rain?"), ("assistant", "Yes.")]
+    assert transcript(only(memory)) == [("user", "Rain?"), ("assistant", "Yes.")]
 
 
 def test_a_defect_breaks_no_run(memory, monkeypatch, caplog):
     def broken(*_):
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(watching.Run, "close", broken)
+    monkeypatch.setattr(Run, "end_call", broken)
     with memory.capture():
-        assert Scripted("Yes.").chat([user("Rain?")]).message.content == "Yes."
+        assert FakeLLM("Yes.").chat([user("Rain?")]).message.content == "Yes."
     assert "ZeroDivisionError" in caplog.text
     assert "secret" not in caplog.text
 
@@ -557,7 +561,7 @@ def test_events_with_other_contents(memory):
     class Small(Workflow):
         @step
         async def one(self, ev: StartEvent) -> Odd:
-            await Scripted("Said.").achat([user("Say.")])
+            await FakeLLM("Said.").achat([user("Say.")])
             return Odd()
 
         @step
@@ -568,7 +572,7 @@ def test_events_with_other_contents(memory):
         await Small().run(number=7, input=["x"])
 
     run(memory, arun)
-    assert said(only(memory)) == [("user", "Say."), ("assistant", "Said.")]
+    assert transcript(only(memory)) == [("user", "Say."), ("assistant", "Said.")]
 
 
 def test_it_is_on_disk_when_the_run_has_ended(memory):
@@ -578,7 +582,7 @@ def test_it_is_on_disk_when_the_run_has_ended(memory):
         await weatherman().run("Weather?")
         assert len(captured(memory)) == 1
         started = time.monotonic()
-        await asyncio.to_thread(Scripted("Yes.").chat, [user("In a thread?")])
+        await asyncio.to_thread(FakeLLM("Yes.").chat, [user("In a thread?")])
         assert time.monotonic() - started < 5
         assert len(captured(memory)) == 2
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import gc
-import importlib
+import pickle
+import subprocess
+import sys
 import threading
-import time
 import weakref
 from typing import Any
 
@@ -21,13 +23,20 @@ from llama_index_instrumentation.dispatcher import instrument_tags
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from lag_integrations import KVLogMemory
-from lag_integrations.llama_index import LAGQueryEngine
-from lag_integrations.llama_index.capture import instrument as module
+from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture import spans
-from lag_integrations.llama_index.capture import tracker as watching
-from lag_integrations.llama_index.capture.instrument import _watch
+from lag_integrations.llama_index.capture.handlers import tracker
+from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.store.ledger import Ledger
-from tests.llama_index.scripted import Scripted, call, captured, in_threads, index, said
+from tests.llama_index.fake_llm import (
+    FakeLLM,
+    call,
+    captured,
+    in_threads,
+    index,
+    our_handlers,
+    transcript,
+)
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -44,12 +53,12 @@ def _quick_collections():
 def _leaves_nothing():
     """No span and no run is kept once all is over."""
     gc.collect()
-    before = len(_watch._spans), len(_watch._runs)
+    before = len(tracker.runs.spans), len(tracker.runs)
     yield
     gc.collect()
-    assert (len(_watch._spans), len(_watch._runs)) == before
-    assert not _watch._spans._kept
-    assert not _watch._everywhere
+    assert (len(tracker.runs.spans), len(tracker.runs)) == before
+    assert not tracker.runs.spans._kept
+    assert not tracker._blocks.everywhere
 
 
 @pytest.fixture
@@ -66,7 +75,7 @@ def look(city: str) -> str:
 
 def weatherman(number=0, **settings):
     answers = call("look", city=f"City {number}"), f"It rains in {number}."
-    return FunctionAgent(llm=Scripted(*answers, delay=0.001), tools=[look], **settings)
+    return FunctionAgent(llm=FakeLLM(*answers, delay=0.001), tools=[look], **settings)
 
 
 def steps(number):
@@ -83,7 +92,7 @@ def user(text):
 
 
 def ask(text="Rain?", answer="Yes."):
-    return Scripted(answer).chat([user(text)])
+    return FakeLLM(answer).chat([user(text)])
 
 
 def tasks(memory):
@@ -102,7 +111,7 @@ def test_twenty_agents_in_one_loop(memory):
     logs = captured(memory)
     assert len(logs) == 20
     for log in logs:
-        assert said(log) == steps(log.task.split()[1].rstrip("?"))
+        assert transcript(log) == steps(log.task.split()[1].rstrip("?"))
 
 
 def test_agents_and_streams_in_several_threads(memory):
@@ -113,7 +122,7 @@ def test_agents_and_streams_in_several_threads(memory):
             for turn in range(3):
                 key = f"{number}{turn}"
                 await weatherman(key).run(f"Weather {key}?")
-                llm = Scripted(f"Streamed {key} at last")
+                llm = FakeLLM(f"Streamed {key} at last")
                 [_ async for _ in await llm.astream_chat([user(f"Stream {key}?")])]
 
         asyncio.run(arun())
@@ -125,14 +134,14 @@ def test_agents_and_streams_in_several_threads(memory):
     for log in logs:
         kind, key = log.task.rstrip("?").split()
         if kind == "Weather":
-            assert said(log) == steps(key)
+            assert transcript(log) == steps(key)
         else:
-            assert said(log) == [("user", log.task), ("assistant", f"Streamed {key} at last")]
+            assert transcript(log) == [("user", log.task), ("assistant", f"Streamed {key} at last")]
 
 
 def test_two_runs_of_one_agent(memory):
     agent = FunctionAgent(
-        llm=Scripted(lambda m: f"Re: {m[-1].content}", delay=0.001), tools=[], streaming=False
+        llm=FakeLLM(lambda m: f"Re: {m[-1].content}", delay=0.001), tools=[], streaming=False
     )
 
     async def both():
@@ -140,7 +149,7 @@ def test_two_runs_of_one_agent(memory):
             await asyncio.gather(agent.run("One?"), agent.run("Two?"))
 
     asyncio.run(both())
-    assert {log.task: said(log) for log in captured(memory)} == {
+    assert {log.task: transcript(log) for log in captured(memory)} == {
         task: [("user", task), ("assistant", f"Re: {task}")] for task in ("One?", "Two?")
     }
 
@@ -166,10 +175,10 @@ class Nested(Workflow):
 
     @step
     async def work(self, ev: StartEvent) -> StopEvent:
-        await Scripted("Before.").achat([user("Before?")])
+        await FakeLLM("Before.").achat([user("Before?")])
         with self.memory.capture():
-            await Scripted("Within.").achat([user("Within?")])
-        return StopEvent(result=(await Scripted("After.").achat([user("After?")])).message.content)
+            await FakeLLM("Within.").achat([user("Within?")])
+        return StopEvent(result=(await FakeLLM("After.").achat([user("After?")])).message.content)
 
 
 def nested(memory):
@@ -188,12 +197,12 @@ def test_a_block_in_a_step(memory, other, outer):
             await nested(other).run(question="What?")
 
     asyncio.run(arun())
-    assert [said(log) for log in captured(other)] == [
+    assert [transcript(log) for log in captured(other)] == [
         [("user", "Within?"), ("assistant", "Within.")]
     ]
     if outer:
         (log,) = captured(memory)
-        assert [text for _, text in said(log)] == ["Before?", "Before.", "After?", "After."]
+        assert [text for _, text in transcript(log)] == ["Before?", "Before.", "After?", "After."]
         assert log.task == "What?"
 
 
@@ -252,7 +261,7 @@ class Lost:
 @pytest.fixture
 def collected_in_the_midst(monkeypatch):
     """Garbage is collected while a run takes notes, and while a log is written."""
-    monkeypatch.setattr(watching.Run, "call", _collecting(watching.Run.call))
+    monkeypatch.setattr(Run, "begin_call", _collecting(Run.begin_call))
     monkeypatch.setattr(Ledger, "add", _collecting(Ledger.add))
 
 
@@ -268,9 +277,9 @@ def test_streams_that_are_collected_in_the_midst_of_things(memory, collected_in_
     def work(_):
         with memory.capture():
             for number in range(3):
-                query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
+                query = index().as_query_engine(llm=FakeLLM("A b."), streaming=True).query("Q?")
                 Lost(
-                    Scripted("One two.").stream_chat([user(f"Lost {number}?")]),
+                    FakeLLM("One two.").stream_chat([user(f"Lost {number}?")]),
                     query.response_gen,
                 )
                 del query
@@ -296,22 +305,25 @@ async def talk_and_wait():
 
 def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
     """It may come in the midst of the store's own work: another thread writes, and at once."""
-    writers = []
-    add = memory.add
-    monkeypatch.setattr(
-        memory, "add", lambda trace: writers.append(threading.get_ident()) or add(trace)
-    )
+    writers, add, all_written = [], memory.add_own, threading.Event()
+
+    def add_noting_the_thread(*args, **kwargs):
+        ids = add(*args, **kwargs)
+        writers.append(threading.get_ident())
+        if len(writers) == 3:
+            all_written.set()
+        return ids
+
+    monkeypatch.setattr(memory, "add_own", add_noting_the_thread)
     capture = memory.instrument()
-    query = index().as_query_engine(llm=Scripted("A b."), streaming=True).query("Q?")
-    Lost(Scripted("One two.").stream_chat([user("Lost?")]), query.response_gen)
+    query = index().as_query_engine(llm=FakeLLM("A b."), streaming=True).query("Q?")
+    Lost(FakeLLM("One two.").stream_chat([user("Lost?")]), query.response_gen)
     del query
     begun = talk_and_wait()
     begun.send(None)
     del begun
     gc.collect()
-    until = time.monotonic() + 10
-    while len(captured(memory)) < 3 and time.monotonic() < until:
-        time.sleep(0.01)
+    assert all_written.wait(20)
     assert tasks(memory) == ["Begun?", "Lost?", "Q?"]
     assert threading.get_ident() not in writers
     capture.stop()
@@ -320,25 +332,71 @@ def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
 # Among others
 
 
-def test_there_is_one_handler_of_each_kind():
-    def ours():
-        root = get_dispatcher()
-        handlers = [*root.span_handlers, *root.event_handlers]
-        return [each.class_name() for each in handlers if each.class_name().startswith("LAG")]
-
-    expected = ["LAGSpanHandler", "LAGEventHandler"]
-    assert ours() == expected
-    watch = module._watch
-    importlib.reload(module)
-    assert ours() == expected
-    assert module._watch is watch
+def test_importing_instruments_nothing():
+    code = (
+        "import lag_integrations.llama_index\n"
+        "from llama_index_instrumentation import get_dispatcher\n"
+        "root = get_dispatcher()\n"
+        "handlers = [*root.span_handlers, *root.event_handlers]\n"
+        "print([each.class_name() for each in handlers if 'LAG' in each.class_name()])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
-def test_it_works_after_a_reload(memory):
-    importlib.reload(module)
-    with module.capture(memory):
-        ask("Reloaded?")
-    assert tasks(memory) == ["Reloaded?"]
+def _is_instrumented():
+    spans, events = our_handlers()
+    return bool(spans and events)
+
+
+def test_the_handlers_go_when_nobody_needs_them(memory, other):
+    gc.collect()
+    assert not _is_instrumented()
+    with memory.capture(), other.capture():
+        assert _is_instrumented()
+    assert not _is_instrumented()
+    capture = memory.instrument()
+    ask()
+    assert _is_instrumented()
+    capture.stop()
+    assert not _is_instrumented()
+    assert tasks(memory) == ["Rain?"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        LAGMemory,
+        KVLogMemoryBlock,
+        lambda memory: LAGQueryEngine(index().as_query_engine(llm=FakeLLM()), memory),
+        lambda memory: LAGLLM("some/model", memory=memory),
+        lambda memory: copy.deepcopy(LAGMemory(memory)),
+        lambda memory: pickle.loads(pickle.dumps(LAGMemory(memory))),
+        lambda memory: LAGMemory.from_json(LAGMemory(memory).to_json()),
+    ],
+)
+def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make):
+    gc.collect()
+    assert not _is_instrumented()
+    LAGLLM("some/model")
+    assert not _is_instrumented()
+    made = make(memory)
+    gc.collect()
+    assert _is_instrumented()
+    del made
+    gc.collect()
+    ask()
+    assert not _is_instrumented()
+
+
+def test_the_handlers_stay_until_a_stream_is_read(memory):
+    with memory.capture():
+        stream = FakeLLM("One two.").stream_chat([user("Q?")])
+    assert _is_instrumented()
+    list(stream)
+    ask("Not captured?")
+    assert not _is_instrumented()
+    assert tasks(memory) == ["Q?"]
 
 
 def test_the_users_events_and_tags_are_untouched(memory):
@@ -382,14 +440,14 @@ def test_the_users_events_and_tags_are_untouched(memory):
 def test_a_process_that_is_not_captured_keeps_nothing():
     async def arun():
         await weatherman().run("Weather?")
-        await index().as_query_engine(llm=Scripted(), streaming=False).aquery("Rain?")
+        await index().as_query_engine(llm=FakeLLM(), streaming=False).aquery("Rain?")
 
     gc.collect()
-    before = len(_watch._spans)
+    before = len(tracker.runs.spans)
     asyncio.run(arun())
     ask()
-    assert len(_watch._spans) == before
-    assert not _watch._runs
+    assert len(tracker.runs.spans) == before
+    assert not len(tracker.runs)
 
 
 def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
@@ -397,16 +455,16 @@ def test_of_too_many_spans_the_oldest_are_forgotten(memory, monkeypatch):
 
     async def arun():
         with memory.capture():
-            calls = [Scripted("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
+            calls = [FakeLLM("Yes.", delay=0.05).achat([user(f"{n}?")]) for n in range(10)]
             tasks = [asyncio.create_task(each) for each in calls]
-            await asyncio.sleep(0.01)
-            assert len(_watch._spans) == 5
+            await asyncio.sleep(0)  # all begin
+            assert len(tracker.runs.spans) == 5
             await asyncio.gather(*tasks)
 
     asyncio.run(arun())
     assert tasks(memory) == [f"{n}?" for n in range(5, 10)]
-    for run in list(_watch._runs):  # a day passes
-        _watch._forget(run)
+    for run in list(tracker.runs._runs):  # a day passes
+        tracker.runs._finish(run)
 
 
 def test_a_server_that_never_ends_does_not_grow(memory):
@@ -418,7 +476,7 @@ def test_a_server_that_never_ends_does_not_grow(memory):
             for number in range(20):
                 with memory.capture():
                     await weatherman(number).run(f"Weather {number}?")
-                sizes.append(len(_watch._spans))
+                sizes.append(len(tracker.runs.spans))
             return StopEvent(result=None)
 
     async def arun():
@@ -433,7 +491,7 @@ def test_nothing_of_a_call_is_kept_while_its_run_goes_on(memory):
     class Long(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            llm = Scripted("Yes.")
+            llm = FakeLLM("Yes.")
             await llm.achat([user("Rain?")])
             gone = weakref.ref(llm)
             del llm
@@ -453,12 +511,13 @@ class Begun(Event):
 
 def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
     """Also after a run within it is over."""
-    engine = LAGQueryEngine(index().as_query_engine(llm=Scripted("Inner.")), other)
+    engine = LAGQueryEngine(index().as_query_engine(llm=FakeLLM("Inner.")), other)
+    step_is_over = asyncio.Event()
 
     async def work():
-        await asyncio.sleep(0.05)
+        await step_is_over.wait()
         await engine.aquery("Inner?")
-        await Scripted("Outer.").achat([user("Outer?")])
+        await FakeLLM("Outer.").achat([user("Outer?")])
 
     class Background(Workflow):
         @step
@@ -467,6 +526,7 @@ def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
 
         @step
         async def wait(self, ev: Begun) -> StopEvent:
+            step_is_over.set()
             await ev.task
             return StopEvent(result="Outer.")
 
@@ -478,27 +538,27 @@ def test_a_task_that_outlives_its_step_belongs_to_the_run(memory, other):
     assert tasks(other) == ["Inner?"]
     (log,) = captured(memory)
     assert (log.task, log.metadata["run_name"]) == ("What?", "Background.run")
-    assert said(log) == [("user", "Outer?"), ("assistant", "Outer.")]
+    assert transcript(log) == [("user", "Outer?"), ("assistant", "Outer.")]
 
 
 def test_streams_that_nobody_reads_leave_nothing(memory):
     async def arun():
         with memory.capture():
-            await Scripted().astream_chat([user("A?")])
-            await index().as_query_engine(llm=Scripted(), streaming=True).aquery("B?")
-            await SimpleChatEngine.from_defaults(llm=Scripted()).astream_chat("C?")
+            await FakeLLM().astream_chat([user("A?")])
+            await index().as_query_engine(llm=FakeLLM(), streaming=True).aquery("B?")
+            await SimpleChatEngine.from_defaults(llm=FakeLLM()).astream_chat("C?")
 
     with memory.capture():
-        Scripted().stream_complete("D?")
-        index().as_query_engine(llm=Scripted(), streaming=True).query("E?")
+        FakeLLM().stream_complete("D?")
+        index().as_query_engine(llm=FakeLLM(), streaming=True).query("E?")
     asyncio.run(arun())
     gc.collect()
-    assert not _watch._runs
+    assert not len(tracker.runs)
     assert captured(memory) == []
 
 
 def test_nothing_of_a_run_is_kept_alive(memory):
-    llm = Scripted("Yes.")
+    llm = FakeLLM("Yes.")
     with memory.capture():
         response = llm.chat([user("Rain?")])
         engine = index().as_query_engine(llm=llm, streaming=True)

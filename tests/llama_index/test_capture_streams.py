@@ -22,15 +22,15 @@ from llama_index.core.tools import QueryEngineTool
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGQueryEngine
-from lag_integrations.llama_index.streams import acarried, carried
-from tests.llama_index.scripted import Plain, Scripted, captured, index, said
+from lag_integrations.llama_index.streams import in_context, with_variables
+from tests.llama_index.fake_llm import FakeCompletionLLM, FakeLLM, captured, index, transcript
 from tests.store.model import hash_embedder
 
 place: ContextVar[str] = ContextVar("place", default="outside")
 
 
-class Told(list):
-    """How a stream ended, each time that it is told."""
+class Endings(list):
+    """How a stream ended, each time that it is reported."""
 
     def __call__(self, error):
         self.append(type(error))
@@ -71,31 +71,33 @@ def inside():
 
 
 def test_each_step_is_in_its_context():
-    told, seen = Told(), []
-    stream = carried(places(3), context=inside(), each=seen.append, ended=told)
+    endings, seen = Endings(), []
+    stream = in_context(places(3), context=inside(), each=seen.append, ended=endings)
     assert isinstance(stream, Generator)
     assert next(stream) == "inside"
     assert place.get() == "outside"
     assert list(stream) == ["inside"] * 2
-    assert (told, seen) == ([type(None)], ["inside"] * 3)
+    assert (endings, seen) == ([type(None)], ["inside"] * 3)
     assert closed == ["inside"]
 
 
 async def test_each_awaiting_step_has_its_variables():
-    told, seen = Told(), []
-    stream = acarried(aplaces(3), variables={place: "inside"}, each=seen.append, ended=told)
+    endings, seen = Endings(), []
+    stream = with_variables(
+        aplaces(3), variables={place: "inside"}, each=seen.append, ended=endings
+    )
     assert isinstance(stream, AsyncGenerator)
     async for item in stream:
         assert (item, place.get()) == ("inside", "outside")
-    assert (told, seen) == ([type(None)], ["inside"] * 3)
+    assert (endings, seen) == ([type(None)], ["inside"] * 3)
     assert closed == ["inside"]
 
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_stream_that_is_left_is_closed_and_told_once(begun):
-    told = Told()
-    stream = carried(places(3), context=inside(), ended=told)
-    astream = acarried(aplaces(3), variables={place: "inside"}, ended=told)
+    endings = Endings()
+    stream = in_context(places(3), context=inside(), ended=endings)
+    astream = with_variables(aplaces(3), variables={place: "inside"}, ended=endings)
     if begun:
         next(stream)
         await anext(astream)
@@ -104,7 +106,7 @@ async def test_a_stream_that_is_left_is_closed_and_told_once(begun):
     assert closed == (["inside"] * 2 if begun else [])
     del stream, astream
     gc.collect()
-    assert told == [GeneratorExit] * 2
+    assert endings == [GeneratorExit] * 2
 
 
 async def test_errors_pass_and_are_told():
@@ -116,12 +118,12 @@ async def test_errors_pass_and_are_told():
         yield 1
         raise ValueError("x")
 
-    told = Told()
+    endings = Endings()
     with pytest.raises(ValueError, match="x"):
-        list(carried(failing(), context=inside(), ended=told))
+        list(in_context(failing(), context=inside(), ended=endings))
     with pytest.raises(ValueError, match="x"):
-        [_ async for _ in acarried(afailing(), variables={}, ended=told)]
-    assert told == [ValueError] * 2
+        [_ async for _ in with_variables(afailing(), variables={}, ended=endings)]
+    assert endings == [ValueError] * 2
 
 
 # Query engines
@@ -138,7 +140,7 @@ def only(memory):
 
 
 def engine(*answers, **settings):
-    llm = Scripted(*(answers or ["It rains a lot."]))
+    llm = FakeLLM(*(answers or ["It rains a lot."]))
     settings.setdefault("streaming", True)
     return index("Oslo is rainy.", "Bergen as well.").as_query_engine(llm=llm, **settings)
 
@@ -156,7 +158,7 @@ def test_a_streamed_answer_is_logged_once_it_is_read(memory):
         assert len(captured(memory)) == number
         assert (trace.outcome, trace.last_response) == ("success", text)
         assert trace.metadata["sources"]
-        memory_of_first = [text for role, text in said(trace) if role == "assistant"]
+        memory_of_first = [text for role, text in transcript(trace) if role == "assistant"]
         assert memory_of_first == (["One.", "It rains a lot."] if mode == "refine" else ["One."])
 
 
@@ -196,7 +198,7 @@ def test_streams_that_are_read_in_turn_do_not_mix(memory):
             next(stream, None)
     for stream in streams:
         list(stream)
-    assert {log.task: said(log) for log in captured(memory)} == {
+    assert {log.task: transcript(log) for log in captured(memory)} == {
         f"Question {number}?": [
             ("user", f"Question {number}?"),
             ("assistant", f"Answer {number} is here."),
@@ -223,14 +225,17 @@ def test_a_stream_that_is_left_is_abandoned(memory, read):
 
 
 def test_what_a_thread_still_writes_is_waited_for(tmp_path):
+    screening = threading.Event()
+
     def screen(trace):
+        screening.set()
         time.sleep(0.3)
 
     with KVLogMemory(tmp_path, embedder=hash_embedder, screen=screen) as memory:
         with memory.capture():
-            for _ in Scripted("It rains.").stream_chat([user("Left?")]):
+            for _ in FakeLLM("It rains.").stream_chat([user("Left?")]):
                 break
-            time.sleep(0.1)  # now it is being screened
+            assert screening.wait(20)
         assert [log.task for log in captured(memory)] == ["Left?"]
 
 
@@ -249,17 +254,17 @@ def test_a_stream_that_fails_is_a_failure(memory):
 def test_a_stream_through_a_router_and_an_engine_of_ours(memory):
     ours = LAGQueryEngine(engine(response_mode="generation"), memory)
     router = RouterQueryEngine(
-        selector=LLMSingleSelector.from_defaults(Scripted('[{"choice": 1, "reason": "fits"}]')),
+        selector=LLMSingleSelector.from_defaults(FakeLLM('[{"choice": 1, "reason": "fits"}]')),
         query_engine_tools=[QueryEngineTool.from_defaults(ours, description="weather")],
-        llm=Scripted(),
+        llm=FakeLLM(),
     )
     with memory.capture():
         response = router.query("Weather?")
         assert captured(memory) == []
         assert "".join(response.response_gen) == "It rains a lot."
     inner, outer = captured(memory)
-    assert said(inner) == [("user", "Weather?"), ("assistant", "It rains a lot.")]
-    assert [role for role, _ in said(outer)] == ["user", "assistant", "assistant"]
+    assert transcript(inner) == [("user", "Weather?"), ("assistant", "It rains a lot.")]
+    assert [role for role, _ in transcript(outer)] == ["user", "assistant", "assistant"]
     assert outer.last_response == "It rains a lot."
     assert outer.metadata["run_name"] == "RouterQueryEngine.query"
 
@@ -267,7 +272,7 @@ def test_a_stream_through_a_router_and_an_engine_of_ours(memory):
 class OnItsOwn(BaseQueryEngine):
     """Streams what a model says, and fails in a way of its own."""
 
-    llm: Scripted = Scripted("It rains.")
+    llm: FakeLLM = FakeLLM("It rains.")
 
     def _get_prompt_modules(self):
         return {}
@@ -307,7 +312,7 @@ class Eager(BaseChatEngine):
     """Has read its stream when it gives it."""
 
     def stream_chat(self, message, chat_history=None):
-        stream = Scripted("It rains.").stream_chat([user(message)])
+        stream = FakeLLM("It rains.").stream_chat([user(message)])
         response = StreamingAgentChatResponse(chat_stream=stream)
         response.write_response_to_history(ChatMemoryBuffer.from_defaults())
         return response
@@ -322,7 +327,7 @@ class Eager(BaseChatEngine):
 def test_a_turn_that_is_over_at_once(memory):
     with memory.capture():
         response = Eager().stream_chat("Weather?")
-    assert said(only(memory)) == [("user", "Weather?"), ("assistant", "It rains.")]
+    assert transcript(only(memory)) == [("user", "Weather?"), ("assistant", "It rains.")]
     assert str(response) == "It rains."
 
 
@@ -336,7 +341,7 @@ def chat(mode, llm):
     "mode", ["simple", "context", "condense_plus_context", "condense_question"]
 )
 def test_a_streamed_turn_is_a_log(memory, mode):
-    engine = chat(mode, Scripted("It rains a lot."))
+    engine = chat(mode, FakeLLM("It rains a lot."))
     with memory.capture():
         response = engine.stream_chat("Weather?")
         assert "".join(response.response_gen) == "It rains a lot."
@@ -345,7 +350,7 @@ def test_a_streamed_turn_is_a_log(memory, mode):
 
     async def ask():
         with memory.capture():
-            response = await chat(mode, Scripted("It rains a lot.")).astream_chat("Snow?")
+            response = await chat(mode, FakeLLM("It rains a lot.")).astream_chat("Snow?")
             return "".join([piece async for piece in response.async_response_gen()])
 
     assert asyncio.run(ask()) == "It rains a lot."
@@ -357,14 +362,14 @@ def test_a_streamed_turn_is_a_log(memory, mode):
 def test_a_turn_over_an_engine_of_ours(memory, embedder, tmp_path):
     """The engine's run has the answer; the turn's only tells it."""
     ours = LAGQueryEngine(engine("One.", "Two.", response_mode="generation"), memory)
-    chat = CondenseQuestionChatEngine.from_defaults(ours, llm=Scripted("Rain in Oslo?"))
+    chat = CondenseQuestionChatEngine.from_defaults(ours, llm=FakeLLM("Rain in Oslo?"))
     with KVLogMemory(tmp_path / "other", embedder=embedder) as other:
         with other.capture():
             for question in ("Rain?", "In Oslo?"):
                 "".join(chat.stream_chat(question).response_gen)
         assert [log.last_response for log in captured(memory)] == ["One.", "Two."]
         turn = only(other)
-        assert [text for role, text in said(turn) if role == "assistant"] == [
+        assert [text for role, text in transcript(turn) if role == "assistant"] == [
             "Rain in Oslo?",
             "Two.",
         ]
@@ -373,9 +378,9 @@ def test_a_turn_over_an_engine_of_ours(memory, embedder, tmp_path):
 def test_a_turn_is_logged_though_nobody_reads_it(memory):
     """Its thread does."""
     with memory.capture():
-        response = SimpleChatEngine.from_defaults(llm=Scripted("It rains.")).stream_chat("Rain?")
+        response = SimpleChatEngine.from_defaults(llm=FakeLLM("It rains.")).stream_chat("Rain?")
         response.write_response_to_history_thread.join()
-    assert said(only(memory)) == [("user", "Rain?"), ("assistant", "It rains.")]
+    assert transcript(only(memory)) == [("user", "Rain?"), ("assistant", "It rains.")]
 
 
 def test_a_turn_whose_stream_fails(memory):
@@ -384,10 +389,10 @@ def test_a_turn_whose_stream_fails(memory):
 
     async def ask():
         with memory.capture():
-            llm = Scripted("First.", fail)
+            llm = FakeLLM("First.", fail)
             engine = index().as_chat_engine(chat_mode="condense_question", llm=llm)
             await engine.achat("Rain?")
-            engine = SimpleChatEngine.from_defaults(llm=Scripted(fail))
+            engine = SimpleChatEngine.from_defaults(llm=FakeLLM(fail))
             response = await engine.astream_chat("Sun?")
             with pytest.raises(ValueError, match="No sky"):
                 [_ async for _ in response.async_response_gen()]
@@ -411,7 +416,7 @@ def test_a_turn_that_cannot_be_written_down(memory):
     async def ask():
         with memory.capture():
             engine = SimpleChatEngine.from_defaults(
-                llm=Scripted("It rains."), memory=Full.from_defaults()
+                llm=FakeLLM("It rains."), memory=Full.from_defaults()
             )
             response = await engine.astream_chat("Weather?")
             with pytest.raises(ValueError, match="Full"):
@@ -426,7 +431,7 @@ def test_a_turn_whose_task_never_begins_is_given_up(memory):
     async def ask():
         with memory.capture():
             engine = index().as_chat_engine(
-                chat_mode="condense_plus_context", llm=Scripted("One.", "Two.", "Three.")
+                chat_mode="condense_plus_context", llm=FakeLLM("One.", "Two.", "Three.")
             )
             await engine.achat("Rain?")
             response = await engine.astream_chat("Sun?")
@@ -449,7 +454,7 @@ def user(text):
     return ChatMessage(role="user", content=text)
 
 
-@pytest.mark.parametrize("llm", [Scripted("It rains a lot."), Plain("It rains a lot.")])
+@pytest.mark.parametrize("llm", [FakeLLM("It rains a lot."), FakeCompletionLLM("It rains a lot.")])
 def test_a_bare_stream_that_is_left(memory, llm):
     """Read for a while, not at all, and held by somebody who may yet read it."""
     with memory.capture():
@@ -461,7 +466,7 @@ def test_a_bare_stream_that_is_left(memory, llm):
     with memory.capture():
         pass
     (trace,) = captured(memory)
-    assert said(trace) == [("user", "Read?"), ("assistant", "It")]
+    assert transcript(trace) == [("user", "Read?"), ("assistant", "It")]
     assert (trace.outcome, trace.metadata["abandoned"]) == ("incomplete", True)
     list(held)
     assert captured(memory)[-1].task == "Held?"
@@ -470,7 +475,7 @@ def test_a_bare_stream_that_is_left(memory, llm):
 
 def test_a_bare_stream_that_is_closed(memory):
     with memory.capture():
-        stream = Scripted("It rains a lot.").stream_chat([user("Rain?")])
+        stream = FakeLLM("It rains a lot.").stream_chat([user("Rain?")])
         next(stream)
         stream.close()
     trace = only(memory)
@@ -482,6 +487,6 @@ def test_a_bare_stream_that_fails(memory):
         raise ValueError("No sky.")
 
     with memory.capture(), pytest.raises(ValueError, match="No sky"):
-        list(Scripted(pieces).stream_chat([user("Rain?")]))
+        list(FakeLLM(pieces).stream_chat([user("Rain?")]))
     trace = only(memory)
-    assert (trace.outcome, said(trace)) == ("failure", [("user", "Rain?")])
+    assert (trace.outcome, transcript(trace)) == ("failure", [("user", "Rain?")])

@@ -10,14 +10,14 @@ from tests.tutorials import sections_of
 
 
 @pytest.fixture
-def told(request, capsys):
+def lines(request, capsys):
     """What a tutorial prints, section by section."""
     return sections_of(f"llama_index/{request.param}", capsys)
 
 
-@pytest.mark.parametrize("told", ["query_engine"], indirect=True)
-def test_query_engine(told):
-    first, _, again, streamed = told
+@pytest.mark.parametrize("lines", ["query_engine"], indirect=True)
+def test_query_engine(lines):
+    first, _, again, streamed = lines
     assert "Quill" not in first
     assert "Logged with 2 sources" in first
     without, recalled = again.split("with memory:")
@@ -28,9 +28,9 @@ def test_query_engine(told):
     assert "logs used: 1" in streamed
 
 
-@pytest.mark.parametrize("told", ["react_agent"], indirect=True)
-def test_react_agent(told):
-    captured, local = told
+@pytest.mark.parametrize("lines", ["react_agent"], indirect=True)
+def test_react_agent(lines):
+    captured, local = lines
     assert captured.count("calls find_price") == 2
     assert captured.count("success, 5 messages") == 2
     assert "failure, 3 messages: How much does a oak table cost?" in captured
@@ -41,9 +41,9 @@ def test_react_agent(told):
     assert re.search(r"[1-9]\d* tokens of 1 log not read", recalled)
 
 
-@pytest.mark.parametrize("told", ["workflow"], indirect=True)
-def test_workflow(told):
-    both, alone, later = told
+@pytest.mark.parametrize("lines", ["workflow"], indirect=True)
+def test_workflow(lines):
+    both, alone, later = lines
     assert "writer:" in both
     assert "One log of AgentWorkflow.run" in both
     assert both.count("'tool'") == 2

@@ -226,10 +226,11 @@ def test_who_stops_reading_stops_the_model(llm, monkeypatch):
     async def cancelled():
         async def read():
             async for _ in await llm.astream_chat(TALE, max_tokens=500):
-                pass
+                begun.set()
 
+        begun = asyncio.Event()
         task = asyncio.create_task(read())
-        await asyncio.sleep(0.5)
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

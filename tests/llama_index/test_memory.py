@@ -37,26 +37,13 @@ from lag_integrations.llama_index import (
     LAGLLM,
     KVLogMemoryBlock,
     LAGMemory,
+    settings,
 )
-from lag_integrations.llama_index import (
-    memory as lag_memory,
-)
-from lag_integrations.llama_index import (
-    task_recall as recalled,
-)
+from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import tag_of
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
-from tests.llama_index.recorder import (
-    VAULT,
-    added,
-    called,
-    named,
-    recorder,
-    said,
-    texts,
-    user,
-)
+from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
 from tests.puppet import calls
 
 QUESTION = "Which code does the vault in Lima have?"
@@ -73,7 +60,7 @@ def opened(monkeypatch):
     """The runs that were to be captured: memory and thread."""
     runs: list[tuple[KVLogMemory, str]] = []
     monkeypatch.setattr(
-        lag_memory,
+        settings,
         "open_run",
         lambda memory, thread=None, task=None, **_: runs.append((memory, thread, task)),
     )
@@ -109,7 +96,7 @@ def code_runner(code: str) -> str:
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_the_conversation_is_kept_in_order(lag, way):
-    first, second, third = user("One."), said("Two."), user("Three.")
+    first, second, third = user("One."), answer("Two."), user("Three.")
 
     async def run():
         await lag.aput(first)
@@ -162,7 +149,7 @@ async def test_async_ways_are_the_historys_own(memory, no_worker):
 
     lag = LAGMemory(memory, history=OnlyAsync.from_defaults())
     await lag.aset([user("One.")])
-    await lag.aput(said("Two."))
+    await lag.aput(answer("Two."))
     await lag.aput_messages([user("Three.")])
     assert len(await lag.aget()) == len(await lag.aget_all()) == 3
     assert named(await lag.aget()) == []
@@ -181,7 +168,7 @@ def test_it_is_a_memory_and_true_while_it_is_empty(lag):
 
 
 def test_an_empty_one_is_kept_by_agents_and_engines(lag):
-    llm, _ = recorder("Fine.")
+    llm, _ = fake_llm("Fine.")
     SimpleChatEngine.from_defaults(llm=llm, memory=lag).chat("Hi.")
     assert [m.content for m in lag.get_all()] == ["Hi.", "Fine."]
 
@@ -193,7 +180,7 @@ def test_an_empty_one_is_kept_by_agents_and_engines(lag):
 
 
 def test_what_it_is_made_of(memory, no_worker):
-    llm, _ = recorder("Fine.")
+    llm, _ = fake_llm("Fine.")
     lag = LAGMemory.from_defaults(memory, chat_history=[user("Hi.")], llm=llm, k=2, session_id="s")
     assert (lag.k, lag.session_id) == (2, "s")
     assert [m.content for m in lag.get_all()] == ["Hi."]
@@ -214,7 +201,7 @@ def test_what_it_is_made_of(memory, no_worker):
 
 def test_engines_count_their_prefix_by_the_historys_tokenizer(memory, no_worker):
     lag = LAGMemory.from_defaults(memory, token_limit=30)
-    llm, seen = recorder("word " * 10)
+    llm, seen = fake_llm("word " * 10)
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag, system_prompt="word " * 15)
     engine.chat("One.")
     engine.chat("Two.")
@@ -226,7 +213,7 @@ def test_engines_count_their_prefix_by_the_historys_tokenizer(memory, no_worker)
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_logs_are_named_in_a_copy_of_the_last_user_message(lag, memory, logs, way):
-    lag.put_messages([user("Hi."), said("Hello."), user(QUESTION), said("Let me see.")])
+    lag.put_messages([user("Hi."), answer("Hello."), user(QUESTION), answer("Let me see.")])
     messages = lag.get() if way == "sync" else asyncio.run(lag.aget())
     assert messages[2].additional_kwargs["lag"] == {"memory": memory.id, "log_ids": [logs[0]]}
     assert all("lag" not in messages[place].additional_kwargs for place in (0, 1, 3))
@@ -235,7 +222,7 @@ def test_logs_are_named_in_a_copy_of_the_last_user_message(lag, memory, logs, wa
 
 
 def test_it_recalls_by_the_input_if_there_is_one(lag, logs):
-    lag.put_messages([user(QUESTION), said("7741.")])
+    lag.put_messages([user(QUESTION), answer("7741.")])
     assert named(lag.get(input=OTHER)) == [logs[1]]
     assert named(lag.get()) == [logs[0]]
 
@@ -246,7 +233,7 @@ def test_a_prompt_for_which_nothing_fits_says_so(lag):
 
 
 def test_without_a_user_message_nothing_is_recalled(lag, asked):
-    lag.put_messages([said("Hello."), said("Anyone?")])
+    lag.put_messages([answer("Hello."), answer("Anyone?")])
     assert named(lag.get()) is None
     assert asked == []
 
@@ -263,7 +250,7 @@ def test_a_task_is_recalled_for_once(lag, asked):
     lag.put(user(QUESTION))
     for _ in range(3):
         lag.get()
-    lag.put(said("Let me see."))
+    lag.put(answer("Let me see."))
     lag.put(user("Result of executing the code given:\n\n42"))  # of a CodeActAgent
     lag.get()
     assert asked == [QUESTION]
@@ -307,7 +294,11 @@ def test_its_settings_choose_what_is_recalled(memory, logs):
 
 def test_a_follow_up_is_searched_with_what_was_said_before(memory, logs):
     lag = LAGMemory(memory, k=1)
-    talk = [user("I stand at the vault in Lima."), said("Good."), user("Which code does it have?")]
+    talk = [
+        user("I stand at the vault in Lima."),
+        answer("Good."),
+        user("Which code does it have?"),
+    ]
     lag.put(talk[-1])
     assert named(lag.get()) == []
     lag.set(talk)
@@ -323,7 +314,7 @@ def test_logs_are_searched_by_what_the_user_of_the_memory_says(memory, logs):
 
     seen = []
     lag = LAGMemory(memory, k=1, query=lambda messages: seen.append(messages) or OTHER)
-    lag.put_messages([user("Hello."), said("Good day."), user("What now?")])
+    lag.put_messages([user("Hello."), answer("Good day."), user("What now?")])
     assert named(lag.get()) == logs[1:2]
     assert [message.content for message in seen[0]] == ["Hello.", "Good day.", "What now?"]
     with pytest.raises(ValueError, match="query= is a function"):
@@ -387,9 +378,9 @@ def test_turns_that_stand_in_the_history_are_not_recalled(memory, logs):
     lag = LAGMemory(memory, session_id="mine", k=1)
     lag.put(user(QUESTION))
     assert named(lag.get()) == [own]  # of this session, but forgotten by the history
-    lag.put_messages([said("Thought: easy.\nAnswer: 7741, I said."), user(QUESTION)])
+    lag.put_messages([answer("Thought: easy.\nAnswer: 7741, I said."), user(QUESTION)])
     assert named(lag.get()) == [logs[0]]  # takes its place
-    lag.set([user(OTHER), said("7741, I said.")])
+    lag.set([user(OTHER), answer("7741, I said.")])
     assert named(lag.get(input=QUESTION)) == [own]  # another question's answer, and only that
 
 
@@ -397,15 +388,15 @@ def test_turns_that_the_history_has_let_go_are_recalled_again(memory, logs):
     (own,) = added(memory, qa(QUESTION, "7741, I said.", metadata={"thread_id": "mine"}))
     history = ChatMemoryBuffer.from_defaults(token_limit=40)
     lag = LAGMemory(memory, history=history, session_id="mine", k=1)
-    lag.put_messages([user(QUESTION), said("7741, I said."), user(QUESTION)])
+    lag.put_messages([user(QUESTION), answer("7741, I said."), user(QUESTION)])
     assert named(lag.get()) == [logs[0]]
-    lag.put_messages([said("word " * 30), user(QUESTION)])
+    lag.put_messages([answer("word " * 30), user(QUESTION)])
     assert named(lag.get()) == [own]
     assert "7741" not in texts(lag.get())
 
 
 def test_the_last_recall_is_told(memory, logs, monkeypatch):
-    monkeypatch.setattr(lag_memory, "open_run", lambda *_, **__: "r1")
+    monkeypatch.setattr(settings, "open_run", lambda *_, **__: "r1")
     lag = LAGMemory(memory)
     assert lag.last_recall is None
     lag.put(user(QUESTION))
@@ -435,7 +426,7 @@ def test_reset_begins_a_new_session_and_forgets_no_logs(memory, lag, logs):
 
 def test_as_text_it_is_text_before_the_users_words(memory, logs, noted):
     lag = LAGMemory(memory, as_text=True)
-    lag.put_messages([user("Hi."), said("Hello."), user(QUESTION)])
+    lag.put_messages([user("Hi."), answer("Hello."), user(QUESTION)])
     messages = lag.get()
     text, words = messages[2].blocks
     assert "The code of the vault in Lima is 7741." in text.text
@@ -504,7 +495,7 @@ def test_reads_are_captured_unless_it_is_said_otherwise(memory, logs, opened):
 
 def test_a_closed_memory_breaks_no_agent(lag, memory, caplog):
     memory.close()
-    llm, seen = recorder(called("weather", city="Lima"), "Rain.")
+    llm, seen = fake_llm(call("weather", city="Lima"), "Rain.")
 
     async def run():
         return await FunctionAgent(llm=llm, tools=[weather]).run(QUESTION, memory=lag)
@@ -544,7 +535,7 @@ async def test_a_context_keeps_it(memory, logs, serializer):
     lag = LAGMemory.from_defaults(
         memory, k=2, where={"x": {"$ne": 1}}, session_id="s", token_limit=500
     )
-    llm, seen = recorder(called("weather", city="Lima"), "Rain.", "More rain.")
+    llm, seen = fake_llm(call("weather", city="Lima"), "Rain.", "More rain.")
     agent = FunctionAgent(llm=llm, tools=[weather])
     context = Context(agent)
     await agent.run(QUESTION, ctx=context, memory=lag)
@@ -566,7 +557,7 @@ async def test_a_context_keeps_it(memory, logs, serializer):
 
 
 def test_it_goes_through_json_and_back(lag):
-    lag.put_messages([user(QUESTION), called("weather", city="Lima")])
+    lag.put_messages([user(QUESTION), call("weather", city="Lima")])
     lag.put(user("").model_copy(update={"blocks": [ImageBlock(url="http://x.example/y.png")]}))
     assert json.loads(lag.to_json()) == json.loads(json.dumps(lag.to_dict()))
     for again in (
@@ -588,7 +579,7 @@ def test_a_history_with_a_store_of_its_own_is_not_lost_silently(memory, no_worke
 
 def test_another_process_goes_on_with_it(memory, logs, tmp_path):
     lag = LAGMemory(memory, session_id="s")
-    lag.put_messages([user(OTHER), said("Bees.")])
+    lag.put_messages([user(OTHER), answer("Bees.")])
     (tmp_path / "state.json").write_text(lag.to_json())
     code = f"""
 import threading
@@ -630,7 +621,7 @@ def test_copies_share_the_logs_and_pickles_have_none(lag, memory, logs, caplog):
     assert caplog.records == []  # no complaint of what cannot be pickled
     assert deep._memory is shallow._memory is memory
     assert pickled._memory is None
-    deep.put(said("7741."))
+    deep.put(answer("7741."))
     assert len(lag.get_all()) == len(pickled.get_all()) == 1
     for each in (deep, shallow, pickled):
         assert named(each.get()) == [logs[0]]
@@ -644,14 +635,14 @@ def test_copies_share_the_logs_and_pickles_have_none(lag, memory, logs, caplog):
 async def test_agents_get_the_logs_at_each_step(lag, logs, asked, kind, streaming):
     last = "7741."
     if kind == "function":
-        llm, seen = recorder(called("weather", city="Lima"), last)
+        llm, seen = fake_llm(call("weather", city="Lima"), last)
         agent = FunctionAgent(llm=llm, tools=[weather], streaming=streaming)
     elif kind == "react":
         step = 'Thought: Look.\nAction: weather\nAction Input: {"city": "Lima"}'
-        llm, seen = recorder(step, f"Thought: I know.\nAnswer: {last}")
+        llm, seen = fake_llm(step, f"Thought: I know.\nAnswer: {last}")
         agent = ReActAgent(llm=llm, tools=[weather], streaming=streaming)
     else:
-        llm, seen = recorder("<execute>print(42)</execute>", last)
+        llm, seen = fake_llm("<execute>print(42)</execute>", last)
         agent = CodeActAgent(code_runner, llm=llm, streaming=streaming)
     assert str(await agent.run(QUESTION, memory=lag)) == last
     assert [named(messages) for messages in seen] == [[logs[0]], [logs[0]]]
@@ -681,11 +672,11 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
         index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(4))
         tools = [RetrieverTool.from_defaults(index.as_retriever(), name="notes")]
         if agent == "function":
-            llm, seen = recorder(called("notes", input="Lima"), "done")
+            llm, seen = fake_llm(call("notes", input="Lima"), "done")
             made = FunctionAgent(llm=llm, tools=tools, streaming=False)
         else:
             step = 'Thought: Look.\nAction: notes\nAction Input: {"input": "Lima"}'
-            llm, seen = recorder(step, "Thought: I know.\nAnswer: done")
+            llm, seen = fake_llm(step, "Thought: I know.\nAnswer: done")
             made = ReActAgent(llm=llm, tools=tools, streaming=False)
         if kind == "LAGMemory":
             used = LAGMemory(memory, **settings)
@@ -705,8 +696,8 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
 
 
 async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):
-    first, seen_first = recorder(called("handoff", to_agent="second", reason="It knows."))
-    second, seen_second = recorder(called("weather", city="Lima"), "7741.")
+    first, seen_first = fake_llm(call("handoff", to_agent="second", reason="It knows."))
+    second, seen_second = fake_llm(call("weather", city="Lima"), "7741.")
     agents = [
         FunctionAgent(name="first", description="Asks.", llm=first, tools=[]),
         FunctionAgent(name="second", description="Knows.", llm=second, tools=[weather]),
@@ -720,7 +711,7 @@ async def test_agents_that_hand_over_all_get_the_logs(lag, logs, asked):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_simple_engine_gets_the_logs(lag, logs, stream):
-    llm, seen = recorder("7741.")
+    llm, seen = fake_llm("7741.")
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=lag)
     for question in (QUESTION, OTHER):
         if stream:
@@ -733,7 +724,7 @@ def test_a_simple_engine_gets_the_logs(lag, logs, stream):
 @pytest.mark.parametrize("way", ["sync", "async", "stream"])
 @pytest.mark.parametrize("kind", [ContextChatEngine, CondensePlusContextChatEngine])
 def test_context_engines_get_the_logs_from_the_first_question_on(lag, logs, index, kind, way):
-    llm, seen = recorder("7741.")
+    llm, seen = fake_llm("7741.")
     engine = kind.from_defaults(index.as_retriever(), llm=llm, memory=lag, skip_condense=True)
 
     async def chat(question):
@@ -833,7 +824,7 @@ def test_a_context_engines_model_gets_the_kv_and_no_empty_message(
         return prompts[-1]
 
     monkeypatch.setattr(LAGLLM, "_chat", kept)
-    monkeypatch.setattr("lag_integrations.llama_index.llm.as_chat", read)
+    monkeypatch.setattr("lag_integrations.llama_index.llm_call.as_chat", read)
     engine = ContextChatEngine.from_defaults(index.as_retriever(), llm=llm, memory=lag)
     engine.chat(QUESTION)
     engine.chat(OTHER)
@@ -872,7 +863,7 @@ async def test_many_agents_at_once_get_their_own(memory, no_worker):
     )
 
     async def run(number):
-        llm, seen = recorder(called("weather", city="Lima"), "Done.")
+        llm, seen = fake_llm(call("weather", city="Lima"), "Done.")
         lag = LAGMemory(memory, k=1, where={"city": cities[number]})
         await FunctionAgent(llm=llm, tools=[weather]).run(questions[number], memory=lag)
         return [named(messages) for messages in seen]

@@ -8,8 +8,7 @@ from llama_index_instrumentation.dispatcher import instrument_tags
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from tests.llama_index.recorder import named
-from tests.llama_index.scripted import Scripted, call, captured, index
+from tests.llama_index.fake_llm import FakeLLM, call, captured, index, named
 from tests.store.model import hash_embedder
 
 QUESTION = "How do I ship to Norway?"
@@ -34,7 +33,7 @@ async def test_another_session_is_not_given_what_an_unjudged_run_read(memory, ki
     calls = [call("read_web_page", url="x"), ANSWER]
     if kind is ReActAgent:
         calls = [REACT, f"Thought: done.\nAnswer: {ANSWER}"]
-    await kind(llm=Scripted(*calls), tools=[read_web_page]).run(QUESTION, memory=lag)
+    await kind(llm=FakeLLM(*calls), tools=[read_web_page]).run(QUESTION, memory=lag)
     memory.embed_pending()
     (log,) = memory.store.ledger.info()
     assert log.source == "document"
@@ -48,7 +47,7 @@ async def test_another_session_is_not_given_what_an_unjudged_run_read(memory, ki
 
 def test_a_query_engine_recalls_what_it_read_for_the_same_user(memory):
     def engine(**settings):
-        llm = Scripted(ANSWER)
+        llm = FakeLLM(ANSWER)
         return LAGQueryEngine(index().as_query_engine(llm=llm), memory, **settings)
 
     def recalled(one):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import threading
-import time
 
 import pytest
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
@@ -32,10 +31,11 @@ from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
+from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.message_tag import tagged
 from tests.conftest import qa, random_model
-from tests.llama_index.choosers import Asks, Selects
+from tests.llama_index.fake_llm import FirstSelector, FixedQuestions
 
 MODES = ["compact", "refine", "tree_summarize", "accumulate", "simple_summarize"]
 WAYS = ["sync", "async", "sync stream", "async stream"]
@@ -81,9 +81,11 @@ def around(kind, engine, llm, streaming) -> BaseQueryEngine:
         return engine
     tool = QueryEngineTool.from_defaults(engine, name="documents", description="Documents.")
     if kind == "router":
-        return RouterQueryEngine(Selects(1), [tool], llm=llm)
+        return RouterQueryEngine(FirstSelector(1), [tool], llm=llm)
     synthesizer = get_response_synthesizer(llm=llm, streaming=streaming)
-    return SubQuestionQueryEngine(Asks(halves), synthesizer, [tool], verbose=False, use_async=False)
+    return SubQuestionQueryEngine(
+        FixedQuestions(halves), synthesizer, [tool], verbose=False, use_async=False
+    )
 
 
 def ask(engine, way, question=QUESTION):
@@ -221,9 +223,7 @@ def test_a_stream_that_is_left_is_abandoned(how, index, small, memory, lima):
     if how == "never read":  # no LLM was asked
         assert len(logs(memory)) == 1
     else:
-        until = time.monotonic() + 10
-        while QUESTION not in logs(memory) and time.monotonic() < until:
-            time.sleep(0.01)
+        tracker.recorder.wait()
         log = logs(memory)[QUESTION]
         assert log.metadata["abandoned"] is True
         assert log.outcome == "incomplete"
@@ -404,7 +404,7 @@ def test_retrieve_and_synthesize(index, llm, memory, lima):
 
 
 class Twice(CustomQueryEngine):
-    """Asks its LLM itself, and another engine of another memory."""
+    """FixedQuestions its LLM itself, and another engine of another memory."""
 
     llm: LAGLLM
     other: BaseQueryEngine
@@ -463,7 +463,7 @@ def test_reports_of_sub_questions_are_within_that_of_the_question(
     tool = QueryEngineTool.from_defaults(inner, name="documents", description="Documents.")
     synthesizer = get_response_synthesizer(llm=llm)
     asks = SubQuestionQueryEngine(
-        Asks(halves), synthesizer, [tool], verbose=False, use_async=use_async
+        FixedQuestions(halves), synthesizer, [tool], verbose=False, use_async=use_async
     )
     response, _ = ask(LAGQueryEngine(asks, memory), way)
     lag = response.metadata["lag"]

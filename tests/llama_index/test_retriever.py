@@ -12,7 +12,7 @@ from lag_integrations import Trace
 from lag_integrations.errors import StoreError
 from lag_integrations.llama_index import LogRetriever
 from tests.conftest import qa
-from tests.llama_index.recorder import added, recorder, texts
+from tests.llama_index.fake_llm import added, fake_llm, texts
 
 QUESTION = "Which code opens the vault in Lima?"
 VAULT = qa(
@@ -96,7 +96,7 @@ def test_what_a_newer_log_replaces_is_not_found(memory):
 
 async def test_in_a_query_engine(memory):
     (key,) = added(memory, VAULT)
-    llm, seen = recorder("7741.")
+    llm, seen = fake_llm("7741.")
     engine = RetrieverQueryEngine.from_args(memory.as_llama_index_retriever(), llm=llm)
     for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
         assert str(response) == "7741."
@@ -110,7 +110,7 @@ async def test_in_a_query_engine(memory):
 @pytest.mark.parametrize("mode", ["reciprocal_rerank", "simple"])
 def test_in_a_fusion_of_retrievers(memory, mode):
     vault, ferry = added(memory, VAULT, FERRY)
-    llm, _ = recorder("What does the Ostrava ferry carry?")
+    llm, _ = fake_llm("What does the Ostrava ferry carry?")
     fusion = QueryFusionRetriever(
         [memory.as_llama_index_retriever(), memory.as_llama_index_retriever(k=1)],
         llm=llm,

@@ -15,8 +15,17 @@ from lag_integrations import Engine
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from tests.conftest import qa, random_model
-from tests.llama_index.recorder import named, recorder, said, user
-from tests.llama_index.scripted import Scripted, call, captured, in_threads, index
+from tests.llama_index.fake_llm import (
+    FakeLLM,
+    answer,
+    call,
+    captured,
+    fake_llm,
+    in_threads,
+    index,
+    named,
+    user,
+)
 
 QUESTION = "What is the code of my vault?"
 USERS = ("ada", "bob")
@@ -48,7 +57,7 @@ def logs(memory):
     with memory.capture():
         for name, code in zip(USERS, CODES, strict=True):
             with instrument_tags({"user_id": name}):
-                Scripted(f"It is {code}.").chat([user(QUESTION)])
+                FakeLLM(f"It is {code}.").chat([user(QUESTION)])
     memory.embed_pending()
     infos = memory.store.ledger.info()
     return {info.trace.metadata["user_id"]: info.id for info in infos}
@@ -160,7 +169,7 @@ def in_a_block(memory):
 async def test_agents_of_two_users_at_once_do_not_mix(memory, logs, kind, made):
     async def run(name):
         answers = ["Thought: I know.\nAnswer: Done."] if kind is ReActAgent else ["Done."]
-        llm, seen = recorder(*answers)
+        llm, seen = fake_llm(*answers)
         with instrument_tags({"user_id": name}):
             handler = kind(llm=llm, tools=[]).run(QUESTION, memory=made(memory))
         await handler
@@ -184,7 +193,7 @@ def test_one_memory_of_two_users_asks_for_each(memory, logs):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_chat_engine_is_given_the_users_own_logs(memory, logs, streaming):
     for name in USERS:
-        llm, seen = recorder("Done.")
+        llm, seen = fake_llm("Done.")
         chat = SimpleChatEngine.from_defaults(llm=llm, memory=lag_memory(memory))
         with instrument_tags({"user_id": name}):
             if streaming:
@@ -203,7 +212,7 @@ def test_what_is_no_filter_recalls_nothing_and_costs_no_answer(small, memory, lo
     block = KVLogMemoryBlock(memory, where=where, as_text=True)
 
     def steps():
-        llm, seen = recorder(said("Done."))
+        llm, seen = fake_llm(answer("Done."))
         asyncio.run(_run(FunctionAgent(llm=llm, tools=[]), lag))
         return named(seen[0])
 
@@ -260,7 +269,7 @@ def test_tags_and_given_metadata_are_the_logs(memory):
     tags = {"user_id": "ada", "n": 2, "deep": {"a": 1}, "source": "x", "llamaindex.mine": "y"}
 
     async def run():
-        agent = FunctionAgent(llm=Scripted(call("look", city="Oslo"), "Rain."), tools=[look])
+        agent = FunctionAgent(llm=FakeLLM(call("look", city="Oslo"), "Rain."), tools=[look])
         with instrument_tags(tags):
             return await agent.run("Weather?", memory=LAGMemory(memory, metadata={"app": "shop"}))
 
@@ -286,7 +295,7 @@ def test_instrumentation_has_metadata_and_tags(memory):
     instrumentation = memory.instrument(metadata={"app": "shop"})
     try:
         with instrument_tags({"user_id": "ada"}):
-            Scripted("Hello.").complete("Hi?")
+            FakeLLM("Hello.").complete("Hi?")
     finally:
         instrumentation.stop()
     (trace,) = captured(memory)
@@ -297,7 +306,7 @@ def test_runs_of_two_users_that_say_the_same_are_two_logs(memory):
     with memory.capture():
         for name in USERS:
             with instrument_tags({"user_id": name}):
-                Scripted("Hello.").complete("Hi?")
+                FakeLLM("Hello.").complete("Hi?")
     assert [trace.metadata["user_id"] for trace in captured(memory)] == list(USERS)
 
 
@@ -308,8 +317,8 @@ async def test_what_a_session_ejects_is_its_users(memory):
     block = KVLogMemoryBlock(memory, capture=False, metadata={"app": "shop"})
     short = Memory.from_defaults(memory_blocks=[block], token_limit=60, token_flush_size=10)
     with instrument_tags({"user_id": "ada"}):
-        await short.aput_messages([user("Who are you?"), said("A parrot.")])
-        await short.aput_messages([user("Tell a tale."), said("Once. " + "word " * 60)])
+        await short.aput_messages([user("Who are you?"), answer("A parrot.")])
+        await short.aput_messages([user("Tell a tale."), answer("Once. " + "word " * 60)])
     (log,) = memory.store.ledger.having({"user_id": "ada"}).values()
     assert (log.last_response, log.metadata["app"]) == ("A parrot.", "shop")
 
@@ -320,4 +329,4 @@ def test_metadata_that_nothing_can_be_found_by_is_refused(memory, bad):
         with pytest.raises(TraceError, match="metadata="):
             made(memory, metadata=bad)
     with pytest.raises(TraceError, match="metadata="):
-        LAGQueryEngine(index().as_query_engine(llm=Scripted()), memory, metadata=bad)
+        LAGQueryEngine(index().as_query_engine(llm=FakeLLM()), memory, metadata=bad)

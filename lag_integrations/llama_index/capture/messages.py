@@ -1,4 +1,4 @@
-"""What LlamaIndex hands to instrumentation, read for a trace."""
+"""Reads for a trace what LlamaIndex hands to instrumentation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lag_integrations.llama_index.messages import ROLES, calls_in, text_in
 from lag_integrations.traces.sources import Source, hash_of
 from lag_integrations.traces.trace import Message, ToolCall, as_message
 
-# What engines and workflows commonly call their question.
+# Names that engines and workflows commonly have for their question.
 _TASK_KEYS = (
     "user_msg",
     "message",
@@ -52,9 +52,9 @@ _FILE_KEYS = ("file_path", "url")
 NO_ANSWER = "Empty Response"
 """What a query engine answers if it found nothing, or if an LLM said nothing."""
 CODE_RESULT = "Result of executing the code given:"
-"""What a ``CodeActAgent`` lets the user say."""
+"""How a ``CodeActAgent`` begins the user message that holds a result."""
 _OBSERVATION = "Observation: "
-"""What a ``ReActAgent`` does."""
+"""How a ``ReActAgent`` begins it."""
 
 
 Key = tuple[Any, ...]
@@ -62,7 +62,7 @@ Key = tuple[Any, ...]
 
 
 def key_of(message: ChatMessage) -> Key:
-    """What makes a message the same as another one. Cheap: a prompt repeats all that was said."""
+    """Return what two equal messages have in common. Cheap: a prompt repeats all messages."""
     role = ROLES.get(message.role, "user")
     if role == "tool" and (call_id := message.additional_kwargs.get("tool_call_id")):
         return ("tool", call_id)
@@ -71,7 +71,7 @@ def key_of(message: ChatMessage) -> Key:
 
 
 def as_step(message: ChatMessage) -> Message:
-    """A message as a step of a trace; what has no place in one is named in brackets."""
+    """Return a message as a step of a trace; what has no place in one is named in brackets."""
     role = ROLES.get(message.role, "user")
     text = _text_in(message)
     name = message.additional_kwargs.get("name")
@@ -91,22 +91,22 @@ def as_step(message: ChatMessage) -> Message:
         return as_message({"role": role, "content": text})
 
 
-def said_in(response: ChatResponse | CompletionResponse) -> ChatMessage:
-    """What a model answered."""
+def message_of(response: ChatResponse | CompletionResponse) -> ChatMessage:
+    """Return the message of a model's response."""
     if isinstance(response, ChatResponse):
         return response.message
     return ChatMessage(role=MessageRole.ASSISTANT, content=response.text)
 
 
 def log_ids_of(response: ChatResponse | CompletionResponse) -> list[str]:
-    """The logs that a model was given for its answer."""
+    """Return the ids of the logs that were injected for a response."""
     lag = response.raw.get("lag") if isinstance(response.raw, Mapping) else None
     ids = lag.get("log_ids") if isinstance(lag, Mapping) else None
     return [key for key in ids or () if isinstance(key, str)]
 
 
 def was_cut_off(response: ChatResponse | CompletionResponse) -> bool:
-    """Whether an answer ended at the limit of its length."""
+    """Return whether a response ended at the limit of its length."""
     reasons = []
     for holder in (response.raw, response.additional_kwargs):
         for place in (holder, _first(holder, "choices"), _first(holder, "candidates")):
@@ -116,12 +116,12 @@ def was_cut_off(response: ChatResponse | CompletionResponse) -> bool:
 
 
 def is_unreadable(message: ChatMessage) -> bool:
-    """Whether an answer holds a call that cannot be read, so that nobody can do what it asks."""
+    """Return whether a message holds a call that cannot be read, and so cannot be made."""
     return bool(message.additional_kwargs.get("invalid_tool_calls"))
 
 
 def result_of(output: ToolOutput, call_id: str | None) -> Message:
-    """What a tool gave back."""
+    """Return the result of a tool as a step of a trace."""
     return Message(
         role="tool",
         content=output.content or "",
@@ -132,23 +132,23 @@ def result_of(output: ToolOutput, call_id: str | None) -> Message:
 
 
 def is_observation(text: str) -> bool:
-    """Whether an agent lets the user say this: what a tool or its code gave."""
+    """Return whether a user message is an agent's, and holds the result of a tool or its code."""
     return text.startswith((CODE_RESULT, _OBSERVATION))
 
 
 def is_resumed(arguments: BoundArguments) -> bool:
-    """Whether a workflow goes on with what its context holds: it has no event to begin with."""
+    """Return whether a workflow goes on with its context: it has no event to begin with."""
     return arguments.arguments.get("start_event", "") is None
 
 
 def task_of(arguments: BoundArguments) -> str | None:
-    """The question that a method was called with; None where the model's messages must tell."""
-    given = dict(arguments.arguments)
-    given.update(given.pop("kwargs", None) or {})
-    for value in given.values():
+    """Return the question that a method was called with; None where its prompts have to tell."""
+    named = dict(arguments.arguments)
+    named.update(named.pop("kwargs", None) or {})
+    for value in named.values():
         if isinstance(value, StartEvent):
             return _task_in_event(value)
-    return _task_in(given)
+    return _task_in(named)
 
 
 def _task_in_event(event: Event) -> str | None:
@@ -159,14 +159,14 @@ def _task_in_event(event: Event) -> str | None:
     return (texts[0] or None) if len(texts) == 1 else None
 
 
-def _task_in(given: Mapping[str, Any]) -> str | None:
+def _task_in(fields: Mapping[str, Any]) -> str | None:
     for key in _TASK_KEYS:
-        if task := _asked(given.get(key)):
+        if task := _question_text(fields.get(key)):
             return task
     return None
 
 
-def _asked(value: Any) -> str | None:
+def _question_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value or None
     if isinstance(value, QueryBundle):
@@ -174,12 +174,13 @@ def _asked(value: Any) -> str | None:
     if isinstance(value, ChatMessage):
         return _text_in(value) if value.role == MessageRole.USER else None
     if isinstance(value, list | tuple):
-        return next((asked for item in reversed(value) if (asked := _asked(item))), None)
+        texts = (_question_text(item) for item in reversed(value))
+        return next(filter(None, texts), None)
     return None
 
 
 def answer_of(result: Any) -> str | None:
-    """The text with which a run answered; None where the last thing said must tell."""
+    """Return the text with which a run answered; None where its last message has to tell."""
     if isinstance(result, str):
         return result
     if isinstance(result, Response | AgentChatResponse | StreamingAgentChatResponse):

@@ -1,4 +1,4 @@
-"""Where the traces of runs go that are over, and on which thread."""
+"""Stores finished runs, on a background thread if the caller may be the garbage collector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HALVES = 20
 
 
 class Recorder:
-    """Records runs at once, or on a thread where that must not be."""
+    """Stores the traces of finished runs in their memories."""
 
     def __init__(self) -> None:
         self._over: deque[Run] = deque()
@@ -34,18 +34,18 @@ class Recorder:
         self._at_work = threading.Lock()
 
     def begin(self) -> None:
-        """A run begins: the thread has to be there when it ends, since then it may be too late."""
+        """Start the thread, when a run begins: when it ends, that may be too late."""
         if self._thread is None or not self._thread.is_alive():  # in a fork it is not
             self._at_work = threading.Lock()
             self._thread = threading.Thread(target=self._work, name="lag-capture", daemon=True)
             self._thread.start()
 
     def add(self, run: Run) -> None:
-        """A run is over; it is recorded when `settle` is called."""
+        """Take a finished run; `settle` stores it."""
         self._over.append(run)
 
     def settle(self) -> None:
-        """Record the runs that are over."""
+        """Store the finished runs."""
         while self._over:
             try:
                 run = self._over.popleft()
@@ -54,21 +54,22 @@ class Recorder:
             self._record(run)
 
     def wait(self) -> None:
-        """Record the runs that are over, and wait for what the thread is recording."""
+        """Store the finished runs, and wait for those that the thread is storing."""
         self.settle()
         if self._thread is not None and self._thread.is_alive():
             with self._at_work:
                 pass
 
     def settle_later(self) -> None:
-        """Let the thread record them: a collector is at work, in the midst of anything.
+        """Let the thread store them.
 
-        As of the store's own work. A SimpleQueue may be told even then.
+        The garbage collector may call this in the middle of the store's own work. To put something
+        into a SimpleQueue is allowed even then.
         """
         self._wanted.put(None)
 
     def settle_after(self, error: BaseException | None) -> None:
-        """Record them; later, if a stream or coroutine is being closed, maybe by the collector."""
+        """Store them; later, if a stream or coroutine is being closed, maybe by the collector."""
         if isinstance(error, GeneratorExit):
             self.settle_later()
         else:
@@ -82,7 +83,7 @@ class Recorder:
 
     @log_exceptions
     def _record(self, run: Run) -> None:
-        if not run.said_something and run.error is None:
+        if not run.has_answer and run.error is None:
             return
         for memory, receiver in run.receivers.items():
             try:
@@ -99,9 +100,9 @@ class Recorder:
 
 
 def _add_resumed(memory: LogMemory, judge: Judge | None, trace: Trace) -> None:
-    """Put a resumed run, which holds what was said before, in the place of its first half.
+    """Store a resumed run, which holds what was said before, in the place of its first half.
 
-    The half was logged as abandoned when the run was put away. It is known by its conversation.
+    The half was logged as abandoned when the run was put away. It is found by its conversation.
     """
     half_id, half = None, None
     if thread := trace.metadata.get("thread_id"):

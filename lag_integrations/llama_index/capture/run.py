@@ -1,4 +1,4 @@
-"""One run while it lasts: who said what, and what of it becomes the trace."""
+"""A run that goes on: its messages, and the trace that they become."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lag_integrations.llama_index.capture.messages import (
     key_of,
     log_id_of,
     log_ids_of,
-    said_in,
+    message_of,
     sources_of,
     was_cut_off,
 )
@@ -43,13 +43,20 @@ _MIN_RECALLED_TEXT = 20
 
 
 @dataclass(eq=False)
-class _Said:
-    """A message of the run."""
+class _Entry:
+    """A message of the run.
+
+    Attributes:
+        step: The message.
+        made_here: Whether a model of this run wrote it, rather than being shown it.
+        cut_off: Whether it ended at the limit of its length.
+        unreadable: Whether it holds a call that cannot be read.
+    """
 
     step: Message
-    made_here: bool = False  # said in this run, not only shown to it
+    made_here: bool = False
     cut_off: bool = False
-    unreadable: bool = False  # its call
+    unreadable: bool = False
 
 
 @dataclass(eq=False)
@@ -76,7 +83,7 @@ class Call:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """The prompt, to compare; instructions may change from call to call."""
+        """Return the keys of the prompt but its instructions, which may change between calls."""
         return tuple(key for key, _ in self.prompt if not _is_system(key))
 
 
@@ -94,13 +101,13 @@ class Receiver:
 
 
 class Run:
-    """What one run and all that it calls say and do. Not thread safe.
+    """Collects what one run, and all that it calls, say and do. Not thread safe.
 
     Args:
         id: Its id.
         name: Its name.
         task: What it was asked, where that is known.
-        metadata: What users say of it.
+        metadata: What its ``instrument_tags`` say of it.
         resumed: Whether it goes on with a run that was put away.
     """
 
@@ -129,18 +136,18 @@ class Run:
         self.sources: list[Source] = []
         self.touched = time.monotonic()
         self._started_at = datetime.now(timezone.utc)
-        self._said: list[_Said] = []
+        self._entries: list[_Entry] = []
         self._known: Counter[Key] = Counter()  # how often a prompt may hold what was said
         self._answered: dict[tuple[Key, ...], Key] = {}  # calls, by their whole prompt
-        self._asked: Message | None = None
-        self._past: list[Message] = []  # what was said before the task
-        self._called: set[str] = set()  # ids of tool calls
-        self._unseen: list[Message] = []  # tools' results that stood in no prompt yet
-        self._helped: dict[str, None] = {}
+        self._task_message: Message | None = None
+        self._earlier: list[Message] = []  # what was said before the task
+        self._call_ids: set[str] = set()  # ids of tool calls
+        self._unseen_results: list[Message] = []  # tools' results that stood in no prompt yet
+        self._helped_by: dict[str, None] = {}
         self._recalled: dict[str, str] = {}
 
-    def call(self, by: str, model: int, messages: Sequence[ChatMessage]) -> Call:
-        """A model is given messages. They count when the call is over: others go on meanwhile."""
+    def begin_call(self, by: str, model: int, messages: Sequence[ChatMessage]) -> Call:
+        """Begin a model call. Its messages are added when it ends: others go on meanwhile."""
         seen: Counter[Key] = Counter()
         prompt: list[tuple[Key, Message | None]] = []
         for message in messages:
@@ -152,21 +159,21 @@ class Run:
             prompt.append((key, as_step(message) if seen[key] > self._known[key] else None))
         return Call(by, model, prompt, self)
 
-    def close(self, call: Call, response: ChatResponse | CompletionResponse | None) -> None:
-        """A call is over; without an answer, if it failed."""
-        self._show(call)
+    def end_call(self, call: Call, response: ChatResponse | CompletionResponse | None) -> None:
+        """End a call: add its prompt and its response, if there is one."""
+        self._add_prompt(call)
         if response is None:
             return
         for log_id in log_ids_of(response):
-            self._helped[log_id] = None
-        message = said_in(response)
+            self._helped_by[log_id] = None
+        message = message_of(response)
         key, step = key_of(message), as_step(message)
         self._answered[call.keys] = key
         if not step.is_empty:
             self._known[key] += 1
-            self._called.update(each.id for each in step.tool_calls if each.id)
-            self._said.append(
-                _Said(
+            self._call_ids.update(each.id for each in step.tool_calls if each.id)
+            self._entries.append(
+                _Entry(
                     step,
                     made_here=True,
                     cut_off=was_cut_off(response),
@@ -174,23 +181,25 @@ class Run:
                 )
             )
 
-    def result(self, step: Message) -> None:
-        """A tool returned; the model may see its result in the next call, or never."""
-        if step.tool_call_id not in self._called:  # an agent made it up
+    def add_tool_result(self, step: Message) -> None:
+        """Add a tool's result, which the model may see in the next call, or never."""
+        if step.tool_call_id not in self._call_ids:  # an agent made it up
             step = step.model_copy(update={"tool_call_id": None})
-        self._unseen.append(step)
+        self._unseen_results.append(step)
 
-    def found(self, nodes: Iterable[NodeWithScore]) -> None:
-        """A retriever found nodes; some may be logs."""
+    def add_retrieved(self, nodes: Iterable[NodeWithScore]) -> None:
+        """Note which of the nodes that a retriever found are logs."""
         texts = {
             node.get_content(): log_id for node in nodes if (log_id := log_id_of(node)) is not None
         }
-        self._helped.update(dict.fromkeys(texts.values()))
-        self.recalled({text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT})
+        self._helped_by.update(dict.fromkeys(texts.values()))
+        self.add_recalled(
+            {text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT}
+        )
 
-    def recalled(self, texts: Mapping[str, str]) -> None:
-        """Texts of logs were put into a prompt: they are not what this run said."""
-        self._helped.update(dict.fromkeys(texts.values()))
+    def add_recalled(self, texts: Mapping[str, str]) -> None:
+        """Note that texts of logs were put into a prompt: they are no messages of this run."""
+        self._helped_by.update(dict.fromkeys(texts.values()))
         self._recalled.update(texts)
 
     def end(
@@ -218,7 +227,7 @@ class Run:
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """It ends with an error, or nobody waits for it any more."""
+        """Note that it ends with an error, or that nobody waits for it any more."""
         if is_cancellation(error):
             self.abandoned = True
         elif self.error is None:
@@ -226,29 +235,32 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing can follow, or nothing that counts."""
+        """Return whether nothing can follow, or nothing that counts."""
         return self.ended and (not self.pending or self.error is not None)
 
     @property
-    def said_something(self) -> bool:
-        """Whether a model answered in it, and there is an answer."""
-        return self.answer != NO_ANSWER and any(one.made_here for one in self._said)
+    def has_answer(self) -> bool:
+        """Return whether a model answered in it, and the run has an answer."""
+        return self.answer != NO_ANSWER and any(entry.made_here for entry in self._entries)
 
-    def trace(self, given: Metadata) -> Trace:
-        """The trace of the run, once it is done.
+    def trace(self, extra_metadata: Metadata) -> Trace:
+        """Return the trace of the run, once it is done.
 
         Args:
-            given: Further metadata, which wins over what users say of the run.
+            extra_metadata: Further metadata; it wins over that of the run.
 
         Raises:
             TraceError: Nothing was said.
         """
         final = self._final()
-        shown = [*(one.step for one in self._said if one is not final), *self._unseen]
+        shown = [
+            *(entry.step for entry in self._entries if entry is not final),
+            *self._unseen_results,
+        ]
         steps = [without_texts(step, self._recalled) for step in shown]
         if final is not None:  # the run's own answer, whatever was said after it
             steps.append(final.step)
-        metadata = in_scope({**self.metadata, **given})
+        metadata = in_scope({**self.metadata, **extra_metadata})
         metadata |= {"source": "llama_index", "run_name": self.name}
         if self.thread is not None:
             metadata["thread_id"] = self.thread
@@ -261,57 +273,59 @@ class Run:
         return Trace.from_messages(
             steps,
             task=self.task or self._question,
-            earlier=earlier_turns([without_texts(step, self._recalled) for step in self._past]),
+            earlier=earlier_turns([without_texts(step, self._recalled) for step in self._earlier]),
             outcome=self._outcome(final),
             id=self.id,
             started_at=self._started_at,
             ended_at=datetime.now(timezone.utc),
-            helped_by=tuple(self._helped),
+            helped_by=tuple(self._helped_by),
             metadata=metadata,
         )
 
     @property
     def _question(self) -> str | None:
-        return None if self._asked is None else without_texts(self._asked, self._recalled).text
+        message = self._task_message
+        return None if message is None else without_texts(message, self._recalled).text
 
-    def _outcome(self, final: _Said | None) -> Outcome:
+    def _outcome(self, final: _Entry | None) -> Outcome:
         if self.error is not None:
             return "failure"
         if self.abandoned:
             return "incomplete"
-        last = final or next((one for one in reversed(self._said) if one.made_here), None)
+        last = final or next((entry for entry in reversed(self._entries) if entry.made_here), None)
         if last is None:
             return "success"
         if last.cut_off:  # maybe in the midst of a call
             return "incomplete"
         return "failure" if last.unreadable else "success"
 
-    def _final(self) -> _Said | None:
-        """What the run answered with; None if its result does not tell."""
+    def _final(self) -> _Entry | None:
+        """Return what the run answered with; None if its result does not tell."""
         text = (self.answer or "").strip()
         if not text:
             return None
-        said = [
-            one
-            for one in reversed(self._said)
-            if one.made_here and (one.unreadable or not one.step.tool_calls)
+        answers = [
+            entry
+            for entry in reversed(self._entries)
+            if entry.made_here and (entry.unreadable or not entry.step.tool_calls)
         ]
-        for one in said:
-            if one.step.text.strip() == text:
-                return one
-        if said and said[0].step.text.strip().endswith(text):  # after "Answer:", for instance
-            return said[0]
-        return _Said(Message(role="assistant", content=text))
+        for entry in answers:
+            if entry.step.text.strip() == text:
+                return entry
+        if answers and answers[0].step.text.strip().endswith(text):  # after "Answer:", for instance
+            return answers[0]
+        return _Entry(Message(role="assistant", content=text))
 
-    def _show(self, call: Call) -> None:
-        """A call repeats the conversation so far: what is new in it is kept.
+    def _add_prompt(self, call: Call) -> None:
+        """Add the messages of a call's prompt that are new.
 
-        Messages are known by their content, and as often as they were said. Left out is what was
-        said before the run: up to the user's message that asks its task.
+        A prompt repeats the conversation so far. A message is known by its content, and as often
+        as it was said. Messages before the one that asks the task are earlier turns.
         """
-        if self._asked is None and (users := [s for _, s in call.prompt if s and s.role == "user"]):
+        users = [step for _, step in call.prompt if step and step.role == "user"]
+        if self._task_message is None and users:
             asked = [step for step in users if not is_observation(step.text)]
-            self._asked = (asked or users)[-1]
+            self._task_message = (asked or users)[-1]
             if self.resumed:  # the turns before are its history
                 self.task = self.task or self._question
         history = self._history(call.prompt)
@@ -323,21 +337,21 @@ class Run:
                 continue
             self._known[key] += 1
             if place < history and step.role != "system":
-                self._past.append(step)
+                self._earlier.append(step)
                 continue
             if step.role == "assistant" and self._is_rewritten(call.prompt[:place]):
                 continue
             if self._is_repeated(step, call.prompt[place + 1 :]):
                 continue
-            self._see(step)
+            self._forget_results_in(step)
             new.append(step)
         # Results follow their calls, also where another agent takes over with its instructions.
         call_at = next((at for at, step in enumerate(new) if step.role == "assistant"), len(new))
         new[:call_at] = sorted(new[:call_at], key=lambda step: step.role != "tool")
-        self._said += [_Said(step) for step in new]
+        self._entries += [_Entry(step) for step in new]
 
     def _history(self, prompt: Sequence[tuple[Key, Message | None]]) -> int:
-        """How many messages were there before the one that asks the task."""
+        """Return how many messages stand before the one that asks the task."""
         task = (self.task or self._question or "").strip()
         if not task:
             return 0
@@ -349,31 +363,30 @@ class Run:
         return 0
 
     def _is_repeated(self, step: Message, after: Sequence[tuple[Key, Message | None]]) -> bool:
-        """Whether a message is the task, which stood there before, perhaps with an agent's state.
-
-        Or in an agent's second try.
-        """
+        """Return whether a message repeats the task: with an agent's state, or in a second try."""
         task = (self.task or "").strip()
         if step.role != "user" or not task or step.text.strip() != task:
             return False
         goes_on = bool(after) and self._known[after[0][0]] > 0
         return any(
-            one.step.role == "user"
-            and (one.step.text.strip() == task or (goes_on and task in one.step.text))
-            for one in self._said
+            entry.step.role == "user"
+            and (entry.step.text.strip() == task or (goes_on and task in entry.step.text))
+            for entry in self._entries
         )
 
     def _is_rewritten(self, before: Sequence[tuple[Key, Message | None]]) -> bool:
-        """Whether a message is a model's answer in an agent's own words: as a ReAct step.
+        """Return whether a message is a model's answer in an agent's words, such as a ReAct step.
 
-        It stands where the answer to a former call has to stand.
+        It then stands where the answer to an earlier call has to stand.
         """
         return tuple(key for key, _ in before if not _is_system(key)) in self._answered
 
-    def _see(self, step: Message) -> None:
-        """A message may hold results."""
+    def _forget_results_in(self, step: Message) -> None:
+        """Forget the tools' results that a message holds: they are no longer unseen."""
         if step.role in ("tool", "user"):
-            self._unseen = [one for one in self._unseen if not _holds(step, one)]
+            self._unseen_results = [
+                result for result in self._unseen_results if not _holds(step, result)
+            ]
 
 
 def _holds(step: Message, result: Message) -> bool:

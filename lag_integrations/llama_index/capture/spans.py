@@ -1,4 +1,4 @@
-"""The spans that LlamaIndex opens, as a tree of what calls what."""
+"""The spans that LlamaIndex reports, as a tree of what calls what."""
 
 from __future__ import annotations
 
@@ -79,30 +79,30 @@ class Span:
 
     @property
     def name(self) -> str:
-        """The method, with its class."""
+        """Return the method, with its class."""
         return self.id[: -_UUID - 1]
 
     @property
     def run_id(self) -> str:
-        """The id of a run that is opened here."""
+        """Return the id of a run that is opened here."""
         return self.id[-_UUID:].replace("-", "")
 
     @property
     def is_conversation(self) -> bool:
-        """Whether it is a run of a workflow or agent, or a chat engine's turn."""
+        """Return whether it is a run of a workflow or agent, or a chat engine's turn."""
         if isinstance(self.instance, Workflow):
             return self.name.endswith(".run")
         return isinstance(self.instance, BaseChatEngine)
 
     def upwards(self) -> Iterator[Span]:
-        """It, what called it, and so on."""
+        """Iterate over the span, what called it, and so on."""
         span: Span | None = self
         while span is not None:
             yield span
             span = span.parent
 
     def innermost_run(self) -> Run | None:
-        """The run that it belongs to."""
+        """Return the run that it belongs to."""
         for span in self.upwards():
             if span.muted:
                 return None
@@ -111,7 +111,7 @@ class Span:
         return None
 
     def outermost_of(self, instance: object) -> Span:
-        """The first of the calls that lead here without leaving an instance."""
+        """Return the first of the calls that lead here without leaving an instance."""
         span = self
         while span.parent is not None and span.parent.instance is instance:
             span = span.parent
@@ -119,7 +119,7 @@ class Span:
 
 
 class Spans:
-    """All that are needed: going on, parents of such, or of a run that is not over.
+    """The spans that go on, their parents, and those of runs that are not over.
 
     Not thread safe.
     """
@@ -132,13 +132,13 @@ class Spans:
         return len(self._spans)
 
     def get(self, id: str | None) -> Span | None:
-        """The span with an id."""
+        """Return the span with an id."""
         return None if id is None else self._spans.get(id)
 
     def enter(
         self, id: str, instance: Any, arguments: BoundArguments, parent: str | None, muted: bool
     ) -> Span:
-        """A call begins."""
+        """Add the span of a call that begins."""
         span = Span(id, instance, arguments, self.get(parent), muted)
         if span.parent is not None:
             span.parent.children += 1
@@ -148,7 +148,10 @@ class Spans:
         return span
 
     def leave(self, span: Span) -> None:
-        """A call ended. In a run, something may yet go on where it left off: a task, a stream."""
+        """Note that a call ended.
+
+        In a run it is kept: a task or a stream may yet go on where it left off.
+        """
         span.exited = True
         span.instance = span.arguments = None
         run = span.innermost_run()
@@ -158,7 +161,7 @@ class Spans:
             self._kept.setdefault(run, []).append(span)
 
     def forget(self, run: Run) -> None:
-        """A run is over."""
+        """Let go of the spans of a run that is over."""
         for span in self._kept.pop(run, ()):
             self._release(span)
 

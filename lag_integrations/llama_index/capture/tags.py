@@ -1,4 +1,4 @@
-"""What LlamaIndex's ``instrument_tags`` say of a run: whose it is, and how it is labelled."""
+"""Metadata of a run from LlamaIndex's ``instrument_tags``: whose it is, how it is labelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 from lag_integrations.capture.run_metadata import plain_metadata
 
 _WORKFLOWS_OWN = "llamaindex."
-"""What keys begin with that workflows put there themselves."""
+"""Prefix of the keys that workflows add themselves."""
 
 
 def current_tags() -> dict[str, Any]:
@@ -18,8 +18,8 @@ def current_tags() -> dict[str, Any]:
     return dict(active_instrument_tags.get())
 
 
-def said_of_run(tags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a log: what the tags of its run say of it."""
+def run_metadata(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata that the tags of a run give its log."""
     return {
         key: value
         for key, value in plain_metadata(tags).items()

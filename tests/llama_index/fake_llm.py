@@ -1,14 +1,16 @@
-"""LLMs that say what a test tells them to, and what tests of capture share."""
+"""LLMs and choosers that say what a test tells them to, and what these tests share."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentInput, ToolCallResult
+from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -21,10 +23,28 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.workflow import Context, StopEvent, step
+from llama_index_instrumentation import get_dispatcher
 from pydantic import Field
 
 from lag_integrations import KVLogMemory, Trace
+from lag_integrations.llama_index.message_tag import is_carrier, tag_of
+from tests.conftest import qa
+
+VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
+FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
+Prompts = list[list[ChatMessage]]
+
+
+def user(text: str) -> ChatMessage:
+    """A question."""
+    return ChatMessage(role="user", content=text)
+
+
+def answer(text: str) -> ChatMessage:
+    """An answer."""
+    return ChatMessage(role="assistant", content=text)
 
 
 def call(name: str, text: str = "", **args: Any) -> ChatMessage:
@@ -33,7 +53,7 @@ def call(name: str, text: str = "", **args: Any) -> ChatMessage:
     return ChatMessage(role="assistant", blocks=[*([TextBlock(text=text)] if text else []), block])
 
 
-class Scripted(FunctionCallingLLM):
+class FakeLLM(FunctionCallingLLM):
     """Gives its answers in turn, the last one for ever; texts are streamed word by word.
 
     An answer may be a text, a message, an exception, or a function of the messages.
@@ -157,7 +177,7 @@ class Scripted(FunctionCallingLLM):
         ]
 
 
-class Plain(CustomLLM):
+class FakeCompletionLLM(CustomLLM):
     """One whose chat is a completion, and whose async methods are the others: calls nest."""
 
     answers: list[str] = Field(default_factory=lambda: ["done"])
@@ -192,6 +212,12 @@ class Plain(CustomLLM):
 
 def _completion(piece: ChatResponse) -> CompletionResponse:
     return CompletionResponse(text=piece.message.content or "", delta=piece.delta, raw=piece.raw)
+
+
+def fake_llm(*answers: Any) -> tuple[FakeLLM, Prompts]:
+    """An LLM, and the prompts that it is given."""
+    llm = FakeLLM(*answers)
+    return llm, llm.seen
 
 
 class Prices:
@@ -239,7 +265,7 @@ def captured(memory: KVLogMemory) -> list[Trace]:
     return [info.trace for info in reversed(memory.store.ledger.info())]
 
 
-def said(trace: Trace) -> list[tuple[str, str]]:
+def transcript(trace: Trace) -> list[tuple[str, str]]:
     """Who said what; a call is its tool's name."""
     return [
         (step.role, step.text or ",".join(call.name for call in step.tool_calls))
@@ -254,3 +280,74 @@ def in_threads(count: int, function: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def our_handlers() -> tuple[list[Any], list[Any]]:
+    """Our span handlers and event handlers at LlamaIndex's root dispatcher."""
+    root = get_dispatcher()
+    spans, events = (
+        [each for each in handlers if each.class_name().startswith("LAG")]
+        for handlers in (root.span_handlers, root.event_handlers)
+    )
+    return spans, events
+
+
+class FirstSelector(BaseSelector):
+    """FirstSelector the first of the choices; as many as it is told to."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def _select(self, choices, query):
+        chosen = range(min(self._most, len(choices)))
+        return SelectorResult(selections=[SingleSelection(index=n, reason="") for n in chosen])
+
+    async def _aselect(self, choices, query):
+        return self._select(choices, query)
+
+    def _get_prompts(self):
+        return {}
+
+    def _update_prompts(self, prompts):
+        pass
+
+
+class FixedQuestions(BaseQuestionGenerator):
+    """FixedQuestions each tool the questions that are made of the query."""
+
+    def __init__(self, questions: Callable[[str], list[str]]) -> None:
+        self._questions = questions
+
+    def generate(self, tools, query):
+        return [
+            SubQuestion(sub_question=question, tool_name=tool.name)
+            for tool in tools
+            for question in self._questions(query.query_str)
+        ]
+
+    async def agenerate(self, tools, query):
+        return self.generate(tools, query)
+
+    def _get_prompts(self):
+        return {}
+
+    def _update_prompts(self, prompts):
+        pass
+
+
+def added(memory: KVLogMemory, *traces: Trace) -> list[str]:
+    """Logs that can be recalled at once."""
+    ids = memory.add_many(traces)
+    memory.embed_pending()
+    return ids
+
+
+def named(messages: list[ChatMessage]) -> list[str] | None:
+    """The logs that a prompt names; None if it names none, not even no logs."""
+    tag = tag_of(messages)
+    return None if tag is None else list(tag["log_ids"])
+
+
+def texts(messages: list[ChatMessage]) -> str:
+    """All that a model reads of a prompt."""
+    return "\n".join(m.content or "" for m in messages if not is_carrier(m))
