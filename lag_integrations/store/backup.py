@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import LEDGER_FILE
-from lag_integrations.store.private import make_private_file
+from lag_integrations.store.permissions import create_private_file
 from lag_integrations.store.segment_files import SegmentFiles, sync_folder
 from lag_integrations.store.store import LogStore
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Copied:
+class BackupResult:
     """What a backup, or a restored store, holds.
 
     Attributes:
@@ -52,7 +52,7 @@ def back_up(
     *,
     segments: bool = True,
     progress: Progress | None = None,
-) -> Copied:
+) -> BackupResult:
     """Copy a store to a new folder: as a whole, or not at all. Others may write meanwhile.
 
     Args:
@@ -78,7 +78,7 @@ def back_up(
         return _copy(ledger, store.segment_files if segments else None, scratch, progress)
 
 
-def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> Copied:
+def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> BackupResult:
     """Make a store of a backup, in a new or empty folder: as a whole, or not at all.
 
     It is the same store, with the same id: if its segments or its index are to be kept on a
@@ -138,7 +138,7 @@ def _copy(
     blobs: SegmentFiles | None,
     folder: Path,
     progress: Progress | None,
-) -> Copied:
+) -> BackupResult:
     """Copy a ledger, and the segment files that the copy names, as far as they are there."""
     try:
         with ledger as old:
@@ -154,12 +154,12 @@ def _copy(
         copied += blobs is not None and _copy_file(blobs, copies, file)
         if progress is not None:
             progress(done, len(files))
-    return Copied(logs, copied, len(files) - copied)
+    return BackupResult(logs, copied, len(files) - copied)
 
 
 def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]:
     """Copy a ledger as it is at one moment; return its number of logs, and its segment files."""
-    make_private_file(target)
+    create_private_file(target)
     with closing(sqlite3.connect(target)) as new:
         old.backup(new)  # in one step: in several, it begins again whenever somebody writes
         new.execute("PRAGMA journal_mode=DELETE")  # one file, which read-only media can hold

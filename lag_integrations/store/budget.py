@@ -48,7 +48,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Pruned:
+class PruneResult:
     """What an eviction let go of.
 
     Attributes:
@@ -87,13 +87,13 @@ class Evictor:
                 int(connection.execute(of_segments).scalar_one()),
             )
 
-    def enforce(self, budget: Budget) -> Pruned:
+    def enforce(self, budget: Budget) -> PruneResult:
         """Evict as much as the budget demands; files and index entries are queued for removal."""
         # Two who evict at once would evict twice as much.
         with self._db.locks.hold(f"budget-{self._ledger.namespace}"):
             return self._enforce(budget)
 
-    def _enforce(self, budget: Budget) -> Pruned:
+    def _enforce(self, budget: Budget) -> PruneResult:
         deleted = freed = 0
         if budget.ttl is not None:
             old = logs.c.captured_at < time.time() - budget.ttl
@@ -111,7 +111,7 @@ class Evictor:
                 goal = int(budget.max_bytes * (1 - _SLACK))
                 freed = self._free_segments(of_logs + of_segments - goal)
                 deleted += self._free_logs(of_logs - goal)
-        return Pruned(deleted, freed)
+        return PruneResult(deleted, freed)
 
     def _least_valuable(
         self, limit: int, condition: ColumnElement[bool] | None = None

@@ -26,9 +26,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAl
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.chroma import STATE_FILE
-from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate, wait_a_little
+from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, pause, sqlstate
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
-from lag_integrations.store.private import make_private, make_private_file
+from lag_integrations.store.permissions import create_private_file, remove_others_access
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import set_time_limits
@@ -70,7 +70,7 @@ class Database:
         self.read_only = url is None and is_read_only(folder / LEDGER_FILE)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
         if url is None and not self.read_only:
-            make_private_file(folder / LEDGER_FILE)
+            create_private_file(folder / LEDGER_FILE)
         try:
             # Not a URL written out: a folder's name may hold what means something in one.
             self.url = (
@@ -217,7 +217,7 @@ class Database:
         finally:
             pooled.close()
 
-    def forget_values(self) -> None:
+    def clear_compiled_statements(self) -> None:
         """Let go of compiled statements: each holds the values that it was first made with."""
         self.engine.clear_compiled_cache()
 
@@ -330,14 +330,14 @@ def _close_to_others(folder: Path) -> None:
 
     Only once, so that who shares a store on purpose keeps it shared.
     """
-    make_private(
+    remove_others_access(
         *folder.glob(f"{LEDGER_FILE}*"),
         *folder.glob(BACKUPS),
         *folder.glob("segments/*"),
         folder / "locks",
     )
     if (folder / "index" / STATE_FILE).is_file():  # else it is somebody else's
-        make_private(folder / "index")
+        remove_others_access(folder / "index")
 
 
 def _configure(connection: Any, _: Any) -> None:
@@ -366,7 +366,7 @@ def _keep_journal(cursor: sqlite3.Cursor) -> None:
         except sqlite3.OperationalError as error:
             if not str(error).endswith("is locked") or time.monotonic() > until:
                 raise
-            wait_a_little()
+            pause()
 
 
 def _begin(connection: Connection) -> None:

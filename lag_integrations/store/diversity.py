@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.matches import Found
+from lag_integrations.store.search_hit import SearchHit
 
 
 def most_diverse(
-    candidates: Sequence[Found],
+    candidates: Sequence[SearchHit],
     vectors: Mapping[str, Vectors],
     *,
     k: int,
     diversity: float,
-) -> list[Found]:
+) -> list[SearchHit]:
     """Choose k candidates that are near to the query and far from each other.
 
     Carbonell and Goldstein (1998), with ``lambda = 1 - diversity``.

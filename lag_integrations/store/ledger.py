@@ -140,7 +140,7 @@ def in_quarantine() -> ColumnElement[bool]:
     return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == QUARANTINED))
 
 
-def checked_namespace(name: object) -> str:
+def validate_namespace(name: object) -> str:
     """The name, if it is one.
 
     Raises:
@@ -195,7 +195,7 @@ class Ledger:
     ) -> None:
         self._db = database
         self._gate = gate or Gate()
-        self.namespace = checked_namespace(namespace)
+        self.namespace = validate_namespace(namespace)
         self._ttl = ttl
         self._mine = logs.c.namespace == self.namespace
         # An expression: SQLite would rather go through all of a namespace than look for ids.
@@ -471,7 +471,7 @@ class Ledger:
             found["the filter leaves it out"] = filtered
         return found
 
-    def keep_if(self, ids: Sequence[str], allowed: ColumnElement[bool]) -> set[str]:
+    def filter_ids(self, ids: Sequence[str], allowed: ColumnElement[bool]) -> set[str]:
         """Those of the ids that a condition allows."""
         kept: set[str] = set()
         for chunk in chunks(ids):
@@ -521,7 +521,7 @@ class Ledger:
             yield from (row.id for row in page)
             last = page[-1].id
 
-    def starting_with(self, prefix: str, limit: int = 2) -> list[str]:
+    def ids_with_prefix(self, prefix: str, limit: int = 2) -> list[str]:
         """Ids of logs that begin so; enough of them to know whether there is more than one."""
         with self._db.read() as connection:
             rows = connection.execute(

@@ -45,7 +45,7 @@ def acquire_file(path: Path, timeout: float) -> FileLock | None:
     return lock
 
 
-def patiently(work: Callable[[], _Result]) -> _Result:
+def retry_while_busy(work: Callable[[], _Result]) -> _Result:
     """Do what someone waits for, again for a minute when something is busy.
 
     Raises:
@@ -58,7 +58,7 @@ def patiently(work: Callable[[], _Result]) -> _Result:
         except BusyError:
             if time.monotonic() > until:
                 raise
-            wait_a_little()
+            pause()
 
 
 class Locks:
@@ -113,7 +113,7 @@ class Locks:
                 lock.release()
 
     @contextmanager
-    def hold_free(self, names: Collection[str]) -> Iterator[set[str]]:
+    def try_hold(self, names: Collection[str]) -> Iterator[set[str]]:
         """Hold those of several locks that are free, without waiting; gives which they are."""
         with ExitStack() as stack:
             if self._engine is not None:
@@ -177,6 +177,6 @@ def _key(name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def wait_a_little() -> None:
+def pause() -> None:
     """Between two tries for locks that others hold."""
     time.sleep(4 * _POLL)

@@ -17,7 +17,7 @@ class _Held(NamedTuple):
     stamp: Stamp | None
 
 
-class HotTier:
+class SegmentCache:
     """Least recently used segments go first, when there are more than so many bytes.
 
     Shared by threads. Segments are never changed after they were made, so that many requests may

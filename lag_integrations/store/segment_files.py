@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.mapped_file import Data, mapped
-from lag_integrations.store.mounts import is_local
+from lag_integrations.store.local_disk import is_local_disk
 
 Stamp = tuple[int, int, int]
 """Number, size and time of a file."""
@@ -45,7 +45,7 @@ class SegmentFiles:
                 "can write to, and install the package that it names."
             ) from error
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._mapped = self._local and is_local(self._root)
+        self._mapped = self._local and is_local_disk(self._root)
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file that does not exist yet; durable when this returns.

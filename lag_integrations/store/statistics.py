@@ -73,7 +73,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class StoreFacts:
+class StoreInfo:
     """What holds for all namespaces of a store.
 
     Attributes:
@@ -87,14 +87,14 @@ class StoreFacts:
     dimension: int | None
 
 
-def facts_of(database: Database) -> StoreFacts:
+def store_info(database: Database) -> StoreInfo:
     """What holds for the whole store."""
     with database.read() as connection:
         recorded = connection.execute(
             select(settings.c.value).where(settings.c.key == "embedder")
         ).scalar_one_or_none()
     embedder = json.loads(recorded) if recorded else {}
-    return StoreFacts(HEAD, embedder.get("name"), embedder.get("dimension"))
+    return StoreInfo(HEAD, embedder.get("name"), embedder.get("dimension"))
 
 
 def namespaces_of(database: Database) -> list[str]:

@@ -22,24 +22,24 @@ from lag_integrations.kv.mapped_file import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.runtime.openmp import computing
-from lag_integrations.store import receipts
+from lag_integrations.store import deletion_receipt as receipts
 from lag_integrations.store.budget import Evictor
 from lag_integrations.store.chroma import Server, SharedFolder, Unreadable
 from lag_integrations.store.database import Database
 from lag_integrations.store.deletion_queue import DeletionQueue, Removal
+from lag_integrations.store.deletion_receipt import DeletionReceipt, RemainingData
 from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.index import ChromaAccess, Index
-from lag_integrations.store.ledger import Ledger, checked_namespace
+from lag_integrations.store.ledger import Ledger, validate_namespace
 from lag_integrations.store.lexical import LexicalIndex
-from lag_integrations.store.locks import patiently
-from lag_integrations.store.matches import Found, Query
+from lag_integrations.store.locks import retry_while_busy
 from lag_integrations.store.migrations import BACKUPS
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.outcomes import Outcomes
-from lag_integrations.store.receipts import Receipt, Remainder
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.store.segment_cache import HotTier
+from lag_integrations.store.search_hit import Query, SearchHit
+from lag_integrations.store.segment_cache import SegmentCache
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segments import SegmentTable
 from lag_integrations.store.store_metadata import StoreMetadata
@@ -98,7 +98,7 @@ class LogStore:
         hot_bytes: int = 0,
         gate: Gate | None = None,
     ) -> None:
-        self.namespace = checked_namespace(namespace)
+        self.namespace = validate_namespace(namespace)
         self.path = Path(path)
         try:
             self.path.mkdir(0o700, parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class LogStore:
         self._secret = self.metadata.signing_key()
         self.index = Index(self._chroma(index), self.id, self.namespace, self.metadata.generation)
         self.vectors = VectorSearch(self.ledger, self.embeddings, self.index, self._hold)
-        self.segment_cache = HotTier(hot_bytes)
+        self.segment_cache = SegmentCache(hot_bytes)
         self._stuck: dict[int, str] = {}  # removals that do not work
         self._uncompacted = False  # the ledger's journal still has something of what was deleted
 
@@ -157,7 +157,7 @@ class LogStore:
         least_similarity: float,
         allowed: ColumnElement[bool],
         filtered: bool,
-    ) -> list[Found]:
+    ) -> list[SearchHit]:
         """Return the logs nearest to a query, the most relevant first.
 
         Args:
@@ -181,14 +181,14 @@ class LogStore:
         rarities = self.lexical.rarities(query.text)
         named = self.lexical.candidates(rarities, _CANDIDATES * logs)
         named = [log_id for log_id in named if log_id not in near]
-        kept = list(self.ledger.keep_if(named, allowed))
+        kept = list(self.ledger.filter_ids(named, allowed))
         if kept:
             near |= self.vectors.similarities(kept, query.vector)
         shared = self.lexical.shared(rarities, list(near))
         found = []
         for log_id, (score, key) in near.items():
             words = shared.get(log_id, 0.0)
-            found.append(Found(log_id, score, key, words, relevance.of(score, words)))
+            found.append(SearchHit(log_id, score, key, words, relevance.of(score, words)))
         return sorted(found, key=lambda one: one.rank)
 
     # Derived data
@@ -221,7 +221,7 @@ class LogStore:
                 self._stuck |= {removal.id: str(error) for removal in logs}
         return True
 
-    def unstick(self) -> None:
+    def reset_failed_removals(self) -> None:
         """Let `sweep` try what did not work again."""
         self._stuck.clear()
         if self._uncompacted:
@@ -234,13 +234,13 @@ class LogStore:
             BusyError: Others have used the index for a minute.
             StoreError: The index does not work.
         """
-        self.unstick()
-        while patiently(self.sweep):
+        self.reset_failed_removals()
+        while retry_while_busy(self.sweep):
             pass
 
     def remove_orphans(self) -> None:
         """Remove the files of no log, which a crash left behind, if no other process is at it."""
-        with self.locks.hold_free(["orphans"]) as held:
+        with self.locks.try_hold(["orphans"]) as held:
             for name in self.orphans.find() if held else ():
                 self.segment_files.remove(name)
 
@@ -305,15 +305,15 @@ class LogStore:
         """
         deleted = self.ledger.delete(ids)
         self.segment_cache.drop_logs(deleted)
-        self.database.forget_values()
+        self.database.clear_compiled_statements()
         return deleted
 
-    def let_go(self) -> None:
+    def drop_deleted(self) -> None:
         """Let go of what is held in memory of logs that others deleted."""
         self.segment_cache.keep_only(self.segments.live_files)
-        self.database.forget_values()
+        self.database.clear_compiled_statements()
 
-    def receipt(self, ids: Collection[str], *, swept: bool) -> Receipt:
+    def receipt(self, ids: Collection[str], *, swept: bool) -> DeletionReceipt:
         """Return what `delete` did, and what remains.
 
         Args:
@@ -332,14 +332,14 @@ class LogStore:
         return self._receipt(ids, removed, remains)
 
     def _receipt(
-        self, ids: Collection[str], removed: Sequence[str], remains: list[Remainder]
-    ) -> Receipt:
+        self, ids: Collection[str], removed: Sequence[str], remains: list[RemainingData]
+    ) -> DeletionReceipt:
         if self._uncompacted:
             remains.append(receipts.JOURNAL)
         remains += [receipts.backup(path) for path in self.path.glob(BACKUPS)]
-        return Receipt(tuple(sorted(ids)), tuple(removed), tuple(remains))
+        return DeletionReceipt(tuple(sorted(ids)), tuple(removed), tuple(remains))
 
-    def purge(self) -> Receipt:
+    def purge(self) -> DeletionReceipt:
         """Delete everything of the namespace, and write anew what Chroma and PostgreSQL kept.
 
         Raises:
@@ -347,10 +347,10 @@ class LogStore:
         """
         ids = self.delete(list(self.ledger.ids()))
         self.finish_removals()
-        patiently(self.vectors.drop)
+        retry_while_busy(self.vectors.drop)
         removed = ["ledger", "memory of this process", "segment files", "index"]
         remains = [receipts.OTHERS]
-        if not patiently(self.index.rewrite):
+        if not retry_while_busy(self.index.rewrite):
             remains.append(receipts.SERVED)
         if (reason := self.database.rewrite()) is not None:
             remains.append(receipts.unwritten(reason))

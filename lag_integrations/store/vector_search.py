@@ -15,7 +15,7 @@ from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.embeddings import EmbeddingTable, Entry
 from lag_integrations.store.index import Index
 from lag_integrations.store.ledger import Ledger
-from lag_integrations.store.locks import patiently
+from lag_integrations.store.locks import retry_while_busy
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class VectorSearch:
                 self._note_failure(error)
                 return None
             good = {entry: score for entry, score in found if score >= floor}
-            kept = self._ledger.keep_if(list({log_id for log_id, _ in good}), allowed)
+            kept = self._ledger.filter_ids(list({log_id for log_id, _ in good}), allowed)
             if len(kept) >= logs or len(found) < wanted or found[-1][1] < floor:
                 return {entry: score for entry, score in good.items() if entry[0] in kept}
             if self._ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
@@ -209,9 +209,9 @@ class VectorSearch:
         Raises:
             BusyError: Others have used the index for a minute.
         """
-        patiently(self._begin_anew)
+        retry_while_busy(self._begin_anew)
         total = self._embeddings.count(outside=self._identity)
-        while patiently(self.merge):
+        while retry_while_busy(self.merge):
             if progress is not None:
                 left = self._embeddings.count(outside=self._identity)
                 progress(max(0, total - left), total)

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Archived:
+class ArchiveResult:
     """What an export or import did.
 
     Attributes:

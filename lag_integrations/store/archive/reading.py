@@ -27,7 +27,7 @@ from lag_integrations.store.archive.format import (
     SEGMENT_LINE_BYTES,
     SEGMENTS,
     VERSION,
-    Archived,
+    ArchiveResult,
     LogLine,
     Manifest,
     Progress,
@@ -41,8 +41,8 @@ from lag_integrations.store.ledger import (
     COUNTERS,
     MAX_BYTES,
     Restorable,
-    checked_namespace,
     log_id,
+    validate_namespace,
 )
 from lag_integrations.store.store import LogStore
 
@@ -62,7 +62,7 @@ def import_archive(
     *,
     key: bytes | None = None,
     segments: bool = True,
-) -> Archived:
+) -> ArchiveResult:
     """Add an archive's logs to a store's namespace, which may be another than they come from.
 
     Logs that are there already stay: their counters are raised to the archive's, an outcome is
@@ -140,7 +140,7 @@ class _Reader:
                 f"{self._path} is not an archive of this package: it has no good {MANIFEST}. "
                 "Give a file that an export wrote."
             ) from error
-        checked_namespace(manifest.namespace)
+        validate_namespace(manifest.namespace)
         if manifest.version > 1:
             files = 1 + len(manifest.sha256) + manifest.segments
             if len(self._members) != files:
@@ -156,7 +156,7 @@ class _Reader:
         given = ascii(self._manifest.signature)
         return hmac.compare_digest(given, ascii(self._manifest.signed_with(key)))
 
-    def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> Archived:
+    def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> ArchiveResult:
         """Add everything to a store."""
         manifest = self._manifest
         self._secret = self._key or store.metadata.signing_key()
@@ -188,7 +188,7 @@ class _Reader:
                 skipped += outcome is None
                 number += 1
                 progress(done + number, total)
-        return Archived(done, new, stored, skipped, self._trusted)
+        return ArchiveResult(done, new, stored, skipped, self._trusted)
 
     def _lines(self, name: str, limit: int, number: int) -> Lines:
         manifest = self._manifest

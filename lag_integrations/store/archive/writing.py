@@ -22,7 +22,7 @@ from lag_integrations.store.archive.format import (
     MANIFEST,
     SEGMENTS,
     VERSION,
-    Archived,
+    ArchiveResult,
     Manifest,
     Progress,
     SegmentLine,
@@ -50,7 +50,7 @@ def export_archive(
     overwrite: bool = False,
     key: bytes | None = None,
     progress: Progress | None = None,
-) -> Archived:
+) -> ArchiveResult:
     """Write all logs of a store's namespace to one file: as a whole, or not at all.
 
     Args:
@@ -104,7 +104,7 @@ class _Writer:
         self._sha256: dict[str, str] = {}
         self._logs = self._segments = self._skipped = 0
 
-    def write(self) -> Archived:
+    def write(self) -> ArchiveResult:
         """Write everything."""
         with zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED) as archive:
             with archive.open(LOGS, "w", force_zip64=True) as lines:
@@ -117,7 +117,7 @@ class _Writer:
                         while piece := keys.read(2**20):
                             lines.write(piece)
             archive.writestr(MANIFEST, self._manifest().model_dump_json(indent=1))
-        return Archived(self._logs, 0, self._segments, self._skipped, trusted=True)
+        return ArchiveResult(self._logs, 0, self._segments, self._skipped, trusted=True)
 
     def _manifest(self) -> Manifest:
         manifest = Manifest(

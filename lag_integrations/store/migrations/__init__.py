@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.locks import Locks
-from lag_integrations.store.private import make_private_file
+from lag_integrations.store.permissions import create_private_file
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import lift_time_limits
 
@@ -118,7 +118,7 @@ def _name(engine: Engine) -> str:
 
 
 def _back_up(source: Path, target: Path) -> None:
-    make_private_file(target)
+    create_private_file(target)
     with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
         old.backup(new)
     old.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.matches import Found
 from lag_integrations.store.relevance.model import Relevance
+from lag_integrations.store.search_hit import SearchHit
 
 _ALIKE = 0.2
 """Relevance of one task for the other, without a word in common, from which both are taken for
@@ -16,11 +16,11 @@ _AS_RELEVANT = 0.2
 
 
 def newest_first(
-    found: Sequence[Found],
+    found: Sequence[SearchHit],
     tasks: Mapping[str, Vectors],
     captured_at: Mapping[str, float],
     relevance: Relevance,
-) -> list[Found]:
+) -> list[SearchHit]:
     """Put logs before older ones of a task that is alike.
 
     Tasks that are alike may be about two things ("the capital of Peru", "… of Chile"). So a newer
@@ -34,7 +34,7 @@ def newest_first(
         relevance: What similarities mean.
     """
 
-    def is_newer(new: Found, old: Found) -> bool:
+    def is_newer(new: SearchHit, old: SearchHit) -> bool:
         return (
             old.id in tasks
             and captured_at[new.id] > captured_at[old.id]
@@ -43,7 +43,7 @@ def newest_first(
             and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= _ALIKE
         )
 
-    ordered: list[Found] = []
+    ordered: list[SearchHit] = []
     for one in found:
         older = (
             place for place, other in enumerate(ordered) if one.id in tasks and is_newer(one, other)

@@ -9,7 +9,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
 
-def is_local(folder: str) -> bool:
+def is_local_disk(folder: str) -> bool:
     """Whether a folder is on a local disk; False also where that is not known (not on Linux)."""
     try:
         lines = _MOUNTS.read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")

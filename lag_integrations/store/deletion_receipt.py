@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Remainder:
+class RemainingData:
     """Something of deleted logs that is not gone yet.
 
     Attributes:
@@ -22,7 +22,7 @@ class Remainder:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class DeletionReceipt:
     """What a deletion did. Exports, backups and copies that anybody made are not known here.
 
     Attributes:
@@ -33,7 +33,7 @@ class Receipt:
 
     ids: tuple[str, ...]
     removed: tuple[str, ...]
-    remains: tuple[Remainder, ...]
+    remains: tuple[RemainingData, ...]
 
     @property
     def logs(self) -> int:
@@ -41,20 +41,26 @@ class Receipt:
         return len(self.ids)
 
 
-OTHERS = Remainder("what other processes hold in memory", "they next use this memory")
-UNSWEPT = Remainder("segment files and index entries", "the worker has removed them, or flush()")
-VECTORS = Remainder("vectors in the files of the index", "purge() or reindex()")
-SERVED = Remainder("vectors in the files of the Chroma server", "it is vacuumed (chroma vacuum)")
-JOURNAL = Remainder("rows in the ledger's journal", "others stop reading it")
-ROWS = Remainder("dead rows in PostgreSQL's tables", "the server vacuums them, or purge()")
-WRITE_AHEAD = Remainder("PostgreSQL's write-ahead log", "the server recycles it")
+OTHERS = RemainingData("what other processes hold in memory", "they next use this memory")
+UNSWEPT = RemainingData(
+    "segment files and index entries", "the worker has removed them, or flush()"
+)
+VECTORS = RemainingData("vectors in the files of the index", "purge() or reindex()")
+SERVED = RemainingData(
+    "vectors in the files of the Chroma server", "it is vacuumed (chroma vacuum)"
+)
+JOURNAL = RemainingData("rows in the ledger's journal", "others stop reading it")
+ROWS = RemainingData("dead rows in PostgreSQL's tables", "the server vacuums them, or purge()")
+WRITE_AHEAD = RemainingData("PostgreSQL's write-ahead log", "the server recycles it")
 
 
-def unwritten(reason: str) -> Remainder:
+def unwritten(reason: str) -> RemainingData:
     """Return what a server keeps of which the tables could not be written anew."""
-    return Remainder(f"dead rows in the ledger's tables ({reason})", "VACUUM FULL by their owner")
+    return RemainingData(
+        f"dead rows in the ledger's tables ({reason})", "VACUUM FULL by their owner"
+    )
 
 
-def backup(path: object) -> Remainder:
+def backup(path: object) -> RemainingData:
     """Return that a copy from before a migration is there."""
-    return Remainder(f"the copy {path} from before a migration", "you remove it")
+    return RemainingData(f"the copy {path} from before a migration", "you remove it")

@@ -22,7 +22,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchHit:
     """A log that a search found.
 
     Attributes:
@@ -61,7 +61,7 @@ class Floor:
         """Return the similarity below which no log can reach it."""
         return relevance.least_similarity(self.relevance) if self.score is None else self.score
 
-    def reached_by(self, found: Found) -> bool:
+    def reached_by(self, found: SearchHit) -> bool:
         """Return whether a log reaches it."""
         if self.score is None:
             return found.relevance >= self.relevance

@@ -10,13 +10,13 @@ from pathlib import Path
 _OF_OTHERS = 0o077
 
 
-def make_private_file(file: Path) -> None:
+def create_private_file(file: Path) -> None:
     """Make an empty file that nobody else can read; one that exists stays as it is."""
     with suppress(OSError):  # whoever writes to it will say what is wrong
         os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def make_private(*paths: Path) -> None:
+def remove_others_access(*paths: Path) -> None:
     """Take from others what they may do with files and folders of this user.
 
     What belongs to another user, what a link leads to and what is not there stay as they are.
