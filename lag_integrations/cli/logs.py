@@ -32,7 +32,7 @@ from lag_integrations.cli.output import (
     warn,
 )
 from lag_integrations.errors import StoreError
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 if TYPE_CHECKING:
     from lag_integrations import KVLogMemory

@@ -21,8 +21,8 @@ from lag_integrations.store.recency import newest_first
 from lag_integrations.store.reranker import Reranker
 from lag_integrations.store.search_hit import Floor, SearchHit
 from lag_integrations.store.store import LogStore
-from lag_integrations.traces.provenance import Owner
-from lag_integrations.traces.queries import follow_up
+from lag_integrations.traces.conversation import follow_up
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.trace import Outcome, Trace
 
 _FETCH = 5

@@ -13,7 +13,7 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import logs, removals, segments
-from lag_integrations.traces.provenance import IMPORTED, UNJUDGED
+from lag_integrations.traces.reserved_metadata import IMPORTED, UNJUDGED
 
 _HELP_IS_WORTH = 86_400.0
 """Seconds of recency that a log gains with each time it helped, and loses with each harm."""

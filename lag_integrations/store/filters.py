@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.schema import logs, tags
-from lag_integrations.traces.provenance import MessageSource, Owner
+from lag_integrations.traces.owner import Owner
+from lag_integrations.traces.provenance import MessageSource
 from lag_integrations.traces.sources import SOURCES, names_in
 
 Where = Mapping[str, Any]
@@ -76,7 +77,7 @@ def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, A
 def source_rows(log_id: str, source: MessageSource, owner: Owner | None) -> list[dict[str, Any]]:
     """Rows with a log's least trusted source, and whose it is, if only its owner is given it."""
     texts = [(SOURCE, 0, str(source))]
-    texts += [(OWN, place, mark) for place, mark in enumerate(owner.marks if owner else ())]
+    texts += [(OWN, place, mark) for place, mark in enumerate(owner.tags if owner else ())]
     return [
         {"log_id": log_id, "key": key, "position": position, "text": text, "number": None}
         for key, position, text in texts
@@ -86,7 +87,7 @@ def source_rows(log_id: str, source: MessageSource, owner: Owner | None) -> list
 def readable_by(owner: Owner) -> ColumnElement[bool]:
     """A condition on ``logs``: that they are for everybody, or this owner's."""
     marked = select(tags.c.log_id).where(tags.c.log_id == logs.c.id, tags.c.key == OWN)
-    return or_(~marked.exists(), marked.where(tags.c.text.in_(owner.readable)).exists())
+    return or_(~marked.exists(), marked.where(tags.c.text.in_(owner.readable_tags)).exists())
 
 
 def run_row(log_id: str, run_id: str, position: int) -> dict[str, Any]:

@@ -39,23 +39,24 @@ from lag_integrations.store.filters import (
 )
 from lag_integrations.store.schema import embeddings, logs, removals, segments, tags
 from lag_integrations.store.store_metadata import note_deletion
+from lag_integrations.traces.owner import NOBODY, Owner
 from lag_integrations.traces.provenance import (
+    MessageSource,
+    is_untrusted,
+    least_trusted,
+    response_source,
+)
+from lag_integrations.traces.reserved_metadata import (
     IMPORTED,
-    NOBODY,
     NOT_RECALLED,
     OUTDATED,
     QUARANTINED,
     UNJUDGED,
     VERDICT,
-    MessageSource,
-    Owner,
     is_marked,
-    is_untrusted,
-    least_trusted,
     refuse_reserved,
     restricting,
     without,
-    worst,
 )
 from lag_integrations.traces.screening import Gate
 from lag_integrations.traces.trace import Outcome, Trace
@@ -242,7 +243,7 @@ class Ledger:
             TraceError: It is not to be stored.
         """
         if not ours:
-            refuse_reserved(trace)
+            refuse_reserved(trace.metadata)
         trace = self._gate(trace)
         return trace if trace.has_response else _marked(trace, NOT_RECALLED)
 
@@ -252,7 +253,7 @@ class Ledger:
         What an unjudged run read that was recalled into it, or that came before it in its thread,
         stands behind what it says.
         """
-        found = [least_trusted(trace, self._gate.untrusted_tools)]
+        found = [response_source(trace, self._gate.untrusted_tools)]
         behind: list[ColumnElement[bool]] = []
         behind += [logs.c.id.in_(chunk) for chunk in chunks(trace.helped_by)]
         thread = trace.metadata.get("thread_id")
@@ -268,7 +269,7 @@ class Ledger:
                     .where(self.mine_by_id, these, unjudged, tags.c.key == SOURCE)
                 )
                 found += [row.text for row in rows]
-        return worst(found)
+        return least_trusted(found)
 
     def _add(
         self,
@@ -346,7 +347,7 @@ class Ledger:
             known = connection.execute(
                 select(tags.c.text).where(tags.c.log_id == key, tags.c.key == SOURCE)
             ).scalar_one_or_none()
-            source = known or least_trusted(trace, self._gate.untrusted_tools)
+            source = known or response_source(trace, self._gate.untrusted_tools)
         connection.execute(update(logs).where(logs.c.id == key).values(_content(trace)))
         connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key != RUN))
         connection.execute(insert(tags), _tag_rows(key, trace, source))
@@ -464,7 +465,7 @@ class Ledger:
         }
         if owner is not None:
             reason = "it read documents, nobody judged it, and it is of another user or thread"
-            found[reason] = readable_by(owner.asking(where))
+            found[reason] = readable_by(owner.overridden_by(where))
         if self._ttl is not None:
             found["it is too old"] = logs.c.captured_at >= time.time() - self._ttl
         if filtered is not None:
@@ -676,7 +677,7 @@ class Ledger:
                     logger.info("A log of another store was left out.")
                     continue
                 here = self._source_of(trace)
-                passed.append((trace, counters, worst([here, source or here])))
+                passed.append((trace, counters, least_trusted([here, source or here])))
             with self._db.write() as connection:
                 for log in passed:
                     new += self._restore(connection, *log, imported=imported)
@@ -702,7 +703,10 @@ class Ledger:
             self._add(connection, key, trace, _content(trace), source, counters["captured_at"])
             values = {**counters, "used_at": time.time()}
         else:
-            known, source = self.intact(key, row.trace), worst([source, row.source or source])
+            known, source = (
+                self.intact(key, row.trace),
+                least_trusted([source, row.source or source]),
+            )
             if known is None:
                 self.replace(connection, key, trace, source)
             elif imported:

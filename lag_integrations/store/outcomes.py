@@ -10,7 +10,7 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.filters import of_run
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import logs, tags
-from lag_integrations.traces.provenance import OUTDATED, UNJUDGED, VERDICT, without
+from lag_integrations.traces.reserved_metadata import OUTDATED, UNJUDGED, VERDICT, without
 from lag_integrations.traces.trace import Outcome
 
 

@@ -12,7 +12,7 @@ from lag_integrations.store.failures import failed
 from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger, chunks, in_quarantine
 from lag_integrations.store.schema import logs, removals, segments
-from lag_integrations.traces.provenance import NOT_RECALLED
+from lag_integrations.traces.reserved_metadata import NOT_RECALLED
 from lag_integrations.traces.trace import Outcome
 
 

@@ -28,7 +28,7 @@ from lag_integrations.langchain.capture.configs import said_of_run
 from lag_integrations.langchain.capture.messages import task_of
 from lag_integrations.langchain.capture.pending_runs import shared_by
 from lag_integrations.langchain.capture.run import Run
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from lag_integrations.capture.run_metadata import Metadata, checked_metadata
 from lag_integrations.llama_index.capture.run import Receiver
 from lag_integrations.llama_index.capture.tags import current_tags
 from lag_integrations.llama_index.capture.tracker import Block, Watch, current_block
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:

@@ -48,8 +48,8 @@ from lag_integrations.llama_index.capture.run import Call, Receiver, Run
 from lag_integrations.llama_index.capture.spans import Span, Spans
 from lag_integrations.llama_index.capture.tags import said_of_run
 from lag_integrations.llama_index.streams import acarried, carried
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.sources import Source
-from lag_integrations.traces.trace import Message
 
 if TYPE_CHECKING:
     from lag_integrations.memory.memory import LogMemory
