@@ -638,7 +638,7 @@ def test_migrate_from_the_first_schema(kvlog, store):
             CREATE TABLE settings (key VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL);
             """
         )
-        from lag_integrations.store.ledger import log_id
+        from lag_integrations.store.log_id import log_id
 
         ledger.execute(
             "INSERT INTO logs VALUES (?, 'default', ?, 'success', ?, '2026-01-02 03:04:05', 2, 1, "

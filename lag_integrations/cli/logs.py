@@ -37,7 +37,7 @@ from lag_integrations.traces.message import Message
 if TYPE_CHECKING:
     from lag_integrations import KVLogMemory
     from lag_integrations.memory.results import Candidate, RecalledLog
-    from lag_integrations.store.ledger import LogInfo
+    from lag_integrations.store.log_info import LogInfo
     from lag_integrations.traces.trace import Trace
 
 _AT_ONCE = 500

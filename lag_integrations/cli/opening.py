@@ -53,7 +53,8 @@ class Place:
     def ledger_only(self, *, create: bool = False) -> Iterator[tuple[Database, Ledger]]:
         """The ledger alone, which is enough to read, count and judge logs."""
         from lag_integrations.store.database import Database
-        from lag_integrations.store.ledger import Ledger, validate_namespace
+        from lag_integrations.store.ledger import Ledger
+        from lag_integrations.store.log_id import validate_namespace
 
         validate_namespace(self.namespace)
         if create:

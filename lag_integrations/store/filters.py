@@ -6,21 +6,16 @@ The ledger is asked, not the index: a filtered Chroma query reads every entry (2
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic import JsonValue
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.schema import logs, tags
-from lag_integrations.traces.owner import Owner
-from lag_integrations.traces.provenance import MessageSource
-from lag_integrations.traces.sources import SOURCES, names_in
+from lag_integrations.store.tags import Scalar, encode_scalar, plain
 
 Where = Mapping[str, Any]
-Scalar = str | bool | int | float
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": lambda column, value: column == value,
@@ -102,51 +97,51 @@ def of_run(run_id: str) -> ColumnElement[bool]:
 
 
 def condition(where: Where) -> ColumnElement[bool]:
-    """A condition on ``logs``.
+    """Return the condition on ``logs`` that a filter stands for.
 
-    Of conditions there may be 200, in at most 20 levels, and 10,000 values in a list.
+    A filter may have 200 conditions in 20 levels, and 10,000 values in a list.
 
     Args:
         where: ``{"key": value}``, or ``{"key": {"$gt": 3}}`` with ``$eq $ne $gt $gte $lt $lte $in
             $nin``; several keys must all hold; ``{"$and": […]}`` and ``{"$or": […]}`` combine.
-            Values are text, numbers or booleans. Of a list in the metadata, one item has to fit;
-            ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
+            Values are text, numbers or booleans. A list in the metadata fits if one of its items
+            does. ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
             As in Chroma, ``$ne`` and ``$nin`` hold where the key is missing.
 
     Raises:
         StoreError: The filter is malformed.
     """
-    return _condition(where, _Room())
+    return _condition(where, _Limits())
 
 
-class _Room:
-    """What a filter may still hold: databases refuse expressions of some 1,000 levels."""
+class _Limits:
+    """What a filter may still contain: databases refuse expressions of some 1,000 levels."""
 
     def __init__(self) -> None:
-        self.clauses = _MOST_CLAUSES
-        self.levels = _MOST_LEVELS
+        self.clauses = _MAX_CLAUSES
+        self.levels = _MAX_LEVELS
 
 
-def _condition(where: Where, room: _Room) -> ColumnElement[bool]:
+def _condition(where: Where, limits: _Limits) -> ColumnElement[bool]:
     if not isinstance(where, Mapping) or not where:
         raise _malformed(where, "it must be a mapping that is not empty")
-    return and_(*(_clause(key, value, room) for key, value in where.items()))
+    return and_(*(_clause(key, value, limits) for key, value in where.items()))
 
 
-def _clause(key: str, value: Any, room: _Room) -> ColumnElement[bool]:
-    room.clauses -= 1
-    if room.clauses < 0:
+def _clause(key: str, value: Any, limits: _Limits) -> ColumnElement[bool]:
+    limits.clauses -= 1
+    if limits.clauses < 0:
         raise _malformed(
-            key, f"it has more than {_MOST_CLAUSES} conditions; for many values of one key, use $in"
+            key, f"it has more than {_MAX_CLAUSES} conditions; for many values of one key, use $in"
         )
     if key in ("$and", "$or"):
         if not isinstance(value, Iterable) or isinstance(value, str | Mapping) or not value:
             raise _malformed(value, f"{key} needs a list of filters")
-        room.levels -= 1
-        if room.levels < 0:
-            raise _malformed(key, f"it has more than {_MOST_LEVELS} levels")
-        parts = [_condition(part, room) for part in value]
-        room.levels += 1
+        limits.levels -= 1
+        if limits.levels < 0:
+            raise _malformed(key, f"it has more than {_MAX_LEVELS} levels")
+        parts = [_condition(part, limits) for part in value]
+        limits.levels += 1
         return and_(*parts) if key == "$and" else or_(*parts)
     if not isinstance(key, str) or key.startswith("$"):
         raise _malformed(key, "it is no key and none of $and, $or")
@@ -165,8 +160,8 @@ def _operator(key: str, name: str, operand: Any) -> ColumnElement[bool]:
     if name in ("$in", "$nin"):
         if not isinstance(operand, list | tuple | set | frozenset) or not operand:
             raise _malformed(operand, f"{name} needs a list of values")
-        if len(operand) > _MOST_VALUES:
-            raise _malformed(name, f"it has more than {_MOST_VALUES:,} values")
+        if len(operand) > _MAX_VALUES:
+            raise _malformed(name, f"it has more than {_MAX_VALUES:,} values")
         found = _has_any(key, operand)
         return found if name == "$in" else not_(found)
     known = ", ".join([*_COMPARISONS, "$ne", "$in", "$nin"])
@@ -190,39 +185,17 @@ def _has_any(key: str, values: Iterable[Any]) -> ColumnElement[bool]:
         tags.c.text.in_([text for text, _ in operands if text is not None]),
         tags.c.number.in_([number for _, number in operands if number is not None]),
     )
-    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == plain(key), fits))
 
 
 def _operand(value: Any) -> tuple[str | None, float | None]:
-    """A value of a filter as text or number."""
+    """Return a value of a filter as text or number."""
     if not isinstance(value, Scalar):
         raise _malformed(value, "values are text, numbers or booleans")
-    columns = _columns(value)
+    columns = encode_scalar(value)
     if columns is None:
         raise _malformed(value, "the number is too large")
     return columns
-
-
-def _columns(value: Scalar) -> tuple[str | None, float | None] | None:
-    """A value as text or number; None if it is too large to be compared."""
-    if isinstance(value, bool):
-        return f"{BOOLEAN}{value}".lower(), None
-    if isinstance(value, str):
-        return _plain(value), None
-    try:
-        return None, float(value)
-    except OverflowError:
-        return None
-
-
-def _plain(text: str) -> str:
-    # PostgreSQL has no NUL in texts, and no database halves of a UTF-16 pair.
-    return (
-        text.replace("\0", "\ufffd")
-        .replace(BOOLEAN, "\ufffd")
-        .encode("utf-16", "surrogatepass")
-        .decode("utf-16", "replace")
-    )
 
 
 def _malformed(part: object, why: str) -> StoreError:

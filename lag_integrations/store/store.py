@@ -31,9 +31,10 @@ from lag_integrations.store.deletion_receipt import DeletionReceipt, RemainingDa
 from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.index import ChromaAccess, Index
-from lag_integrations.store.ledger import Ledger, validate_namespace
+from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.lexical import LexicalIndex
 from lag_integrations.store.locks import retry_while_busy
+from lag_integrations.store.log_id import validate_namespace
 from lag_integrations.store.migrations import BACKUPS
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.outcomes import Outcomes
@@ -263,7 +264,7 @@ class LogStore:
             )
 
     def _due(self) -> list[Removal]:
-        return self.deletion_queue.next(_REMOVED_AT_ONCE, but=list(self._stuck))
+        return self.deletion_queue.next(_REMOVED_AT_ONCE, excluding=list(self._stuck))
 
     def _compact(self) -> None:
         self._uncompacted = not self.database.compact()

@@ -19,7 +19,7 @@ from lag_integrations.errors import StoreError
 from lag_integrations.store import migrations
 from lag_integrations.store.chroma import SharedFolder
 from lag_integrations.store.database import Database
-from lag_integrations.store.ledger import log_id
+from lag_integrations.store.log_id import log_id
 from lag_integrations.store.schema import metadata
 from lag_integrations.traces.trace import Trace
 from tests.conftest import qa

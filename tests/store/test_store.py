@@ -689,7 +689,7 @@ def test_an_evicted_segment_that_was_read_as_text_comes_back(open_store, tiny):
 
 
 def test_what_is_acknowledged_can_be_read_back(open_store, monkeypatch):
-    monkeypatch.setattr(ledger, "MAX_BYTES", 2_000)
+    monkeypatch.setattr(ledger, "MAX_TRACE_BYTES", 2_000)
     with open_store() as memory:
         with pytest.raises(TraceError, match="more than 2,000 bytes"):
             memory.add_many([numbered(1), qa("long", "é" * 1_500)])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.store.ledger import MAX_BYTES
+from lag_integrations.store.ledger import MAX_TRACE_BYTES
 from lag_integrations.traces.provenance import MessageSource
 from lag_integrations.traces.trace import Trace
 
@@ -22,7 +22,7 @@ VERSION: Literal[2] = 2
 
 MANIFEST, LOGS, SEGMENTS = "manifest.json", "logs.jsonl", "segments.jsonl"
 MANIFEST_BYTES = 2**20
-LOG_BYTES = MAX_BYTES + 2**12
+LOG_BYTES = MAX_TRACE_BYTES + 2**12
 """Of a line of logs: a trace and its counters."""
 SEGMENT_LINE_BYTES = 2**11
 SEGMENT_BYTES = 4 * 2**30

@@ -37,13 +37,10 @@ from lag_integrations.store.archive.format import (
     segment_file,
 )
 from lag_integrations.store.archive.members import Lines, Members
-from lag_integrations.store.ledger import (
-    COUNTERS,
-    MAX_BYTES,
-    Restorable,
-    log_id,
-    validate_namespace,
-)
+from lag_integrations.store.ledger import MAX_TRACE_BYTES
+from lag_integrations.store.ledger_import import import_logs
+from lag_integrations.store.log_id import log_id, validate_namespace
+from lag_integrations.store.log_info import COUNTERS, ExportedLog
 from lag_integrations.store.store import LogStore
 
 logger = logging.getLogger(__name__)
@@ -173,8 +170,8 @@ class _Reader:
         done = new = 0
         ids: dict[str, str] = {}
         for page in self._pages(logs, LogLine):
-            found = [self._restorable(log) for log in page]
-            new += store.ledger.restore(found, imported=not self._trusted)
+            found = [self._believed(log) for log in page]
+            new += import_logs(store.database, store.ledger, found, trusted=self._trusted)
             if segments is not None:
                 for log in page:
                     ids[log_id(manifest.namespace, log.trace)] = log_id(store.namespace, log.trace)
@@ -209,8 +206,8 @@ class _Reader:
             if not self._trusted and _has_more_tokens(line, _MOST_TOKENS):
                 raise ValueError("it holds too many values")
             found = model.model_validate_json(line)
-            if isinstance(found, LogLine) and len(found.trace.to_json().encode()) > MAX_BYTES:
-                raise ValueError(f"its trace has more than {MAX_BYTES:,} bytes")
+            if isinstance(found, LogLine) and len(found.trace.to_json().encode()) > MAX_TRACE_BYTES:
+                raise ValueError(f"its trace has more than {MAX_TRACE_BYTES:,} bytes")
         except ValueError as error:
             reasons = str(error)
             if isinstance(error, ValidationError):  # without the input: content of traces
@@ -221,7 +218,7 @@ class _Reader:
             ) from None
         return found
 
-    def _restorable(self, log: LogLine) -> Restorable:
+    def _believed(self, log: LogLine) -> ExportedLog:
         """Return a log as far as it is to be believed."""
         trace, counters = log.trace, {name: getattr(log, name) for name in COUNTERS}
         # Not in the future: it would never grow old, nor give way to what is put in its place.
@@ -232,7 +229,7 @@ class _Reader:
             changes["ended_at"] = min(trace.ended_at, now)
         if not self._trusted:  # the ledger believes no judgement and no counter either
             changes["helped_by"] = ()
-        return Restorable(trace.model_copy(update=changes), counters, log.source)
+        return ExportedLog(trace.model_copy(update=changes), counters, log.source)
 
     def _add_segment(
         self, store: LogStore, number: int, line: SegmentLine, new_id: str | None

@@ -31,7 +31,8 @@ from lag_integrations.store.archive.format import (
     pages,
     segment_file,
 )
-from lag_integrations.store.ledger import COUNTERS, chunks
+from lag_integrations.store.chunks import chunks
+from lag_integrations.store.log_info import COUNTERS
 from lag_integrations.store.schema import logs
 from lag_integrations.store.store import LogStore
 
