@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.chroma import STATE_FILE
+from lag_integrations.store.chroma.files import STATE_FILE
 from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, pause, sqlstate
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
 from lag_integrations.store.permissions import create_private_file, remove_others_access

@@ -24,13 +24,15 @@ from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.runtime.openmp import computing
 from lag_integrations.store import deletion_receipt as receipts
 from lag_integrations.store.budget import Evictor
-from lag_integrations.store.chroma import Server, SharedFolder, Unreadable
+from lag_integrations.store.chroma.access import ChromaAccess, ReadOnlyChroma
+from lag_integrations.store.chroma.folder import ChromaFolder
+from lag_integrations.store.chroma.server import ChromaServer
 from lag_integrations.store.database import Database
 from lag_integrations.store.deletion_queue import DeletionQueue, Removal
 from lag_integrations.store.deletion_receipt import DeletionReceipt, RemainingData
 from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
-from lag_integrations.store.index import ChromaAccess, Index
+from lag_integrations.store.index import Index
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.lexical import LexicalIndex
 from lag_integrations.store.locks import retry_while_busy
@@ -468,9 +470,9 @@ class LogStore:
     def _chroma(self, index: str | ClientAPI | None) -> ChromaAccess:
         write_lock = partial(self.locks.hold, "chroma")
         if index is None and self.read_only:
-            return Unreadable()
+            return ReadOnlyChroma()
         if index is None:
-            return SharedFolder.at(self.path / "index", self.path / "locks" / "index.lock")
+            return ChromaFolder.at(self.path / "index", self.path / "locks" / "index.lock")
         if isinstance(index, str):
-            return Server.of_url(index, write_lock)
-        return Server(lambda: index, write_lock, owned=False)
+            return ChromaServer.of_url(index, write_lock)
+        return ChromaServer(lambda: index, write_lock, owned=False)

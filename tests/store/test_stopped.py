@@ -16,7 +16,8 @@ import sqlalchemy
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import BusyError, StoreError
 from lag_integrations.memory import patient_locks, segment_indexer
-from lag_integrations.store import chroma, database, locks
+from lag_integrations.store import database, locks
+from lag_integrations.store.chroma import folder as chroma
 from lag_integrations.store.time_limits import lift_time_limits
 from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
