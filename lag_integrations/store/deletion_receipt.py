@@ -1,4 +1,4 @@
-"""What a deletion removed, and what may remain of it for how long."""
+"""Receipts of deletions: what was removed, and what remains for how long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RemainingData:
-    """Something of deleted logs that is not gone yet.
+    """Data of deleted logs that are not gone yet.
 
     Attributes:
         what: What it is, and where.
@@ -23,12 +23,12 @@ class RemainingData:
 
 @dataclass(frozen=True)
 class DeletionReceipt:
-    """What a deletion did. Exports, backups and copies that anybody made are not known here.
+    """What a deletion did. It does not know of exports, backups and other copies.
 
     Attributes:
-        ids: The logs that there were, ascending.
-        removed: From where they are gone.
-        remains: What is left of them for a while.
+        ids: The deleted logs, ascending.
+        removed: Where they are gone from.
+        remains: What remains of them for a while.
     """
 
     ids: tuple[str, ...]
@@ -37,30 +37,30 @@ class DeletionReceipt:
 
     @property
     def logs(self) -> int:
-        """How many logs were deleted."""
+        """The number of deleted logs."""
         return len(self.ids)
 
 
-OTHERS = RemainingData("what other processes hold in memory", "they next use this memory")
+OTHER_PROCESSES = RemainingData("what other processes hold in memory", "they next use this memory")
 UNSWEPT = RemainingData(
     "segment files and index entries", "the worker has removed them, or flush()"
 )
 VECTORS = RemainingData("vectors in the files of the index", "purge() or reindex()")
-SERVED = RemainingData(
+SERVER_VECTORS = RemainingData(
     "vectors in the files of the Chroma server", "it is vacuumed (chroma vacuum)"
 )
 JOURNAL = RemainingData("rows in the ledger's journal", "others stop reading it")
-ROWS = RemainingData("dead rows in PostgreSQL's tables", "the server vacuums them, or purge()")
-WRITE_AHEAD = RemainingData("PostgreSQL's write-ahead log", "the server recycles it")
+DEAD_ROWS = RemainingData("dead rows in PostgreSQL's tables", "the server vacuums them, or purge()")
+WRITE_AHEAD_LOG = RemainingData("PostgreSQL's write-ahead log", "the server recycles it")
 
 
 def unwritten(reason: str) -> RemainingData:
-    """Return what a server keeps of which the tables could not be written anew."""
+    """Return what a server keeps if its tables could not be rewritten."""
     return RemainingData(
         f"dead rows in the ledger's tables ({reason})", "VACUUM FULL by their owner"
     )
 
 
 def backup(path: object) -> RemainingData:
-    """Return that a copy from before a migration is there."""
+    """Return that there is a copy from before a migration."""
     return RemainingData(f"the copy {path} from before a migration", "you remove it")
