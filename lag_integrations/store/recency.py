@@ -1,4 +1,4 @@
-"""Of logs that say different things of one matter, the newest comes first."""
+"""Order by recency: of logs about the same task, the newest comes first."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.search_hit import SearchHit
 
-_ALIKE = 0.2
-"""Relevance of one task for the other, without a word in common, from which both are taken for
-alike: for all-MiniLM-L6-v2, a similarity of 0.6."""
-_AS_RELEVANT = 0.2
-"""By how much less relevant to the query the newer one may be."""
+_SAME_TASK = 0.2
+"""Least relevance of one task for another, without a common word, for both to be taken for the
+same: for all-MiniLM-L6-v2, a similarity of 0.6."""
+_RELEVANCE_MARGIN = 0.2
+"""By how much less relevant to the query the newer log may be."""
 
 
 def newest_first(
@@ -21,17 +21,17 @@ def newest_first(
     captured_at: Mapping[str, float],
     relevance: Relevance,
 ) -> list[SearchHit]:
-    """Put logs before older ones of a task that is alike.
+    """Move logs before older ones with a similar task.
 
-    Tasks that are alike may be about two things ("the capital of Peru", "… of Chile"). So a newer
-    log only comes first if it holds as many of the query's rare words (docs/recall.md).
+    Similar tasks may be about two things ("the capital of Peru", "… of Chile"). So a newer log only
+    comes first if it has as many of the query's rare words (docs/recall.md).
 
     Args:
         found: Logs that fit a query, best first.
-        tasks: The embedding of the task of each, fp32 ``[dimension]``, of norm 1. Logs without one
-            stay where they are.
+        tasks: The embedding of each task, fp32 ``[dimension]``, of norm 1. Logs without one stay
+            where they are.
         captured_at: When each was captured, in Unix seconds.
-        relevance: What similarities mean.
+        relevance: The relevance model of the embedder.
     """
 
     def is_newer(new: SearchHit, old: SearchHit) -> bool:
@@ -39,8 +39,8 @@ def newest_first(
             old.id in tasks
             and captured_at[new.id] > captured_at[old.id]
             and new.words >= old.words
-            and new.relevance >= old.relevance - _AS_RELEVANT
-            and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= _ALIKE
+            and new.relevance >= old.relevance - _RELEVANCE_MARGIN
+            and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= _SAME_TASK
         )
 
     ordered: list[SearchHit] = []

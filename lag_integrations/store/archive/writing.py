@@ -52,15 +52,15 @@ def export_archive(
     key: bytes | None = None,
     progress: Progress | None = None,
 ) -> ArchiveResult:
-    """Write all logs of a store's namespace to one file: as a whole, or not at all.
+    """Write all logs of a store's namespace to one file, as a whole or not at all.
 
     Args:
         store: The store, open.
         path: The file to write.
-        segments: Put the segments in, too; they can be large.
+        segments: Whether to write the segments, which can be large, too.
         overwrite: Replace the file if it exists.
-        key: Secret to sign it with, at least 32 bytes, for another store that knows the same; the
-            store's own by default.
+        key: Secret of at least 32 bytes to sign it with, for a store that knows it; by default the
+            store's own.
         progress: Called with the number of logs and segments written, and of all.
 
     Raises:
@@ -155,7 +155,7 @@ class _Writer:
         self._sha256[LOGS] = digest.hexdigest()
 
     def _pages(self) -> Iterator[list[str]]:
-        """Yield the ids of all logs, as many at once as memory is meant for."""
+        """Yield the ids of all logs, in pages of limited bytes."""
         for chunk in chunks(list(self._store.ledger.ids())):
             sizes = dict.fromkeys(chunk, 0)  # of those that are deleted meanwhile
             with self._store.database.read() as connection:
