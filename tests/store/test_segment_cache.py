@@ -1,4 +1,4 @@
-"""The hot tier: a budget that holds, one tensor for many threads, and nothing that is stale."""
+"""The segment cache: its budget, one tensor for many threads, and nothing that is stale."""
 
 from __future__ import annotations
 
