@@ -30,7 +30,8 @@ from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.embedder import Embedder
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 _SECRET = b"of no store"
 _CODECS = ("native", "bf16", "fp16", "fp8", "int8", "int4", "native+zstd", "int8+zstd", "int4+zstd")

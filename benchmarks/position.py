@@ -34,7 +34,7 @@ from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import prefill
 from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 _BEHIND = (0, 500, 1_000, 2_000, 4_000)
 _PARTS = 8

@@ -24,7 +24,8 @@ from lag_integrations.engine.placement import Placement
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match
-from lag_integrations.traces.trace import Message, Outcome
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Outcome
 
 _GENERATION: dict[str, Any] = {"max_new_tokens": 24, "stop": ["]"], "do_sample": False}
 _ALL: tuple[Outcome, ...] = ("success", "failure", "unknown")

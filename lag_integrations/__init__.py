@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lag_integrations.traces.trace import Message, ToolCall, Trace
+from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.trace import Trace
 
 if TYPE_CHECKING:
     from lag_integrations.calibration.calibrate import calibrate

@@ -17,7 +17,7 @@ from lag_integrations.chat.response import respond
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import Generation
 from lag_integrations.engine.tools import CallEnded, Text
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.conftest import random_model
 from tests.tools.templates import ALL
 

@@ -15,7 +15,7 @@ from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encoding import Encodable
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.trace import Message, ToolCall
+from lag_integrations.traces.message import Message, ToolCall
 from tests.tools.templates import ALL
 
 TOKENS = re.compile(r"<[|｜]?[\w/▁]+[|｜]?>|\[/?[A-Z_]+\]|\[gMASK\]|<\|\"\|>")

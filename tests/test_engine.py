@@ -27,7 +27,7 @@ from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import encode
 from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.kv.families import feed, full_logits, greedy
 

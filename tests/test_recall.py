@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from lag_integrations import KVLogMemory
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.store.relevance import measure as measuring
-from lag_integrations.traces.queries import last_two
+from lag_integrations.traces.conversation import last_two
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
 

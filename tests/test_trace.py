@@ -8,7 +8,7 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlo
 
 from lag_integrations import Message, ToolCall, Trace
 from lag_integrations.errors import TraceError
-from lag_integrations.traces.trace import in_call_order
+from lag_integrations.traces.message_order import in_call_order
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(

@@ -24,7 +24,7 @@ from lag_integrations.engine.tools import CallEnded, MarkReader
 from lag_integrations.evaluation.records import RecordFile
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.langchain.batching import BatchCollector, join
-from lag_integrations.traces.trace import as_message
+from lag_integrations.traces.message_conversion import as_message
 
 _WRITTEN = "written"
 """Where an answer has what the model wrote."""

@@ -27,7 +27,7 @@ from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.placement import Placement
 from lag_integrations.evaluation.machine import stamp
-from lag_integrations.traces.provenance import VERDICT, without
+from lag_integrations.traces.reserved_metadata import VERDICT, without
 from lag_integrations.traces.sources import SOURCES
 
 _NONE = "no memory"

@@ -17,7 +17,7 @@ from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.runtime.openmp import let_go
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 SUITE, FIRST = "decoding, tokens a second", "first token of a stream, ms"
 ENGINE, GENERATE = "engine", "transformers' generate"

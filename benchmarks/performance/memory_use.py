@@ -22,7 +22,7 @@ from lag_integrations.engine.token_selection import LastTurn
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.segment_files import SegmentFiles
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 PEAK, GROWTH = "peak above the model, MB", "memory after so many requests, MB"
 OWN, WARM, COLD = "the segments' own bytes", "segments in memory before", "segments read from disk"

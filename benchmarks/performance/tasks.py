@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 _WORDS = [
     *("survey", "harbour", "pier", "crane", "lighthouse", "paint", "keeper", "boat", "tide"),

@@ -17,9 +17,9 @@ from lag_integrations.evaluation.recall.searches import (
 )
 from lag_integrations.memory.base import MIN_RELEVANCE
 from lag_integrations.store.embedder import Embedder
-from lag_integrations.store.matches import Floor
 from lag_integrations.store.relevance.measure import measure
 from lag_integrations.store.relevance.model import Relevance
+from lag_integrations.store.search_hit import Floor
 from lag_integrations.traces.trace import Outcome, Trace
 
 ONE_VECTOR = "one vector, cosine 0.5"

@@ -16,7 +16,8 @@ from lag_integrations.evaluation.datasets import load
 from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.gold import gold_trace
 from lag_integrations.evaluation.recall.queries import RecallQuery
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 PUBLIC = 80
 """Runs of each of MuSiQue and 2Wiki."""

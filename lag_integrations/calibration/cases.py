@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from lag_integrations.engine.log_settings import Kind
-from lag_integrations.traces.trace import Message, Role, ToolCall, Trace
+from lag_integrations.traces.message import Message, Role, ToolCall
+from lag_integrations.traces.trace import Trace
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """``repeated``: the task of the only log comes back in other words. ``several``: the same, with two

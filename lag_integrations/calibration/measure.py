@@ -28,7 +28,8 @@ from lag_integrations.errors import (
     TraceError,
 )
 from lag_integrations.kv.segment import Segment
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 if TYPE_CHECKING:
     from lag_integrations.engine.engine import Engine

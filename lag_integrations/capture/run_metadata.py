@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lag_integrations.errors import TraceError
-from lag_integrations.traces.trace import SCOPE
+from lag_integrations.traces.reserved_metadata import SCOPE
 
 Metadata = Mapping[str, Any]
 

@@ -13,8 +13,8 @@ from lag_integrations.memory.loading import LoadedLog
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.results import RecalledLog, SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
-from lag_integrations.traces.queries import last_two
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.conversation import last_two
+from lag_integrations.traces.message import Message
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from lag_integrations.engine.tools import (
     select,
 )
 from lag_integrations.engine.tools.schema import Schema
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 ANY_JSON: Schema = {"type": "object"}
 """Some JSON object."""

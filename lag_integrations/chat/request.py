@@ -13,9 +13,9 @@ from lag_integrations.engine.placement import Placement
 from lag_integrations.engine.tools.schema import Schema
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.safe_recall import AnyWhere
-from lag_integrations.traces.provenance import NOBODY, Owner
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.owner import NOBODY, Owner
 from lag_integrations.traces.sources import Source
-from lag_integrations.traces.trace import Message
 
 # Said by agents and other integrations to models behind an API; there is nothing to do for them.
 _MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")

@@ -14,8 +14,8 @@ from lag_integrations.cli.options import AsJson, FlushAfter
 from lag_integrations.cli.output import progress_bar, say, show_json, warn
 
 if TYPE_CHECKING:
-    from lag_integrations.store.archive import Archived
-    from lag_integrations.store.backup import Copied
+    from lag_integrations.store.archive import ArchiveResult
+    from lag_integrations.store.backup import BackupResult
 
 KeyFile = Annotated[
     Path | None,
@@ -124,7 +124,7 @@ def restore(
     _show_copied(copied, as_json, f"Restored to {store}")
 
 
-def _show_copied(copied: Copied, as_json: bool, text: str) -> None:
+def _show_copied(copied: BackupResult, as_json: bool, text: str) -> None:
     if as_json:
         show_json(asdict(copied))
     else:
@@ -137,7 +137,7 @@ def _secret(key: Path | None) -> bytes | None:
     return None if key is None else key.read_bytes()
 
 
-def _show_archived(archived: Archived, as_json: bool, text: str) -> None:
+def _show_archived(archived: ArchiveResult, as_json: bool, text: str) -> None:
     if not archived.trusted:
         warn(
             "The archive is signed neither by this store nor with a key that was given: segments, "

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lag_integrations.cli.output import human_size, iso_time
-from lag_integrations.traces.trace import Message, ToolCall
+from lag_integrations.traces.message import Message, ToolCall
 
 if TYPE_CHECKING:
-    from lag_integrations.store.ledger import LogInfo
+    from lag_integrations.store.log_info import LogInfo
     from lag_integrations.traces.trace import Trace
 
 

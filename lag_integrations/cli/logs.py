@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
     from lag_integrations.store.database import Database
-    from lag_integrations.store.ledger import Ledger, LogInfo
+    from lag_integrations.store.ledger import Ledger
+    from lag_integrations.store.log_info import LogInfo
 
 _AT_ONCE = 500
 

@@ -128,9 +128,10 @@ class Place:
     def ledger_only(self, *, create: bool = False) -> Iterator[tuple[Database, Ledger]]:
         """Open the ledger alone, which is enough to read, count and judge logs."""
         from lag_integrations.store.database import Database
-        from lag_integrations.store.ledger import Ledger, checked_namespace
+        from lag_integrations.store.ledger import Ledger
+        from lag_integrations.store.log_id import validate_namespace
 
-        checked_namespace(self.namespace)
+        validate_namespace(self.namespace)
         if create:
             self.path.mkdir(0o700, parents=True, exist_ok=True)
         else:
@@ -225,7 +226,7 @@ def full_id(ledger: Ledger, given: str) -> str:
     """
     if len(given) < _SHORTEST_PREFIX:
         raise StoreError(f"{given!r} is too short; give at least {_SHORTEST_PREFIX} digits of it.")
-    found = ledger.starting_with(given)
+    found = ledger.ids_with_prefix(given)
     if not found:
         raise LogNotFoundError(f"There is no log {given[:32]} in namespace {ledger.namespace}.")
     if len(found) > 1:

@@ -48,7 +48,7 @@ def evaluate_recall(
     from lag_integrations.evaluation.recall.searches import MemorySearch
     from lag_integrations.evaluation.report import require
     from lag_integrations.memory.base import MIN_RELEVANCE
-    from lag_integrations.store.matches import Floor
+    from lag_integrations.store.search_hit import Floor
 
     require()
     placed = read_queries(path)

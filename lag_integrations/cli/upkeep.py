@@ -48,9 +48,9 @@ def stats(
 ) -> None:
     """Show what a store holds, and what is still to do."""
     with place.ledger_only() as (database, _):
-        from lag_integrations.store.statistics import facts_of, namespaces_of, statistics_of
+        from lag_integrations.store.statistics import namespaces_of, statistics_of, store_info
 
-        facts = facts_of(database)
+        facts = store_info(database)
         names = namespaces_of(database) if all_namespaces else [place.namespace]
         found = [statistics_of(database, name) for name in names]
     if as_json:

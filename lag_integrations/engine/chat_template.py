@@ -23,7 +23,8 @@ from lag_integrations.engine.template_messages import (
 )
 from lag_integrations.engine.tools import learn_tool_format, tool_result_text
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.trace import Message, Role, in_call_order
+from lag_integrations.traces.message import Message, Role
+from lag_integrations.traces.message_order import in_call_order
 
 _MARK = "LAGMARK{}X"
 # How templates refuse a conversation: by their own word, or by failing on it.

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.trace import Message, ToolCall
+from lag_integrations.traces.message import Message, ToolCall
 
 _PRIVATE = range(0xE000, 0xF8FF)
 """Characters that Unicode leaves to private use: one of them marks a text."""

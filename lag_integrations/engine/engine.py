@@ -36,7 +36,8 @@ from lag_integrations.kv.prefix_cache import PrefixCache
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
 from lag_integrations.runtime.openmp import computing
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 _PREFIX_BYTES = 512 * 2**20
 """Of keys and values of recent prompts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 
 def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> Sequence[Message]:

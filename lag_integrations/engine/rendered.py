@@ -6,7 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from lag_integrations.engine.log_texts import line_of
-from lag_integrations.traces.trace import Role
+from lag_integrations.traces.message import Role
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from lag_integrations.traces.trace import Message, Role
+from lag_integrations.traces.message import Message, Role
 
 ChatMessage = dict[str, Any]
 """A message as chat templates take it: ``role``, ``content``, optional ``tool_calls``…"""

@@ -21,7 +21,8 @@ from lag_integrations.evaluation.documents import Documents, document_text
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.memory.results import RecalledLog
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.questions import Question
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.results import RecalledLog
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 
 @dataclass(frozen=True)

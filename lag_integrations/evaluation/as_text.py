@@ -10,7 +10,7 @@ from typing import Any
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.kv.segment import Segment
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 
 def read_as_text(request: Request) -> Request:

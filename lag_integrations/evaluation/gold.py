@@ -5,7 +5,8 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 from lag_integrations.evaluation.questions import Question
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 
 def gold_trace(question: Question, *, brief: bool = False) -> Trace:

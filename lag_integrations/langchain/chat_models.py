@@ -49,7 +49,7 @@ from lag_integrations.langchain.messages import (
 )
 from lag_integrations.langchain.tool_calling import ToolCallingChatModel
 from lag_integrations.memory.safe_recall import filter_for
-from lag_integrations.traces.provenance import NOBODY
+from lag_integrations.traces.owner import NOBODY
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:

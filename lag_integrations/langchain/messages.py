@@ -24,7 +24,8 @@ from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, InvalidCall, Text, new_call_id
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.trace import Message, as_message
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.message_conversion import as_message
 
 _MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "document", "media"}
 

@@ -32,8 +32,8 @@ from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_text
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.safe_recall import SafeRecall, WhereFunction
 from lag_integrations.store.filters import Where
-from lag_integrations.traces.queries import last_two
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.conversation import last_two
+from lag_integrations.traces.message import Message
 
 
 class LogState(AgentState[Any]):

@@ -24,8 +24,8 @@ from langgraph.store.base import (
 
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.memory.memory import LogMemory
-from lag_integrations.traces.provenance import NOT_RECALLED
-from lag_integrations.traces.trace import PLACE, Outcome, Trace
+from lag_integrations.traces.reserved_metadata import NOT_RECALLED, PLACE
+from lag_integrations.traces.trace import Outcome, Trace
 
 _VALUE = "lag_value"
 _KEY, _NAMESPACE, _WITHIN = "lag_key", "lag_namespace", "lag_within"

@@ -26,7 +26,8 @@ from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.trace import Message, ToolCall, as_message
+from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.message_conversion import as_message
 
 ROLES = {
     MessageRole.SYSTEM: "system",

@@ -40,7 +40,7 @@ from lag_integrations.memory.safe_recall import (
     miss_report,
 )
 from lag_integrations.store.filters import Where
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.traces.owner import Owner
 
 dispatcher = get_dispatcher(__name__)
 

@@ -16,7 +16,7 @@ from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
 from lag_integrations.memory.results import RecalledLog, SearchResult
 from lag_integrations.memory.safe_recall import Recalled, SafeRecall
-from lag_integrations.traces.queries import last_two
+from lag_integrations.traces.conversation import last_two
 
 _TASKS = 64
 """Most tasks that go on at once, in all sessions that share a memory block."""

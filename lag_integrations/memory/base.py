@@ -269,7 +269,7 @@ class MemoryBase:
             last = self.store.metadata.last_deletion(self.namespace)
             if last == self._last_deletion:
                 return
-            self.store.let_go()
+            self.store.drop_deleted()
             self._last_deletion = last
         except StoreError as error:
             logger.warning("What others deleted cannot be seen now. %s", error)

@@ -16,10 +16,10 @@ from lag_integrations.errors import EmbedderMismatchError, LAGError, StoreError
 from lag_integrations.memory.patient_locks import PatientLocks
 from lag_integrations.store.embedder import Embedder, Vectors
 from lag_integrations.store.embeddings import EMBED, Entry
-from lag_integrations.store.locks import patiently
-from lag_integrations.store.matches import Query
+from lag_integrations.store.locks import retry_while_busy
 from lag_integrations.store.relevance.measure import relevance_of
 from lag_integrations.store.relevance.model import Relevance
+from lag_integrations.store.search_hit import Query
 from lag_integrations.store.store import LogStore
 from lag_integrations.store.store_metadata import EMBEDDER, generation_of
 from lag_integrations.traces.search_keys import search_keys
@@ -73,7 +73,7 @@ class EmbeddingIndexer:
         """Take this embedder for the store's from now on: every namespace is embedded again."""
         self._embedder.forget_queries()
         self._store.embeddings.adopt(json.dumps(self._describe_embedder()))
-        patiently(self._store.index.drop_all)
+        retry_while_busy(self._store.index.drop_all)
         self._generation = ""
         self._check_embedder()
 
@@ -91,7 +91,7 @@ class EmbeddingIndexer:
         self._check_embedder()
         name = f"embed-{self._store.namespace}"
         lock: AbstractContextManager[set[str] | None] = (
-            self._locks.hold(name) if wait else self._store.locks.hold_free([name])
+            self._locks.hold(name) if wait else self._store.locks.try_hold([name])
         )
         with lock as held:
             if held is not None and not held:

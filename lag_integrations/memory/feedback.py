@@ -8,7 +8,7 @@ from uuid import UUID
 
 from lag_integrations.errors import LogNotFoundError, StoreError
 from lag_integrations.memory.base import MemoryBase
-from lag_integrations.store.ledger import chunks
+from lag_integrations.store.chunks import chunks
 from lag_integrations.traces.sources import SOURCES
 from lag_integrations.traces.trace import Outcome
 

@@ -159,7 +159,7 @@ class Indexer:
             if full_scan:
                 self._store.retry_removals()
             else:
-                self._store.unstick()
+                self._store.reset_failed_removals()
                 while self._on_index(self._store.sweep, full_scan):
                     pass
             if time.monotonic() - self._swept_at > _SWEEP_SECONDS:

@@ -10,12 +10,12 @@ from typing import overload
 
 from lag_integrations.errors import EncodingError, StoreError
 from lag_integrations.memory.base import MemoryBase
-from lag_integrations.store.archive import Archived, export_archive, import_archive
+from lag_integrations.store.archive import ArchiveResult, export_archive, import_archive
 from lag_integrations.store.audit import Audit, Problem
-from lag_integrations.store.backup import Copied, back_up
+from lag_integrations.store.backup import BackupResult, back_up
+from lag_integrations.store.deletion_receipt import DeletionReceipt
 from lag_integrations.store.filters import Where
-from lag_integrations.store.locks import patiently, wait_a_little
-from lag_integrations.store.receipts import Receipt
+from lag_integrations.store.locks import pause, retry_while_busy
 
 Progress = Callable[[int, int], None]
 
@@ -29,10 +29,10 @@ class MaintenanceMixin(MemoryBase):
     """Keeps a store in order."""
 
     @overload
-    def delete(self, log_ids: str | Iterable[str], *, wait: bool = False) -> Receipt: ...
+    def delete(self, log_ids: str | Iterable[str], *, wait: bool = False) -> DeletionReceipt: ...
 
     @overload
-    def delete(self, *, where: Where, wait: bool = False) -> Receipt: ...
+    def delete(self, *, where: Where, wait: bool = False) -> DeletionReceipt: ...
 
     def delete(
         self,
@@ -40,7 +40,7 @@ class MaintenanceMixin(MemoryBase):
         *,
         where: Where | None = None,
         wait: bool = False,
-    ) -> Receipt:
+    ) -> DeletionReceipt:
         """Delete logs: traces, segments, index entries, work, and what is in memory.
 
         When this returns, nobody recalls them any more, and the ledger has nothing of them. Their
@@ -75,7 +75,7 @@ class MaintenanceMixin(MemoryBase):
             self._worker.notify()
         return self.store.receipt(deleted, swept=wait)
 
-    def purge(self) -> Receipt:
+    def purge(self) -> DeletionReceipt:
         """Delete everything of this namespace, with all files, and write anew what held it.
 
         The embedded index and a PostgreSQL ledger's tables are written anew, for which others wait.
@@ -105,7 +105,7 @@ class MaintenanceMixin(MemoryBase):
         overwrite: bool = False,
         key: bytes | None = None,
         progress: Progress | None = None,
-    ) -> Archived:
+    ) -> ArchiveResult:
         """Write this namespace to one portable file; see `store.archive`.
 
         Args:
@@ -132,7 +132,7 @@ class MaintenanceMixin(MemoryBase):
         *,
         key: bytes | None = None,
         segments: bool = True,
-    ) -> Archived:
+    ) -> ArchiveResult:
         """Add what `export_to` wrote, whatever namespace it comes from; doing it again is fine.
 
         Anybody may have written an archive that neither this store nor the owner of the key signed:
@@ -166,7 +166,7 @@ class MaintenanceMixin(MemoryBase):
 
     def backup_to(
         self, path: str | Path, *, segments: bool = True, progress: Progress | None = None
-    ) -> Copied:
+    ) -> BackupResult:
         """Copy the whole store, all namespaces, to a new folder, while others may write.
 
         Everything that was added before is in it. `store.backup.restore` makes a store of it.
@@ -235,20 +235,20 @@ class MaintenanceMixin(MemoryBase):
         told = 0.0
         while left:
             self._check_open()
-            if patiently(partial(self._run_once, full_scan=True)):
+            if retry_while_busy(partial(self._run_once, full_scan=True)):
                 if progress is not None and time.monotonic() - told > _TELL_EVERY:
                     progress(max(0, total - self._pending()), total)
                     told = time.monotonic()
             else:
                 left = self._pending()
                 if left:
-                    wait_a_little()  # another process is at it
+                    pause()  # another process is at it
         if progress is not None:
             progress(total, total)
         self.store.retry_removals()  # first: what was added again since is then merged again
-        while patiently(self.store.vectors.merge):
+        while retry_while_busy(self.store.vectors.merge):
             pass
-        patiently(partial(self._maintain, full_scan=True))
+        retry_while_busy(partial(self._maintain, full_scan=True))
         failures = {
             task: reason
             for task, reason in self.store.failures.all().items()
@@ -272,5 +272,5 @@ class MaintenanceMixin(MemoryBase):
         self._check_open()
         while self.store.embeddings.count_missing(limit=1):
             if not self._indexer.embed_some():
-                wait_a_little()  # another process is at it
+                pause()  # another process is at it
             self._check_open()

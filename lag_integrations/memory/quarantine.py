@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from lag_integrations.errors import LogNotFoundError
-from lag_integrations.store.ledger import Ledger, LogInfo, in_quarantine
+from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.log_info import LogInfo
+from lag_integrations.store.recall_conditions import in_quarantine
 
 
 class LogQuarantine:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lag_integrations.memory.results import RecalledLog
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 MAX_CHARS = 6_000
 """Of recalled text in a prompt: about 1,500 tokens."""

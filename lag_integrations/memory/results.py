@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lag_integrations.store.matches import Found
+from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
 from lag_integrations.traces.trace import Trace
 
@@ -31,7 +31,7 @@ class RecalledLog:
     relevance: float | None = None
 
     @classmethod
-    def of(cls, found: Found, trace: Trace) -> RecalledLog:
+    def of(cls, found: SearchHit, trace: Trace) -> RecalledLog:
         """Join what a search found with its trace."""
         key = search_keys(trace)[found.key]
         return cls(found.id, trace, round(found.score, 6), key, round(found.relevance, 6))

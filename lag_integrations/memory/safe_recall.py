@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lag_integrations.errors import EmbedderMismatchError, SettingsError, StoreError
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.store.filters import Where, condition
-from lag_integrations.traces.provenance import NOBODY, Owner
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.owner import NOBODY, Owner
 from lag_integrations.traces.sources import Source, is_outdated, sources_in
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.trace import Trace
 
 if TYPE_CHECKING:
     from lag_integrations.memory.memory import LogMemory

@@ -17,12 +17,12 @@ from lag_integrations.memory.results import (
 )
 from lag_integrations.store.diversity import most_diverse
 from lag_integrations.store.filters import Where
-from lag_integrations.store.matches import Floor, Found
-from lag_integrations.store.newest import newest_first
+from lag_integrations.store.recency import newest_first
 from lag_integrations.store.reranker import Reranker
+from lag_integrations.store.search_hit import Floor, SearchHit
 from lag_integrations.store.store import LogStore
-from lag_integrations.traces.provenance import Owner
-from lag_integrations.traces.queries import follow_up
+from lag_integrations.traces.conversation import follow_up
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.trace import Outcome, Trace
 
 _FETCH = 5
@@ -42,12 +42,12 @@ class _Fitting:
         kept: What of that is not left out, in the order in which it is given.
     """
 
-    found: list[Found]
-    near: list[Found]
+    found: list[SearchHit]
+    near: list[SearchHit]
     kept: list[RecalledLog]
 
     @property
-    def missed(self) -> list[Found]:
+    def missed(self) -> list[SearchHit]:
         """What is not near enough, best first. What is, but is left out, has not been missed."""
         near = {one.id for one in self.near}
         return [one for one in self.found if one.id not in near]
@@ -97,13 +97,13 @@ class Searcher:
         if not fits.kept and before and before.strip():
             asked, said = follow_up(query, before), before
 
-            def behind(logs: int) -> list[Found]:
+            def behind(logs: int) -> list[SearchHit]:
                 # Else each new subject would recall what was recalled for the one before.
                 earlier = {one.id: one.relevance for one in look(said, logs)}
                 both = look(asked, logs)
                 return [one for one in both if one.relevance >= earlier.get(one.id, 0.0)]
 
-            def is_sure(one: Found) -> bool:
+            def is_sure(one: SearchHit) -> bool:
                 return floor.reached_by(one) and one.relevance >= _FOLLOW_UP
 
             fits = fits.or_else(fitting(asked, behind, is_sure))
@@ -117,8 +117,8 @@ class Searcher:
     def _fitting(
         self,
         query: str,
-        look: Callable[[int], list[Found]],
-        is_near: Callable[[Found], bool],
+        look: Callable[[int], list[SearchHit]],
+        is_near: Callable[[SearchHit], bool],
         *,
         wanted: int,
         newest_only: bool,
@@ -157,7 +157,7 @@ class Searcher:
         )[:limit]
         ids = [one.id for one in found]
         lacking = {
-            reason: set(ids) - ledger.keep_if(ids, condition)
+            reason: set(ids) - ledger.filter_ids(ids, condition)
             for reason, condition in conditions.items()
         }
         by_id = {one.id: one for one in found}
@@ -189,7 +189,7 @@ class Searcher:
         floor: Floor,
         allowed: ColumnElement[bool],
         filtered: bool,
-    ) -> list[Found]:
+    ) -> list[SearchHit]:
         relevance = self._embeddings.relevance
         return self._store.search(
             self._embeddings.embed_query(query),
@@ -202,8 +202,8 @@ class Searcher:
         )
 
     def _reranked(
-        self, query: str, found: list[Found], logs: list[RecalledLog]
-    ) -> tuple[list[Found], list[RecalledLog]]:
+        self, query: str, found: list[SearchHit], logs: list[RecalledLog]
+    ) -> tuple[list[SearchHit], list[RecalledLog]]:
         """Return both in the reranker's order, if there is one."""
         if self._reranker is None:
             return found, logs
@@ -212,7 +212,7 @@ class Searcher:
         by_id = {one.id: one for one in found}
         return [by_id[log.id] for log in ordered], ordered
 
-    def _newest(self, near: Sequence[Found], logs: Sequence[RecalledLog]) -> list[RecalledLog]:
+    def _newest(self, near: Sequence[SearchHit], logs: Sequence[RecalledLog]) -> list[RecalledLog]:
         """Keep the newest log of each task, and put newer ones first where tasks are alike."""
         if len(logs) < 2:
             return list(logs)
@@ -225,14 +225,14 @@ class Searcher:
         return newest_of_each_task([by_id[one.id] for one in ordered], times)
 
     def _most_diverse(
-        self, near: Sequence[Found], logs: Sequence[RecalledLog], k: int, diversity: float
+        self, near: Sequence[SearchHit], logs: Sequence[RecalledLog], k: int, diversity: float
     ) -> list[RecalledLog]:
         by_id, found = {log.id: log for log in logs}, {one.id: one for one in near}
         tasks = self._store.embeddings.tasks(list(by_id))
         candidates = [found[log_id] for log_id in by_id]
         return [by_id[one.id] for one in most_diverse(candidates, tasks, k=k, diversity=diversity)]
 
-    def _with_traces(self, found: Sequence[Found]) -> list[RecalledLog]:
+    def _with_traces(self, found: Sequence[SearchHit]) -> list[RecalledLog]:
         """Add the traces from the ledger, which knows what was deleted.
 
         Two users' runs may have said the same: once is enough.

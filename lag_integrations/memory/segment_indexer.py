@@ -160,7 +160,7 @@ class SegmentIndexer:
         chosen: dict[str, Encodable] = {}
         done = tokens = 0
         slots = {_slot(log_id) for log_id in ahead}
-        with self._store.locks.hold_free(slots) as held:
+        with self._store.locks.try_hold(slots) as held:
             if full_scan and _others_are_stuck(progress, slots, held):
                 held = slots
             while ahead and tokens < max(_TOKENS_AT_ONCE, engine.encoder.batch_tokens):

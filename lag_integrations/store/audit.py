@@ -1,4 +1,4 @@
-"""Verify that what is derived agrees with the ledger, and repair it where it does not."""
+"""Audit: verify that derived data agree with the ledger, and repair them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from lag_integrations.store.store import LogStore
 logger = logging.getLogger(__name__)
 
 _PROBES = 32
-_NEAR = 32
-_MISSES = 0.05
-"""Entries that the index is asked for, among how many they must be, and the part that may not: it
-is approximate."""
+"""Entries that the index is asked for."""
+_NEIGHBOURS = 32
+"""Results of the index among which an entry has to be."""
+_MAX_MISSES = 0.05
+"""Part of the probes that the index may miss: it is approximate."""
 
 Kind = Literal[
     "ledger_damaged",
@@ -43,12 +44,12 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as the ledger says.
+    """A difference from the ledger.
 
     Attributes:
         kind: What is wrong.
-        subject: The log, file or thing that it is about.
-        detail: For people; no content of traces.
+        subject: The log, the file or the part of the store.
+        detail: A text for people, without content of traces.
     """
 
     kind: Kind
@@ -57,13 +58,13 @@ class Problem:
 
 
 class Audit:
-    """Checks one namespace of a store; orphan files are looked for in the whole store.
+    """Checks one namespace of a store, and the whole store for orphan files.
 
     Args:
         store: The store, open.
         progress: Called with the number of steps done, and of all.
-        min_age: Seconds after which a file that the ledger does not know is an orphan; before,
-            it may belong to a write that is going on in another process.
+        min_age: Seconds after which a file that the ledger does not name is an orphan; before, a
+            write may be going on in another process.
     """
 
     def __init__(
@@ -79,18 +80,15 @@ class Audit:
         self._keys: dict[str, SegmentKey] = {}
 
     def verify(self) -> list[Problem]:
-        """Everything that is wrong; an empty list if nothing is.
-
-        The index of a store that can only be read is not used, and not looked at.
-        """
+        """Return all problems. The index of a read-only store is not checked."""
         return list(self._problems())
 
     def repair(self) -> list[Problem]:
-        """Make right what can be made right; gives what was wrong.
+        """Repair what can be repaired; return what was wrong.
 
-        Damaged segments go to quarantine, and are made again from their traces. Segments that
-        cannot be read now are left as they are: that is no fault of theirs. So are damaged traces,
-        and a damaged ledger, which have to come from a backup or an export.
+        Damaged segments are put aside, and encoded again from their traces. Segments that cannot be
+        read now stay as they are: the storage is at fault. So do damaged traces and a damaged
+        ledger, which have to be restored from a backup or an export.
 
         Raises:
             StoreError: The store can only be read.
@@ -121,25 +119,25 @@ class Audit:
                 removal.log_id or removal.file or "",
                 "is not gone everywhere yet",
             )
-        yield from self._traces()
-        yield from self._segments()
-        yield from self._orphans()
-        yield from self._index()
+        yield from self._check_traces()
+        yield from self._check_segments()
+        yield from self._check_orphans()
+        yield from self._check_index()
 
-    def _traces(self) -> Iterator[Problem]:
+    def _check_traces(self) -> Iterator[Problem]:
         for key in self._store.ledger.damaged():
             yield Problem("trace_damaged", key, "the trace does not fit its hash")
 
-    def _segments(self) -> Iterator[Problem]:
+    def _check_segments(self) -> Iterator[Problem]:
         stored = list(self._store.segments.all_files())
         for done, (key, file, size) in enumerate(stored, 1):
             self._keys[file] = key
-            if found := self._wrong_with(key, file, size):
+            if found := self._check_segment(key, file, size):
                 kind, detail = found
                 yield Problem(kind, file, f"of log {key.log_id}: {detail}")
             self._progress(done, len(stored))
 
-    def _wrong_with(self, key: SegmentKey, file: str, size: int) -> tuple[Kind, str] | None:
+    def _check_segment(self, key: SegmentKey, file: str, size: int) -> tuple[Kind, str] | None:
         if not self._store.segment_files.is_name(file):
             return "segment_missing", "this is no name of a file of ours"
         try:
@@ -155,11 +153,11 @@ class Audit:
             return "segment_damaged", f"{len(data)} bytes instead of {size}"
         return None
 
-    def _orphans(self) -> Iterator[Problem]:
+    def _check_orphans(self) -> Iterator[Problem]:
         for name in self._store.orphans.find(min_age=self._min_age):
             yield Problem("orphan_file", name, "belongs to no log")
 
-    def _index(self) -> Iterator[Problem]:
+    def _check_index(self) -> Iterator[Problem]:
         store = self._store
         if store.read_only:
             logger.warning("The store can only be read, so that its index was not looked at.")
@@ -177,9 +175,9 @@ class Audit:
                 probes = np.linspace(0, len(merged) - 1, min(_PROBES, len(merged)), dtype=int)
                 lost = 0
                 for place in probes:
-                    _, found = store.index.search(vectors[place], _NEAR)
+                    _, found = store.index.search(vectors[place], _NEIGHBOURS)
                     lost += not any(key == merged[place] or score > 0.999 for key, score in found)
-                if lost > len(probes) * _MISSES:
+                if lost > len(probes) * _MAX_MISSES:
                     detail = f"it finds only {len(probes) - lost} of {len(probes)} of its entries"
                     yield Problem("index_differs", "index", detail)
             except (BusyError, ForkedError):

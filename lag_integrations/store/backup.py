@@ -1,8 +1,8 @@
-"""Copies of a whole store: made while others write, and made a store again.
+"""Backups of a whole store, made while others write, and their restoration.
 
-A backup is a folder with ``ledger.sqlite`` and ``segments/``, laid out as a store's. The ledger is
-one moment's, of all namespaces, with the store's id and signing key: whoever may read a backup may
-read the store. The index is not in it, since it is made again from the ledger.
+A backup is a folder with ``ledger.sqlite`` and ``segments/``, laid out as in a store. The ledger is
+a snapshot of all namespaces, with the store's id and signing key: whoever can read a backup can
+read the store. The index is not in it, since it is rebuilt from the ledger.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import LEDGER_FILE
-from lag_integrations.store.private import make_private_file
+from lag_integrations.store.permissions import create_private_file
 from lag_integrations.store.segment_files import SegmentFiles, sync_folder
 from lag_integrations.store.store import LogStore
 
@@ -31,14 +31,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Copied:
-    """What a backup, or a restored store, holds.
+class BackupResult:
+    """What a backup or a restoration copied.
 
     Attributes:
-        logs: Logs, of all namespaces.
-        segments: Segment files that were copied.
-        missing: Segment files that were not: left out, deleted meanwhile or lost. Their segments
-            are made again from the traces.
+        logs: Number of logs, of all namespaces.
+        segments: Number of segment files that were copied.
+        missing: Number of those that were not: left out, deleted meanwhile or lost. Their segments
+            are encoded again from the traces.
     """
 
     logs: int
@@ -52,13 +52,13 @@ def back_up(
     *,
     segments: bool = True,
     progress: Progress | None = None,
-) -> Copied:
-    """Copy a store to a new folder: as a whole, or not at all. Others may write meanwhile.
+) -> BackupResult:
+    """Copy a store to a new folder, as a whole or not at all. Others may write meanwhile.
 
     Args:
         store: The store, open.
         path: The new folder.
-        segments: Copy the segments, too.
+        segments: Whether to copy the segments, too.
         progress: Called with the number of segment files done, and of all.
 
     Raises:
@@ -78,14 +78,14 @@ def back_up(
         return _copy(ledger, store.segment_files if segments else None, scratch, progress)
 
 
-def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> Copied:
-    """Make a store of a backup, in a new or empty folder: as a whole, or not at all.
+def restore(backup: str | Path, path: str | Path, progress: Progress | None = None) -> BackupResult:
+    """Copy a backup to a new or empty folder, as a whole or not at all. This makes it a store.
 
-    It is the same store, with the same id: if its segments or its index are to be kept on a
-    server, it takes the place of the one that was backed up there.
+    The store has the id of the one that was backed up: on servers of segments or of the index, it
+    takes that one's place.
 
     Args:
-        backup: What `back_up` wrote.
+        backup: A backup that `back_up` wrote.
         path: The store's folder.
         progress: Called with the number of segment files done, and of all.
 
@@ -98,9 +98,10 @@ def restore(backup: str | Path, path: str | Path, progress: Progress | None = No
         raise StoreError(f"There is no backup at {source}: it has no {LEDGER_FILE}.")
     if target.is_symlink() or (target.exists() and not _is_empty(target)):
         raise StoreError(f"{target} is not empty; give a new or empty folder.")
-    blobs = SegmentFiles(str(source / _SEGMENTS)) if (source / _SEGMENTS).is_dir() else None
+    has_segments = (source / _SEGMENTS).is_dir()
+    files = SegmentFiles(str(source / _SEGMENTS)) if has_segments else None
     with _new_folder(target) as scratch:
-        return _copy(_opened(source / LEDGER_FILE), blobs, scratch, progress)
+        return _copy(_open_ledger(source / LEDGER_FILE), files, scratch, progress)
 
 
 def _is_empty(path: Path) -> bool:
@@ -109,7 +110,7 @@ def _is_empty(path: Path) -> bool:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when it is complete."""
+    """Yield a temporary folder, which gets the target's name when the block ends well."""
     try:
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".", suffix=".part"))
         try:
@@ -127,7 +128,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _opened(ledger: Path) -> Iterator[sqlite3.Connection]:
+def _open_ledger(ledger: Path) -> Iterator[sqlite3.Connection]:
     uri = f"{ledger.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         yield connection
@@ -135,11 +136,11 @@ def _opened(ledger: Path) -> Iterator[sqlite3.Connection]:
 
 def _copy(
     ledger: AbstractContextManager[sqlite3.Connection],
-    blobs: SegmentFiles | None,
+    segment_files: SegmentFiles | None,
     folder: Path,
     progress: Progress | None,
-) -> Copied:
-    """Copy a ledger, and the segment files that the copy names, as far as they are there."""
+) -> BackupResult:
+    """Copy a ledger, and those segment files that it names and that exist."""
     try:
         with ledger as old:
             logs, files = _copy_ledger(old, folder / LEDGER_FILE)
@@ -150,16 +151,16 @@ def _copy(
         ) from error
     copies = SegmentFiles(str(folder / _SEGMENTS))
     copied = 0
-    for done, file in enumerate(files if blobs is not None else (), 1):
-        copied += blobs is not None and _copy_file(blobs, copies, file)
+    for done, file in enumerate(files if segment_files is not None else (), 1):
+        copied += segment_files is not None and _copy_file(segment_files, copies, file)
         if progress is not None:
             progress(done, len(files))
-    return Copied(logs, copied, len(files) - copied)
+    return BackupResult(logs, copied, len(files) - copied)
 
 
 def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]:
-    """Copy a ledger as it is at one moment; return its number of logs, and its segment files."""
-    make_private_file(target)
+    """Copy a snapshot of a ledger; return its number of logs, and its segment files."""
+    create_private_file(target)
     with closing(sqlite3.connect(target)) as new:
         old.backup(new)  # in one step: in several, it begins again whenever somebody writes
         new.execute("PRAGMA journal_mode=DELETE")  # one file, which read-only media can hold
@@ -172,7 +173,7 @@ def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]
 
 
 def _copy_file(source: SegmentFiles, target: SegmentFiles, file: str) -> bool:
-    """Copy a segment file; say whether it was there."""
+    """Copy a segment file; return whether it exists."""
     try:
         data = bytes(source.get(file))
     except (OSError, ValueError, StoreError) as error:  # gone, or no name of a file of ours

@@ -1,4 +1,4 @@
-"""Budgets: what goes when a namespace grows beyond what it may have."""
+"""Budgets of a namespace, and the eviction that keeps it within them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, case, func, select, update
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import Database
+from lag_integrations.store.deletion_queue import queue_removals
 from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger
-from lag_integrations.store.schema import logs, removals, segments
-from lag_integrations.traces.provenance import IMPORTED, UNJUDGED
+from lag_integrations.store.schema import logs, segments
+from lag_integrations.traces.reserved_metadata import IMPORTED, UNJUDGED
 
-_HELP_IS_WORTH = 86_400.0
-"""Seconds of recency that a log gains with each time it helped, and loses with each harm."""
+_HELP_SECONDS = 86_400.0
+"""Recency that a log gains each time it helped, and loses each time it harmed."""
 _SLACK = 0.005
-"""Part of a budget that is freed at once, so that not every new log means an eviction."""
+"""Part of a budget that is freed in addition, so that not every new log evicts another."""
 _GRACE = 3_600.0
-"""Seconds for which a new log is spared, if there are older ones: nobody can have used it yet."""
-_ANYBODYS = {**IMPORTED, **UNJUDGED}
-"""Metadata of logs that go first: what anybody wrote pushes nothing out that was captured here."""
+"""Seconds for which older logs are evicted before a new one: nobody can have used it yet."""
+_EVICTED_FIRST = {**IMPORTED, **UNJUDGED}
+"""Metadata of logs that anybody may have written: they push out nothing that was captured here."""
 _STEP = 200
 
 
@@ -31,9 +32,10 @@ class Budget:
     """Limits of one namespace; None is no limit.
 
     Attributes:
-        max_bytes: Of traces and segments. Segments go first: they can be made again.
-        max_logs: Number of logs.
-        ttl: Seconds since the last capture.
+        max_bytes: Most bytes of traces and segments. Segments are evicted first: they can be made
+            again.
+        max_logs: Most logs.
+        ttl: Most seconds since the last capture.
     """
 
     max_bytes: int | None = None
@@ -48,8 +50,8 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """What an eviction let go of.
+class PruneResult:
+    """What was evicted.
 
     Attributes:
         logs: Deleted logs.
@@ -61,20 +63,20 @@ class Pruned:
 
 
 class Evictor:
-    """Keeps a namespace within its budget: the least recent and least useful goes first.
+    """Keeps a namespace within its budget: the least recently used and least helpful go first.
 
     Args:
-        database: Where the logs are kept.
+        database: The ledger's database.
         ledger: The namespace's logs.
     """
 
     def __init__(self, database: Database, ledger: Ledger) -> None:
         self._db = database
         self._ledger = ledger
-        self._mine = logs.c.namespace == ledger.namespace
+        self._mine = ledger.mine
 
     def nbytes(self) -> tuple[int, int]:
-        """Bytes of the traces, and of the segments."""
+        """Return the bytes of the traces, and of the segments."""
         of_logs = select(func.coalesce(func.sum(logs.c.bytes), 0)).where(self._mine)
         of_segments = (
             select(func.coalesce(func.sum(segments.c.bytes), 0))
@@ -87,13 +89,13 @@ class Evictor:
                 int(connection.execute(of_segments).scalar_one()),
             )
 
-    def enforce(self, budget: Budget) -> Pruned:
-        """Evict as much as the budget demands; files and index entries are queued for removal."""
+    def enforce(self, budget: Budget) -> PruneResult:
+        """Evict what exceeds a budget; files and index entries are queued for removal."""
         # Two who evict at once would evict twice as much.
         with self._db.locks.hold(f"budget-{self._ledger.namespace}"):
             return self._enforce(budget)
 
-    def _enforce(self, budget: Budget) -> Pruned:
+    def _enforce(self, budget: Budget) -> PruneResult:
         deleted = freed = 0
         if budget.ttl is not None:
             old = logs.c.captured_at < time.time() - budget.ttl
@@ -111,7 +113,7 @@ class Evictor:
                 goal = int(budget.max_bytes * (1 - _SLACK))
                 freed = self._free_segments(of_logs + of_segments - goal)
                 deleted += self._free_logs(of_logs - goal)
-        return Pruned(deleted, freed)
+        return PruneResult(deleted, freed)
 
     def _least_valuable(
         self, limit: int, condition: ColumnElement[bool] | None = None
@@ -124,7 +126,7 @@ class Evictor:
             return [(row.id, row.bytes) for row in rows]
 
     def _free_logs(self, needed: int) -> int:
-        """Delete logs until so many bytes of traces are free; gives their number."""
+        """Delete logs until so many bytes of traces are free; return their number."""
         deleted = 0
         while needed > 0 and (found := self._least_valuable(_STEP)):
             chosen = []
@@ -137,7 +139,7 @@ class Evictor:
         return deleted
 
     def _free_segments(self, needed: int) -> int:
-        """Evict segments until so many bytes are free; gives their number."""
+        """Evict segments until so many bytes are free; return their number."""
         key = (segments.c.log_id, segments.c.fingerprint, segments.c.selection, segments.c.codec)
         statement = (
             select(*key, segments.c.file, segments.c.bytes)
@@ -159,9 +161,7 @@ class Evictor:
                     this = and_(*(column == getattr(row, column.name) for column in key))
                     # The row stays, so that the worker does not make it again at once.
                     connection.execute(update(segments).where(this).values(file=None, bytes=0))
-                    connection.execute(
-                        insert(removals).values(namespace=self._ledger.namespace, file=row.file)
-                    )
+                    queue_removals(connection, self._ledger.namespace, files=[row.file])
                     needed -= row.bytes
                     freed += 1
         return freed
@@ -169,6 +169,6 @@ class Evictor:
 
 def _least_valuable_first() -> tuple[ColumnElement[Any], ...]:
     is_new = logs.c.captured_at > time.time() - _GRACE
-    rank = case((condition(_ANYBODYS), 0), (is_new, 2), else_=1)
+    rank = case((condition(_EVICTED_FIRST), 0), (is_new, 2), else_=1)
     helped = logs.c.times_helped - logs.c.times_harmed
-    return rank, logs.c.used_at + _HELP_IS_WORTH * helped, logs.c.id
+    return rank, logs.c.used_at + _HELP_SECONDS * helped, logs.c.id

@@ -1,4 +1,4 @@
-"""The database of the ledger: SQLite by default, any server that SQLAlchemy knows PostgreSQL by."""
+"""The database of the ledger: SQLite by default, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.chroma import STATE_FILE
-from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, sqlstate, wait_a_little
+from lag_integrations.store.chroma.files import STATE_FILE
+from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, pause, sqlstate
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
-from lag_integrations.store.private import make_private, make_private_file
+from lag_integrations.store.permissions import create_private_file, remove_others_access
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import set_time_limits
@@ -36,11 +36,11 @@ from lag_integrations.store.time_limits import set_time_limits
 LEDGER_FILE = "ledger.sqlite"
 _COMPACT_TRIES = 10
 _BUSY = 60
-"""Seconds to wait for other threads, and then for other processes, that write to an SQLite file.
-What waits longest is an `add`, whose trace is lost if it gives up."""
+"""Seconds to wait for other threads, and then for other processes, that write to an SQLite file. A
+trace is lost if its `add` gives up."""
 _CONNECT_TIMEOUT = 10
 _REWRITE_WAIT = 10
-"""Seconds to wait for those who use a table of a server that is to be written anew."""
+"""Seconds to wait for users of a table of a server that is to be rewritten."""
 _SUPPORTED = ("sqlite", "postgresql")
 
 
@@ -49,12 +49,13 @@ class Database:
 
     Args:
         url: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder if None.
-        folder: The store's folder: lock files and backups go there.
-        backed_up: There is a backup, so that an older ledger on a server may be migrated.
+        folder: The store's folder, for lock files and backups.
+        backed_up: Whether there is a backup, so that an older ledger on a server may be migrated.
 
     Attributes:
         read_only: Whether the ledger can only be read, since its folder cannot be written.
-        migrated_from: The schema version that the ledger had until now, if that was an older one.
+        migrated_from: The older schema version that the ledger had until now; None if it had the
+            newest.
 
     Raises:
         BusyError: Others hold it for longer than is waited.
@@ -70,7 +71,7 @@ class Database:
         self.read_only = url is None and is_read_only(folder / LEDGER_FILE)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
         if url is None and not self.read_only:
-            make_private_file(folder / LEDGER_FILE)
+            create_private_file(folder / LEDGER_FILE)
         try:
             # Not a URL written out: a folder's name may hold what means something in one.
             self.url = (
@@ -86,7 +87,7 @@ class Database:
             self.engine: Engine = create_engine(
                 self.url,
                 **({"creator": self._reader(folder)} if self.read_only else {}),
-                connect_args={"timeout": _BUSY} if self.is_sqlite else self._reached_within(),
+                connect_args={"timeout": _BUSY} if self.is_sqlite else self._timeout_args(),
                 pool_size=20,
                 max_overflow=20,
                 pool_pre_ping=not self.is_sqlite,
@@ -105,7 +106,7 @@ class Database:
         else:
             event.listen(self.engine, "connect", set_time_limits)
         locks = None if self.read_only else folder / "locks"
-        self.locks = Locks(self.url, locks, self._reached_within())
+        self.locks = Locks(self.url, locks, self._timeout_args())
         # SQLite has one writer at a time: threads queue here, which is fairer than its polling.
         self._writing = threading.RLock() if self.is_sqlite else None
         try:
@@ -136,7 +137,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether this is a file, not a server."""
+        """Whether it is an SQLite file, not a server."""
         return self.dialect == "sqlite"
 
     def close(self) -> None:
@@ -146,7 +147,7 @@ class Database:
             self._copies.cleanup()
 
     def _reader(self, folder: Path) -> Callable[[], sqlite3.Connection]:
-        """What connects to a ledger that can only be read."""
+        """Return a function that connects to a ledger that can only be read."""
         self._copies = tempfile.TemporaryDirectory(prefix="lag-")
         uri = open_read_only(folder / LEDGER_FILE, Path(self._copies.name))
 
@@ -159,7 +160,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads.
+        """Open a transaction that only reads.
 
         Raises:
             StoreError: The database fails.
@@ -169,7 +170,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that is durable when it ends well, and never happened otherwise.
+        """Open a transaction: durable when the block ends well, rolled back otherwise.
 
         Raises:
             BusyError: Others write for longer than is waited.
@@ -190,10 +191,10 @@ class Database:
                     self._writing.release()
 
     def require_writable(self) -> None:
-        """Refuse to go on if the ledger can only be read.
+        """Refuse a ledger that can only be read.
 
         Raises:
-            StoreError: It can.
+            StoreError: It can only be read.
         """
         if self.read_only:
             raise StoreError(
@@ -203,7 +204,7 @@ class Database:
 
     @contextmanager
     def sqlite_connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of SQLite's own driver, in no transaction.
+        """Yield a connection of SQLite's own driver, in no transaction.
 
         Raises:
             StoreError: The ledger cannot be read.
@@ -217,15 +218,15 @@ class Database:
         finally:
             pooled.close()
 
-    def forget_values(self) -> None:
-        """Let go of compiled statements: each holds the values that it was first made with."""
+    def clear_compiled_statements(self) -> None:
+        """Drop compiled statements: each holds the values that it was first compiled with."""
         self.engine.clear_compiled_cache()
 
     def compact(self) -> bool:
-        """Give the space of deleted rows back, and leave nothing of them in the journal.
+        """Free the space of deleted rows, and empty the journal.
 
         Returns:
-            False if others were reading the journal all the time; it is emptied later then.
+            False if others were reading the journal all the time; it is emptied later.
         """
         if not self.is_sqlite or self.read_only:
             return True
@@ -251,12 +252,12 @@ class Database:
         return False
 
     def rewrite(self) -> str | None:
-        """Write the tables anew, so that no page holds anything of deleted rows.
+        """Rewrite the tables, so that no page holds anything of deleted rows.
 
-        On a server this locks one table after the other while it is written.
+        On a server this locks one table after the other.
 
         Returns:
-            Why it could not be done, if so.
+            None, or why it failed.
         """
         if self.is_sqlite:  # what was deleted is overwritten at once
             return None if self.compact() else "others were reading the ledger's journal"
@@ -283,7 +284,7 @@ class Database:
         return None
 
     def damage(self) -> list[str]:
-        """What the database itself finds wrong with its file."""
+        """Return what SQLite finds wrong with its file."""
         if not self.is_sqlite:
             return []
         with self.read() as connection:
@@ -291,7 +292,7 @@ class Database:
         return [str(row[0]) for row in rows if row[0] != "ok"]
 
     def upsert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """An INSERT that has ``on_conflict_do_…``."""
+        """Return an INSERT that has ``on_conflict_do_…``."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def _is_busy(self, error: SQLAlchemyError, reason: str) -> bool:
@@ -299,8 +300,8 @@ class Database:
             return isinstance(error, OperationalError) and reason.endswith("is locked")
         return sqlstate(error) == LOCK_TIMEOUT
 
-    def _reached_within(self) -> dict[str, Any]:
-        """How long to wait for a server to take a connection."""
+    def _timeout_args(self) -> dict[str, Any]:
+        """Return the driver's arguments that limit the wait for a connection."""
         known = (
             self.url.get_driver_name().startswith("psycopg")
             and "connect_timeout" not in self.url.query
@@ -326,18 +327,19 @@ class Database:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Take from others what earlier versions let them read; a new journal gets the ledger's mode.
+    """Remove the permissions that earlier versions left to other users.
 
-    Only once, so that who shares a store on purpose keeps it shared.
+    It is called once, so that stores that are shared on purpose stay shared. New journals get the
+    ledger's mode.
     """
-    make_private(
+    remove_others_access(
         *folder.glob(f"{LEDGER_FILE}*"),
         *folder.glob(BACKUPS),
         *folder.glob("segments/*"),
         folder / "locks",
     )
     if (folder / "index" / STATE_FILE).is_file():  # else it is somebody else's
-        make_private(folder / "index")
+        remove_others_access(folder / "index")
 
 
 def _configure(connection: Any, _: Any) -> None:
@@ -346,17 +348,17 @@ def _configure(connection: Any, _: Any) -> None:
     cursor.execute("PRAGMA page_count")
     if cursor.fetchone() == (0,):  # heeded when the file is made; later, it would wait for writers
         cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
-    _keep_journal(cursor)
+    _use_write_ahead_log(cursor)
     cursor.execute("PRAGMA synchronous=FULL")  # what add() returned survives a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA secure_delete=ON")  # what was deleted is overwritten
     cursor.close()
 
 
-def _keep_journal(cursor: sqlite3.Cursor) -> None:
-    """Use a write-ahead log, which a ledger that was restored has not.
+def _use_write_ahead_log(cursor: sqlite3.Cursor) -> None:
+    """Switch to a write-ahead log, which a restored ledger does not have.
 
-    While another process writes to it, or does this, SQLite refuses at once, whatever the timeout.
+    While another process writes or does the same, SQLite refuses at once, whatever the timeout.
     """
     until = time.monotonic() + _BUSY
     while True:
@@ -366,7 +368,7 @@ def _keep_journal(cursor: sqlite3.Cursor) -> None:
         except sqlite3.OperationalError as error:
             if not str(error).endswith("is locked") or time.monotonic() > until:
                 raise
-            wait_a_little()
+            pause()
 
 
 def _begin(connection: Connection) -> None:

@@ -1,11 +1,11 @@
-"""What was deleted in the ledger, and still has to go from index and files."""
+"""The queue of files and index entries that are still to be removed for deleted logs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from lag_integrations.store.database import Database
 from lag_integrations.store.schema import embeddings, removals
@@ -13,12 +13,12 @@ from lag_integrations.store.schema import embeddings, removals
 
 @dataclass(frozen=True)
 class Removal:
-    """Something outside of the database that has to go.
+    """An entry of the queue.
 
     Attributes:
-        id: Of this entry.
-        log_id: A log whose index entry has to go, or None.
-        file: A segment file that has to go, or None.
+        id: Id of this entry.
+        log_id: The log whose index entries are to be removed, or None.
+        file: The segment file that is to be removed, or None.
     """
 
     id: int
@@ -26,11 +26,32 @@ class Removal:
     file: str | None
 
 
-class DeletionQueue:
-    """The durable queue of removals of one namespace: a crash cannot leave anything behind.
+def queue_removals(
+    connection: Connection,
+    namespace: str,
+    *,
+    log_ids: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> None:
+    """Queue index entries and files for removal, within the transaction that deletes their logs.
 
     Args:
-        database: Where it is kept.
+        connection: The transaction.
+        namespace: The tenant.
+        log_ids: The logs whose index entries are to be removed.
+        files: The segment files that are to be removed.
+    """
+    rows = [{"namespace": namespace, "log_id": log_id, "file": None} for log_id in log_ids]
+    rows += [{"namespace": namespace, "log_id": None, "file": file} for file in files]
+    if rows:
+        connection.execute(insert(removals), rows)
+
+
+class DeletionQueue:
+    """The durable queue of one namespace: what a crash interrupts is removed later.
+
+    Args:
+        database: The ledger's database.
         namespace: The tenant.
     """
 
@@ -38,11 +59,11 @@ class DeletionQueue:
         self._db = database
         self._namespace = namespace
 
-    def next(self, limit: int, *, but: Sequence[int] = ()) -> list[Removal]:
-        """What has to go, oldest first, but for some entries."""
+    def next(self, limit: int, *, excluding: Sequence[int] = ()) -> list[Removal]:
+        """Return the oldest entries, without those of some ids."""
         statement = (
             select(removals.c.id, removals.c.log_id, removals.c.file)
-            .where(removals.c.namespace == self._namespace, removals.c.id.not_in(but))
+            .where(removals.c.namespace == self._namespace, removals.c.id.not_in(excluding))
             .order_by(removals.c.id)
             .limit(limit)
         )
@@ -50,7 +71,7 @@ class DeletionQueue:
             return [Removal(row.id, row.log_id, row.file) for row in connection.execute(statement)]
 
     def done(self, gone: Sequence[Removal]) -> None:
-        """Record that these are gone; a log that was added again meanwhile is indexed again.
+        """Drop entries that were carried out; a log that was added again is indexed again.
 
         The caller holds the lock ``merge`` of the namespace.
         """
@@ -66,7 +87,7 @@ class DeletionQueue:
             )
 
     def files(self, names: Sequence[str]) -> set[str]:
-        """Those of the files that have to go, in any namespace."""
+        """Return those of the files that are queued, in any namespace."""
         with self._db.read() as connection:
             rows = connection.execute(select(removals.c.file).where(removals.c.file.in_(names)))
             return {row.file for row in rows}

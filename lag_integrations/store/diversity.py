@@ -1,4 +1,4 @@
-"""Maximal marginal relevance: near-duplicates must not take every place."""
+"""Maximal marginal relevance, so that near-duplicates do not fill a result."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from collections.abc import Mapping, Sequence
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.embedder import Vectors
-from lag_integrations.store.matches import Found
+from lag_integrations.store.search_hit import SearchHit
 
 
 def most_diverse(
-    candidates: Sequence[Found],
+    candidates: Sequence[SearchHit],
     vectors: Mapping[str, Vectors],
     *,
     k: int,
     diversity: float,
-) -> list[Found]:
+) -> list[SearchHit]:
     """Choose k candidates that are near to the query and far from each other.
 
     Carbonell and Goldstein (1998), with ``lambda = 1 - diversity``.
 
     Args:
-        candidates: Logs that were found, best first. That order counts, whoever made it: the
-            relevance of the first is taken for the highest among them, and so on.
-        vectors: An embedding of each, fp32 ``[dimension]``, of norm 1; logs without are left out.
-        k: Most to choose.
+        candidates: Logs that were found, best first. Their order counts, whoever made it: the first
+            gets the highest of their relevances, and so on.
+        vectors: An embedding of each, fp32 ``[dimension]``, of norm 1. Logs without one are left
+            out.
+        k: Most logs to choose.
         diversity: From 0 to 1.
 
     Returns:
-        Those chosen, in their order.
+        The chosen logs, in their order.
 
     Raises:
         StoreError: ``diversity`` is out of its range.

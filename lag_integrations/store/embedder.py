@@ -1,4 +1,4 @@
-"""Embedders: whatever the user has, seen as one function from texts to unit vectors."""
+"""Embedders of several frameworks behind one interface: texts in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 Vectors = NDArray[np.float32]
 _Function = Callable[[list[str]], Any]
-_QUERIES = 256
-"""Queries whose embeddings are held: a retry, a step of an agent, the same question of many."""
+_CACHED_QUERIES = 256
+"""Queries whose embeddings are cached, for retries and repeated questions."""
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 
 _sharing = threading.Lock()
 _models: dict[str, SentenceTransformer] = {}
-"""Those loaded by name or folder, for as long as the process lasts."""
+"""Models by name or folder, for as long as the process lasts."""
 
 
 class Embedder:
@@ -38,7 +38,7 @@ class Embedder:
         source: A sentence-transformers name or folder, a loaded ``SentenceTransformer``, LangChain
             ``Embeddings``, a LlamaIndex ``BaseEmbedding``, or any function from a list of texts to
             a list of vectors. A name or folder is loaded when it is first needed, once a process.
-            By default the packaged all-MiniLM-L6-v2, else the hub's.
+            The default is the packaged all-MiniLM-L6-v2, else the hub's.
 
     Raises:
         StoreError: The source is none of these.
@@ -49,7 +49,7 @@ class Embedder:
         self._functions: tuple[_Function, _Function] | None = None
         self._source = source
         self._lock = threading.Lock()  # the worker and a first recall may come at once
-        self._embed_query = lru_cache(_QUERIES)(self._embed_query_now)
+        self._embed_query = lru_cache(_CACHED_QUERIES)(self._embed_query_now)
         if isinstance(source, str | Path):
             self.name = str(source)
         else:
@@ -57,20 +57,17 @@ class Embedder:
             self._functions = _functions_of(source)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts.
-
-        Returns:
-            fp32, ``[texts, dimension]``, each row of norm 1.
+        """Embed texts, fp32 ``[texts, dimension]``, each row of norm 1.
 
         Raises:
-            StoreError: It does not work; for an embedder behind an API, perhaps just now.
+            StoreError: The embedder fails; behind an API, perhaps only now.
         """
         return self._units(texts, queries=False)
 
     def embed_query(self, text: str) -> Vectors:
-        """Embed a query, fp32 ``[dimension]``: some models embed queries and documents apart.
+        """Embed a query, fp32 ``[dimension]``, or return its cached embedding.
 
-        What was asked lately is not embedded again.
+        Some models embed queries in another way than documents.
 
         Raises:
             StoreError: As for `embed`, or the vector is zero or not finite.
@@ -78,7 +75,7 @@ class Embedder:
         return self._embed_query(text)
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed queries, fp32 ``[texts, dimension]``, without holding them.
+        """Embed queries, fp32 ``[texts, dimension]``, without caching them.
 
         Raises:
             StoreError: As for `embed`.
@@ -86,12 +83,12 @@ class Embedder:
         return self._units(texts, queries=True)
 
     def forget_queries(self) -> None:
-        """Hold none of the queries any more."""
+        """Empty the cache of queries."""
         self._embed_query.cache_clear()
 
     def _embed_query_now(self, text: str) -> Vectors:
         vector = np.asarray(self._units([text], queries=True)[0])
-        if not np.linalg.norm(vector) > 0.5:  # an exception is not held, and tried again
+        if not np.linalg.norm(vector) > 0.5:  # an exception is not cached
             raise StoreError(
                 f"The embedder {self.name!r} gave a vector for the query that is zero or not "
                 "finite."
@@ -129,7 +126,7 @@ class Embedder:
 
 
 def default_embedder() -> str | Path:
-    """The packaged all-MiniLM-L6-v2, or its name on the hub."""
+    """Return the packaged all-MiniLM-L6-v2, or its name on the hub."""
     try:
         return packaged.embedder()
     except PackagedModelError:
@@ -137,7 +134,7 @@ def default_embedder() -> str | Path:
 
 
 def _shared(source: str | Path) -> SentenceTransformer:
-    """Return the model of a name or folder, which all memories of this process share."""
+    """Return the model of a name or folder. All memories of this process share it."""
     key = os.path.realpath(source) if os.path.isdir(source) else str(source)
     with _sharing:
         if key not in _models:
@@ -152,10 +149,10 @@ def load_embedder(
 
     Args:
         source: Its name or folder; the default embedder by default.
-        trust_remote_code: Let it run code of its own.
+        trust_remote_code: Let it run its own code.
 
     Raises:
-        StoreError: There is no such model, or it cannot be loaded; says why.
+        StoreError: There is no such model, or it cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -171,7 +168,7 @@ def load_embedder(
 
 
 def _functions_of(source: Any) -> tuple[_Function, _Function]:
-    """How documents are embedded, and how queries are."""
+    """Return the functions that embed documents and queries."""
     if hasattr(source, "embed_documents"):  # LangChain
         return source.embed_documents, partial(_one_by_one, source.embed_query)
     if hasattr(source, "get_text_embedding_batch"):  # LlamaIndex

@@ -1,4 +1,4 @@
-"""The embeddings of one namespace's logs, a row for each search key, and what the index holds."""
+"""The embeddings of one namespace's logs: one for each search key."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.store.database import Database
 from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.failures import Failures, failed
-from lag_integrations.store.ledger import Ledger, in_quarantine
+from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.recall_conditions import in_quarantine
 from lag_integrations.store.schema import embeddings, logs, settings
-from lag_integrations.store.store_metadata import EMBEDDER, generation_of
+from lag_integrations.store.store_metadata import EMBEDDER, generation_of, put_setting
 from lag_integrations.store.time_limits import lift_time_limits
 from lag_integrations.traces.trace import Trace
 
 EMBED = "embed"
-"""The task under which a failure to embed is recorded."""
+"""Task under which a failure to embed is recorded."""
 
 Entry = tuple[str, int]
-"""A search key: the id of its log, and its number among the log's."""
+"""A search key: the id of its log, and its number among the keys of the log."""
 
 
 class EmbeddingTable:
-    """Embeddings, kept in the ledger, so that the index can be made again without the embedder.
+    """Table of embeddings in the ledger, from which the index is rebuilt without the embedder.
 
     Args:
-        database: Where they are kept.
+        database: The ledger's database.
         ledger: The logs that they are derived from.
-        failures: Where damaged traces are noted.
+        failures: Where damaged traces are recorded.
     """
 
     def __init__(self, database: Database, ledger: Ledger, failures: Failures) -> None:
@@ -49,11 +50,9 @@ class EmbeddingTable:
         self._ledger = ledger
         self._failures = failures
         self._namespace = ledger.namespace
-        self._mine = logs.c.namespace == ledger.namespace
-        self._mine_by_id = logs.c.namespace.concat("") == ledger.namespace  # see Ledger
 
     def missing(self, limit: int | None = None) -> list[tuple[str, Trace]]:
-        """Logs that wait for their embedding, oldest first; none that failed or is quarantined."""
+        """Return logs without embeddings, oldest first, unless they failed or are quarantined."""
         statement = (
             select(logs.c.id, logs.c.trace)
             .where(self._waiting)
@@ -64,7 +63,7 @@ class EmbeddingTable:
             rows = connection.execute(statement).all()
         found = []
         for row in rows:
-            trace = self._ledger.intact(row.id, row.trace)
+            trace = self._ledger.parse_intact(row.id, row.trace)
             if trace is None:
                 self._failures.add(row.id, EMBED, "The stored trace is damaged.")
             else:
@@ -72,24 +71,24 @@ class EmbeddingTable:
         return found
 
     def count_missing(self, *, limit: int | None = None) -> int:
-        """Number of logs that wait for their embedding, counted up to a limit."""
+        """Count the logs that `missing` returns, up to a limit."""
         return self._ledger.count(self._waiting, limit=limit)
 
     @property
     def _waiting(self) -> ColumnElement[bool]:
         return and_(
-            self._mine,
+            self._ledger.mine,
             logs.c.embedded.is_(False),
             logs.c.id.not_in(failed(EMBED)),
             not_(in_quarantine()),
         )
 
     def count_logs(self) -> int:
-        """Number of logs that are embedded."""
-        return self._ledger.count(self._mine & logs.c.embedded)
+        """Count the logs that have embeddings."""
+        return self._ledger.count(self._ledger.mine & logs.c.embedded)
 
     def add(self, entries: Sequence[Entry], vectors: Vectors, generation: str) -> None:
-        """Record all embeddings of some logs, fp32 ``[entries, dimension]``.
+        """Store all embeddings of some logs, fp32 ``[entries, dimension]``.
 
         Logs that were deleted meanwhile are left out.
 
@@ -103,15 +102,7 @@ class EmbeddingTable:
                 raise EmbedderMismatchError(
                     "The store was given another embedder by another process; open it again."
                 )
-            alive = {
-                row.id
-                for row in connection.execute(
-                    select(logs.c.id)
-                    .where(self._mine_by_id, logs.c.id.in_(ids))
-                    .order_by(logs.c.id)  # in one order: no deadlocks (PostgreSQL)
-                    .with_for_update()
-                )
-            }
+            alive = set(self._ledger.lock_ids(connection, ids))
             rows = [
                 {
                     "log_id": log_id,
@@ -141,8 +132,8 @@ class EmbeddingTable:
 
         Args:
             allowed: A condition on the logs.
-            outside: Only those that this index does not hold (see `Index.identity`).
-            inside: Only those that this index holds.
+            outside: Only those that are not in this index (see `Index.identity`).
+            inside: Only those that are in this index.
             ids: Only those of these logs.
             limit: Most to return.
 
@@ -168,7 +159,7 @@ class EmbeddingTable:
         return [(row.log_id, row.key) for row in rows], data.reshape(len(rows), -1)
 
     def tasks(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        """Return the embedding of each log's task, which is the first of its keys."""
+        """Return the embedding of each log's task: its first key."""
         entries, vectors = self.vectors(ids=ids)
         first = dict(zip(entries, vectors, strict=True))
         return {log_id: first[log_id, key] for log_id, key in sorted(first, reverse=True)}
@@ -180,7 +171,7 @@ class EmbeddingTable:
         inside: str | None = None,
         limit: int | None = None,
     ) -> int:
-        """Number of entries (that an index does not hold, or holds), up to a limit."""
+        """Count entries, as of `vectors`, up to a limit."""
         statement = select(embeddings.c.log_id).where(self._held(outside, inside)).limit(limit)
         with self._db.read() as connection:
             return int(
@@ -190,29 +181,25 @@ class EmbeddingTable:
             )
 
     def mark_indexed(self, entries: Sequence[Entry], identity: str) -> None:
-        """Record that an index holds these entries."""
+        """Record that entries are in an index."""
         these = tuple_(embeddings.c.log_id, embeddings.c.key).in_(entries)
         with self._db.write() as connection:
             connection.execute(update(embeddings).where(these).values(indexed_in=identity))
 
     def adopt(self, record: str) -> None:
-        """Make an embedder the store's, and have every log of all namespaces embedded again."""
+        """Set the store's embedder, and have every log of all namespaces embedded again."""
         with self._db.write() as connection:
             lift_time_limits(connection)
             connection.execute(delete(embeddings))
             connection.execute(update(logs).values(embedded=False))
-            connection.execute(
-                self._db.upsert(settings)
-                .values(key=EMBEDDER, value=record)
-                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": record})
-            )
+            put_setting(self._db, connection, EMBEDDER, record)
 
     def _held(
         self, outside: str | None, inside: str | None, *, by_id: bool = False
     ) -> ColumnElement[bool]:
-        """A condition on embeddings: of this namespace, outside or inside of an index.
+        """Return the condition that embeddings of this namespace are outside or in an index.
 
-        Written so that the database's own index finds the few that are outside.
+        It is written so that the database's own index finds the few that are outside.
         """
         mine = embeddings.c.namespace == self._namespace
         if outside is not None:
@@ -225,5 +212,5 @@ class EmbeddingTable:
             return embeddings.c.log_id.in_(union_all(*parts))
         if inside is not None:
             return mine & (embeddings.c.indexed_in == inside)
-        # As in Ledger: another condition finds them sooner than the namespace.
+        # As `Ledger.mine_by_id`: another condition finds them sooner than the namespace.
         return embeddings.c.namespace.concat("") == self._namespace if by_id else mine

@@ -1,4 +1,4 @@
-"""What could not be derived, and why."""
+"""Failures to derive something from a log."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lag_integrations.store.schema import failures, logs
 
 
 class Failures:
-    """Errors by log and task: a task that failed holds up no other.
+    """Table of errors by log and task: a failed task is skipped, and holds up no other.
 
     Args:
-        database: Where they are kept.
+        database: The ledger's database.
         ledger: The logs that they are about.
     """
 
     def __init__(self, database: Database, ledger: Ledger) -> None:
         self._db = database
-        self._mine = logs.c.namespace == ledger.namespace
+        self._mine = ledger.mine
 
     def add(self, log_id: str, task: str, error: str) -> None:
-        """Record why something could not be derived; it is left alone until `clear`."""
+        """Record why a task failed; it is not tried again until `clear`."""
         values = {"log_id": log_id, "task": task, "error": error}
         try:
             with self._db.write() as connection:
@@ -38,18 +38,18 @@ class Failures:
                 raise  # else the log was deleted meanwhile
 
     def all(self) -> dict[tuple[str, str], str]:
-        """Errors by log id and task."""
+        """Return errors by log id and task."""
         statement = select(failures).join(logs, logs.c.id == failures.c.log_id).where(self._mine)
         with self._db.read() as connection:
             return {(row.log_id, row.task): row.error for row in connection.execute(statement)}
 
     def clear(self) -> None:
-        """Forget errors, so that the logs are tried again."""
+        """Delete all errors, so that the tasks are tried again."""
         mine = select(logs.c.id).where(self._mine)
         with self._db.write() as connection:
             connection.execute(delete(failures).where(failures.c.log_id.in_(mine)))
 
 
 def failed(task: str) -> Select[tuple[str]]:
-    """Selects the ids of logs for which a task failed."""
+    """Return a query for the ids of logs for which a task failed."""
     return select(failures.c.log_id).where(failures.c.task == task)

@@ -6,20 +6,16 @@ The ledger is asked, not the index: a filtered Chroma query reads every entry (2
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pydantic import JsonValue
 from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.schema import logs, tags
-from lag_integrations.traces.provenance import MessageSource, Owner
-from lag_integrations.traces.sources import SOURCES, names_in
+from lag_integrations.store.tags import BOOLEAN, Scalar, encode_scalar, plain
 
 Where = Mapping[str, Any]
-Scalar = str | bool | int | float
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": lambda column, value: column == value,
@@ -28,124 +24,56 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$lt": lambda column, value: column < value,
     "$lte": lambda column, value: column <= value,
 }
-RUN = "$run"
-"""Key of the tags that hold the ids of a log's runs; a filter cannot ask for it."""
-SOURCE = "lag_source"
-"""Key of the tag that holds a log's least trusted source; no metadata of a trace."""
-OWN = "$own"
-"""Key of the tags that say whose a log is, of those that only their owner is given."""
-BOOLEAN = "\ufffe"
-"""What the text of a boolean begins with, and no other: a number would be taken for 0 or 1."""
 _BOOLEANS = (f"{BOOLEAN}true", f"{BOOLEAN}false")
-_MOST_CLAUSES, _MOST_LEVELS, _MOST_VALUES = 200, 20, 10_000
-_KEY_LENGTH = 128
-_TEXT_LENGTH = 500
-"""Characters: a row of an index is limited (PostgreSQL: 2,704 bytes)."""
-
-
-def tag_rows(log_id: str, metadata: Mapping[str, JsonValue]) -> list[dict[str, Any]]:
-    """What of a trace's metadata can be filtered by: scalars, and lists of scalars.
-
-    Of a run's sources, their ids and documents. Texts of more than 500 characters, keys of more
-    than 128 or with a "$" at the beginning, and what is nested otherwise cannot.
-    """
-    rows = []
-    places: Counter[str] = Counter()
-    for key, value in metadata.items():
-        items = value if isinstance(value, list) else [value]
-        name = _plain(key)  # of several keys, maybe
-        for item in names_in(items) if key == SOURCES else items:
-            columns = _columns(item) if isinstance(item, Scalar) else None
-            if columns is None or len(key) > _KEY_LENGTH or key.startswith("$") or key == SOURCE:
-                continue
-            text, number = columns
-            if len(text or "") <= _TEXT_LENGTH:
-                rows.append(
-                    {
-                        "log_id": log_id,
-                        "key": name,
-                        "position": places[name],
-                        "text": text,
-                        "number": number,
-                    }
-                )
-                places[name] += 1
-    return rows
-
-
-def source_rows(log_id: str, source: MessageSource, owner: Owner | None) -> list[dict[str, Any]]:
-    """Rows with a log's least trusted source, and whose it is, if only its owner is given it."""
-    texts = [(SOURCE, 0, str(source))]
-    texts += [(OWN, place, mark) for place, mark in enumerate(owner.marks if owner else ())]
-    return [
-        {"log_id": log_id, "key": key, "position": position, "text": text, "number": None}
-        for key, position, text in texts
-    ]
-
-
-def readable_by(owner: Owner) -> ColumnElement[bool]:
-    """A condition on ``logs``: that they are for everybody, or this owner's."""
-    marked = select(tags.c.log_id).where(tags.c.log_id == logs.c.id, tags.c.key == OWN)
-    return or_(~marked.exists(), marked.where(tags.c.text.in_(owner.readable)).exists())
-
-
-def run_row(log_id: str, run_id: str, position: int) -> dict[str, Any]:
-    """A row by which a log is found from a run that was captured as this log."""
-    text = _plain(run_id)[:_TEXT_LENGTH]
-    return {"log_id": log_id, "key": RUN, "position": position, "text": text, "number": None}
-
-
-def of_run(run_id: str) -> ColumnElement[bool]:
-    """A condition on ``tags``: the rows that `run_row` made for a run."""
-    return and_(tags.c.key == RUN, tags.c.text == _plain(run_id)[:_TEXT_LENGTH])
+_MAX_CLAUSES, _MAX_LEVELS, _MAX_VALUES = 200, 20, 10_000
 
 
 def condition(where: Where) -> ColumnElement[bool]:
-    """A condition on ``logs``.
+    """Return the condition on ``logs`` that a filter stands for.
 
-    Of conditions there may be 200, in at most 20 levels, and 10,000 values in a list.
+    A filter may have 200 conditions in 20 levels, and 10,000 values in a list.
 
     Args:
         where: ``{"key": value}``, or ``{"key": {"$gt": 3}}`` with ``$eq $ne $gt $gte $lt $lte $in
             $nin``; several keys must all hold; ``{"$and": […]}`` and ``{"$or": […]}`` combine.
-            Values are text, numbers or booleans. Of a list in the metadata, one item has to fit;
-            ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
+            Values are text, numbers or booleans. A list in the metadata fits if one of its items
+            does. ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
             As in Chroma, ``$ne`` and ``$nin`` hold where the key is missing.
 
     Raises:
         StoreError: The filter is malformed.
     """
-    return _condition(where, _Room())
+    return _condition(where, _Limits())
 
 
-class _Room:
-    """What a filter may still hold: databases refuse expressions of some 1,000 levels."""
+class _Limits:
+    """What a filter may still contain: databases refuse expressions of some 1,000 levels."""
 
     def __init__(self) -> None:
-        self.clauses = _MOST_CLAUSES
-        self.levels = _MOST_LEVELS
+        self.clauses = _MAX_CLAUSES
+        self.levels = _MAX_LEVELS
 
 
-def _condition(where: Where, room: _Room) -> ColumnElement[bool]:
+def _condition(where: Where, limits: _Limits) -> ColumnElement[bool]:
     if not isinstance(where, Mapping) or not where:
         raise _malformed(where, "it must be a mapping that is not empty")
-    return and_(*(_clause(key, value, room) for key, value in where.items()))
+    return and_(*(_clause(key, value, limits) for key, value in where.items()))
 
 
-def _clause(key: str, value: Any, room: _Room) -> ColumnElement[bool]:
-    room.clauses -= 1
-    if room.clauses < 0:
+def _clause(key: str, value: Any, limits: _Limits) -> ColumnElement[bool]:
+    limits.clauses -= 1
+    if limits.clauses < 0:
         raise _malformed(
-            key, f"it has more than {_MOST_CLAUSES} conditions; for many values of one key, use $in"
+            key, f"it has more than {_MAX_CLAUSES} conditions; for many values of one key, use $in"
         )
     if key in ("$and", "$or"):
         if not isinstance(value, Iterable) or isinstance(value, str | Mapping) or not value:
             raise _malformed(value, f"{key} needs a list of filters")
-        room.levels -= 1
-        if room.levels < 0:
-            raise _malformed(key, f"it has more than {_MOST_LEVELS} levels")
-        parts = [_condition(part, room) for part in value]
-        room.levels += 1
+        limits.levels -= 1
+        if limits.levels < 0:
+            raise _malformed(key, f"it has more than {_MAX_LEVELS} levels")
+        parts = [_condition(part, limits) for part in value]
+        limits.levels += 1
         return and_(*parts) if key == "$and" else or_(*parts)
     if not isinstance(key, str) or key.startswith("$"):
         raise _malformed(key, "it is no key and none of $and, $or")
@@ -164,8 +92,8 @@ def _operator(key: str, name: str, operand: Any) -> ColumnElement[bool]:
     if name in ("$in", "$nin"):
         if not isinstance(operand, list | tuple | set | frozenset) or not operand:
             raise _malformed(operand, f"{name} needs a list of values")
-        if len(operand) > _MOST_VALUES:
-            raise _malformed(name, f"it has more than {_MOST_VALUES:,} values")
+        if len(operand) > _MAX_VALUES:
+            raise _malformed(name, f"it has more than {_MAX_VALUES:,} values")
         found = _has_any(key, operand)
         return found if name == "$in" else not_(found)
     known = ", ".join([*_COMPARISONS, "$ne", "$in", "$nin"])
@@ -180,7 +108,7 @@ def _has(key: str, name: str, value: Any) -> ColumnElement[bool]:
     fits = compare(tags.c.text, text) if number is None else compare(tags.c.number, number)
     if number is None and name != "$eq":  # text; booleans have no order
         fits = and_(fits, tags.c.text.not_in(_BOOLEANS))
-    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == plain(key), fits))
 
 
 def _has_any(key: str, values: Iterable[Any]) -> ColumnElement[bool]:
@@ -189,39 +117,17 @@ def _has_any(key: str, values: Iterable[Any]) -> ColumnElement[bool]:
         tags.c.text.in_([text for text, _ in operands if text is not None]),
         tags.c.number.in_([number for _, number in operands if number is not None]),
     )
-    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == _plain(key), fits))
+    return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == plain(key), fits))
 
 
 def _operand(value: Any) -> tuple[str | None, float | None]:
-    """A value of a filter as text or number."""
+    """Return a value of a filter as text or number."""
     if not isinstance(value, Scalar):
         raise _malformed(value, "values are text, numbers or booleans")
-    columns = _columns(value)
+    columns = encode_scalar(value)
     if columns is None:
         raise _malformed(value, "the number is too large")
     return columns
-
-
-def _columns(value: Scalar) -> tuple[str | None, float | None] | None:
-    """A value as text or number; None if it is too large to be compared."""
-    if isinstance(value, bool):
-        return f"{BOOLEAN}{value}".lower(), None
-    if isinstance(value, str):
-        return _plain(value), None
-    try:
-        return None, float(value)
-    except OverflowError:
-        return None
-
-
-def _plain(text: str) -> str:
-    # PostgreSQL has no NUL in texts, and no database halves of a UTF-16 pair.
-    return (
-        text.replace("\0", "\ufffd")
-        .replace(BOOLEAN, "\ufffd")
-        .encode("utf-16", "surrogatepass")
-        .decode("utf-16", "replace")
-    )
 
 
 def _malformed(part: object, why: str) -> StoreError:

@@ -1,63 +1,37 @@
-"""The Chroma index: the embeddings of logs' search keys, one collection a namespace. Derived."""
+"""The Chroma index: the embeddings of search keys, one collection a namespace. Derived."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from lag_integrations.errors import BusyError, ForkedError, StoreError
+from lag_integrations.store.chroma.access import ChromaAccess
 from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.embeddings import Entry
 from lag_integrations.traces.search_keys import MAX_KEYS
 
 if TYPE_CHECKING:
-    from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
 _BATCH = 256
-"""Entries a write: others wait for the lock meanwhile, a fifth of a second."""
-_LOGS = 100
-"""Logs a removal, most of which have two or three entries."""
-
-
-class ChromaAccess(Protocol):
-    """How a Chroma database is reached.
-
-    Attributes:
-        served: Whether a server keeps its files.
-    """
-
-    served: ClassVar[bool]
-
-    def session(self, *, write: bool) -> AbstractContextManager[ClientAPI]:
-        """A client that may be used inside of the block."""
-        ...
-
-    def rewrite(self) -> bool:
-        """Leave nothing of what was removed on the disk; return whether that could be done."""
-        ...
-
-    def reset(self) -> None:
-        """Put a database that does not work aside, if that is possible."""
-        ...
-
-    def close(self) -> None:
-        """Release the database."""
-        ...
+"""Entries a write: others wait for the lock for a fifth of a second."""
+_REMOVED_LOGS = 100
+"""Logs a removal; most have two or three entries."""
 
 
 class Index:
     """Finds the search keys nearest to a vector by cosine similarity, in one namespace.
 
-    It holds no text and no metadata: what may be recalled is the ledger's to say.
+    It holds no text and no metadata: the ledger decides what may be recalled.
 
     Args:
         access: The Chroma database.
         store_id: The store this object is confined to: a server may hold several.
         namespace: The namespace this object is confined to.
-        generation: Tells the store's embedder: each has a collection of its own.
+        generation: Returns the generation of the store's embedder: each has its own collection.
     """
 
     def __init__(
@@ -70,7 +44,7 @@ class Index:
         self._generation = generation
 
     def identity(self) -> str:
-        """Which collection it is; another one after it was lost and made again."""
+        """Return the id of the collection, a new one after the index was rebuilt."""
         with self._collection(write=False) as collection:
             return str(collection.id)
 
@@ -81,20 +55,20 @@ class Index:
             for start in range(0, len(ids), _BATCH):
                 part = slice(start, start + _BATCH)
                 collection.upsert(ids=ids[part], embeddings=list(vectors[part]))
-            self._settle(collection, vectors[-1])
+            self._wait_until_written(collection, vectors[-1])
             return str(collection.id)
 
     def remove(self, log_ids: Sequence[str]) -> None:
-        """Remove all entries of some logs; logs of which it holds none are fine."""
+        """Remove all entries of some logs; logs without entries are fine."""
         with self._collection(write=True) as collection:
-            for start in range(0, len(log_ids), _LOGS):
-                some = log_ids[start : start + _LOGS]
+            for start in range(0, len(log_ids), _REMOVED_LOGS):
+                some = log_ids[start : start + _REMOVED_LOGS]
                 names = [_name((log_id, key)) for log_id in some for key in range(MAX_KEYS)]
                 if held := collection.get(ids=names, include=[])["ids"]:
                     collection.delete(ids=held)
             first = collection.get(limit=1, include=["embeddings"])["embeddings"]
             if first is not None and len(first):
-                self._settle(collection, first[0])
+                self._wait_until_written(collection, first[0])
 
     def search(self, vector: Vectors, n: int) -> tuple[str, list[tuple[Entry, float]]]:
         """Return the `identity` and the n nearest entries with their cosine similarities.
@@ -110,7 +84,7 @@ class Index:
             ]
 
     def entries(self) -> set[Entry]:
-        """Everything it holds."""
+        """Return all entries."""
         with self._collection(write=False) as collection:
             return {_entry(name) for name in collection.get(include=[])["ids"]}
 
@@ -135,16 +109,16 @@ class Index:
 
     @property
     def is_served(self) -> bool:
-        """Whether a server keeps it."""
+        """Whether a server keeps its files."""
         return self._access.served
 
     def rewrite(self) -> bool:
-        """Leave nothing of what was removed on the disk; return whether that could be done."""
+        """Remove what was deleted from the disk; return whether that was possible."""
         with self._explained():
             return self._access.rewrite()
 
     def reset(self) -> None:
-        """Begin anew, whatever state the database is in."""
+        """Make the index empty, whatever state the database is in."""
         try:
             self.drop()
         except (BusyError, ForkedError):
@@ -156,8 +130,8 @@ class Index:
         """Release the database."""
         self._access.close()
 
-    def _settle(self, collection: Collection, vector: Vectors) -> None:
-        """Ask for an entry that is there: Chroma writes its files later than it returns."""
+    def _wait_until_written(self, collection: Collection, vector: Vectors) -> None:
+        """Ask for an entry, which waits for Chroma to write: its calls return earlier."""
         found = collection.query(query_embeddings=[vector], n_results=1, include=["distances"])
         if not found["ids"][0]:
             raise StoreError("The Chroma index does not hold what was just written to it.")

@@ -1,7 +1,7 @@
-"""Full text search over logs: which of them hold the words of a query, the rare ones first.
+"""Full text search over logs, by the rare words of a query.
 
-SQLite's FTS5, or PostgreSQL's full text search, in the ledger's database. Words are stored as
-hashes that differ by namespace: what a tenant wrote cannot be counted in another's index.
+It uses SQLite's FTS5 or PostgreSQL's full text search in the ledger's database. Words are stored as
+hashes that differ by namespace, so that no tenant can count another's words.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, insert, select, text
 
+from lag_integrations.store.chunks import chunks
 from lag_integrations.store.database import Database
-from lag_integrations.store.ledger import Ledger, chunks
+from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import lexical, logs
 from lag_integrations.traces.terms import terms
 
-_LOG_TERMS = 512
-"""Most different words of a log."""
-_QUERY_TERMS = 64
-"""Most different words of a query."""
-_RARE = 500
-"""Logs in which a word may be, so that logs are looked for by it."""
-_LOOKED_FOR = 8
-"""Words by which logs are looked for: the rarest."""
-_MANY, _COUNT_SECONDS = 1_000, 60.0
-"""Logs from which their number is held, and for how long: to count them takes time, and some more
-hardly change how rare a word is. Among few they do."""
+_MAX_LOG_TERMS = 512
+"""Most distinct words of a log."""
+_MAX_QUERY_TERMS = 64
+"""Most distinct words of a query."""
+_MAX_RARE_LOGS = 500
+"""Most logs that contain a word by which logs are searched."""
+_MAX_SEARCH_TERMS = 8
+"""Most words by which logs are searched: the rarest."""
+_CACHED_FROM, _CACHE_SECONDS = 1_000, 60.0
+"""Logs from which their number is cached, and for how long. Counting many takes time, and some more
+hardly change how rare a word is."""
 
-# The two dialects: how often words occur, counted up to a limit, and which logs hold one.
+# By dialect: in how many logs words occur, counted up to a limit, and which logs contain one.
 _FREQUENCIES = {
     "sqlite": "SELECT term, doc FROM lexical_vocabulary WHERE term IN ({words})",
     "postgresql": (
@@ -52,10 +53,10 @@ _HOLDING = {
 
 
 class LexicalIndex:
-    """The words of one namespace's logs. Derived: written with a log's embeddings.
+    """The words of one namespace's logs. Derived: stored with a log's embeddings.
 
     Args:
-        database: Where they are kept.
+        database: The ledger's database.
         ledger: The logs.
     """
 
@@ -68,11 +69,11 @@ class LexicalIndex:
         self._counted_at = float("-inf")
 
     def add(self, texts: Mapping[str, str]) -> None:
-        """Record the words of logs, by log id; logs that were deleted meanwhile are left out."""
+        """Store the words of texts, by log id, without logs that were deleted meanwhile."""
         with self._db.write() as connection:
             alive = connection.execute(select(logs.c.id).where(logs.c.id.in_(texts))).scalars()
             rows = [
-                {"log_id": key, "words": " ".join(self._hashed(texts[key], _LOG_TERMS))}
+                {"log_id": key, "words": " ".join(self._hashed(texts[key], _MAX_LOG_TERMS))}
                 for key in alive
             ]
             if rows:
@@ -81,30 +82,30 @@ class LexicalIndex:
                 connection.execute(insert(lexical), rows)
 
     def rarities(self, query: str) -> dict[str, float]:
-        """Return a query's words as they are stored, and how rare each is, from 0 to 1.
+        """Return the rarity of a query's words, from 0 to 1, by their stored hashes.
 
-        That is their inverse document frequency, as a part of that of a word that no log holds.
+        Rarity is the inverse document frequency, divided by that of a word in no log.
         """
-        words = self._hashed(query, _QUERY_TERMS)
+        words = self._hashed(query, _MAX_QUERY_TERMS)
         if not words:
             return {}
         found, number = self._frequencies(words), self._number()
         return {word: rarity(found.get(word, 0), number) for word in words}
 
     def candidates(self, rarities: Mapping[str, float], limit: int) -> list[str]:
-        """Return the ids of logs that hold most of a query's rare words, best first."""
-        least = rarity(_RARE, self._number())
+        """Return the ids of logs that contain rare words of a query, best first."""
+        least = rarity(_MAX_RARE_LOGS, self._number())
         rare = sorted((value, word) for word, value in rarities.items() if value >= least)
         found: defaultdict[str, float] = defaultdict(float)
         with self._db.read() as connection:
-            for value, word in rare[::-1][:_LOOKED_FOR]:
-                values = {"word": word, "limit": _RARE}
+            for value, word in rare[::-1][:_MAX_SEARCH_TERMS]:
+                values = {"word": word, "limit": _MAX_RARE_LOGS}
                 for log_id in connection.execute(self._holding, values).scalars():
                     found[log_id] += value
         return sorted(found, key=lambda log_id: (-found[log_id], log_id))[:limit]
 
     def shared(self, rarities: Mapping[str, float], ids: Sequence[str]) -> dict[str, float]:
-        """Return for each log how many of a query's words it holds, each as far as it is rare."""
+        """Return for each log the sum of the rarities of the query's words in it."""
         found: dict[str, float] = {}
         for chunk in chunks(ids):
             with self._db.read() as connection:
@@ -117,15 +118,16 @@ class LexicalIndex:
         return found
 
     def _frequencies(self, words: Sequence[str]) -> dict[str, int]:
-        """In how many logs each word is; only the few digits of our own hashes stand in it."""
+        """Return in how many logs each word is."""
+        # Words are hashes of ours, so that they can be put into the statement.
         quoted = ", ".join(f"'{word}'" for word in words)
         statement = text(_FREQUENCIES[self._db.dialect].format(words=quoted))
-        values = {} if self._db.is_sqlite else {"limit": _RARE + 1}
+        values = {} if self._db.is_sqlite else {"limit": _MAX_RARE_LOGS + 1}
         with self._db.read() as connection:
             return {row[0]: row[1] for row in connection.execute(statement, values)}
 
     def _number(self) -> int:
-        if self._logs < _MANY or time.monotonic() - self._counted_at > _COUNT_SECONDS:
+        if self._logs < _CACHED_FROM or time.monotonic() - self._counted_at > _CACHE_SECONDS:
             self._logs, self._counted_at = self._ledger.count(), time.monotonic()
         return self._logs
 
@@ -137,20 +139,20 @@ class LexicalIndex:
 
 
 def rarity(holding: int, logs: int) -> float:
-    """Return how rare a word is: 1 if no log holds it, near 0 if all do.
+    """Return how rare a word is: 1 if no log contains it, near 0 if all do.
 
     Args:
-        holding: Logs that hold it.
-        logs: Logs there are.
+        holding: Number of logs that contain it.
+        logs: Number of all logs.
     """
     return math.log1p(logs / (holding + 0.5)) / math.log1p(logs / 0.5) if logs else 1.0
 
 
 def shared_words(queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float64]:
-    """Return what `LexicalIndex.shared` would for a store of some texts, ``[queries, texts]``."""
-    held = [set(terms(text)[:_LOG_TERMS]) for text in texts]
+    """Return what `LexicalIndex.shared` would return for some texts, ``[queries, texts]``."""
+    held = [set(terms(text)[:_MAX_LOG_TERMS]) for text in texts]
     holding = Counter(word for words in held for word in words)
-    asked = [set(terms(query)[:_QUERY_TERMS]) for query in queries]
+    asked = [set(terms(query)[:_MAX_QUERY_TERMS]) for query in queries]
     return np.array(
         [
             [sum(rarity(holding[word], len(texts)) for word in words & text) for text in held]

@@ -1,7 +1,7 @@
-"""Locks by name that hold between threads, processes, and (PostgreSQL) machines.
+"""Named locks between threads, processes and, with PostgreSQL, machines.
 
-The system releases them when their holder dies, so a crash never blocks the others. A holder that
-is stopped does not die: so nobody waits for a lock without a limit.
+The system releases them when their holder dies, so a crash never blocks the others. A stopped
+holder does not die, so nobody waits for a lock without a limit.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _Result = TypeVar("_Result")
 _WAIT = 10.0
 """Seconds to wait for a named lock."""
 _PATIENCE = 60.0
-"""Seconds for which what a caller waits for is tried again, when something is busy."""
+"""Seconds for which `retry_while_busy` tries again."""
 _POLL = 0.005
 LOCK_TIMEOUT = "55P03"
-"""PostgreSQL's name for having waited for a lock too long."""
-_LET_GO = (
+"""PostgreSQL's error code for having waited for a lock too long."""
+_ADVICE = (
     "If a process that holds it is stopped (a debugger, SIGSTOP, a suspended machine), let it go "
     "on or end it, which releases what it holds. What was added before is safe; try again."
 )
 
 
 def acquire_file(path: Path, timeout: float) -> FileLock | None:
-    """Lock a file of its own; None if that took longer than the timeout (seconds)."""
+    """Lock a lock file; return None if that takes longer than a timeout in seconds."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     lock = FileLock(str(path), thread_local=False)
     try:
@@ -45,8 +45,8 @@ def acquire_file(path: Path, timeout: float) -> FileLock | None:
     return lock
 
 
-def patiently(work: Callable[[], _Result]) -> _Result:
-    """Do what someone waits for, again for a minute when something is busy.
+def retry_while_busy(work: Callable[[], _Result]) -> _Result:
+    """Call a function, again for up to a minute while it raises `BusyError`; return its result.
 
     Raises:
         BusyError: It was busy all the time.
@@ -58,17 +58,17 @@ def patiently(work: Callable[[], _Result]) -> _Result:
         except BusyError:
             if time.monotonic() > until:
                 raise
-            wait_a_little()
+            pause()
 
 
 class Locks:
     """Named locks of one ledger.
 
     Args:
-        url: The ledger's database; its advisory locks are used where it has them.
-        folder: For SQLite, where lock files are kept; None if it can only be read, by anybody, so
-            that there is nothing to lock.
-        connect_args: The driver's settings, for a server.
+        url: The ledger's database. A server's advisory locks are used.
+        folder: Folder of the lock files, for SQLite; None if the ledger is read-only, so that there
+            is nothing to lock.
+        connect_args: Settings of a server's driver.
     """
 
     def __init__(self, url: URL, folder: Path | None, connect_args: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Locks:
 
         Raises:
             BusyError: Others hold it for longer than that.
-            StoreError: The ledger's server gives no lock.
+            StoreError: The ledger's server fails to lock.
         """
         timeout = _WAIT if timeout is None else timeout
         if self._engine is not None:
@@ -113,8 +113,8 @@ class Locks:
                 lock.release()
 
     @contextmanager
-    def hold_free(self, names: Collection[str]) -> Iterator[set[str]]:
-        """Hold those of several locks that are free, without waiting; gives which they are."""
+    def try_hold(self, names: Collection[str]) -> Iterator[set[str]]:
+        """Hold those of several locks that are free, without waiting; return their names."""
         with ExitStack() as stack:
             if self._engine is not None:
                 try:
@@ -157,15 +157,15 @@ class Locks:
 
 
 def sqlstate(error: SQLAlchemyError) -> str | None:
-    """PostgreSQL's code for an error, whichever driver reports it."""
+    """Return PostgreSQL's code for an error, whichever driver reports it."""
     cause = getattr(error, "orig", None)
     code: str | None = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     return code
 
 
 def busy(what: str, timeout: float) -> BusyError:
-    """The error for having waited too long (seconds)."""
-    return BusyError(f"Others have held {what} for more than {timeout:g} s. {_LET_GO}")
+    """Return the error for having waited for some seconds."""
+    return BusyError(f"Others have held {what} for more than {timeout:g} s. {_ADVICE}")
 
 
 def _no_lock(error: SQLAlchemyError) -> StoreError:
@@ -177,6 +177,6 @@ def _key(name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def wait_a_little() -> None:
-    """Between two tries for locks that others hold."""
+def pause() -> None:
+    """Sleep between two tries for locks that others hold."""
     time.sleep(4 * _POLL)

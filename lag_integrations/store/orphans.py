@@ -1,4 +1,4 @@
-"""Files that belong to no log: what a crash left between writing a segment and recording it."""
+"""Orphans: segment files of no log, which a crash left before they were recorded."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ import posixpath
 import re
 from collections.abc import Iterator
 
+from lag_integrations.store.chunks import chunks
 from lag_integrations.store.deletion_queue import DeletionQueue
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segments import SegmentTable
 
 MIN_AGE = 600.0
-"""Seconds for which a file may wait to be recorded by whoever writes it."""
-_CHUNK = 500
+"""Seconds for which a new file may still be recorded by whoever writes it."""
 _QUARANTINE = "quarantine"
-"""Folder of damaged segment files; logs in quarantine are no files."""
+"""Folder of damaged segment files. It is unrelated to logs in quarantine."""
 
 
 class Orphans:
-    """Finds files of a store, in all of its namespaces, that its ledger does not know.
+    """Finds files of a store, in all of its namespaces, that its ledger does not name.
 
     Args:
-        blobs: Where the files are.
-        store_id: The store's folder there; nothing else is looked at.
-        segments: The files that are recorded.
-        removals: Those that are to be removed anyway.
+        segment_files: The files.
+        store_id: The store's folder among them; no other is looked at.
+        segments: Which files are recorded.
+        deletion_queue: Which files are to be removed anyway.
     """
 
     def __init__(
-        self, blobs: SegmentFiles, store_id: str, segments: SegmentTable, removals: DeletionQueue
+        self,
+        segment_files: SegmentFiles,
+        store_id: str,
+        segments: SegmentTable,
+        deletion_queue: DeletionQueue,
     ) -> None:
-        self._segment_files = blobs
+        self._segment_files = segment_files
         self._store_id = store_id
         self._segments = segments
-        self._deletion_queue = removals
+        self._deletion_queue = deletion_queue
         name = r"[^/]{1,16}/[0-9a-f]{2}/([0-9a-f-]+\.safetensors|\.[^/]+\.part)"
         self._ours = re.compile(f"{re.escape(store_id)}/{name}")
 
@@ -41,21 +45,20 @@ class Orphans:
         """Yield the files of no log.
 
         Args:
-            min_age: Seconds since they were written; before, another process may be at it.
+            min_age: Least seconds since they were written: another process may record newer ones.
         """
         names = [
             name for name in self._segment_files.names(self._store_id) if self._ours.fullmatch(name)
         ]
         # Asked after the files were listed: a file is recorded after it was written.
-        for start in range(0, len(names), _CHUNK):
-            part = names[start : start + _CHUNK]
+        for part in chunks(names):
             known = self._segments.live_files(part) | self._deletion_queue.files(part)
             for name in part:
                 if name not in known and self._segment_files.age(name) >= min_age:
                     yield name
 
     def of_log(self, log_id: str) -> set[str]:
-        """Return the files of a deleted log that were not recorded, whole or half written."""
+        """Return the unrecorded files of a deleted log, whole or half written."""
         names = [
             name
             for folder in self._segment_files.folders(self._store_id)
@@ -63,7 +66,7 @@ class Orphans:
             if posixpath.basename(name).lstrip(".").startswith(f"{log_id}-")
             and self._ours.fullmatch(name)
         ]
-        # It may have been added again; and what is queued is removed by itself.
+        # The log may have been added again; and queued files are removed by themselves.
         return set(names) - self._segments.live_files(names) - self._deletion_queue.files(names)
 
     def aside(self, log_id: str) -> list[str]:
@@ -77,7 +80,7 @@ class Orphans:
 
         Raises:
             OSError: It cannot be moved.
-            StoreError: A link leads to where it is, or would be.
+            StoreError: It or its new place is reached by a link.
         """
         name = posixpath.basename(file)
         self._segment_files.move(file, f"{self._store_id}/{_QUARANTINE}/{log_id}/{name}")

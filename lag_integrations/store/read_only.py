@@ -1,4 +1,4 @@
-"""Ledgers in folders that cannot be written: read-only mounts, snapshots, somebody else's."""
+"""Ledgers in folders that cannot be written, as on read-only mounts and snapshots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_read_only(ledger: Path) -> bool:
-    """Return whether there is a ledger that can be read, but not written."""
+    """Return whether a ledger exists that can be read, but not written."""
     if not ledger.exists():
         return False
     try:
@@ -27,14 +27,14 @@ def is_read_only(ledger: Path) -> bool:
 
 
 def open_read_only(ledger: Path, folder: Path) -> str:
-    """Return the SQLite URI by which a ledger can be read where it is, or a copy of it.
+    """Return an SQLite URI that reads a ledger, or a copy of it.
 
-    SQLite needs a file beside a ledger to read its journal. Where it can make none, a ledger
-    without a journal is read as it is; one with a journal is copied, and read with it.
+    SQLite needs a file beside a ledger to read its journal. If it can create none, a ledger without
+    a journal is read in place, and one with a journal is copied together with it.
 
     Args:
         ledger: The file.
-        folder: Where a copy may be put.
+        folder: Folder for the copy.
     """
     uri = f"file:{quote(str(ledger))}?mode=ro"
     if _is_readable(uri):

@@ -1,4 +1,4 @@
-"""An optional second look at the logs that a search found: a cross-encoder reads query and log."""
+"""Reranking of the logs that a search found, by a cross-encoder that reads query and log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 Scores = NDArray[np.float64]
 _Function = Callable[[list[tuple[str, str]]], Any]
-_MOST_CHARS = 4_000
+_MAX_CHARACTERS = 4_000
 """Of a log; cross-encoders cut pairs at some 512 tokens."""
 
 
@@ -44,20 +44,20 @@ class Reranker:
         self._is_missing = False
 
     def order(self, query: str, texts: Sequence[str]) -> list[int]:
-        """Return the places of the texts, the best first.
+        """Return the positions of the texts, the best first.
 
-        A reranker that does not work leaves the order as it is, and says so once: an answer is
-        worth more than the order of its logs.
+        If the reranker fails, the order stays as it is, and a warning is logged: an answer is worth
+        more than the order of its logs.
 
         Args:
-            query: What was asked.
-            texts: What may answer it.
+            query: The query.
+            texts: Texts that may answer it.
         """
         places = list(range(len(texts)))
         if len(texts) < 2 or self._is_missing:
             return places
         try:
-            scores = self._scores([(query, text[:_MOST_CHARS]) for text in texts])
+            scores = self._scores([(query, text[:_MAX_CHARACTERS]) for text in texts])
         except Exception as error:
             self._is_missing = self._function is None
             # The name only: others' messages may repeat the text.

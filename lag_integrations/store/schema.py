@@ -1,4 +1,4 @@
-"""The tables of the ledger. Changing them needs a migration (see `migrations`)."""
+"""The tables of the ledger. A change needs a migration (see `migrations`)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ LEXICAL_SQLITE = (
     "CREATE TRIGGER lexical_removed AFTER DELETE ON lexical BEGIN "
     "INSERT INTO lexical_fts(lexical_fts, rowid, words) VALUES ('delete', old.id, old.words); END",
 )
-"""What SQLite needs beside the table: FTS5 keeps no words of its own, and follows by triggers."""
+"""What SQLite needs besides the table: FTS5 stores no words, and follows it by triggers."""
 for _statement in LEXICAL_SQLITE:
     _ddl: ExecutableDDLElement = DDL(_statement)  # type: ignore[no-untyped-call]
     event.listen(lexical, "after_create", _ddl.execute_if(dialect="sqlite"))
@@ -112,7 +112,7 @@ failures = Table(
     Column("error", Text, nullable=False),
 )
 
-# What a transaction decided to remove outside of the database, until it is really gone.
+# Removals outside of the database that a transaction decided, until they are carried out.
 removals = Table(
     "removals",
     metadata,

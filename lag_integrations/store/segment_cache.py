@@ -1,4 +1,4 @@
-"""The hot tier: segments that were used lately, in memory."""
+"""Cache of the segments that were used lately, in memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ class _Held(NamedTuple):
     stamp: Stamp | None
 
 
-class HotTier:
-    """Least recently used segments go first, when there are more than so many bytes.
+class SegmentCache:
+    """LRU cache of segments. Thread safe.
 
-    Shared by threads. Segments are never changed after they were made, so that many requests may
-    use one at once.
+    Segments are immutable, so that many requests may use one at once.
 
     Args:
-        max_bytes: Most bytes of tensors to hold; a segment larger than that is not held at all.
+        max_bytes: Most bytes of tensors; larger segments are not cached.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -37,11 +36,11 @@ class HotTier:
         return len(self._held)
 
     def get(self, file: str, stamp: Stamp | None = None) -> Segment | None:
-        """The segment of a file, if it is held, and the file is as it was then.
+        """Return the cached segment of a file; None if there is none, or the file has changed.
 
         Args:
-            file: The file's name. No name is used twice, but somebody may damage what is mapped.
-            stamp: The file's, now (`SegmentFiles.stamp`).
+            file: The file's name. No name is used twice, but somebody may damage a mapped file.
+            stamp: The file's current stamp (`SegmentFiles.stamp`).
         """
         with self._lock:
             held = self._held.get(file)
@@ -51,7 +50,7 @@ class HotTier:
             return held.segment
 
     def put(self, file: str, log_id: str, segment: Segment, stamp: Stamp | None = None) -> None:
-        """Hold a segment, and let go of others as far as needed."""
+        """Cache a segment, and evict others as needed."""
         if segment.nbytes > self.max_bytes:
             return
         with self._lock:
@@ -62,12 +61,16 @@ class HotTier:
                 self._drop([next(iter(self._held))])
 
     def drop_logs(self, ids: Collection[str]) -> None:
-        """Let go of logs that were deleted."""
+        """Drop the segments of some logs."""
         with self._lock:
             self._drop([file for file, held in self._held.items() if held.log_id in ids])
 
     def keep_only(self, live: Callable[[Sequence[str]], Collection[str]]) -> None:
-        """Let go of files that are not live any more, whoever removed them."""
+        """Drop segments of files that are not live any more.
+
+        Args:
+            live: Returns those of some files that are live.
+        """
         with self._lock:
             files = list(self._held)
         alive = set(live(files)) if files else set()
@@ -75,7 +78,7 @@ class HotTier:
             self._drop([file for file in files if file not in alive and file in self._held])
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop all segments."""
         with self._lock:
             self._drop(list(self._held))
 

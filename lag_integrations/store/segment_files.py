@@ -1,4 +1,4 @@
-"""Where segment files live: a local folder, or anything that fsspec can write to."""
+"""Segment files: in a local folder, or anywhere that fsspec can write to."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.mapped_file import Data, mapped
-from lag_integrations.store.mounts import is_local
+from lag_integrations.store.local_disk import is_local_disk
 
 Stamp = tuple[int, int, int]
-"""Number, size and time of a file."""
+"""Inode, size and modification time of a file."""
 
 
 class SegmentFiles:
-    """Named pieces of bytes, each written as a whole or not at all.
+    """Files that are written as a whole or not at all.
 
     Args:
-        url: Folder, or URL of a folder (``s3://bucket/memory``), for fsspec.
-        make: Make the folder, if it does not exist.
+        url: Folder, or URL of a folder for fsspec, as ``s3://bucket/memory``.
+        make: Create the folder if it does not exist.
 
     Raises:
         StoreError: There is no such file system.
@@ -45,10 +45,10 @@ class SegmentFiles:
                 "can write to, and install the package that it names."
             ) from error
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._mapped = self._local and is_local(self._root)
+        self._mapped = self._local and is_local_disk(self._root)
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file that does not exist yet; durable when this returns.
+        """Write a new file durably.
 
         Raises:
             OSError: It cannot be written (a full disk).
@@ -75,7 +75,7 @@ class SegmentFiles:
             raise
 
     def get(self, name: str) -> Data:
-        """The content of a file; on a local disk it is mapped into memory.
+        """Return the content of a file, which on a local disk is mapped into memory.
 
         Raises:
             OSError: It is missing or cannot be read.
@@ -89,7 +89,7 @@ class SegmentFiles:
         return _read(path) if content is None else content
 
     def stamp(self, name: str) -> Stamp | None:
-        """Changes whenever a mapped file does, or goes; None for what is not mapped."""
+        """Return a stamp that changes with a mapped file; None for files that are not mapped."""
         if not self._mapped:
             return None
         try:
@@ -99,11 +99,11 @@ class SegmentFiles:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is fine.
+        """Remove a file, if it exists.
 
         Raises:
             OSError: It cannot be removed.
-            StoreError: A link leads to it.
+            StoreError: It is reached by a link.
         """
         self._refuse_links(posixpath.dirname(name))
         try:
@@ -112,10 +112,10 @@ class SegmentFiles:
             return
 
     def names(self, folder: str) -> Iterator[str]:
-        """All files below a folder, leftovers of interrupted writes included.
+        """Yield the names of all files below a folder, those of interrupted writes included.
 
         Raises:
-            StoreError: It is a link, or one leads to it.
+            StoreError: The folder is a link, or is reached by one.
         """
         self._refuse_links(folder)
         try:
@@ -126,10 +126,10 @@ class SegmentFiles:
             yield posixpath.relpath(path, self._root)
 
     def folders(self, folder: str) -> list[str]:
-        """The folders within a folder, links left out.
+        """Return the folders within a folder, without links.
 
         Raises:
-            StoreError: It is a link, or one leads to it.
+            StoreError: The folder is a link, or is reached by one.
         """
         self._refuse_links(folder)
         try:
@@ -140,18 +140,18 @@ class SegmentFiles:
         return [posixpath.relpath(path, self._root) for path in found]
 
     def age(self, name: str) -> float:
-        """Seconds since a file was written, by the file system's clock and ours."""
+        """Return the seconds since a file was written; infinity if that is not known."""
         try:
             return float(time.time() - self._fs.modified(self._path(name)).timestamp())
         except (NotImplementedError, FileNotFoundError):
             return float("inf")
 
     def move(self, name: str, target: str) -> None:
-        """Move a file; one that is gone already is fine.
+        """Move a file, if it exists.
 
         Raises:
             OSError: It cannot be moved.
-            StoreError: A link leads to it or to the target, or is the target.
+            StoreError: It or the target is reached by a link, or the target is one.
         """
         self._refuse_links(posixpath.dirname(name))
         self._refuse_links(target)
@@ -163,11 +163,11 @@ class SegmentFiles:
 
     @staticmethod
     def is_name(name: str) -> bool:
-        """Return whether this can be the name of a file here, and not of one elsewhere."""
+        """Return whether a name stays below the root."""
         return not name.startswith("/") and ".." not in name.split("/")
 
     def _refuse_links(self, folder: str) -> None:
-        """Refuse what is reached by a link below the root: it may be somebody else's."""
+        """Refuse a folder that is reached by a link below the root: it may be somebody else's."""
         place = self._path(folder)
         while self._local and len(place) > len(self._root):
             if os.path.islink(place):
@@ -196,7 +196,7 @@ def _read(path: str) -> Data:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable, where the system has a way to."""
+    """Make new names in a folder durable, if the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_DIRECTORY)

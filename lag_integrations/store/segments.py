@@ -1,31 +1,34 @@
-"""Which segments exist of one namespace's logs, and where."""
+"""The table of segments: which exist of one namespace's logs, and in which files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, and_, delete, insert, not_, select
+from sqlalchemy import ColumnElement, and_, delete, not_, select
 
 from lag_integrations.kv.segment import SegmentKey
+from lag_integrations.store.chunks import chunks
 from lag_integrations.store.database import Database
+from lag_integrations.store.deletion_queue import queue_removals
 from lag_integrations.store.failures import failed
 from lag_integrations.store.filters import condition
-from lag_integrations.store.ledger import Ledger, chunks, in_quarantine
-from lag_integrations.store.schema import logs, removals, segments
-from lag_integrations.traces.provenance import NOT_RECALLED
+from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.recall_conditions import in_quarantine
+from lag_integrations.store.schema import logs, segments
+from lag_integrations.traces.reserved_metadata import NOT_RECALLED
 from lag_integrations.traces.trace import Outcome
 
 
 def encode_task(key: SegmentKey) -> str:
-    """The name under which a failure to encode is recorded."""
+    """Return the task under which a failure to encode is recorded."""
     return f"{key.fingerprint}/{key.selection}/{key.codec}"
 
 
 class SegmentTable:
-    """The bookkeeping of segments: several a log, one for each fingerprint, selection and codec.
+    """Table of segments in the ledger: one for each log, fingerprint, selection and codec.
 
     Args:
-        database: Where it is kept.
+        database: The ledger's database.
         ledger: The logs that they are derived from.
     """
 
@@ -33,8 +36,6 @@ class SegmentTable:
         self._db = database
         self._ledger = ledger
         self._namespace = ledger.namespace
-        self._mine = logs.c.namespace == ledger.namespace
-        self._mine_by_id = logs.c.namespace.concat("") == ledger.namespace  # see Ledger
 
     def missing(
         self,
@@ -44,14 +45,14 @@ class SegmentTable:
         *,
         since: float = 0.0,
     ) -> list[str]:
-        """Ids of logs without a segment of this kind, oldest first.
+        """Return the ids of logs without a segment of this kind, oldest first.
 
-        Failed ones are left out, and those whose segment was evicted.
+        Logs whose encoding failed or whose segment was evicted are left out.
 
         Args:
-            key: Fingerprint, selection and codec; its log id is not looked at.
+            key: Fingerprint, selection and codec; its log id is ignored.
             outcomes: Only logs with these.
-            limit: Most to give.
+            limit: Most ids to return.
             since: Only logs captured since then, in Unix seconds.
         """
         statement = (
@@ -64,17 +65,17 @@ class SegmentTable:
             return [row.id for row in connection.execute(statement)]
 
     def count_missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> int:
-        """Number of logs that `missing` would give."""
+        """Count the logs that `missing` returns."""
         return self._ledger.count(self._missing(key, outcomes))
 
     def is_missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> bool:
-        """Whether `missing` would give this log."""
+        """Return whether `missing` would return this log."""
         condition = self._missing(key, outcomes) & (logs.c.id == key.log_id)
         return bool(self._ledger.count(condition))
 
     def _missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> ColumnElement[bool]:
         return and_(
-            self._mine,
+            self._ledger.mine,
             logs.c.outcome.in_(outcomes),
             not_(condition(NOT_RECALLED)),
             not_(in_quarantine()),
@@ -83,7 +84,7 @@ class SegmentTable:
         )
 
     def add(self, key: SegmentKey, *, file: str, tokens: int, size: int) -> bool:
-        """Record a segment's file, instead of an older one; False if its log was deleted."""
+        """Record a segment's file in place of an older one; return False if its log was deleted."""
         values = {"file": file, "tokens": tokens, "bytes": size}
         identity = {
             "log_id": key.log_id,
@@ -92,16 +93,13 @@ class SegmentTable:
             "codec": key.codec,
         }
         with self._db.write() as connection:
-            alive = connection.execute(
-                select(logs.c.id).where(self._mine_by_id, logs.c.id == key.log_id).with_for_update()
-            ).one_or_none()
-            if alive is None:
+            if not self._ledger.lock_ids(connection, [key.log_id]):
                 return False
             old = connection.execute(
                 select(segments.c.file).where(_kind(key), segments.c.log_id == key.log_id)
             ).scalar_one_or_none()
             if old is not None:
-                connection.execute(insert(removals).values(namespace=self._namespace, file=old))
+                queue_removals(connection, self._namespace, files=[old])
             connection.execute(
                 self._db.upsert(segments)
                 .values(**identity, **values)
@@ -110,17 +108,17 @@ class SegmentTable:
         return True
 
     def files(self, key: SegmentKey, ids: Sequence[str]) -> dict[str, str | None]:
-        """The segment file of each of the ids that exist in this namespace, None if it has none."""
+        """Return the segment file of each log of this namespace; None for logs without one."""
         statement = (
             select(logs.c.id, segments.c.file)
             .outerjoin(segments, (segments.c.log_id == logs.c.id) & _kind(key))
-            .where(self._mine_by_id, logs.c.id.in_(ids))
+            .where(self._ledger.mine_by_id, logs.c.id.in_(ids))
         )
         with self._db.read() as connection:
             return {row.id: row.file for row in connection.execute(statement)}
 
     def all_files(self) -> Iterator[tuple[SegmentKey, str, int]]:
-        """Every stored segment of the namespace: key, file, bytes."""
+        """Yield every stored segment of the namespace: key, file and bytes."""
         for chunk in chunks(list(self._ledger.ids())):
             with self._db.read() as connection:
                 rows = connection.execute(
@@ -133,7 +131,7 @@ class SegmentTable:
                 yield key, row.file, row.bytes
 
     def live_files(self, files: Sequence[str]) -> set[str]:
-        """Those of the files that the ledger still knows, in any namespace."""
+        """Return those of the files that the ledger names, in any namespace."""
         found: set[str] = set()
         for chunk in chunks(files):
             with self._db.read() as connection:
@@ -142,14 +140,14 @@ class SegmentTable:
         return found
 
     def forget(self, key: SegmentKey, file: str | None) -> bool:
-        """Forget a segment, so that it is encoded again, unless it has another file by now.
+        """Delete a segment's row, so that it is encoded again, unless it has another file by now.
 
         Args:
             key: The segment.
-            file: Its file, which is left where it is; None forgets that it was evicted.
+            file: Its file, which stays where it is; None for a segment that was evicted.
 
         Returns:
-            Whether it was forgotten.
+            Whether a row was deleted.
         """
         same = segments.c.file.is_(None) if file is None else segments.c.file == file
         with self._db.write() as connection:
@@ -159,7 +157,7 @@ class SegmentTable:
         return bool(gone.rowcount)
 
     def forget_others(self, keep: SegmentKey) -> int:
-        """Forget all segments but those of one kind, and queue their files; gives how many."""
+        """Delete all segments but those of one kind, and queue their files; return their number."""
         number = 0
         for chunk in chunks(list(self._ledger.ids())):
             others = segments.c.log_id.in_(chunk) & not_(_kind(keep))
@@ -168,11 +166,7 @@ class SegmentTable:
                     select(segments.c.file).where(others).with_for_update()
                 ).all()
                 files = [row.file for row in rows if row.file is not None]
-                if files:
-                    connection.execute(
-                        insert(removals),
-                        [{"namespace": self._namespace, "file": file} for file in files],
-                    )
+                queue_removals(connection, self._namespace, files=files)
                 connection.execute(delete(segments).where(others))
             number += len(files)
         return number

@@ -1,4 +1,4 @@
-"""Numbers about a store, for people and monitoring."""
+"""Statistics of a store, for people and monitoring."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from lag_integrations.store.database import Database
+from lag_integrations.store.log_info import state_of
 from lag_integrations.store.migrations import HEAD
 from lag_integrations.store.schema import (
     embeddings,
@@ -25,12 +26,12 @@ class SegmentStatistics:
     """The segments of one kind.
 
     Attributes:
-        model: Class of the model that made them, if that is known.
-        fingerprint: Identity of that model.
+        model: Class of the model that encoded them, if known.
+        fingerprint: Fingerprint of that model.
         selection: Which tokens they keep.
         codec: How they are stored.
-        stored: Their number.
-        evicted: Number of those that a budget evicted; they are made again when recalled.
+        stored: Number of stored segments.
+        evicted: Number of segments that a budget evicted; they are encoded again when recalled.
         tokens: Tokens of those that are stored.
         bytes: Bytes of those that are stored.
     """
@@ -47,18 +48,19 @@ class SegmentStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one namespace holds.
+    """What one namespace contains.
 
     Attributes:
         namespace: Its name.
         logs: Number of logs.
-        outcomes: Their number by outcome.
-        states: By state: ``captured``, ``embedded`` (can be recalled), ``indexed`` (in Chroma).
+        outcomes: Number of logs by outcome.
+        states: Number of logs by state: ``captured``, ``embedded`` (can be recalled), ``indexed``
+            (also in Chroma).
         trace_bytes: Bytes of all traces.
         segment_bytes: Bytes of all segments.
-        segments: By model, selection and codec.
-        removals: Files and index entries of deleted logs that still have to go.
-        failures: Number of logs that could not be derived, by task.
+        segments: Segments by model, selection and codec.
+        removals: Number of queued removals of files and index entries.
+        failures: Number of failed logs, by task.
     """
 
     namespace: str
@@ -73,12 +75,12 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class StoreFacts:
-    """What holds for all namespaces of a store.
+class StoreInfo:
+    """What all namespaces of a store have in common.
 
     Attributes:
         schema: Schema version of the ledger.
-        embedder: Name of the embedder that it was built with; None if nothing was embedded yet.
+        embedder: Name of its embedder; None if nothing was embedded yet.
         dimension: Dimension of its embeddings.
     """
 
@@ -87,25 +89,25 @@ class StoreFacts:
     dimension: int | None
 
 
-def facts_of(database: Database) -> StoreFacts:
-    """What holds for the whole store."""
+def store_info(database: Database) -> StoreInfo:
+    """Return what all namespaces have in common."""
     with database.read() as connection:
         recorded = connection.execute(
             select(settings.c.value).where(settings.c.key == "embedder")
         ).scalar_one_or_none()
     embedder = json.loads(recorded) if recorded else {}
-    return StoreFacts(HEAD, embedder.get("name"), embedder.get("dimension"))
+    return StoreInfo(HEAD, embedder.get("name"), embedder.get("dimension"))
 
 
 def namespaces_of(database: Database) -> list[str]:
-    """The namespaces that have logs."""
+    """Return the names of namespaces that have logs."""
     with database.read() as connection:
         rows = connection.execute(select(logs.c.namespace).distinct().order_by(logs.c.namespace))
         return [row.namespace for row in rows]
 
 
 def statistics_of(database: Database, namespace: str) -> Statistics:
-    """Count what a namespace holds."""
+    """Count what a namespace contains."""
     mine = logs.c.namespace == namespace
     stored = table.c.file.is_not(None)
     kind = (table.c.fingerprint, table.c.selection, table.c.codec)
@@ -155,8 +157,7 @@ def statistics_of(database: Database, namespace: str) -> Statistics:
         ).all()
     states = {"captured": 0, "embedded": 0, "indexed": 0}
     for embedded, has_waiting, count in by_state:
-        state = "captured" if not embedded else "embedded" if has_waiting else "indexed"
-        states[state] += count
+        states[state_of(embedded=embedded, waiting=has_waiting)] += count
     kinds = [
         SegmentStatistics(
             model=json.loads(parts).get("model") if parts else None,

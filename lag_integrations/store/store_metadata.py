@@ -1,4 +1,4 @@
-"""Facts about the whole store: its embedder, the models that used it, and their calibrations."""
+"""Settings of the whole store: its embedder, key, models and their calibrations."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.schema import logs, models, removals, segments, settings
 
 EMBEDDER = "embedder"
-"""The setting that holds the embedder: name, dimension, generation, and one known embedding."""
-
+"""Key of the embedder's record: name, dimension, generation, and one known embedding."""
 SIGNING_KEY = "signing_key"
-"""The setting that holds the key, in hexadecimal, by which the store knows its own files."""
+"""Key of the secret, in hexadecimal, that signs the store's files."""
 _DELETION = "deletion:"
-"""Begins the setting that changes with each deletion in a namespace."""
+"""Prefix of the keys of what changes with each deletion in a namespace."""
 _CALIBRATION = "calibration:"
-"""Begins the setting that holds a model's calibration; its fingerprint follows."""
+"""Prefix of the keys of calibrations; the model's fingerprint follows."""
 
 
-def note_deletion(database: Database, connection: Connection, namespace: str) -> None:
-    """Say, within the transaction that deletes, that others have to let go of what they hold."""
-    token = uuid4().hex
+def put_setting(database: Database, connection: Connection, key: str, value: str) -> None:
+    """Set a setting within a transaction."""
     connection.execute(
         database.upsert(settings)
-        .values(key=_DELETION + namespace, value=token)
-        .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": token})
+        .values(key=key, value=value)
+        .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": value})
     )
 
 
+def note_deletion(database: Database, connection: Connection, namespace: str) -> None:
+    """Tell other processes, within the transaction that deletes, to drop what they hold."""
+    put_setting(database, connection, _DELETION + namespace, uuid4().hex)
+
+
 def generation_of(record: str | None) -> str:
-    """Tells the embedder of a record from those before it: a new one with each `reindex`."""
+    """Return the generation of an embedder's record: each `reindex` begins a new one."""
     return "none" if record is None else str(json.loads(record).get("generation", "first"))
 
 
 class StoreMetadata:
-    """Settings and models. They hold for all namespaces.
+    """Settings and models of all namespaces.
 
     Args:
-        database: Where they are kept.
+        database: The ledger's database.
     """
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def setting(self, key: str) -> str | None:
-        """A setting of the store."""
+        """Return a setting; None if it was never set."""
         with self._db.read() as connection:
             return connection.execute(
                 select(settings.c.value).where(settings.c.key == key)
             ).scalar_one_or_none()
 
     def first_setting(self, key: str, value: str) -> str:
-        """A setting; the first caller's value is what is recorded."""
+        """Return a setting, after setting it to a value if it was never set."""
         found = self.setting(key)
         if found is None and not self._db.read_only:
             with self._db.write() as connection:
@@ -66,19 +69,15 @@ class StoreMetadata:
         return value if found is None else found
 
     def signing_key(self) -> bytes:
-        """Return the secret, 32 bytes, by which the store knows its own files."""
+        """Return the secret of 32 bytes that signs the store's files."""
         return bytes.fromhex(self.first_setting(SIGNING_KEY, secrets.token_hex(32)))
 
     def new_signing_key(self) -> None:
-        """Take another secret, and forget the segments of all namespaces; their files go, too."""
+        """Replace the secret, and drop the segments of all namespaces with their files."""
         secret = secrets.token_hex(32)
         files = select(logs.c.namespace, segments.c.file).join_from(segments, logs)
         with self._db.write() as connection:
-            connection.execute(
-                self._db.upsert(settings)
-                .values(key=SIGNING_KEY, value=secret)
-                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": secret})
-            )
+            put_setting(self._db, connection, SIGNING_KEY, secret)
             connection.execute(
                 insert(removals).from_select(
                     ["namespace", "file"], files.where(segments.c.file.is_not(None))
@@ -87,11 +86,11 @@ class StoreMetadata:
             connection.execute(delete(segments))
 
     def generation(self) -> str:
-        """The generation of the store's embedder; ``none`` if it has none yet."""
+        """Return the generation of the store's embedder; ``none`` if it has none yet."""
         return generation_of(self.setting(EMBEDDER))
 
     def last_deletion(self, namespace: str) -> str | None:
-        """Return what `note_deletion` wrote last: another text after each deletion."""
+        """Return a token that is another one after each deletion; None before the first."""
         return self.setting(_DELETION + namespace)
 
     def calibration(self, fingerprint: str) -> str | None:
@@ -99,18 +98,14 @@ class StoreMetadata:
         return self.setting(_CALIBRATION + fingerprint)
 
     def set_calibration(self, fingerprint: str, text: str) -> None:
-        """Keep a model's calibration in place of an earlier one, where that can be written."""
+        """Store a model's calibration, unless the store can only be read."""
         if self._db.read_only:
             return
         with self._db.write() as connection:
-            connection.execute(
-                self._db.upsert(settings)
-                .values(key=_CALIBRATION + fingerprint, value=text)
-                .on_conflict_do_update(index_elements=[settings.c.key], set_={"value": text})
-            )
+            put_setting(self._db, connection, _CALIBRATION + fingerprint, text)
 
     def add_model(self, fingerprint: str, parts: str) -> None:
-        """Remember a model's fingerprint parts, to say later in what another model differs."""
+        """Store a model's fingerprint parts, so that errors can tell how another model differs."""
         if self._db.read_only or fingerprint in self.models():
             return
         with self._db.write() as connection:
@@ -121,6 +116,6 @@ class StoreMetadata:
             )
 
     def models(self) -> dict[str, str]:
-        """Fingerprint parts, as JSON, by fingerprint id."""
+        """Return fingerprint parts, as JSON, by fingerprint id."""
         with self._db.read() as connection:
             return {row.fingerprint: row.parts for row in connection.execute(select(models))}

@@ -1,4 +1,4 @@
-"""How long statements of a PostgreSQL ledger may take and wait."""
+"""Time limits of statements of a PostgreSQL ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def set_time_limits(connection: Any, _: Any) -> None:
 
 
 def lift_time_limits(connection: Connection) -> None:
-    """Lift the limits for the rest of a transaction that has much to do; SQLite has none."""
+    """Lift the limits for the rest of a long transaction; SQLite has none."""
     if connection.dialect.name == "postgresql":
         for name in _LIMITS:
             connection.execute(select(func.set_config(name, "0", True)))

@@ -1,4 +1,4 @@
-"""The search keys nearest to a query: in Chroma, and in the ledger while they are not merged."""
+"""Vector search in the Chroma index and, for embeddings not merged yet, in the ledger."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.embeddings import EmbeddingTable, Entry
 from lag_integrations.store.index import Index
 from lag_integrations.store.ledger import Ledger
-from lag_integrations.store.locks import patiently
+from lag_integrations.store.locks import retry_while_busy
 
 logger = logging.getLogger(__name__)
 
 MERGE_AT = 256
-"""Embeddings that wait in the ledger before they are merged into Chroma. They are searched there,
-exactly, so nothing waits to be found; other processes open Chroma again after each merge."""
+"""Embeddings that are merged into Chroma at once, since other processes open it again after each
+merge. Until then they are searched in the ledger, exactly."""
 _MERGE_STEP = 512
 _KEYS, _KEYS_FILTERED = 8, 64
-"""Search keys that the index is asked for, for each log that is wanted: a log has several."""
-_NOWHERE = "none"
-"""Stands for the `Index.identity` while the index cannot be asked: it holds nothing then."""
-_SCAN = 4_000
-"""Fitting logs up to which a filtered search compares them all, when the index gave too few."""
+"""Search keys that the index is asked for, for each wanted log: a log has several."""
+_NO_INDEX = "none"
+"""Replaces the `Index.identity` while the index cannot be used, as if it were empty."""
+_MAX_SCAN = 4_000
+"""Most allowed logs that are all compared when the index returned too few."""
 
 
 class VectorSearch:
-    """Searches the embeddings of one namespace, and keeps the index in step with them.
+    """Searches the embeddings of one namespace, and merges them into the index.
 
     Args:
         ledger: The logs.
-        embeddings: Their embeddings, which are complete.
-        index: Finds most of them fast.
+        embeddings: All their embeddings.
+        index: The index, which has most of them.
         hold: Holds a lock of the namespace, by its name.
     """
 
@@ -65,14 +65,14 @@ class VectorSearch:
         allowed: ColumnElement[bool],
         filtered: bool,
     ) -> dict[str, tuple[float, int]]:
-        """Return logs with the cosine similarity and the number of their nearest keys.
+        """Return logs with the cosine similarity and the number of their nearest key.
 
         Args:
             vector: The query, fp32 ``[dimension]``.
-            logs: Logs that are wanted; those that stand nearest are among what is returned.
+            logs: Number of wanted logs. The nearest ones are among those returned.
             floor: Least similarity.
             allowed: The condition under which logs may be recalled.
-            filtered: Whether it may leave out most logs.
+            filtered: Whether the condition may exclude most logs.
 
         Raises:
             EmbedderMismatchError: The vector is of another dimension.
@@ -88,12 +88,12 @@ class VectorSearch:
                     near = _scores(*self._embeddings.vectors(allowed), vector)
                 else:
                     near = {**found, **near}
-            if identity == _NOWHERE or self._identity in (identity, ""):
+            if identity == _NO_INDEX or self._identity in (identity, ""):
                 break  # else it was made again by another process meanwhile
         return _best_keys({entry: score for entry, score in near.items() if score >= floor})
 
     def similarities(self, ids: Sequence[str], vector: Vectors) -> dict[str, tuple[float, int]]:
-        """As `nearest`, for some logs, whatever their similarity."""
+        """Return the same as `nearest` for given logs, whatever their similarity."""
         return _best_keys(_scores(*self._embeddings.vectors(ids=ids), vector))
 
     def _search_index(
@@ -105,7 +105,7 @@ class VectorSearch:
         *,
         filtered: bool,
     ) -> dict[Entry, float] | None:
-        """The nearest of the index that are allowed; None if it cannot tell."""
+        """Return the nearest allowed entries of the index; None if it fails or returns too few."""
         wanted = (_KEYS_FILTERED if filtered else _KEYS) * logs + 16
         while True:
             try:
@@ -120,10 +120,10 @@ class VectorSearch:
                 self._note_failure(error)
                 return None
             good = {entry: score for entry, score in found if score >= floor}
-            kept = self._ledger.keep_if(list({log_id for log_id, _ in good}), allowed)
+            kept = self._ledger.filter_ids(list({log_id for log_id, _ in good}), allowed)
             if len(kept) >= logs or len(found) < wanted or found[-1][1] < floor:
                 return {entry: score for entry, score in good.items() if entry[0] in kept}
-            if self._ledger.count(allowed, limit=_SCAN + 1) <= _SCAN:
+            if self._ledger.count(allowed, limit=_MAX_SCAN + 1) <= _MAX_SCAN:
                 return None
             wanted *= 8
 
@@ -132,7 +132,7 @@ class VectorSearch:
             self._identity = self._index.identity()
         except StoreError as error:
             self._note_failure(error)
-            return _NOWHERE
+            return _NO_INDEX
         return self._identity
 
     def _note_failure(self, error: StoreError) -> None:
@@ -145,13 +145,16 @@ class VectorSearch:
             self._identity = ""
 
     def merge(self, at_least: int = 1) -> bool:
-        """Merge embeddings into the index, if so many wait; return whether there is more to do.
+        """Merge embeddings into the index, if enough wait; return whether there is more to do.
 
-        A process that cannot use the index leaves it to others.
+        A process that cannot use the index leaves this to others.
+
+        Args:
+            at_least: Embeddings that have to wait.
 
         Raises:
             BusyError: Others use the index; nothing was done.
-            StoreError: The index does not work, not even made anew.
+            StoreError: The index does not work, not even after a reset.
         """
         if self._index_failed:
             at_least = 0  # see whether it works again
@@ -180,7 +183,7 @@ class VectorSearch:
         Raises:
             BusyError: Others use the index.
             ForkedError: This process cannot use it.
-            StoreError: It does not work; the next `merge` sees to that.
+            StoreError: It does not work; the next `merge` repairs it.
         """
         try:
             self._index.remove(log_ids)
@@ -189,7 +192,7 @@ class VectorSearch:
             raise
 
     def _probe_index(self) -> None:
-        """See whether an index that failed finds again what it holds."""
+        """Refuse an index that still does not find its entries."""
         entries, vectors = self._embeddings.vectors(inside=self._identity, limit=1)
         if entries and not self._index.search(vectors[0], 1)[1]:
             raise StoreError("The Chroma index finds nothing, although it should.")
@@ -204,26 +207,26 @@ class VectorSearch:
         return bool(entries)
 
     def rebuild(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Make the index again from the embeddings in the ledger.
+        """Rebuild the index from the embeddings in the ledger.
 
         Raises:
             BusyError: Others have used the index for a minute.
         """
-        patiently(self._begin_anew)
+        retry_while_busy(self._empty_index)
         total = self._embeddings.count(outside=self._identity)
-        while patiently(self.merge):
+        while retry_while_busy(self.merge):
             if progress is not None:
                 left = self._embeddings.count(outside=self._identity)
                 progress(max(0, total - left), total)
 
-    def _begin_anew(self) -> None:
+    def _empty_index(self) -> None:
         with self._hold("merge"):
             self._index.reset()
             self._index.rewrite()
             self._identity = self._index.identity()
 
     def drop(self) -> None:
-        """Remove the index."""
+        """Remove the index of the namespace."""
         with self._hold("merge"):
             self._index.drop()
         self._identity = ""

@@ -1,1 +1,1 @@
-"""What agent runs said and did, and what of it is searched."""
+"""Traces of agent runs: messages, outcome, sources, search keys. Knows no torch, no framework."""

@@ -1,4 +1,4 @@
-"""What a trace passes before the ledger has it: a redactor, then a screen."""
+"""The redactor and the screen that each trace passes before it is stored."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lag_integrations.errors import TraceRefusedError
-from lag_integrations.traces.provenance import QUARANTINED, UNTRUSTED_TOOLS
+from lag_integrations.traces.provenance import UNTRUSTED_TOOLS
+from lag_integrations.traces.reserved_metadata import QUARANTINED
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = 300
-"""Characters of a reason: it is looked up."""
+_MAX_REASON = 300
+"""Characters: a reason is stored as a tag."""
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """A screen's word: the trace is kept, but not recalled until somebody releases it.
+    """A screen's verdict: the trace is kept, but not recalled until somebody releases it.
 
     Attributes:
         reason: Why.
@@ -29,7 +30,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class Refuse:
-    """A screen's word: the trace is not stored.
+    """A screen's verdict: the trace is not stored.
 
     Attributes:
         reason: Why.
@@ -39,18 +40,18 @@ class Refuse:
 
 
 Screen = Callable[[Trace], Quarantine | Refuse | None]
-"""Says whether a trace may be recalled; None if it may."""
+"""Decides whether a trace may be recalled; None if it may."""
 Redactor = Callable[[Trace], Trace | None]
-"""Returns a trace as it may be stored; None if it may not."""
+"""Returns the trace to store, or None to drop it."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What each trace passes before it is recorded, wherever it comes from.
+    """Redacts and screens each trace before it is stored, wherever it comes from.
 
     Attributes:
-        screen: Asked for each trace, if there is one. Where it fails, the trace is quarantined.
-        redact: Changes each trace first. Where it fails, the trace is not stored.
+        screen: Called for each trace. If it fails, the trace is quarantined.
+        redact: Called before the screen. If it fails, the trace is not stored.
         untrusted_tools: Tools that read what others wrote; see `provenance.message_sources`.
     """
 
@@ -59,23 +60,23 @@ class Gate:
     untrusted_tools: Sequence[str] = UNTRUSTED_TOOLS
 
     def __call__(self, trace: Trace) -> Trace:
-        """Return a trace as it is to be stored.
+        """Return the trace to store. Logs no contents.
 
         Raises:
-            TraceRefusedError: It is not to be stored. What is logged of that tells no contents.
+            TraceRefusedError: The trace is refused or dropped.
         """
-        trace = self._redacted(trace)
-        word = None if self.screen is None else self._screened(trace, self.screen)
-        if isinstance(word, Refuse):
+        trace = self._redact(trace)
+        verdict = None if self.screen is None else self._screen(trace, self.screen)
+        if isinstance(verdict, Refuse):
             logger.info("screen= refused run %s; it is not stored.", trace.id)
-            raise TraceRefusedError(f"screen= refused the trace: {word.reason}")
-        if word is None:
+            raise TraceRefusedError(f"screen= refused the trace: {verdict.reason}")
+        if verdict is None:
             return trace
         logger.info("screen= put run %s into quarantine.", trace.id)
-        metadata = {**trace.metadata, QUARANTINED: str(word.reason)[:_LONGEST]}
+        metadata = {**trace.metadata, QUARANTINED: str(verdict.reason)[:_MAX_REASON]}
         return trace.model_copy(update={"metadata": metadata})
 
-    def _redacted(self, trace: Trace) -> Trace:
+    def _redact(self, trace: Trace) -> Trace:
         if self.redact is None:
             return trace
         try:
@@ -92,16 +93,16 @@ class Gate:
             if redacted is None:
                 logger.info("redact= dropped run %s; it is not stored.", trace.id)
                 raise TraceRefusedError("redact= returned no trace, so nothing is stored.")
-            # Its run is asked for by its id, whatever is said of it.
+            # Outcomes are given by the run's id.
             return redacted.model_copy(update={"id": trace.id})
         raise TraceRefusedError(
             f"redact= failed ({failure}), so the trace is not stored. It has to return a trace, or "
             "None to drop it."
         )
 
-    def _screened(self, trace: Trace, screen: Screen) -> Quarantine | Refuse | None:
+    def _screen(self, trace: Trace, screen: Screen) -> Quarantine | Refuse | None:
         try:
-            word = screen(trace)
+            verdict = screen(trace)
         except Exception as error:
             logger.warning(
                 "screen= failed (%s); run %s is put into quarantine.",
@@ -110,8 +111,8 @@ class Gate:
             )
             logger.debug("screen= failed.", exc_info=True)
             return Quarantine(f"screen= failed ({type(error).__name__})")
-        if word is None or isinstance(word, Quarantine | Refuse):
-            return word
+        if verdict is None or isinstance(verdict, Quarantine | Refuse):
+            return verdict
         return Quarantine(
-            f"screen= returned a {type(word).__name__}, not Quarantine, Refuse or None"
+            f"screen= returned a {type(verdict).__name__}, not Quarantine, Refuse or None"
         )

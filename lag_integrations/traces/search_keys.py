@@ -1,4 +1,4 @@
-"""The texts by which a trace is found: what was asked, how it was answered, what was done."""
+"""Search keys: the texts that are embedded, so that a trace is found by them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lag_integrations.traces.queries import follow_up
-from lag_integrations.traces.trace import Message, ToolCall, Trace
+from lag_integrations.traces.conversation import follow_up
+from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.trace import Trace
 
 MAX_KEYS = 16
 """Most keys of a trace. A log's entries in the index are numbered below this."""
 _MAX_CHARACTERS = 4_000
-"""Of a key: more than any usual embedder reads."""
+"""Of a key: more than usual embedders read."""
 
 KeyKind = Literal["task", "response", "step"]
 
@@ -24,9 +25,9 @@ class SearchKey:
     """A text by which a trace is found.
 
     Attributes:
-        kind: ``task`` (what was asked, in a conversation behind what was said before), ``response``
-            (that with the last response: LAG paper), or ``step`` (what the agent said and called on
-            its way).
+        kind: ``task`` (what was asked, in a conversation after the previous message), ``response``
+            (the task with the last response, as in the LAG paper), or ``step`` (an earlier message
+            of the agent, with its tool calls).
         text: The text that is embedded.
     """
 
@@ -37,8 +38,8 @@ class SearchKey:
 def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
     """Return the keys of a trace: the task, the task with its response, then the steps.
 
-    A long response drowns the task in one embedding, and a request in other words may be near to
-    the response alone, so both are keys. Equal texts are one key. There is always at least one.
+    In one embedding, a long response would drown the task. Equal texts are one key. There is always
+    at least one key.
     """
     keys: dict[str, SearchKey] = {}
     for key in _all_keys(trace):
@@ -50,22 +51,22 @@ def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
 
 
 def response_text(trace: Trace) -> str:
-    """Return the task with the last response, by which a run like this one is found."""
+    """Return the task with the last response."""
     return f"{_task(trace)}\n{trace.last_response}"
 
 
 def task_identity(trace: Trace) -> str:
-    """Return a text that two traces share if they are of the same task, empty if there is none.
+    """Return a normalised task, equal for traces of the same task; ``""`` if there is none.
 
-    Case, spaces and a full stop or question mark at the end do not count. All else does, since
-    "C++" is not "C", "10²" not "102", and "Is Anna older than Ben" has an order.
+    Case, spaces and a full stop or question mark at the end do not count. All else does: "C++" is
+    not "C", and "10²" is not "102".
     """
     folded = unicodedata.normalize("NFC", _task(trace)).casefold()
     return " ".join(folded.split()).rstrip(".? ")
 
 
 def _task(trace: Trace) -> str:
-    """The task, behind what the user said before it: alone it fits every such conversation."""
+    """Return the task after the previous user message: a follow-up alone says too little."""
     said = [message.text for message in trace.earlier if message.role == "user"]
     return follow_up(trace.task, said[-1]) if said else trace.task
 
@@ -84,7 +85,7 @@ def _key(kind: KeyKind, text: str) -> SearchKey:
 
 
 def _step(message: Message) -> str:
-    """What an agent was about to do: its words, and its calls with their arguments."""
+    """Return the text of a message, and its calls with their arguments."""
     calls = (f"{call.name} {_arguments(call)}" for call in message.tool_calls)
     return "\n".join([message.text.strip(), *calls]).strip()
 

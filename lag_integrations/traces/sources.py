@@ -1,4 +1,4 @@
-"""The documents that a run was shown, and whether those shown now say that they changed."""
+"""The documents that a run was shown, and whether they have changed since."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import JsonValue
 
 SOURCES = "sources"
-"""Metadata key of a trace under which the documents stand that its run was shown."""
+"""Metadata key of the documents that a run was shown."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Source:
 
     Attributes:
         id: Id of the piece, if it has one.
-        documents: Names of its document; `version` is of the first.
+        documents: Names of its document, such as its id and path.
         hash: Hash of its content.
-        version: Hash of the whole document, where that is known.
-        score: How well it fitted the query, where that is known.
+        version: Hash of the whole document, if known; of the first of `documents`.
+        score: How well it fitted the query, if known.
     """
 
     id: str | None
@@ -32,7 +32,7 @@ class Source:
     score: float | None = None
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return it as it stands in a trace's metadata."""
+        """Return the JSON that a trace's metadata hold."""
         return {
             "id": self.id,
             "documents": list(self.documents),
@@ -43,14 +43,14 @@ class Source:
 
 
 def hash_of(content: str) -> str:
-    """Return the hash of a content."""
+    """Return the hash of a document's content."""
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def names_in(items: Iterable[Any]) -> list[Any]:
-    """Return the ids and documents of sources, as they stand in a trace's metadata.
+    """Replace the sources in a list of JSON values by their ids and the names of their documents.
 
-    What is no source stays as it is: the metadata may be a user's own.
+    Other values stay as they are: the metadata may be a user's own.
     """
     names: dict[str, None] = {}
     others: list[Any] = []
@@ -70,13 +70,15 @@ def sources_in(metadata: Mapping[str, JsonValue]) -> list[Source]:
 
 
 def is_outdated(known: Collection[Source], shown: Collection[Source]) -> bool:
-    """Return whether the sources shown now tell that a known one was changed, or is gone.
+    """Return whether a known source was changed or removed, judging by the sources shown now.
 
-    A source whose content is shown is as it was. Any other was changed if its id is shown, with
-    another content then, or another version of its document. Where versions are not known (or are
-    those of parts of a file, of which only the file's name is the same), it counts as changed if
-    its document is shown, but no known piece of it under its id and with its content: the document
-    was put in again. A document that is not shown tells nothing.
+    - A source whose content is shown is unchanged.
+    - A source is changed if its id is shown with another content, or if another version of its
+      document is shown.
+    - Without versions (or if they are of parts of a file that share only the file's name), a source
+      is changed if its document is shown, but no known piece of the document with its id and
+      content: then the document was indexed again.
+    - A source whose document is not shown counts as unchanged.
     """
     hashes = {now.hash for now in shown}
     pieces = {(now.id, now.hash) for now in shown}
@@ -97,7 +99,7 @@ def _is_contradicted(source: Source, shown: Collection[Source], intact: set[str]
 
 
 def _read(item: Any) -> Source | None:
-    """Read what `Source.to_json` wrote; None if it is something else."""
+    """Parse what `Source.to_json` returned; return None if it is something else."""
     if not isinstance(item, Mapping) or not isinstance(item.get("hash"), str):
         return None
     id, documents, version = item.get("id"), item.get("documents"), item.get("version")

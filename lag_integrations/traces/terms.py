@@ -14,10 +14,10 @@ _UNSPACED = re.compile(
 
 
 def terms(text: str) -> list[str]:
-    """Return the different words of a text, in their order.
+    """Return the distinct words of a text, in order.
 
-    Case and width do not count. Words that are joined by ``_`` stand for themselves and for their
-    parts. Scripts without spaces are cut into pairs of characters.
+    Case and width are folded. A word with ``_`` counts as a whole and in its parts. Scripts without
+    spaces are cut into pairs of characters.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return list(dict.fromkeys(part for word in _WORD.findall(folded) for part in _parts(word)))

@@ -1,4 +1,4 @@
-"""Traces from files that people have."""
+"""Reading traces from JSON and JSON Lines files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lag_integrations.errors import TraceError
-from lag_integrations.traces.provenance import refuse_reserved
+from lag_integrations.traces.reserved_metadata import refuse_reserved
 from lag_integrations.traces.trace import Trace
 
 _SHORT_FORM = {"messages", "task", "outcome", "metadata"}
@@ -18,14 +18,14 @@ _LINES = (".jsonl", ".ndjson")
 
 
 class TraceFile:
-    """The traces in a file, read anew each time they are asked for.
+    """An iterable of the traces in a file, which is read in each iteration.
 
     A file is JSON (one trace, or a list of them) or has one JSON object a line. A trace is what
-    `Trace.to_json` gives, or ``{"messages": […]}`` with ``task``, ``outcome`` and ``metadata`` as
-    wanted.
+    `Trace.to_json` returns, or ``{"messages": […]}`` with optional ``task``, ``outcome`` and
+    ``metadata``.
 
     Args:
-        name: Its path; ``-`` is stdin.
+        name: Path of the file; ``-`` is stdin.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,9 +39,9 @@ class TraceFile:
                 has_lines = self._has_lines(file)
                 file.seek(0)
                 if has_lines:
-                    yield from self._of_lines(file)
+                    yield from self._read_lines(file)
                 else:
-                    yield from self._of_document(file)
+                    yield from self._read_document(file)
         except OSError as error:
             raise TraceError(f"{self.name} cannot be read: {error.strerror or error}.") from error
 
@@ -49,7 +49,7 @@ class TraceFile:
         return self._path.open("rb") if self._data is None else BytesIO(self._data)
 
     def _has_lines(self, file: IO[bytes]) -> bool:
-        """By its name; else by whether its first line is JSON, and not all there is."""
+        """Return whether the file has one trace a line, by its name or its first lines."""
         if self._data is None and self._path.suffix.lower() in (*_LINES, ".json"):
             return self._path.suffix.lower() in _LINES
         first = b""
@@ -64,13 +64,13 @@ class TraceFile:
                 first = line
         return False
 
-    def _of_lines(self, file: IO[bytes]) -> Iterator[Trace]:
+    def _read_lines(self, file: IO[bytes]) -> Iterator[Trace]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 place = f"{self.name}, line {number}"
                 yield _trace(_parsed(line, place), place)
 
-    def _of_document(self, file: IO[bytes]) -> Iterator[Trace]:
+    def _read_document(self, file: IO[bytes]) -> Iterator[Trace]:
         value = _parsed(file.read(), self.name)
         if not isinstance(value, list):
             yield _trace(value, self.name)
@@ -100,7 +100,7 @@ def _trace(value: Any, place: str) -> Trace:
         else:
             trace = Trace.from_json(json.dumps(value))
         trace.require_response()
-        refuse_reserved(trace)
+        refuse_reserved(trace.metadata)
         trace.to_json()  # some text cannot be written: halves of surrogate pairs
     except TraceError as error:
         raise TraceError(f"{place}: {error}") from None

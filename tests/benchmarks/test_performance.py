@@ -20,7 +20,7 @@ from benchmarks.performance.tasks import Task
 from benchmarks.performance.weights import weights
 from lag_integrations import Engine
 from lag_integrations.engine.token_selection import LastTurn
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 
 def test_ways_take_turns_and_the_first_round_only_warms_up():

@@ -17,7 +17,7 @@ from lag_integrations.engine.log_settings import DEFAULTS, Calibration
 from lag_integrations.engine.token_selection import LastTurn, TaskAndLastTurns
 from lag_integrations.errors import CalibrationError
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
 

@@ -14,7 +14,7 @@ from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedEr
 from lag_integrations.kv.codecs import CODECS
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, resealed
-from lag_integrations.store.ledger import log_id
+from lag_integrations.store.log_id import log_id
 from lag_integrations.store.store import LogStore
 from tests.conftest import qa
 from tests.store.model import tiny_engine

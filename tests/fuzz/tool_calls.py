@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from lag_integrations.engine.tools import AnswerReader, CallEnded, CallFailed, Event, ToolFormat
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 from tests.tools.formats import FORMATS, MARKS, whole
 from tests.tools.parsing import parse
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lag_integrations import Trace
 from lag_integrations.errors import TraceError
 from lag_integrations.store.store import LogStore
-from lag_integrations.traces.provenance import NOT_RECALLED
+from lag_integrations.traces.reserved_metadata import NOT_RECALLED
 from lag_integrations.traces.trace_file import TraceFile
 from tests.conftest import qa
 

@@ -15,7 +15,7 @@ from lag_integrations.engine.generation.sampling import Sampling
 from lag_integrations.engine.generation.sequence import Request, SequenceState
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.encode import prefill
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.kv.families import FAMILIES, VOCABULARY, Family, load, tokens
 from tests.store.model import tiny_engine

@@ -23,7 +23,7 @@ from lag_integrations.engine.generation.grammar import (
 )
 from lag_integrations.engine.tools.schema import CallForms
 from lag_integrations.errors import ConstraintError
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.conftest import random_model
 
 

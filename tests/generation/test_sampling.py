@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lag_integrations.errors import SettingsError
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 from tests.store.model import tiny_engine
 
 

@@ -51,7 +51,7 @@ def test_rotating_in_blocks_is_rotating(monkeypatch, sources):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped):
     if not mapped:
-        monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: False)
+        monkeypatch.setattr("lag_integrations.store.segment_files.is_local_disk", lambda _: False)
     slots = torch.randn(2, 2, 300, 1024), torch.randn(2, 2, 300, 1024)
     key = SegmentKey("log", "model", "last_turn", "native")
     data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")

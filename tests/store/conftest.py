@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -8,7 +8,10 @@ from uuid import uuid4
 import pytest
 import sqlalchemy
 
-from lag_integrations import Engine, KVLogMemory
+from lag_integrations import Engine, KVLogMemory, Trace
+from lag_integrations.memory.results import RecalledLog
+from lag_integrations.traces.sources import Source
+from tests.conftest import qa
 from tests.store import servers
 from tests.store.model import hash_embedder, tiny_engine
 
@@ -74,3 +77,15 @@ def open_store(tmp_path: Path, backend: dict[str, Any]) -> Iterator[Open]:
     yield open_
     for memory in opened:
         memory.close()
+
+
+def ids(found: Iterable[RecalledLog]) -> list[str]:
+    return [log.id for log in found]
+
+
+def shown(number: int, *documents: str) -> Trace:
+    """A log of a run that was shown a piece of each document."""
+    sources = [
+        Source(f"{name}-{number}", (name, f"/{name}"), "hash").to_json() for name in documents
+    ]
+    return qa(f"question {number}", f"answer {number}", metadata={"sources": sources})

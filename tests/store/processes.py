@@ -184,7 +184,7 @@ def holding(folder: Path, what: str, done: Connection) -> None:
             held.enter_context(memory.store.database.write())
         elif what == "encode":
             slots = {f"encode-{number}" for number in range(_SLOTS)}
-            assert held.enter_context(memory.store.locks.hold_free(slots)) == slots
+            assert held.enter_context(memory.store.locks.try_hold(slots)) == slots
         else:
             held.enter_context(memory.store.locks.hold(f"{what}-{memory.namespace}"))
         done.send("held")

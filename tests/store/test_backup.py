@@ -14,7 +14,7 @@ import pytest
 from lag_integrations.errors import BusyError, StoreError
 from lag_integrations.store import database
 from lag_integrations.store.backup import restore
-from lag_integrations.store.ledger import log_id
+from lag_integrations.store.log_id import log_id
 from tests.conftest import overwrite
 from tests.store.processes import adding, context, numbered, open_memory, start
 

@@ -23,7 +23,7 @@ from tests.store.processes import (
     open_memory,
     start,
 )
-from tests.store.test_migrations import second_store
+from tests.store.test_migrations import old_store
 
 
 def run_and_kill(
@@ -113,7 +113,7 @@ def test_a_store_of_an_older_version_survives_kills_while_it_is_embedded_again(
 ) -> None:
     chance, batch = random.Random(rounds), embedding_indexer._EMBED_AT_ONCE
     folder, logs = tmp_path / "m", batch * (3 * rounds + 1)
-    traces = second_store(folder, logs)
+    traces = old_store(folder, logs)
     done = 0
     for _ in range(rounds):
         receive, send = context.Pipe(duplex=False)

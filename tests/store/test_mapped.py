@@ -10,7 +10,7 @@ import torch
 
 from lag_integrations.kv import mapped_file
 from lag_integrations.kv.mapped_file import mapped
-from lag_integrations.store import mounts
+from lag_integrations.store import local_disk
 from lag_integrations.store.segment_files import SegmentFiles
 from tests.conftest import overwrite
 from tests.store.processes import numbered, open_memory
@@ -34,7 +34,7 @@ MOUNTS = """\
 @pytest.fixture
 def local(monkeypatch):
     """As on a disk of this machine, whatever the tests run on."""
-    monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: True)
+    monkeypatch.setattr("lag_integrations.store.segment_files.is_local_disk", lambda _: True)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def local(monkeypatch):
 )
 def test_network_drives_are_not_local(monkeypatch, tmp_path, folder, local):
     (tmp_path / "mountinfo").write_text(MOUNTS)
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
-    assert mounts.is_local(folder) is local
+    monkeypatch.setattr(local_disk, "_MOUNTS", tmp_path / "mountinfo")
+    assert local_disk.is_local_disk(folder) is local
 
 
 def test_without_mounts_nothing_is_known(monkeypatch, tmp_path):
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "none")
-    assert not mounts.is_local("/")
+    monkeypatch.setattr(local_disk, "_MOUNTS", tmp_path / "none")
+    assert not local_disk.is_local_disk("/")
 
 
 def test_a_mapped_file_may_be_removed_and_written_to(tmp_path):
@@ -84,7 +84,7 @@ def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("local", [True, False])
 def test_files_are_mapped_on_local_disks_only(tmp_path, monkeypatch, local):
-    monkeypatch.setattr("lag_integrations.store.segment_files.is_local", lambda _: local)
+    monkeypatch.setattr("lag_integrations.store.segment_files.is_local_disk", lambda _: local)
     seen = []
 
     def spy(path: str, nbytes: int) -> memoryview | None:

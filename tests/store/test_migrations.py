@@ -17,9 +17,9 @@ from sqlalchemy import create_engine, text
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store import migrations
-from lag_integrations.store.chroma import SharedFolder
+from lag_integrations.store.chroma.folder import ChromaFolder
 from lag_integrations.store.database import Database
-from lag_integrations.store.ledger import log_id
+from lag_integrations.store.log_id import log_id
 from lag_integrations.store.schema import metadata
 from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
@@ -103,7 +103,7 @@ def test_an_old_store_is_migrated_after_a_backup(tmp_path):
 def test_a_store_of_one_embedding_a_log_is_embedded_again(tmp_path):
     """The first schema had one embedding a log: now all keys are embedded, in the background."""
     traces = old_store(tmp_path / "m")
-    folder = SharedFolder.at(tmp_path / "m" / "index", tmp_path / "m" / "locks" / "index.lock")
+    folder = ChromaFolder.at(tmp_path / "m" / "index", tmp_path / "m" / "locks" / "index.lock")
     with folder.session(write=True) as client:
         client.create_collection("lag-abcdefabcdef-first-0123").add(
             ids=list(traces), embeddings=list(hash_embedder(list(traces)))

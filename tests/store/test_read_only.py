@@ -21,7 +21,7 @@ from lag_integrations import KVLogMemory
 from lag_integrations.cli import app
 from lag_integrations.errors import StoreError
 from lag_integrations.store.audit import Problem
-from lag_integrations.store.backup import Copied, restore
+from lag_integrations.store.backup import BackupResult, restore
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import context, numbered, open_memory
 
@@ -99,7 +99,7 @@ def test_it_is_recalled_from(folder):
     assert (answer, right, problems) == ("The code of vault 3 is 21.", True, [])
 
 
-def back_up(folder: Path) -> tuple[Copied, Copied, str, list[Problem]]:
+def back_up(folder: Path) -> tuple[BackupResult, BackupResult, str, list[Problem]]:
     out = Path(tempfile.mkdtemp())
     try:
         with KVLogMemory(folder, embedder=hash_embedder, min_score=-1.0) as memory:
@@ -121,7 +121,7 @@ def test_a_backup_is_made_of_it(folder, journal):
     else:
         add_attic(folder)
     made, restored, answer, problems = without_write_permission(back_up, folder)
-    assert made == restored == Copied(logs=21, segments=21, missing=0)
+    assert made == restored == BackupResult(logs=21, segments=21, missing=0)
     assert (answer, problems) == ("The code of attic 99 is 693.", [])
 
 

@@ -16,7 +16,8 @@ import sqlalchemy
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import BusyError, StoreError
 from lag_integrations.memory import patient_locks, segment_indexer
-from lag_integrations.store import chroma, database, locks
+from lag_integrations.store import database, locks, time_limits
+from lag_integrations.store.chroma import folder as chroma
 from lag_integrations.store.time_limits import lift_time_limits
 from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
@@ -235,7 +236,8 @@ def test_a_removal_is_not_taken_for_another_of_the_same_number(tmp_path: Path, m
 def test_locks_and_statements_of_a_server(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_TIMEOUTS", {"lock_timeout": "500ms", "statement_timeout": "2s"})
+    limits = {"lock_timeout": "500ms", "statement_timeout": "2s"}
+    monkeypatch.setattr(time_limits, "_LIMITS", limits)
     with open_memory(tmp_path / "m", ledger=database_url) as memory:
         memory.flush()
         key = memory.add(numbered(1))

@@ -14,7 +14,7 @@ from lag_integrations.engine.tools import (
     Text,
     ToolFormat,
 )
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 
 @dataclass(frozen=True)

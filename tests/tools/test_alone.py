@@ -18,7 +18,7 @@ from lag_integrations.engine.tools import (
     learn_tool_format,
 )
 from lag_integrations.engine.tools.json_format import LLAMA
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 from tests.tools.parsing import parse
 from tests.tools.templates import ALL, applier
 

@@ -12,7 +12,7 @@ from lag_integrations.engine.tools import (
     learn_tool_format,
     tool_result_text,
 )
-from lag_integrations.traces.trace import Message, ToolCall
+from lag_integrations.traces.message import Message, ToolCall
 from tests.tools.parsing import parse
 from tests.tools.templates import ALL, applier
 

@@ -15,7 +15,7 @@ from lag_integrations.engine.tools import (
     CallFailed,
     ToolFormat,
 )
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 from tests.tools.formats import FORMATS, MARKS, whole
 from tests.tools.parsing import parse
 

@@ -19,7 +19,7 @@ from lag_integrations.engine.tools.harmony import HarmonyFormat
 from lag_integrations.engine.tools.json_format import GRANITE, LLAMA, JsonFormat
 from lag_integrations.engine.tools.named_format import NamedFormat
 from lag_integrations.engine.tools.qwen_xml import QwenXMLFormat
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 from tests.tools.parsing import parse
 
 CITY = ToolCall(name="weather", args={"city": "Köln"})

@@ -16,7 +16,7 @@ from lag_integrations.engine.tools.json_format import GRANITE, HERMES, LLAMA, Js
 from lag_integrations.engine.tools.json_text import load
 from lag_integrations.engine.tools.named_format import NamedFormat
 from lag_integrations.engine.tools.qwen_xml import QwenXMLFormat
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 Apply = Callable[..., str]
 """``apply(messages, tools=…, add_generation_prompt=…)`` renders messages to text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import uuid4
 
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 
 def new_call_id() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.json_text import read_json
 from lag_integrations.engine.tools.schema import CallForms, call_schema
-from lag_integrations.traces.trace import Message, ToolCall
+from lag_integrations.traces.message import Message, ToolCall
 
 BLOCK = ("<tool_call>\n", "\n</tool_call>")
 """Around a call in Hermes form: the default, and how a forced call is written in formats whose

@@ -11,7 +11,7 @@ from typing import Any
 from lag_integrations.engine.tools.events import Block, InvalidCall
 from lag_integrations.engine.tools.format import ToolFormat, read_block
 from lag_integrations.engine.tools.json_text import as_call, broken, load
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _CALL = re.compile(r"\s*call:([^\s{}]+)\s*(\{.*\})\s*", re.DOTALL)

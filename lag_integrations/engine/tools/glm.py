@@ -10,7 +10,7 @@ from typing import Any
 from lag_integrations.engine.tools.events import Block, InvalidCall
 from lag_integrations.engine.tools.format import ToolFormat, read_block
 from lag_integrations.engine.tools.values import read_value, written_args
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _NAME = re.compile(r"\s*([^\s<>{}\[\]]+)\s*")
 _PAIR = re.compile(

@@ -11,7 +11,7 @@ from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.format import BLOCK, ToolFormat
 from lag_integrations.engine.tools.json_text import read_json
 from lag_integrations.engine.tools.schema import CallForms, call_schema
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _OBJECTS = ("{", "{ ", "{\n", "{\n  ", "{\n    ")
 _FENCES = ("", "```json\n", "```\n")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 NAME_KEYS = ("name", "tool_name", "function")
 ARGS_KEYS = ("arguments", "parameters", "args")

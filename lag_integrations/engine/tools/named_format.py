@@ -12,7 +12,7 @@ from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.format import ToolFormat
 from lag_integrations.engine.tools.json_text import read_named
 from lag_integrations.engine.tools.schema import CallForms, named_calls
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _NAME = re.compile(r"\s*([^\s<>\[\](){}|`]+)")
 

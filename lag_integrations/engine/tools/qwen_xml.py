@@ -11,7 +11,7 @@ from lag_integrations.engine.tools.events import Block, InvalidCall
 from lag_integrations.engine.tools.format import ToolFormat, read_block
 from lag_integrations.engine.tools.json_text import broken, skip
 from lag_integrations.engine.tools.values import read_value, written_args
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>", re.DOTALL)
 # A value ends where another parameter or the end follows, so it may hold closing tags itself.

@@ -16,7 +16,7 @@ from lag_integrations.engine.tools.events import (
 )
 from lag_integrations.engine.tools.format import ToolFormat
 from lag_integrations.engine.tools.unmarked import read_alone
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 
 class AnswerReader:

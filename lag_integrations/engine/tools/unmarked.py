@@ -19,7 +19,7 @@ from lag_integrations.engine.tools.json_text import (
     reason_of,
 )
 from lag_integrations.engine.tools.schema import Schema, misfit
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _TEXT = Block(0, is_text=True)
 _MORE_BRACKETS = re.compile(r"(?:\s*[}\]])*")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lag_integrations.engine.tools.json_text import load
-from lag_integrations.traces.trace import ToolCall
+from lag_integrations.traces.message import ToolCall
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 _PYTHON = {"True": True, "False": False, "None": None}

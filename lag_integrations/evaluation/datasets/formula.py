@@ -15,7 +15,8 @@ from lag_integrations.evaluation.datasets.files import Folder, read_lines
 from lag_integrations.evaluation.datasets.splits import shuffled
 from lag_integrations.evaluation.numbers import numbers, same_number
 from lag_integrations.evaluation.questions import Dataset, Question
-from lag_integrations.traces.trace import Message, Trace
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.trace import Trace
 
 _CONTEXT = re.compile(
     r"Use formula (.+?) to answer the question\..*?Formula: (.+?), Explanation: (.+?)\. "

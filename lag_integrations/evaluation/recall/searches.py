@@ -11,9 +11,9 @@ from lag_integrations import KVLogMemory
 from lag_integrations.evaluation.recall.queries import RecallQuery
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
-from lag_integrations.store.matches import Floor, Found, Query
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.traces.queries import follow_up
+from lag_integrations.store.search_hit import Floor, Query, SearchHit
+from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.trace import Trace
 
 NEAREST = 3
@@ -127,13 +127,13 @@ class VectorSearch:
         """Return what is found by the vector; what was said before does not count."""
         scores = self._vectors @ self._embedder.embed_query(query.query)
         found = [
-            Found(log_id, score, 0, 0.0, 0.0)
+            SearchHit(log_id, score, 0, 0.0, 0.0)
             for log_id, score in zip(self._ids, scores.tolist(), strict=True)
         ]
         return _searched(sorted(found, key=lambda one: one.rank), self._floor)
 
 
-def _searched(found: Sequence[Found], floor: Floor) -> Searched:
+def _searched(found: Sequence[SearchHit], floor: Floor) -> Searched:
     nearest = found[:NEAREST]
     return Searched(
         tuple(one.id for one in nearest), tuple(one.id for one in nearest if floor.reached_by(one))

@@ -14,7 +14,7 @@ from langchain_core.tracers.context import register_configure_hook
 from lag_integrations.capture.judges import Judge
 from lag_integrations.capture.run_metadata import Metadata
 from lag_integrations.langchain.capture.handler import CaptureHandler
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:

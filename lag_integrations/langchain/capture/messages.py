@@ -10,8 +10,9 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
+from lag_integrations.traces.message import Message, Role
+from lag_integrations.traces.message_conversion import as_message
 from lag_integrations.traces.sources import Source, hash_of
-from lag_integrations.traces.trace import Message, Role, as_message
 
 _TASK_KEYS = ("question", "input", "query", "task", "messages")
 """Input keys under which chains commonly take their question."""

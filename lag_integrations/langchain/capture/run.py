@@ -30,9 +30,10 @@ from lag_integrations.langchain.capture.messages import (
     was_cut_off,
 )
 from lag_integrations.memory.rendering import without_texts
-from lag_integrations.traces.earlier import earlier_turns
+from lag_integrations.traces.conversation import earlier_turns
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.sources import SOURCES, Source
-from lag_integrations.traces.trace import Message, Outcome, Trace
+from lag_integrations.traces.trace import Outcome, Trace
 
 _MIN_RECALLED_TEXT = 20
 """Characters of a recalled text; a shorter one could as well be a user's own words."""

@@ -15,7 +15,7 @@ from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.run import Receiver, Run
 from lag_integrations.llama_index.capture.spans import Span
 from lag_integrations.llama_index.capture.tags import current_tags
-from lag_integrations.traces.provenance import Owner
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.sources import Source
 
 if TYPE_CHECKING:

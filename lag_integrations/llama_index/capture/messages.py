@@ -28,8 +28,9 @@ from pydantic import BaseModel
 from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
 from lag_integrations.llama_index.messages import ROLES, calls_in, text_in
+from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.message_conversion import as_message
 from lag_integrations.traces.sources import Source, hash_of
-from lag_integrations.traces.trace import Message, ToolCall, as_message
 
 # Names that engines and workflows commonly have for their question.
 _TASK_KEYS = (

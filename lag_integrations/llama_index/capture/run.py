@@ -31,9 +31,10 @@ from lag_integrations.llama_index.capture.messages import (
 )
 from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import without_texts
-from lag_integrations.traces.earlier import earlier_turns
+from lag_integrations.traces.conversation import earlier_turns
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.sources import SOURCES, Source
-from lag_integrations.traces.trace import Message, Outcome, Trace
+from lag_integrations.traces.trace import Outcome, Trace
 
 if TYPE_CHECKING:
     from lag_integrations.memory.memory import LogMemory

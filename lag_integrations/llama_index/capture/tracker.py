@@ -33,7 +33,7 @@ from lag_integrations.llama_index.capture.pending_streams import PendingStreams
 from lag_integrations.llama_index.capture.recorder import Recorder
 from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.llama_index.capture.spans import Span
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.message import Message
 
 
 class RunTracker:

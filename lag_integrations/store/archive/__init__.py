@@ -40,8 +40,8 @@ for the longest line, whatever the archive holds.
 
 from __future__ import annotations
 
-from lag_integrations.store.archive.format import Archived, Progress
+from lag_integrations.store.archive.format import ArchiveResult, Progress
 from lag_integrations.store.archive.reading import check_archive, import_archive
 from lag_integrations.store.archive.writing import export_archive
 
-__all__ = ["Archived", "Progress", "check_archive", "export_archive", "import_archive"]
+__all__ = ["ArchiveResult", "Progress", "check_archive", "export_archive", "import_archive"]

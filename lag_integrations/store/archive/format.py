@@ -1,4 +1,4 @@
-"""What is in an archive, by name, and how large it may be."""
+"""The format of an archive: names, records, limits and signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.store.ledger import MAX_BYTES
+from lag_integrations.store.ledger import MAX_TRACE_BYTES
 from lag_integrations.traces.provenance import MessageSource
 from lag_integrations.traces.trace import Trace
 
@@ -22,11 +22,11 @@ VERSION: Literal[2] = 2
 
 MANIFEST, LOGS, SEGMENTS = "manifest.json", "logs.jsonl", "segments.jsonl"
 MANIFEST_BYTES = 2**20
-LOG_BYTES = MAX_BYTES + 2**12
-"""Of a line of logs: a trace and its counters."""
+LOG_BYTES = MAX_TRACE_BYTES + 2**12
+"""Most bytes of a line of logs: a trace and its counters."""
 SEGMENT_LINE_BYTES = 2**11
 SEGMENT_BYTES = 4 * 2**30
-"""Of a segment: some 8,000 tokens of a model of 70 billion parameters have 2.6 GB."""
+"""Most bytes of a segment: some 8,000 tokens of a model of 70 billion parameters have 2.6 GB."""
 _PAGE = 500
 _PAGE_BYTES = 16 * 2**20
 _KEY_BYTES = 32
@@ -39,17 +39,17 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Archived:
+class ArchiveResult:
     """What an export or import did.
 
     Attributes:
-        logs: Logs written, or read.
-        new: Of those read, the logs that were not there before; 0 for an export.
-        segments: Segments written, or stored.
-        skipped: What is damaged or cannot be read, and was left out: logs and segments of an
-            export, segments of an import. Segments are made again from their traces.
-        trusted: Whether the archive's signature fits. Of one that is not trusted, segments and
-            some counters were left out (see the package).
+        logs: Number of logs written or read.
+        new: Number of those read that did not exist before; 0 for an export.
+        segments: Number of segments written or stored.
+        skipped: Number of damaged or unreadable logs and segments that were left out. Segments are
+            encoded again from their traces.
+        trusted: Whether the archive's signature fits. If not, segments and some counters were left
+            out (see the package).
     """
 
     logs: int
@@ -60,7 +60,7 @@ class Archived:
 
 
 class Manifest(BaseModel):
-    """The manifest; in version 1, ``segments`` is whether they are in."""
+    """The manifest. In version 1, ``segments`` tells whether the archive has any."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,18 +74,18 @@ class Manifest(BaseModel):
     signature: str = ""
 
     def signed_with(self, key: bytes) -> str:
-        """Return the signature that it has if it was signed with a key."""
+        """Return the manifest's signature with a key."""
         signed = self.model_dump(exclude={"signature"})
         text = json.dumps(signed, sort_keys=True, separators=(",", ":"))
         return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 _Count = Field(ge=0, le=10**9)
-"""Less than a database's integers hold: counting goes on."""
+"""Less than a database's integers can hold, so that counting can go on."""
 
 
 class LogLine(BaseModel):
-    """A log, its counters, and its least trusted source (earlier exports did not say it)."""
+    """A log, its counters, and its least trusted source (missing in earlier exports)."""
 
     trace: Trace
     captured_at: float = Field(ge=0, allow_inf_nan=False)
@@ -97,7 +97,7 @@ class LogLine(BaseModel):
 
 
 class SegmentLine(BaseModel):
-    """A segment, and its file."""
+    """A segment and its file's hash."""
 
     log_id: str
     fingerprint: str
@@ -108,7 +108,7 @@ class SegmentLine(BaseModel):
 
     @property
     def key(self) -> SegmentKey | None:
-        """The key; None if it is not one that this package writes."""
+        """The segment's key; None if it is not one that this package writes."""
         good = (
             _FINGERPRINT.fullmatch(self.fingerprint)
             and _SELECTION.fullmatch(self.selection)
@@ -120,15 +120,15 @@ class SegmentLine(BaseModel):
 
 
 def segment_file(number: int) -> str:
-    """Return the name of the file of a line, counted from 0."""
+    """Return the name of the file of a segment line, counted from 0."""
     return f"segments/{number:08}.safetensors"
 
 
 def checked_key(key: object) -> bytes:
-    """Return the key, if it is one.
+    """Return a signing key unchanged.
 
     Raises:
-        StoreError: It is not made of at least 32 bytes.
+        StoreError: It does not have at least 32 bytes.
     """
     if not isinstance(key, bytes) or len(key) < _KEY_BYTES:
         raise StoreError(
@@ -158,4 +158,4 @@ def pages(items: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Do nothing: the default of `Progress`."""

@@ -1,4 +1,4 @@
-"""The files of an archive as streams, none of them longer than was expected."""
+"""The files of an archive as streams with limits on their length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lag_integrations.errors import StoreError
 from lag_integrations.store.archive.format import pages
 
 _COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Others may take any amount of memory."""
+"""Allowed methods; others may take any amount of memory."""
 _BUFFER = 2**16
 _VALUE_BYTES = 64
 _DAMAGE = (
@@ -27,7 +27,7 @@ _DAMAGE = (
     RuntimeError,  # encrypted; NotImplementedError: compressed in some other way
     ValueError,
 )
-"""What reading a damaged, or hostile, zip file raises."""
+"""Exceptions of reading a damaged or hostile zip file."""
 
 
 class Members:
@@ -57,7 +57,7 @@ class Members:
         self._archive.close()
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return a file, or no more than its first ``limit + 1`` bytes.
+        """Return a file's content, or its first ``limit + 1`` bytes if it is longer.
 
         Raises:
             KeyError: There is none.
@@ -116,19 +116,19 @@ class Members:
 
 
 class Lines:
-    """The lines of one file, hashed as a whole before any of them is used.
+    """The lines of one file, which is hashed as a whole before any of them is used.
 
-    The archive may be changed while it is read. So each page has to be again what was hashed.
+    The archive may be changed while it is read. So each page is hashed again when it is used.
 
     Args:
         members: The archive.
         name: The file.
         limit: Most bytes of a line.
-        number: How many lines there have to be.
-        sha256: What the file's hash has to be, in hexadecimal; None if nobody said.
+        number: Required number of lines.
+        sha256: Required hash of the file, in hexadecimal; None if it is not known.
 
     Raises:
-        StoreError: The file is not as it has to be.
+        StoreError: The file has another hash or number of lines.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class Lines:
         return self._number
 
     def pages(self) -> Iterator[list[bytes]]:
-        """Yield the lines, some at a time.
+        """Yield the lines in pages.
 
         Raises:
-            StoreError: They are not what they were.
+            StoreError: They changed since they were hashed.
         """
         digest, expected = hashlib.sha256(), iter(self._digests)
         for page in self._raw_pages():
@@ -184,5 +184,5 @@ class Lines:
 
 
 def _weight(line: bytes) -> int:
-    """Return what a line counts in a page: its values take more memory than their text."""
+    """Return the size of a line in a page: its values take more memory than their text."""
     return len(line) + _VALUE_BYTES * sum(line.count(mark) for mark in (b",", b"[", b"{"))

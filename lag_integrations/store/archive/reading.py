@@ -27,7 +27,7 @@ from lag_integrations.store.archive.format import (
     SEGMENT_LINE_BYTES,
     SEGMENTS,
     VERSION,
-    Archived,
+    ArchiveResult,
     LogLine,
     Manifest,
     Progress,
@@ -37,20 +37,17 @@ from lag_integrations.store.archive.format import (
     segment_file,
 )
 from lag_integrations.store.archive.members import Lines, Members
-from lag_integrations.store.ledger import (
-    COUNTERS,
-    MAX_BYTES,
-    Restorable,
-    checked_namespace,
-    log_id,
-)
+from lag_integrations.store.ledger import MAX_TRACE_BYTES
+from lag_integrations.store.ledger_import import import_logs
+from lag_integrations.store.log_id import log_id, validate_namespace
+from lag_integrations.store.log_info import COUNTERS, ExportedLog
 from lag_integrations.store.store import LogStore
 
 logger = logging.getLogger(__name__)
 
 _TOKEN = re.compile(rb'"[^"]*"|[,\[{]')
-_MOST_TOKENS = 2**18
-"""Of a line: a number takes up to a kilobyte until it is in the ledger, where filters find it."""
+_MAX_TOKENS = 2**18
+"""Most tokens of an untrusted line: a number takes up to a kilobyte until it is in the ledger."""
 
 _Line = TypeVar("_Line", LogLine, SegmentLine)
 
@@ -62,20 +59,19 @@ def import_archive(
     *,
     key: bytes | None = None,
     segments: bool = True,
-) -> Archived:
+) -> ArchiveResult:
     """Add an archive's logs to a store's namespace, which may be another than they come from.
 
-    Logs that are there already stay: their counters are raised to the archive's, an outcome is
-    taken where none is known, and a damaged trace is made whole. So importing twice, or again
-    after an interruption, is fine. The store is not touched before all traces were checked.
+    Logs that exist already stay; see `import_logs`. So importing twice, or again after an
+    interruption, is fine. The store is not touched before all traces were checked.
 
     Args:
         store: The store, open.
-        path: What `export_archive` wrote.
+        path: An archive that `export_archive` wrote.
         progress: Called with the number of logs and segments read, and of all.
-        key: Secret that the archive must be signed with; by default, one that this store signed is
-            trusted, and others are taken with care (see the package).
-        segments: Take the segments of a trusted archive, too; else they are made again.
+        key: Secret that the archive must be signed with. By default, an archive that this store
+            signed is trusted, and others are taken with care (see the package).
+        segments: Whether to import the segments of a trusted archive; else they are encoded again.
 
     Raises:
         StoreError: The file is not a whole archive, or of a newer version, or not signed with the
@@ -89,20 +85,20 @@ def import_archive(
 
 
 def check_archive(path: str | Path, key: bytes | None = None) -> None:
-    """Refuse a file that is no archive, or not one for this version, by its manifest alone.
+    """Refuse a file whose manifest is not that of an archive for this version.
 
     Args:
         path: The file.
         key: Secret that it must be signed with, if any.
 
     Raises:
-        StoreError: It is not.
+        StoreError: It is no such archive.
     """
     _Reader(Path(path), key).close()
 
 
 class _Reader:
-    """Reads one archive. Whatever is wrong with it is a StoreError."""
+    """Reads one archive. Raises a StoreError for whatever is wrong with it."""
 
     def __init__(self, path: Path, key: bytes | None) -> None:
         self._path = path
@@ -140,7 +136,7 @@ class _Reader:
                 f"{self._path} is not an archive of this package: it has no good {MANIFEST}. "
                 "Give a file that an export wrote."
             ) from error
-        checked_namespace(manifest.namespace)
+        validate_namespace(manifest.namespace)
         if manifest.version > 1:
             files = 1 + len(manifest.sha256) + manifest.segments
             if len(self._members) != files:
@@ -156,7 +152,7 @@ class _Reader:
         given = ascii(self._manifest.signature)
         return hmac.compare_digest(given, ascii(self._manifest.signed_with(key)))
 
-    def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> Archived:
+    def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> ArchiveResult:
         """Add everything to a store."""
         manifest = self._manifest
         self._secret = self._key or store.metadata.signing_key()
@@ -173,8 +169,8 @@ class _Reader:
         done = new = 0
         ids: dict[str, str] = {}
         for page in self._pages(logs, LogLine):
-            found = [self._restorable(log) for log in page]
-            new += store.ledger.restore(found, imported=not self._trusted)
+            found = [self._believed(log) for log in page]
+            new += import_logs(store.database, store.ledger, found, trusted=self._trusted)
             if segments is not None:
                 for log in page:
                     ids[log_id(manifest.namespace, log.trace)] = log_id(store.namespace, log.trace)
@@ -188,7 +184,7 @@ class _Reader:
                 skipped += outcome is None
                 number += 1
                 progress(done + number, total)
-        return Archived(done, new, stored, skipped, self._trusted)
+        return ArchiveResult(done, new, stored, skipped, self._trusted)
 
     def _lines(self, name: str, limit: int, number: int) -> Lines:
         manifest = self._manifest
@@ -206,11 +202,11 @@ class _Reader:
 
     def _line(self, name: str, number: int, line: bytes, model: type[_Line]) -> _Line:
         try:
-            if not self._trusted and _has_more_tokens(line, _MOST_TOKENS):
+            if not self._trusted and _has_more_tokens(line, _MAX_TOKENS):
                 raise ValueError("it holds too many values")
             found = model.model_validate_json(line)
-            if isinstance(found, LogLine) and len(found.trace.to_json().encode()) > MAX_BYTES:
-                raise ValueError(f"its trace has more than {MAX_BYTES:,} bytes")
+            if isinstance(found, LogLine) and len(found.trace.to_json().encode()) > MAX_TRACE_BYTES:
+                raise ValueError(f"its trace has more than {MAX_TRACE_BYTES:,} bytes")
         except ValueError as error:
             reasons = str(error)
             if isinstance(error, ValidationError):  # without the input: content of traces
@@ -221,8 +217,8 @@ class _Reader:
             ) from None
         return found
 
-    def _restorable(self, log: LogLine) -> Restorable:
-        """Return a log as far as it is to be believed."""
+    def _believed(self, log: LogLine) -> ExportedLog:
+        """Return a log without what cannot be believed."""
         trace, counters = log.trace, {name: getattr(log, name) for name in COUNTERS}
         # Not in the future: it would never grow old, nor give way to what is put in its place.
         now = datetime.now(timezone.utc)
@@ -232,12 +228,12 @@ class _Reader:
             changes["ended_at"] = min(trace.ended_at, now)
         if not self._trusted:  # the ledger believes no judgement and no counter either
             changes["helped_by"] = ()
-        return Restorable(trace.model_copy(update=changes), counters, log.source)
+        return ExportedLog(trace.model_copy(update=changes), counters, log.source)
 
     def _add_segment(
         self, store: LogStore, number: int, line: SegmentLine, new_id: str | None
     ) -> bool | None:
-        """Store one segment: True if so, False if it is there already, None if it is no good."""
+        """Store one segment: return True; False if it exists already, None if it is left out."""
         key = line.key
         if new_id is None or key is None:
             logger.warning("A segment of no log in %s was left out.", self._path)
@@ -276,7 +272,7 @@ class _Reader:
 
 
 def _has_more_tokens(line: bytes, most: int) -> bool:
-    """Return whether JSON has more strings, commas and opening brackets."""
+    """Return whether JSON has more than so many strings, commas and opening brackets."""
     if len(line) <= most:
         return False
     plain = line.replace(rb"\\", b"").replace(rb"\"", b"")

@@ -22,7 +22,7 @@ from lag_integrations.store.archive.format import (
     MANIFEST,
     SEGMENTS,
     VERSION,
-    Archived,
+    ArchiveResult,
     Manifest,
     Progress,
     SegmentLine,
@@ -31,7 +31,8 @@ from lag_integrations.store.archive.format import (
     pages,
     segment_file,
 )
-from lag_integrations.store.ledger import COUNTERS, chunks
+from lag_integrations.store.chunks import chunks
+from lag_integrations.store.log_info import COUNTERS
 from lag_integrations.store.schema import logs
 from lag_integrations.store.store import LogStore
 
@@ -50,16 +51,16 @@ def export_archive(
     overwrite: bool = False,
     key: bytes | None = None,
     progress: Progress | None = None,
-) -> Archived:
-    """Write all logs of a store's namespace to one file: as a whole, or not at all.
+) -> ArchiveResult:
+    """Write all logs of a store's namespace to one file, as a whole or not at all.
 
     Args:
         store: The store, open.
         path: The file to write.
-        segments: Put the segments in, too; they can be large.
+        segments: Whether to write the segments, which can be large, too.
         overwrite: Replace the file if it exists.
-        key: Secret to sign it with, at least 32 bytes, for another store that knows the same; the
-            store's own by default.
+        key: Secret of at least 32 bytes to sign it with, for a store that knows it; by default the
+            store's own.
         progress: Called with the number of logs and segments written, and of all.
 
     Raises:
@@ -104,7 +105,7 @@ class _Writer:
         self._sha256: dict[str, str] = {}
         self._logs = self._segments = self._skipped = 0
 
-    def write(self) -> Archived:
+    def write(self) -> ArchiveResult:
         """Write everything."""
         with zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED) as archive:
             with archive.open(LOGS, "w", force_zip64=True) as lines:
@@ -117,7 +118,7 @@ class _Writer:
                         while piece := keys.read(2**20):
                             lines.write(piece)
             archive.writestr(MANIFEST, self._manifest().model_dump_json(indent=1))
-        return Archived(self._logs, 0, self._segments, self._skipped, trusted=True)
+        return ArchiveResult(self._logs, 0, self._segments, self._skipped, trusted=True)
 
     def _manifest(self) -> Manifest:
         manifest = Manifest(
@@ -154,7 +155,7 @@ class _Writer:
         self._sha256[LOGS] = digest.hexdigest()
 
     def _pages(self) -> Iterator[list[str]]:
-        """Yield the ids of all logs, as many at once as memory is meant for."""
+        """Yield the ids of all logs, in pages of limited bytes."""
         for chunk in chunks(list(self._store.ledger.ids())):
             sizes = dict.fromkeys(chunk, 0)  # of those that are deleted meanwhile
             with self._store.database.read() as connection:

@@ -1,4 +1,4 @@
-"""Schema versions of the ledger, kept by Alembic."""
+"""Migrations of the ledger's schema, by Alembic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.locks import Locks
-from lag_integrations.store.private import make_private_file
+from lag_integrations.store.permissions import create_private_file
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import lift_time_limits
 
@@ -22,9 +22,9 @@ HEAD = "0006"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
 _KNOWN = ("0002", "0003", "0004", "0005", "0006")
 BACKUPS = "backup-[0-9][0-9][0-9][0-9]-*Z.sqlite"
-"""What copies of older ledgers are called, in their folder."""
-_MIGRATED_WITHIN = 600.0
-"""Seconds for which others, who open the ledger, wait for its migration."""
+"""Pattern of the names of backups of older ledgers, in their folder."""
+_MIGRATION_WAIT = 600.0
+"""Seconds for which other processes that open the ledger wait for its migration."""
 _VERSION_TABLE = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"  # as Alembic makes it
@@ -34,20 +34,19 @@ _VERSION_TABLE = (
 def bring_up_to_date(
     engine: Engine, locks: Locks, folder: Path, *, read_only: bool, backed_up: bool = False
 ) -> str | None:
-    """Make an empty database a ledger, or migrate an older one.
+    """Create the schema in an empty database, or migrate an older ledger.
 
-    An SQLite file is copied first. A server's database is migrated only when told that there is a
-    backup.
+    An SQLite file is backed up first. A server's database is migrated only if `backed_up`.
 
     Args:
         engine: Connects to the database.
-        locks: Keep other processes from doing the same.
-        folder: Where the backup of an SQLite file goes.
-        read_only: The database cannot be written.
-        backed_up: There is a backup already.
+        locks: Locks that keep other processes from doing the same.
+        folder: Folder for the backup of an SQLite file.
+        read_only: Whether the database cannot be written.
+        backed_up: Whether there is a backup already.
 
     Returns:
-        The revision it was migrated from; None if there was nothing to do.
+        The revision that it was migrated from; None if it was not migrated.
 
     Raises:
         StoreError: This version does not know the ledger's schema, or it is on a server and older.
@@ -61,7 +60,7 @@ def bring_up_to_date(
             f"{name} has the schema version {found}, not {HEAD}, and can only be read. Copy "
             "the folder to where it can be written, and open it there."
         )
-    with locks.hold("migrate", timeout=_MIGRATED_WITHIN):
+    with locks.hold("migrate", timeout=_MIGRATION_WAIT):
         found = _revision(engine)  # another process may have been faster
         if found == HEAD:
             return None
@@ -99,7 +98,7 @@ def bring_up_to_date(
 
 
 def _revision(engine: Engine) -> str | None:
-    """The revision of a ledger; None for an empty database."""
+    """Return the revision of a ledger; None for an empty database."""
     with engine.connect().execution_options(lag_read=True) as connection:
         tables = set(inspect(connection).get_table_names())
         if "alembic_version" in tables:
@@ -118,7 +117,7 @@ def _name(engine: Engine) -> str:
 
 
 def _back_up(source: Path, target: Path) -> None:
-    make_private_file(target)
+    create_private_file(target)
     with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
         old.backup(new)
     old.close()
@@ -138,7 +137,7 @@ def _migrate(engine: Engine) -> None:
 
 
 def alembic_config(connection: Connection) -> Config:
-    """Alembic's configuration for one open connection."""
+    """Return Alembic's configuration for an open connection."""
     from alembic.config import Config
 
     config = Config()

@@ -1,1 +1,1 @@
-"""How likely a log fits a request, for the embedder at hand."""
+"""Relevance: the probability that a log fits a query, calibrated for each embedder."""

@@ -1,4 +1,4 @@
-"""Measures what similarities of an embedder mean, on a built-in set of requests and runs."""
+"""Calibration of an embedder's relevance model on a built-in set of requests and runs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 _SAME = 0.999
-"""Cosine similarity from which two embeddings of one sentence are of one embedder."""
-_NEAR = 0.1
-"""Weight of a request that is close to a run but not helped by it: it is taken for rarer than one
-that is, since no embedder tells the two apart well."""
+"""Least cosine similarity of two embeddings of one sentence by the same embedder."""
+_NEAR_WEIGHT = 0.1
+"""Weight of requests that are close to a run but not helped by it. They are assumed to be rare,
+since no embedder tells them well from those that are helped."""
 _RIDGE = 0.1
 _STEPS = 50
-_TELLS_APART = 0.75
-"""Part of the requests whose own run has to be the nearest, else an embedder is warned of."""
+_MIN_ACCURACY = 0.75
+"""Part of the requests whose own run has to be the nearest, else a warning is logged."""
 
 
 class Pair(BaseModel):
     """A run, with a request that it helps and one that it does not.
 
     Attributes:
-        task: What was asked.
-        response: How it was answered.
+        task: Task of the run.
+        response: Response of the run.
         same: The same request in other words.
-        near: Another request, close to it.
+        near: Another request that is close to it.
     """
 
     task: str
@@ -54,7 +54,7 @@ def pairs() -> tuple[Pair, ...]:
 
 
 class _Known(BaseModel):
-    """An embedder that was measured before: how it embeds the probe sentence, and its relevance."""
+    """A known embedder: its embedding of the probe sentence, and its relevance."""
 
     embedder: str
     probe: tuple[float, ...]
@@ -62,15 +62,15 @@ class _Known(BaseModel):
 
 
 _measured: list[tuple[Vectors, Relevance]] = []
-"""The embedders that were measured in this process."""
+"""Embedders that were measured in this process."""
 
 
 def relevance_of(embedder: Embedder, probe: Vectors) -> Relevance:
-    """Return an embedder's relevance: known for the default one, else measured once a process.
+    """Return an embedder's relevance model, which is measured once a process unless it is known.
 
     Args:
         embedder: The embedder.
-        probe: Its embedding of a known sentence, fp32 ``[dimension]``, by which it is recognised.
+        probe: Its embedding of the probe sentence, fp32 ``[dimension]``, which identifies it.
     """
     known = ((np.asarray(one.probe), Relevance(*one.relevance)) for one in _known())
     for vector, relevance in (*known, *_measured):
@@ -88,15 +88,15 @@ def _known() -> tuple[_Known, ...]:
 
 
 def measure(embedder: Embedder, *, words: bool = True) -> Relevance:
-    """Fit the relevance of an embedder.
+    """Fit the relevance model of an embedder.
 
-    A request in other words fits its run. It does not fit the best of the other runs, which is what
-    recall would return if its own were missing; nor does a request that is merely close fit the
-    run that it is close to.
+    Positive examples are requests with the run of the same request in other words. Negative ones
+    are requests with the nearest other run, which recall would return without their own, and close
+    requests with the run that they are close to.
 
     Args:
         embedder: The embedder.
-        words: Whether shared words count; else relevance is of similarity alone.
+        words: Whether shared words count; else only similarity does.
     """
     runs = pairs()
     texts = [f"{pair.task}\n{pair.response}" for pair in runs]
@@ -117,7 +117,7 @@ def measure(embedder: Embedder, *, words: bool = True) -> Relevance:
         np.array([weight for _, _, weight in rows]),
     )
     found = float((same[..., 0].argmax(1) == np.arange(len(runs))).mean())
-    if found < _TELLS_APART:
+    if found < _MIN_ACCURACY:
         logger.warning(
             "The embedder finds only %d %% of the built-in runs by requests in other words; with "
             "it, little that fits will be recalled.",
@@ -127,10 +127,10 @@ def measure(embedder: Embedder, *, words: bool = True) -> Relevance:
 
 
 def _examples(same: Floats, near: Floats) -> Iterator[tuple[Floats, float, float]]:
-    """Features, whether it fits, and the example's weight."""
+    """Yield examples: features, label and weight."""
     for number in range(len(same)):
         yield same[number, number], 1.0, 1.0
-        yield near[number, number], 0.0, _NEAR
+        yield near[number, number], 0.0, _NEAR_WEIGHT
         for request in (same[number], near[number]):
             others = request[:, 0].copy()
             others[number] = -1.0
@@ -138,9 +138,9 @@ def _examples(same: Floats, near: Floats) -> Iterator[tuple[Floats, float, float
 
 
 def _fit(features: Floats, fits: Floats, weights: Floats) -> Floats:
-    """Logistic regression by Newton's method, ``[bias, *weights]``; weights below 0 are left out.
+    """Fit a logistic regression by Newton's method, ``[bias, *weights]``, no weight below 0.
 
-    The ridge is on features of one spread, since similarities of some embedders hardly differ.
+    The ridge applies to standardised features, since similarities of some embedders hardly differ.
     """
     middle = np.average(features, axis=0, weights=weights)
     spread = np.maximum(

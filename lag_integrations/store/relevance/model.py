@@ -1,4 +1,4 @@
-"""The probability that a log fits, of similarity and of the rare words that both hold."""
+"""The relevance model: the probability that a log fits, from similarity and shared words."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lag_integrations.errors import StoreError
 class Relevance:
     """A logistic model: ``sigmoid(bias + similarity * s + words * r / (r + 1))``.
 
-    ``s`` is the cosine similarity of the request and the nearest of the log's search keys, and
-    ``r`` says how many rare words both hold (`LexicalIndex.shared`).
+    ``s`` is the cosine similarity of the query and the log's nearest search key, and ``r`` is the
+    rarity of the words that they share (`LexicalIndex.shared`).
 
     Attributes:
         bias: The constant.
@@ -41,13 +41,13 @@ class Relevance:
 
         Args:
             similarity: Cosine similarity.
-            shared: Rare words that both hold.
+            shared: The rarity of shared words.
         """
         logit = self.bias + self.similarity * similarity + self.words * shared / (shared + 1.0)
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, logit))))
 
     def least_similarity(self, relevance: float) -> float:
-        """Return the similarity below which nothing can be that relevant, whatever its words."""
+        """Return the similarity below which no log can be that relevant, whatever its words."""
         if relevance <= 0.0 or self.similarity == 0.0:
             return -1.0
         if relevance >= 1.0:

@@ -1,4 +1,4 @@
-"""What a search asks for, and what it finds."""
+"""Queries of a search, its hits, and the floor that a hit has to reach."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lag_integrations.store.relevance.model import Relevance
 
 @dataclass(frozen=True)
 class Query:
-    """A text that logs are searched by.
+    """A query.
 
     Attributes:
         text: The text.
@@ -22,14 +22,14 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchHit:
     """A log that a search found.
 
     Attributes:
         id: Its id.
-        score: Cosine similarity of the query and the nearest of its search keys.
+        score: Cosine similarity of the query and the log's nearest search key.
         key: The number of that key.
-        words: Rare words that both hold, see `LexicalIndex.shared`.
+        words: Rare words that query and log share, see `LexicalIndex.shared`.
         relevance: The probability that it fits.
     """
 
@@ -41,31 +41,31 @@ class Found:
 
     @property
     def rank(self) -> tuple[float, float, str]:
-        """What logs are sorted by: the most relevant comes first."""
+        """The sort key: the most relevant comes first."""
         return -self.relevance, -self.score, self.id
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What a log has to reach to be recalled.
+    """The least relevance, or the least score, of logs that are recalled.
 
     Attributes:
-        relevance: The least probability that it fits.
-        score: The least cosine similarity instead, where one is given.
+        relevance: Least probability that a log fits.
+        score: Least cosine similarity, which replaces `relevance` if it is given.
     """
 
     relevance: float
     score: float | None = None
 
     def least_similarity(self, relevance: Relevance) -> float:
-        """Return the similarity below which no log can reach it."""
+        """Return the similarity below which no log can reach the floor."""
         return relevance.least_similarity(self.relevance) if self.score is None else self.score
 
-    def reached_by(self, found: Found) -> bool:
-        """Return whether a log reaches it."""
+    def reached_by(self, hit: SearchHit) -> bool:
+        """Return whether a log reaches the floor."""
         if self.score is None:
-            return found.relevance >= self.relevance
-        return found.score >= self.score
+            return hit.relevance >= self.relevance
+        return hit.score >= self.score
 
     def __str__(self) -> str:
         if self.score is None:

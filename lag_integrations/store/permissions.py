@@ -1,4 +1,4 @@
-"""Files and folders that nobody but this user can read."""
+"""Permissions of files and folders that only this user may read."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 _OF_OTHERS = 0o077
 
 
-def make_private_file(file: Path) -> None:
-    """Make an empty file that nobody else can read; one that exists stays as it is."""
+def create_private_file(file: Path) -> None:
+    """Create an empty file that nobody else can read, unless it exists."""
     with suppress(OSError):  # whoever writes to it will say what is wrong
         os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def make_private(*paths: Path) -> None:
-    """Take from others what they may do with files and folders of this user.
+def remove_others_access(*paths: Path) -> None:
+    """Remove other users' permissions from files and folders of this user.
 
-    What belongs to another user, what a link leads to and what is not there stay as they are.
+    Files of other users, targets of links and missing files stay as they are.
     """
     if not hasattr(os, "geteuid"):
         return

@@ -1,4 +1,4 @@
-"""The hot tier: a budget that holds, one tensor for many threads, and nothing that is stale."""
+"""The segment cache: its budget, one tensor for many threads, and nothing that is stale."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from lag_integrations.kv.segment import Segment
-from lag_integrations.store.segment_cache import HotTier
+from lag_integrations.store.segment_cache import SegmentCache
 from tests.store.processes import numbered, open_memory
 
 
@@ -19,7 +19,7 @@ def segment(tokens: int) -> Segment:
 
 def test_least_recently_used_go_first():
     one = segment(10)
-    hot = HotTier(3 * one.nbytes)
+    hot = SegmentCache(3 * one.nbytes)
     for name in "abc":
         hot.put(name, name, segment(10))
     assert hot.get("a") is not None
@@ -37,7 +37,7 @@ def test_least_recently_used_go_first():
     assert (len(hot), hot.nbytes) == (1, one.nbytes)
     hot.clear()
     assert (len(hot), hot.nbytes) == (0, 0)
-    assert HotTier(0).get("a") is None
+    assert SegmentCache(0).get("a") is None
 
 
 def test_threads_share_what_is_read_once(tmp_path, tiny):

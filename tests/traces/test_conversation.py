@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lag_integrations.traces.earlier import earlier_turns
-from lag_integrations.traces.trace import Message
+from lag_integrations.traces.conversation import earlier_turns
+from lag_integrations.traces.message import Message
 
 
 def talk(*texts):

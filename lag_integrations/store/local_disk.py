@@ -1,4 +1,4 @@
-"""Which folders are on a disk of this machine."""
+"""Whether a folder is on a disk of this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
 
-def is_local(folder: str) -> bool:
-    """Whether a folder is on a local disk; False also where that is not known (not on Linux)."""
+def is_local_disk(folder: str) -> bool:
+    """Return whether a folder is known to be on a local disk; only Linux tells."""
     try:
         lines = _MOUNTS.read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")
         place = Path(folder).resolve()
@@ -24,5 +24,5 @@ def is_local(folder: str) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    """Spaces and the like are written as octal numbers there."""
+    """Replace the octal escapes of mountinfo."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

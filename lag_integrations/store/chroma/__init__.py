@@ -1,0 +1,1 @@
+"""Access to Chroma: an embedded database that processes share, or a server."""
