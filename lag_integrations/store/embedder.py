@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 from lag_integrations.runtime.openmp import computing
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def load_embedder(
 
     source = source or default_embedder()
     try:
-        with LOADING:
+        with loading(source):
             return SentenceTransformer(str(source), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise StoreError(

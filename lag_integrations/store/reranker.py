@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lag_integrations.errors import StoreError
-from lag_integrations.runtime.loading_lock import LOADING
+from lag_integrations.runtime.loading_lock import loading
 from lag_integrations.runtime.openmp import computing
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def _load(source: str | Path) -> Any:
     from sentence_transformers import CrossEncoder
 
     try:
-        with LOADING:
+        with loading(source):
             return CrossEncoder(str(source))
     except (OSError, ValueError) as error:
         raise StoreError(f"it cannot be loaded: {error}") from error
