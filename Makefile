@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder lint models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder lint docs models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site in site/, with search; `python -m http.server -d site` shows it.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Two processes of one thread each: two of two would stand in each other's way.
 test: lint

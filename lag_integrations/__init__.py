@@ -1,45 +1,97 @@
-"""A memory made of computation for agents (log-augmented generation)."""
+"""A memory made of computation for agents (log-augmented generation).
+
+What this module, `lag_integrations.langchain`, `lag_integrations.llama_index`,
+`lag_integrations.errors` and `lag_integrations.packaged` export is public; all other module paths
+are private.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from lag_integrations.traces.message import Message, ToolCall
-from lag_integrations.traces.trace import Trace
+from lag_integrations.traces.trace import Outcome, Trace
 
 if TYPE_CHECKING:
     from lag_integrations.calibration.calibrate import calibrate
+    from lag_integrations.capture.judges import Judge
     from lag_integrations.engine.engine import Engine
+    from lag_integrations.engine.token_selection import (
+        LastAction,
+        LastResponse,
+        LastResponses,
+        LastTurn,
+        Selection,
+        TaskAndLastTurns,
+        WholeTrace,
+        WithoutContext,
+    )
     from lag_integrations.kv_log_memory import KVLogMemory
-    from lag_integrations.memory.results import RecalledLog
+    from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
+    from lag_integrations.store.receipts import Receipt
+    from lag_integrations.traces.provenance import UNTRUSTED_TOOLS
     from lag_integrations.traces.screening import Quarantine, Refuse
 
+    __version__: str
+
 __all__ = [
+    "UNTRUSTED_TOOLS",
+    "Candidate",
     "Engine",
+    "Judge",
     "KVLogMemory",
+    "LastAction",
+    "LastResponse",
+    "LastResponses",
+    "LastTurn",
     "Message",
+    "Outcome",
     "Quarantine",
     "RecalledLog",
+    "Receipt",
     "Refuse",
+    "SearchResult",
+    "Selection",
+    "TaskAndLastTurns",
     "ToolCall",
     "Trace",
+    "WholeTrace",
+    "WithoutContext",
+    "__version__",
     "calibrate",
 ]
 
 _LAZY = {
-    "Engine": "lag_integrations.engine.engine",
-    "KVLogMemory": "lag_integrations.kv_log_memory",
-    "Quarantine": "lag_integrations.traces.screening",
-    "RecalledLog": "lag_integrations.memory.results",
-    "Refuse": "lag_integrations.traces.screening",
-    "calibrate": "lag_integrations.calibration.calibrate",
+    "calibration.calibrate": ("calibrate",),
+    "capture.judges": ("Judge",),
+    "engine.engine": ("Engine",),
+    "engine.token_selection": (
+        "LastAction",
+        "LastResponse",
+        "LastResponses",
+        "LastTurn",
+        "Selection",
+        "TaskAndLastTurns",
+        "WholeTrace",
+        "WithoutContext",
+    ),
+    "kv_log_memory": ("KVLogMemory",),
+    "memory.results": ("Candidate", "RecalledLog", "SearchResult"),
+    "store.receipts": ("Receipt",),
+    "traces.provenance": ("UNTRUSTED_TOOLS",),
+    "traces.screening": ("Quarantine", "Refuse"),
 }
+"""By module, what is imported when it is asked for: torch and Chroma take seconds to import."""
 
 
 def __getattr__(name: str) -> Any:
-    # torch and Chroma take seconds to import: only those who use them pay.
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    if name == "__version__":
+        from importlib.metadata import version
 
-    return getattr(importlib.import_module(_LAZY[name]), name)
+        return version(__name__)
+    for module, names in _LAZY.items():
+        if name in names:
+            from importlib import import_module
+
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
