@@ -44,3 +44,4 @@ class ModelSettingsDict(TypedDict, total=False):
     chat_template: str | None
     chat_template_kwargs: dict[str, Any]
     model_kwargs: dict[str, Any]
+    quiet: bool

@@ -141,10 +141,8 @@ def test_legacy_callbacks_and_token_counts(engine):
 def test_the_system_prompt_is_there_on_every_path(engine, monkeypatch):
     llm = LAGLLM(engine, temperature=0, max_tokens=1, system_prompt="Talk like a pirate.")
     prompts = []
-    request = engine.request
-    monkeypatch.setattr(
-        engine, "request", lambda chat, *a, **k: prompts.append(chat) or request(chat, *a, **k)
-    )
+    render = engine.render
+    monkeypatch.setattr(engine, "render", lambda chat, *a: prompts.append(chat) or render(chat, *a))
 
     async def later():
         await llm.acomplete("Hi.")

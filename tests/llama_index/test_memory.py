@@ -812,7 +812,7 @@ def test_a_context_engines_model_gets_the_kv_and_no_empty_message(
     lag, logs, llm, index, monkeypatch
 ):
     raws, prompts = [], []
-    chat, as_chat = LAGLLM._chat, sys.modules["lag_integrations.llama_index.llm"].as_chat
+    chat, as_chat = LAGLLM._chat, sys.modules["lag_integrations.llama_index.llm_call"].as_chat
 
     def kept(self, *args):
         response = chat(self, *args)

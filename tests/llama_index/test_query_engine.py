@@ -260,14 +260,14 @@ def test_many_queries_at_once(index, small, memory, lima):
 
 def test_selectors_and_question_generators_get_no_logs(index, small, memory, lima, monkeypatch):
     llm = LAGLLM(small, max_tokens=60, temperature=0)
-    given = []
-    request = small.request
+    built = []  # prompts, and how many logs they have
+    build = small.requests.build
 
-    def seen(chat, segments, **settings):
-        given.append((chat[-1].text, len(segments)))
-        return request(chat, segments, **settings)
+    def noted(prompt, segments, *args, **settings):
+        built.append((prompt.text, len(segments)))
+        return build(prompt, segments, *args, **settings)
 
-    monkeypatch.setattr(small, "request", seen)
+    monkeypatch.setattr(small.requests, "build", noted)
     tools = [
         QueryEngineTool.from_defaults(
             index.as_query_engine(llm=LAGLLM(small, max_tokens=4)), name=name, description=name
@@ -278,12 +278,12 @@ def test_selectors_and_question_generators_get_no_logs(index, small, memory, lim
         PydanticSingleSelector.from_defaults(llm=llm),
         LLMSingleSelector.from_defaults(llm=llm),
     ):
-        given.clear()
+        built.clear()
         engine = LAGQueryEngine(RouterQueryEngine(selector, tools, llm=llm), memory)
         with contextlib.suppress(ValueError, IndexError):  # random weights choose at random
             engine.query(QUESTION)
-        chosen = [count for text, count in given if "choices" in text]
-        answered = [count for text, count in given if "choices" not in text]
+        chosen = [count for text, count in built if "choices" in text]
+        answered = [count for text, count in built if "choices" not in text]
         assert chosen
         assert set(chosen) == {0}
         assert set(answered) <= {1}
@@ -433,16 +433,16 @@ def test_each_engine_has_its_own_memory(index, small, llm, memory, lima, tmp_pat
 
 
 def test_a_query_that_is_rewritten_is_so_without_logs(index, llm, memory, lima, monkeypatch):
-    given = []
-    request = llm.engine.request
-    monkeypatch.setattr(
-        llm.engine,
-        "request",
-        lambda chat, segments, **k: given.append(len(segments)) or request(chat, segments, **k),
-    )
+    injected, build = [], llm.engine.requests.build
+
+    def noted(prompt, segments, *args, **settings):
+        injected.append(len(segments))
+        return build(prompt, segments, *args, **settings)
+
+    monkeypatch.setattr(llm.engine.requests, "build", noted)
     engine = TransformQueryEngine(index.as_query_engine(llm=llm), HyDEQueryTransform(llm=llm))
     LAGQueryEngine(engine, memory).query(QUESTION)
-    assert given == [0, 1]
+    assert injected == [0, 1]
 
 
 def test_reports_of_engines_within_are_kept(index, llm, memory, lima):
