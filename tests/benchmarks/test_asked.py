@@ -17,7 +17,7 @@ from benchmarks.recall.cases import own_cases, rows
 from lag_integrations import Engine
 from lag_integrations.errors import EvaluationError
 from lag_integrations.langchain import LAGChatModel
-from tests.puppet import calls
+from tests.fake_engine import calls
 
 
 def answered(way: str, id: str, **fields) -> Answered:

@@ -16,7 +16,7 @@ from benchmarks.bfcl.scores import is_right, rows
 from lag_integrations import Engine, packaged
 from lag_integrations.engine.tools import HERMES
 from lag_integrations.errors import EvaluationError
-from tests.tools.parsing import parse
+from tests.engine.tools.parsing import parse
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("bfcl_eval") is None,

@@ -12,8 +12,8 @@ from typing import Any
 
 from lag_integrations.engine.tools import AnswerReader, CallEnded, CallFailed, Event, ToolFormat
 from lag_integrations.traces.message import ToolCall
-from tests.tools.formats import FORMATS, MARKS, whole
-from tests.tools.parsing import parse
+from tests.engine.tools.formats import FORMATS, MARKS, whole
+from tests.engine.tools.parsing import parse
 
 WORDS = (
     *filter(None, MARKS),

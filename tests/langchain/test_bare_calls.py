@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from lag_integrations import packaged
 from lag_integrations.langchain import LAGChatModel
+from tests.fake_engine import FakeEngine, calls
 from tests.langchain.fake_chat_model import captured, said
-from tests.puppet import Puppet, calls
 
 CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
 OTHER = CALL.replace("Oslo", "Lima")
@@ -39,7 +39,7 @@ def weather(city: str) -> str:
 
 @pytest.fixture(scope="module")
 def puppet():
-    return Puppet(AutoTokenizer.from_pretrained(packaged.chat_model()))
+    return FakeEngine(AutoTokenizer.from_pretrained(packaged.chat_model()))
 
 
 @pytest.fixture(params=[True, False], ids=["held", "free"])

@@ -11,8 +11,8 @@ from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
+from tests.fake_engine import FakeEngine
 from tests.llama_index.fake_llm import FERRY, VAULT, added, our_handlers
-from tests.puppet import Puppet
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +25,19 @@ def handlers_are_ours() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def one_puppet() -> Puppet:
-    return Puppet(AutoTokenizer.from_pretrained(packaged.chat_model()))
+def one_puppet() -> FakeEngine:
+    return FakeEngine(AutoTokenizer.from_pretrained(packaged.chat_model()))
 
 
 @pytest.fixture
-def puppet(one_puppet: Puppet) -> Puppet:
+def puppet(one_puppet: FakeEngine) -> FakeEngine:
     """An engine that says what it is told to."""
     one_puppet.says()
     return one_puppet
 
 
 @pytest.fixture
-def puppet_llm(puppet: Puppet) -> LAGLLM:
+def puppet_llm(puppet: FakeEngine) -> LAGLLM:
     """An LLM that says what the puppet is told."""
     return LAGLLM(puppet, temperature=0, max_tokens=200)
 

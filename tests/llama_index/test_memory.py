@@ -43,8 +43,8 @@ from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import tag_of
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
+from tests.fake_engine import calls
 from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
-from tests.puppet import calls
 
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."

@@ -20,7 +20,7 @@ from lag_integrations.engine.tools.json_format import GRANITE, LLAMA, JsonFormat
 from lag_integrations.engine.tools.named_format import NamedFormat
 from lag_integrations.engine.tools.qwen_xml import QwenXMLFormat
 from lag_integrations.traces.message import ToolCall
-from tests.tools.parsing import parse
+from tests.engine.tools.parsing import parse
 
 CITY = ToolCall(name="weather", args={"city": "Köln"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'

@@ -16,7 +16,7 @@ from lag_integrations.engine.encoding import Encodable
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message, ToolCall
-from tests.tools.templates import ALL
+from tests.engine.tools.templates import ALL
 
 TOKENS = re.compile(r"<[|｜]?[\w/▁]+[|｜]?>|\[/?[A-Z_]+\]|\[gMASK\]|<\|\"\|>")
 BY_ROLE = {

@@ -13,8 +13,8 @@ from lag_integrations.engine.tools import (
     tool_result_text,
 )
 from lag_integrations.traces.message import Message, ToolCall
-from tests.tools.parsing import parse
-from tests.tools.templates import ALL, applier
+from tests.engine.tools.parsing import parse
+from tests.engine.tools.templates import ALL, applier
 
 LEARNED = {name: learn_tool_format(applier(template)) for name, template in ALL.items()}
 CALLS = [ToolCall(name="search", args={"query": "tea", "page": "two"}), ToolCall(name="now")]

@@ -19,7 +19,7 @@ from lag_integrations.engine.generation.sequence import Generation
 from lag_integrations.engine.tools import CallEnded, Text
 from lag_integrations.traces.message import Message
 from tests.conftest import random_model
-from tests.tools.templates import ALL
+from tests.engine.tools.templates import ALL
 
 FAMILIES = {
     "deepseek": [

@@ -16,8 +16,8 @@ from lag_integrations.engine.tools import (
     ToolFormat,
 )
 from lag_integrations.traces.message import ToolCall
-from tests.tools.formats import FORMATS, MARKS, whole
-from tests.tools.parsing import parse
+from tests.engine.tools.formats import FORMATS, MARKS, whole
+from tests.engine.tools.parsing import parse
 
 # Where an argument is not JSON, the text that ends it cannot stand in it.
 RESERVED = {

@@ -19,8 +19,8 @@ from lag_integrations.engine.tools import (
 )
 from lag_integrations.engine.tools.json_format import LLAMA
 from lag_integrations.traces.message import ToolCall
-from tests.tools.parsing import parse
-from tests.tools.templates import ALL, applier
+from tests.engine.tools.parsing import parse
+from tests.engine.tools.templates import ALL, applier
 
 NAMES = ("qwen", "llama", "mistral_named", "granite", "qwen_coder", "glm", "harmony", "gemma")
 FORMATS = {name: learn_tool_format(applier(ALL[name])) for name in NAMES}

@@ -9,7 +9,7 @@ from typing import Any
 from lag_integrations import Engine
 from lag_integrations.engine.generation.sequence import Request, SequenceState
 from tests.conftest import random_model
-from tests.tools.templates import QWEN
+from tests.engine.tools.templates import QWEN
 
 Answer = str | Callable[[str], str]
 
@@ -20,7 +20,7 @@ def calls(name: str, /, **args: Any) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
-class Puppet(Engine):
+class FakeEngine(Engine):
     """Gives its answers in turn, the last one for ever; an answer may be a function of the prompt.
 
     Without answers, it is the random model that it is made of. All else is real: the prompt, the

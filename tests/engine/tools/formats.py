@@ -6,7 +6,7 @@ from typing import Any
 
 from lag_integrations.engine.tools import Event, JsonFormat, Text, learn_tool_format
 from lag_integrations.engine.tools.named_format import NamedFormat
-from tests.tools.templates import ALL, applier
+from tests.engine.tools.templates import ALL, applier
 
 SAME = {
     "chatml",
