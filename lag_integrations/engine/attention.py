@@ -32,6 +32,8 @@ def attend_in_groups(model: PreTrainedModel) -> bool:
     """
     if model.device.type != "cpu" or getattr(model.config, "_attn_implementation", "") != "sdpa":
         return False
+    AttentionInterface.register(NAME, grouped_sdpa)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     try:
         before = _masked_logits(model)
         model.set_attn_implementation(NAME)
@@ -100,7 +102,3 @@ def grouped_sdpa(
         enable_gqa=True,
     )
     return attended.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(NAME, grouped_sdpa)
-AttentionMaskInterface.register(NAME, sdpa_mask)
