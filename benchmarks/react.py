@@ -20,7 +20,7 @@ from rich.table import Table
 
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.scoring import contains, exact_match

@@ -25,7 +25,7 @@ from benchmarks.changed.documents import Page, pages
 from benchmarks.changed.engines import Agent, Answers, Memory, QueryEngine
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.traces.reserved_metadata import VERDICT, without
 from lag_integrations.traces.sources import SOURCES

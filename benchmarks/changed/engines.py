@@ -21,7 +21,7 @@ from benchmarks.asked import figures, figures_of
 from benchmarks.query_engine import Calls
 from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGQueryEngine
 from lag_integrations.traces.trace import Trace

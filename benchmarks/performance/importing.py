@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.performance.paired import Figure, Setting, figures, interleaved
 from lag_integrations import KVLogMemory
-from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.segment import Segment
 from lag_integrations.traces.trace import Trace

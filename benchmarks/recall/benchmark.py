@@ -15,11 +15,10 @@ from lag_integrations.evaluation.recall.searches import (
     Search,
     VectorSearch,
 )
-from lag_integrations.memory.base import MIN_RELEVANCE
 from lag_integrations.store.embedder import Embedder
+from lag_integrations.store.floor import MIN_RELEVANCE, Floor
 from lag_integrations.store.relevance.measure import measure
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.store.search_hit import Floor
 from lag_integrations.traces.trace import Outcome, Trace
 
 ONE_VECTOR = "one vector, cosine 0.5"

@@ -19,7 +19,7 @@ from lag_integrations.engine.log_settings import (
     LogSettings,
 )
 from lag_integrations.engine.log_texts import with_texts
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.engine.token_selection import LastTurn, Selection, TaskAndLastTurns
 from lag_integrations.errors import (
     CalibrationError,

@@ -9,7 +9,7 @@ from typing import Any
 from lag_integrations.chat.output_plan import OutputFormat
 from lag_integrations.chat.query import query_of
 from lag_integrations.chat.settings import SAMPLING, ModelSettings
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.engine.tools.schema import Schema
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.safe_recall import AnyWhere

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from lag_integrations.chat.query import QueryOf
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.sampling import Sampling
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import check_where

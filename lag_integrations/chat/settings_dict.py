@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from lag_integrations.chat.query import QueryOf
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.memory import LogMemory
 

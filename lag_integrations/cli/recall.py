@@ -47,8 +47,7 @@ def evaluate_recall(
     from lag_integrations.evaluation.recall.queries import read_queries
     from lag_integrations.evaluation.recall.searches import MemorySearch
     from lag_integrations.evaluation.report import require
-    from lag_integrations.memory.base import MIN_RELEVANCE
-    from lag_integrations.store.search_hit import Floor
+    from lag_integrations.store.floor import MIN_RELEVANCE, Floor
 
     require()
     placed = read_queries(path)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from lag_integrations.engine.chat_template import ChatTemplate
-from lag_integrations.engine.encoding import Encodable, batches
+from lag_integrations.engine.encodable import Encodable, batches
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.kv.cache import beginning

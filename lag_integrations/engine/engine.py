@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lag_integrations.engine.attention import attend_in_groups
 from lag_integrations.engine.chat_template import ChatTemplate
+from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.encoder import Encoder
-from lag_integrations.engine.encoding import Encodable
 from lag_integrations.engine.generation.constraint import can_constrain
 from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.engine.generator import AnswerGenerator, EngineStream

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.engine.token_selection import LastTurn, Selection, TaskAndLastTurns
 from lag_integrations.errors import CalibrationError
 from lag_integrations.runtime.cache_folder import cache_folder

@@ -12,9 +12,9 @@ from lag_integrations.engine.generation.constraint import Grammars
 from lag_integrations.engine.generation.sampling import Sampling
 from lag_integrations.engine.generation.sequence import Request
 from lag_integrations.engine.log_settings import LogSettings
-from lag_integrations.engine.placement import Placement, place_segments
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.runner import ModelRunner
+from lag_integrations.engine.segment_placement import Placement, place_segments
 from lag_integrations.errors import ContextWindowError, SettingsError
 from lag_integrations.kv.segment import Segment
 

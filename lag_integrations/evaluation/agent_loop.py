@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.sequence import Generation, Request
-from lag_integrations.engine.placement import Placement
+from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.errors import LAGError
 from lag_integrations.evaluation.arms import Arm, Asked, AsText, Given
 from lag_integrations.evaluation.as_text import read_as_text

@@ -29,6 +29,7 @@ from lag_integrations.memory.usage import UsageCounter
 from lag_integrations.memory.worker import Worker
 from lag_integrations.store.budget import Budget
 from lag_integrations.store.embedder import Embedder
+from lag_integrations.store.floor import MIN_RELEVANCE
 from lag_integrations.store.reranker import Reranker
 from lag_integrations.store.store import LogStore
 from lag_integrations.traces.provenance import UNTRUSTED_TOOLS, UnjudgedDocuments
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from lag_integrations.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-MIN_RELEVANCE = 0.5
-"""Least probability that a recalled log fits, by default."""
 
 
 class MemoryBase:

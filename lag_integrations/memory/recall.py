@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from lag_integrations.memory.base import MemoryBase
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
 from lag_integrations.store.filters import Where
-from lag_integrations.store.search_hit import Floor
+from lag_integrations.store.floor import Floor
 from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.provenance import UnjudgedDocuments
 from lag_integrations.traces.trace import Outcome, Trace

@@ -17,9 +17,10 @@ from lag_integrations.memory.results import (
 )
 from lag_integrations.store.diversity import most_diverse
 from lag_integrations.store.filters import Where
+from lag_integrations.store.floor import Floor
 from lag_integrations.store.recency import newest_first
 from lag_integrations.store.reranker import Reranker
-from lag_integrations.store.search_hit import Floor, SearchHit
+from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.store import LogStore
 from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.owner import Owner

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.errors import LAGError, LogNotFoundError, StoreError
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.memory.patient_locks import ALL_TWICE_AFTER, PatientLocks
 from lag_integrations.memory.results import RecalledLog
-from lag_integrations.store.segments import encode_task
+from lag_integrations.store.segment_table import encode_task
 from lag_integrations.store.store import LogStore
 from lag_integrations.traces.trace import Outcome, Trace
 

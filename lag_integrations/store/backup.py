@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.database import LEDGER_FILE
-from lag_integrations.store.permissions import create_private_file
+from lag_integrations.store.file_permissions import create_private_file
 from lag_integrations.store.segment_files import SegmentFiles, sync_folder
 from lag_integrations.store.store import LogStore
 

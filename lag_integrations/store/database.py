@@ -26,9 +26,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAl
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.chroma.files import STATE_FILE
+from lag_integrations.store.file_permissions import create_private_file, remove_others_access
 from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, pause, sqlstate
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
-from lag_integrations.store.permissions import create_private_file, remove_others_access
 from lag_integrations.store.read_only import is_read_only, open_read_only
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import set_time_limits

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from lag_integrations.store.chunks import chunks
 from lag_integrations.store.deletion_queue import DeletionQueue
 from lag_integrations.store.segment_files import SegmentFiles
-from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.segment_table import SegmentTable
 
 MIN_AGE = 600.0
 """Seconds for which a new file may still be recorded by whoever writes it."""

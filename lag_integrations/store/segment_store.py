@@ -18,7 +18,7 @@ from lag_integrations.runtime.openmp import computing
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.segment_cache import SegmentCache
 from lag_integrations.store.segment_files import SegmentFiles
-from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.segment_table import SegmentTable
 from lag_integrations.store.store_metadata import StoreMetadata
 
 logger = logging.getLogger(__name__)

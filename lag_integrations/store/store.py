@@ -22,6 +22,7 @@ from lag_integrations.store.chroma.server import ChromaServer
 from lag_integrations.store.database import Database
 from lag_integrations.store.deletion_queue import DeletionQueue
 from lag_integrations.store.deletion_receipt import DeletionReceipt, RemainingData
+from lag_integrations.store.deletion_sweeper import Sweeper
 from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.index import Index
@@ -37,9 +38,8 @@ from lag_integrations.store.search_hit import Query, SearchHit
 from lag_integrations.store.segment_cache import SegmentCache
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segment_store import SegmentStore, Staged
-from lag_integrations.store.segments import SegmentTable
+from lag_integrations.store.segment_table import SegmentTable
 from lag_integrations.store.store_metadata import StoreMetadata
-from lag_integrations.store.sweeper import Sweeper
 from lag_integrations.store.vector_search import VectorSearch
 from lag_integrations.traces.screening import Gate
 

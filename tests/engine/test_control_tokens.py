@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lag_integrations import Trace, packaged
 from lag_integrations.engine.chat_template import ChatTemplate
-from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message, ToolCall

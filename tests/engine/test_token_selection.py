@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from lag_integrations import Trace, packaged
 from lag_integrations.engine.chat_template import ChatTemplate
-from lag_integrations.engine.encoding import Encodable
+from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.token_selection import (
     LastAction,
     LastResponse,

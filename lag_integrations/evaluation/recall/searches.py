@@ -11,8 +11,9 @@ from lag_integrations import KVLogMemory
 from lag_integrations.evaluation.recall.queries import RecallQuery
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
+from lag_integrations.store.floor import Floor
 from lag_integrations.store.relevance.model import Relevance
-from lag_integrations.store.search_hit import Floor, Query, SearchHit
+from lag_integrations.store.search_hit import Query, SearchHit
 from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.trace import Trace
 

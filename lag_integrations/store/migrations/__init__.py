@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, inspect, text
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.file_permissions import create_private_file
 from lag_integrations.store.locks import Locks
-from lag_integrations.store.permissions import create_private_file
 from lag_integrations.store.schema import metadata
 from lag_integrations.store.time_limits import lift_time_limits
 
