@@ -1,4 +1,4 @@
-"""Queries of a search, its hits, and the floor that a hit has to reach."""
+"""Queries of a search, and its hits."""
 
 from __future__ import annotations
 
