@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from lag_integrations.kv_log_memory import KVLogMemory
     from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
-    from lag_integrations.store.receipts import Receipt
+    from lag_integrations.store.deletion_receipt import DeletionReceipt
     from lag_integrations.traces.provenance import UNTRUSTED_TOOLS
     from lag_integrations.traces.screening import Quarantine, Refuse
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UNTRUSTED_TOOLS",
     "Candidate",
+    "DeletionReceipt",
     "Engine",
     "Judge",
     "KVLogMemory",
@@ -48,7 +49,6 @@ __all__ = [
     "Outcome",
     "Quarantine",
     "RecalledLog",
-    "Receipt",
     "Refuse",
     "SearchResult",
     "Selection",
@@ -77,7 +77,7 @@ _LAZY = {
     ),
     "kv_log_memory": ("KVLogMemory",),
     "memory.results": ("Candidate", "RecalledLog", "SearchResult"),
-    "store.receipts": ("Receipt",),
+    "store.deletion_receipt": ("DeletionReceipt",),
     "traces.provenance": ("UNTRUSTED_TOOLS",),
     "traces.screening": ("Quarantine", "Refuse"),
 }
