@@ -93,7 +93,7 @@ def test_segments_are_held_as_the_model_wants_them(tmp_path, tiny, monkeypatch):
     def elsewhere(segment: Segment) -> Segment:
         return replace(segment, info={"staged": "yes"})
 
-    monkeypatch.setattr(type(tiny), "staged", lambda _, segment: elsewhere(segment))
+    monkeypatch.setattr(type(tiny.encoder), "stage", lambda _, segment: elsewhere(segment))
     with open_memory(tmp_path / "m") as memory:
         memory.add(numbered(1))
         memory.flush()
