@@ -90,7 +90,7 @@ def main() -> None:
         temperature=0,
         max_tokens=arguments.max_tokens,
     )
-    table = Table("asked for", "answers", "valid", "cut off", "seconds an answer")
+    table = Table("asked for", "answers", "valid", "ended early", "seconds an answer")
     table.title = "Answers that fit their schema"
     for way in ("structured output", "forced tool call"):
         valid = early = total = 0
@@ -101,11 +101,11 @@ def main() -> None:
                 early += cut
                 valid += _fits(answer, schema)
         taken = (time.perf_counter() - started) / total
-        print(f"{way}: {valid} of {total} valid, {early} cut off", flush=True)
+        print(f"{way}: {valid} of {total} valid, {early} ended early", flush=True)
         table.add_row(way, str(total), f"{100 * valid / total:.1f} %", str(early), f"{taken:.2f}")
     table.caption = (
-        f"{stamp()} · at most {arguments.max_tokens} tokens; cut off: tokens ran out, and the "
-        "answer was cut off"
+        f"{stamp()} · at most {arguments.max_tokens} tokens; ended early: tokens ran out, so the "
+        "shortest end followed"
     )
     Console().print(table)
 

@@ -65,8 +65,8 @@ class RequestBuilder:
             answer_prefix: What the answer begins with; not part of the generated text.
             max_new_tokens: Most tokens to generate.
             stop: Texts that end the answer and are not part of it.
-            grammar: A grammar (llguidance's Lark dialect) that the answer fits, unless it is cut
-                off for length.
+            grammar: A grammar (llguidance's Lark dialect) that the answer fits, also if it is cut
+                short; see `generation.constraint`.
             top_logprobs: Record each token's log probability, and that many alternatives.
             timeout: Most seconds from now until a stream gives up with `TimeoutError`.
             cache_salt: Whose prompt it is. What was read lately is reused for prompts with the same
@@ -77,7 +77,7 @@ class RequestBuilder:
 
         Raises:
             ContextWindowError: Prompt, segments and answer exceed the window.
-            ConstraintError: The grammar is not valid.
+            ConstraintError: The grammar is not valid, or no answer fits it in so few tokens.
             PromptError: The chat template refuses the conversation.
             SettingsError: A sampling setting is unknown or out of its range.
         """
@@ -121,7 +121,7 @@ class RequestBuilder:
             max_new_tokens=most,
             stop=tuple(stop),
             sampling=settings,
-            constraint=None if grammar is None else self._grammars.constraint(grammar),
+            constraint=None if grammar is None else self._grammars.constraint(grammar, most),
             top_logprobs=top_logprobs,
             suppressed_tokens=self._chat_template.suppressed_tokens | self._runner.end_tokens,
             deadline=None if timeout is None else time.monotonic() + timeout,

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField
@@ -23,7 +22,7 @@ from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.chat.current import use_memory
 from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.runner import ModelRunner
-from lag_integrations.errors import PromptError, ToolChoiceError
+from lag_integrations.errors import ConstraintError, PromptError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.memory import segment_indexer
 from tests.conftest import qa
@@ -354,12 +353,13 @@ def test_json_mode(plain):
     assert isinstance(found, dict)
 
 
-def test_an_object_that_is_cut_off_is_none(plain):
-    structured = plain.with_structured_output(City, include_raw=True)
-    found = structured.invoke("Name a city with all its rivers.", max_tokens=3)
-    assert found["parsed"] is None
-    assert isinstance(found["parsing_error"], OutputParserException)
-    assert found["raw"].response_metadata["finish_reason"] == "length"
+def test_objects_however_few_the_tokens(plain):
+    structured = plain.with_structured_output(City)
+    for most in (22, 25, 30):
+        found = structured.invoke("Name a city with all its rivers.", max_tokens=most)
+        assert isinstance(found, City)
+    with pytest.raises(ConstraintError, match="max_tokens"):
+        structured.invoke("Name a city.", max_tokens=3)
 
 
 def test_wrong_ways_to_ask_for_objects(plain):

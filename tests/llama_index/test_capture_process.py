@@ -25,7 +25,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture import spans
-from lag_integrations.llama_index.capture.handlers import tracker
+from lag_integrations.llama_index.capture.handlers import instrumentation, tracker
 from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.store.ledger import Ledger
 from tests.llama_index.fake_llm import (
@@ -344,12 +344,20 @@ def test_importing_instruments_nothing():
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.fixture
+def nobody_else():
+    """Forget what other tests left going on: runs, and memories that nobody closed."""
+    tracker.__init__()
+    instrumentation._needs.clear()
+    instrumentation.remove_if_unneeded()
+
+
 def _is_instrumented():
     spans, events = our_handlers()
     return bool(spans and events)
 
 
-def test_the_handlers_go_when_nobody_needs_them(memory, other):
+def test_the_handlers_go_when_nobody_needs_them(memory, other, nobody_else):
     gc.collect()
     assert not _is_instrumented()
     with memory.capture(), other.capture():
@@ -375,7 +383,7 @@ def test_the_handlers_go_when_nobody_needs_them(memory, other):
         lambda memory: LAGMemory.from_json(LAGMemory(memory).to_json()),
     ],
 )
-def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make):
+def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make, nobody_else):
     gc.collect()
     assert not _is_instrumented()
     LAGLLM("some/model")
@@ -389,7 +397,7 @@ def test_what_has_a_memory_needs_them_as_long_as_it_lives(memory, make):
     assert not _is_instrumented()
 
 
-def test_the_handlers_stay_until_a_stream_is_read(memory):
+def test_the_handlers_stay_until_a_stream_is_read(memory, nobody_else):
     with memory.capture():
         stream = FakeLLM("One two.").stream_chat([user("Q?")])
     assert _is_instrumented()

@@ -177,6 +177,12 @@ class SequenceState:
         if constraint is not None:
             constraint.mask(scores)
         token = self._sampler.pick(scores)
+        if constraint is not None:
+            vetted = constraint.vet(token, self._left)
+            if vetted is None:
+                self.generation.finish_reason = "length"
+                return ""
+            token = vetted
         if top is not None:
             self.generation.logprobs.append(_logprob(logits, token, top))
         text = self._take(token)
@@ -198,9 +204,10 @@ class SequenceState:
         text = self._text.add(token)
         if constraint is not None:
             constraint.accept(token)
-        complete = constraint is not None and constraint.complete
-        if complete or self._text.stopped or token in self._end_tokens:
+        if self._text.stopped or token in self._end_tokens:
             generation.finish_reason = "stop"
+        elif constraint is not None and constraint.complete:
+            generation.finish_reason = "length" if constraint.cut_short else "stop"
         elif self._left <= 0:
             generation.finish_reason = "length"
         return text
