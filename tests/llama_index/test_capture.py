@@ -848,8 +848,11 @@ def test_only_answers_are_not_choices(memory):
 
     engine = index().as_query_engine(llm=FakeLLM(note("answer")))
     tools = [QueryEngineTool.from_defaults(engine, description="weather")]
-    for select in (selector(FakeLLM(note("selector"))), Odd()):
-        RouterQueryEngine(selector=select, query_engine_tools=tools, llm=FakeLLM()).query("Rain?")
+    with memory.capture():  # what goes on is seen while somebody captures
+        for select in (selector(FakeLLM(note("selector"))), Odd()):
+            RouterQueryEngine(selector=select, query_engine_tools=tools, llm=FakeLLM()).query(
+                "Rain?"
+            )
     assert seen == {"selector": True, "odd": True, "answer": False}
     assert not is_choosing()
 
