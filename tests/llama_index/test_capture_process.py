@@ -347,7 +347,9 @@ def test_importing_instruments_nothing():
 @pytest.fixture
 def nobody_else():
     """Forget what other tests left going on: runs, and memories that nobody closed."""
-    tracker.__init__()
+    tracker.runs._runs.clear()
+    tracker.runs.spans._spans.clear()
+    tracker.runs.spans._kept.clear()
     instrumentation._needs.clear()
     instrumentation.remove_if_unneeded()
 
