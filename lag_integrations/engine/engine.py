@@ -228,7 +228,7 @@ class Engine:
 
     def tokens_of(self, text: str) -> list[int]:
         """Return the tokens of a text, without those that a tokenizer puts around it."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._runner.tokens_of(text)
 
     def encodable(
         self, trace: Trace, selection: Selection | None = None, *, cache_salt: str = ""

@@ -87,11 +87,11 @@ class RequestBuilder:
             log_settings.placement if placement is None else placement,
             question=question,
             segments=len(segments),
-            tokens_of=self._tokens_of,
+            tokens_of=self._runner.tokens_of,
         )
         public = min(prompt.head, split) if share_system and (not segments or split > 0) else 0
         if answer_prefix:
-            prompt_ids = prompt_ids + self._tokens_of(answer_prefix)
+            prompt_ids = prompt_ids + self._runner.tokens_of(answer_prefix)
         window = self._runner.positions.window
         injected = sum(len(segment) for segment in segments)
         total = len(prompt_ids) + injected
@@ -134,6 +134,3 @@ class RequestBuilder:
     @cached_property
     def _grammars(self) -> Grammars:
         return Grammars(self._runner.tokenizer, self._runner.vocabulary, self._runner.end_tokens)
-
-    def _tokens_of(self, text: str) -> list[int]:
-        return list(self._runner.tokenizer(text, add_special_tokens=False)["input_ids"])

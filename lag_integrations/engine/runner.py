@@ -87,6 +87,10 @@ class ModelRunner:
         tokens = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
         return frozenset(token for token in tokens if token is not None)
 
+    def tokens_of(self, text: str) -> list[int]:
+        """Return the tokens of a text, without those that a tokenizer puts around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def close(self) -> None:
         """Release the model."""
         with self.lock:

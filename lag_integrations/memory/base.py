@@ -213,7 +213,8 @@ class MemoryBase:
         self._share_calibration(engine)
         self._readers.add(engine)
         self._engine = engine
-        if self._attached.get(engine.fingerprint.id) is engine:
+        if engine.fingerprint.id in self._attached:
+            self._attached[engine.fingerprint.id] = engine  # perhaps loaded a second time
             return
         known = self.store.metadata.models()
         if known and engine.fingerprint.id not in known:
@@ -296,7 +297,9 @@ class MemoryBase:
     @property
     def _engines(self) -> list[Engine]:
         """The attached models that are still open."""
-        return [engine for engine in self._attached.values() if not engine.closed]
+        # A copy at once: another thread may attach a model meanwhile.
+        attached = [reference() for reference in self._attached.valuerefs()]
+        return [engine for engine in attached if engine is not None and not engine.closed]
 
     def _check_open(self) -> None:
         if self._process != os.getpid():

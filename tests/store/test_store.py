@@ -358,6 +358,19 @@ def test_every_attached_model_has_its_segments(tmp_path):
         assert memory._pending() == 0
 
 
+def test_a_model_that_was_loaded_twice_is_one_model(tmp_path, monkeypatch):
+    """Two objects that take turns write nothing to the ledger, and do not wake the worker."""
+    first, second = tiny_engine(seed=1), tiny_engine(seed=1)
+    with open_memory(tmp_path / "m") as memory:
+        memory.attach(first)
+        written = []
+        monkeypatch.setattr(memory.store.metadata, "add_model", lambda *_: written.append(1))
+        for engine in (second, first, second):
+            memory.attach(engine)
+        assert not written
+        assert second in memory._engines
+
+
 def test_a_memory_that_nobody_closes_is_released(tmp_path):
     memory = open_memory(tmp_path / "m")
     memory.add(numbered(1))
