@@ -1,14 +1,13 @@
 """What it costs not to believe files: ``python -m benchmarks.checks``.
 
 Runs are logged, and their tasks asked again. Beside the time to the first token, what is measured
-is what stands in it only for safety: the checksum of a segment's file, the comparison of the
+is what stands in it only for safety: the hash of a segment's file, the comparison of the
 segment with model and trace, and the look whether another process has deleted something.
 """
 
 from __future__ import annotations
 
 import argparse
-import hmac
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.engine import Engine
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.kv.segment import Segment
+from lag_integrations.kv.segment_file import sha256_hex
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.trace import Trace
 
@@ -39,21 +39,21 @@ class Cost:
     Attributes:
         first_token: To the first token, recall included, with the segment read from its file.
         held: The same with the segment in memory.
-        checksum: Of one file.
+        file_hash: Of one file.
         comparison: Of one segment with model and trace.
         deletions: The look whether another process has deleted something, twice an answer.
     """
 
     first_token: float
     held: float
-    checksum: float
+    file_hash: float
     comparison: float
     deletions: float
 
     @property
     def share(self) -> float:
         """What part of the time to the first token is for safety, if a file is read."""
-        return (self.checksum + self.comparison + 2 * self.deletions) / self.first_token
+        return (self.file_hash + self.comparison + 2 * self.deletions) / self.first_token
 
     @property
     def share_held(self) -> float:
@@ -81,18 +81,17 @@ def measure(engine: Engine, logs: int, *, embedder: Any = None, rounds: int = _R
         with KVLogMemory(folder, hot_bytes=0, **settings) as memory:
             memory.attach(engine)
             first_token = _asked(engine, memory, traces, rounds)
-            store, secret = memory.store, memory.store.metadata.signing_key()
+            store = memory.store
             files = [
-                (key, store.segment_files.get(name), store.ledger.get([key.log_id])[key.log_id])
+                (*store.read(key, name), store.ledger.get([key.log_id])[key.log_id])
                 for key, name, _ in store.segments.all_files()
             ]
             deletions = _milliseconds(lambda: store.metadata.last_deletion(memory.namespace))
-            checksums, comparisons = [], []
-            for key, data, trace in files * rounds:
-                checksums.append(_milliseconds(partial(hmac.digest, secret, data, "sha256")))
-                compare = partial(_compare, engine, store.decode(data, key), trace)
-                comparisons.append(_milliseconds(compare))
-    return Cost(first_token, held, median(checksums), median(comparisons), deletions)
+            hashes, comparisons = [], []
+            for segment, data, trace in files * rounds:
+                hashes.append(_milliseconds(partial(sha256_hex, data)))
+                comparisons.append(_milliseconds(partial(_compare, engine, segment, trace)))
+    return Cost(first_token, held, median(hashes), median(comparisons), deletions)
 
 
 def _trace(number: int) -> Trace:
@@ -136,7 +135,7 @@ def show(cost: Cost, name: str) -> Table:
     for what, value in (
         ("first token, segment read from its file", cost.first_token),
         ("first token, segment in memory", cost.held),
-        ("checksum of the file", cost.checksum),
+        ("hash of the file", cost.file_hash),
         ("comparison with model and trace", cost.comparison),
         ("look for deletions of others", cost.deletions),
     ):

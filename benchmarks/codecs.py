@@ -28,12 +28,11 @@ from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.scoring import contains, exact_match
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace
 
-_SECRET = b"of no store"
 _CODECS = ("native", "bf16", "fp16", "fp8", "int8", "int4", "native+zstd", "int8+zstd", "int4+zstd")
 _MUSIQUE = 100
 
@@ -134,10 +133,11 @@ def _measure(
         key = SegmentKey(question.log.id, segment.fingerprint, LastTurn().name, name)
         if not arm.sizes:
             # The first time is slower.
-            load_segment(dump_segment(segment, key, _SECRET), key, _SECRET)
+            file = dump_segment(segment, key)
+            load_segment(file, key, sha256_hex(file))
         begun = time.perf_counter()
-        file = dump_segment(segment, key, _SECRET)
-        stored = load_segment(file, key, _SECRET)
+        file = dump_segment(segment, key)
+        stored = load_segment(file, key, sha256_hex(file))
         arm.seconds.append(time.perf_counter() - begun)
         arm.sizes.append(len(file))
         text, logits = _answer(engine, question.text, stored)

@@ -17,16 +17,13 @@ from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.store.segment_files import SegmentFiles
 
 SUITE = "loading three segments, ms"
 MAPPED, READ = "safetensors, mapped and summed", "safetensors, into memory"
 LOADED, BUILT = "ours: read and checked", "ours: read, checked, rotated, in a cache"
 ROTATED = "ours: rotated, in a cache"
-
-
-_SECRET = b"of no store"
 
 
 def loading(engine: Engine, rounds: int, tokens: list[int], codecs: list[str]) -> Iterator[Figure]:
@@ -42,17 +39,19 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     key = SegmentKey("log", engine.fingerprint.id, "last_turn", codec)
     with tempfile.TemporaryDirectory() as folder:
         blobs = SegmentFiles(folder)
-        plain = []
+        plain, hashes = [], []
         for number, segment in enumerate(segments):
-            blobs.put(f"{number}", dump_segment(segment, key, _SECRET))
+            data = dump_segment(segment, key)
+            blobs.put(f"{number}", data)
+            hashes.append(sha256_hex(data))
             plain.append(Path(folder) / f"{number}.plain")
             slots = [slot for pair in segment.slots for slot in pair]
             save_file({f"{place}": slot for place, slot in enumerate(slots)}, plain[-1])
         ways: dict[str, Callable[[], object]] = {
             MAPPED: lambda: [slot.sum() for file in plain for slot in load_file(file).values()],
             READ: lambda: [slot.clone() for file in plain for slot in load_file(file).values()],
-            LOADED: lambda: _load(blobs, key),
-            BUILT: lambda: _build(engine, _load(blobs, key)),
+            LOADED: lambda: _load(blobs, key, hashes),
+            BUILT: lambda: _build(engine, _load(blobs, key, hashes)),
             ROTATED: lambda: _build(engine, segments),
         }
         taken = interleaved(
@@ -62,8 +61,10 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     yield from figures(SUITE, setting, taken, (READ, MAPPED))
 
 
-def _load(blobs: SegmentFiles, key: SegmentKey) -> list[Segment]:
-    return [load_segment(blobs.get(f"{number}"), key, _SECRET) for number in range(3)]
+def _load(blobs: SegmentFiles, key: SegmentKey, hashes: list[str]) -> list[Segment]:
+    return [
+        load_segment(blobs.get(f"{number}"), key, sha256) for number, sha256 in enumerate(hashes)
+    ]
 
 
 def _build(engine: Engine, segments: list[Segment]) -> object:

@@ -7,7 +7,7 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,12 @@ from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.traces.message import Message
 
 PEAK, GROWTH = "peak above the model, MB", "memory after so many requests, MB"
 OWN, WARM, COLD = "the segments' own bytes", "segments in memory before", "segments read from disk"
-_SECRET = b"of no store"
 _STATUS = Path("/proc/self/status")
 _SAMPLE = 0.0005
 _BUDGET = 64 * 2**20
@@ -47,17 +46,19 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         blobs = SegmentFiles(folder)
         for number in range(rounds + 1):
-            names = [f"{number}-{seed}" for seed in range(3)]
+            hashes = {}
             segments = [random_segment(engine, 1024, seed) for seed in range(3)]
-            for name, segment in zip(names, segments, strict=True):
-                blobs.put(name, dump_segment(segment, key, _SECRET))
+            for seed, segment in enumerate(segments):
+                data = dump_segment(segment, key)
+                blobs.put(f"{number}-{seed}", data)
+                hashes[f"{number}-{seed}"] = sha256_hex(data)
             own = sum(segment.nbytes for segment in segments) / 1e6
             warm = _peak(engine, number, segments.copy)
             del segments
             cold = _peak(
                 engine,
                 number,
-                partial(_read, blobs, names, key),
+                partial(_read, blobs, hashes, key),
             )
             if number:
                 for way, value in ((OWN, own), (WARM, warm), (COLD, cold)):
@@ -65,8 +66,8 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     yield from figures(PEAK, {"log tokens": 3072}, taken, (OWN,))
 
 
-def _read(blobs: SegmentFiles, names: Sequence[str], key: SegmentKey) -> list[Segment]:
-    return [load_segment(blobs.get(name), key, _SECRET) for name in names]
+def _read(blobs: SegmentFiles, hashes: Mapping[str, str], key: SegmentKey) -> list[Segment]:
+    return [load_segment(blobs.get(name), key, sha256) for name, sha256 in hashes.items()]
 
 
 def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -> float:

@@ -16,7 +16,7 @@ def check_segment(
 ) -> None:
     """Refuse a segment that is not of this model or not of this trace.
 
-    A right checksum says who wrote a file. This says that it can be injected, and that its tokens
+    A right hash says who wrote a file. This says that it can be injected, and that its tokens
     are the trace's.
 
     Args:

@@ -1,18 +1,7 @@
-"""Segments to and from files: safetensors with a checksum over every byte.
+"""Segments to and from files of plain safetensors.
 
-A file is a plain safetensors file; any reader of that format opens it. Byte by byte:
-
-====================  ==========================================================================
-0 … 7                 Length n of the header, unsigned, little-endian.
-8 … 7 + n             The header: JSON (ASCII), filled up with spaces to a multiple of 8 bytes.
-8 + n … end           The tensors, each from where to where is in the header. All numbers are
-                      little-endian.
-====================  ==========================================================================
-
-The header begins ``{"__metadata__":{"checksum":"``, so that the checksum's 64 digits are always the
-bytes 37 … 100. It is the HMAC-SHA256, in lower-case hexadecimal, of the whole file with ``0`` in
-the place of these digits, under the secret of the store that wrote it. The other metadata, in this
-order and all of them strings:
+A file is what the library writes; any reader of that format opens it. The metadata, all of them
+strings:
 
 - ``format`` is ``lag-segment``, ``version`` is ``4``;
 - ``log_id``, ``fingerprint``, ``selection``, ``codec``: the `SegmentKey`;
@@ -25,17 +14,17 @@ The tensors are ``token_ids`` (int64, ``[tokens]``) and, for each layer group g 
 codec stores of its pair, as ``slots.g.0…`` and ``slots.g.1…`` (see `lag_integrations.kv.codecs`).
 The text of the trace is not in the file, though its token ids are.
 
-The checksum finds damage, and files that somebody else wrote: who does not know the secret cannot
-make a valid one.
+Whoever keeps a file remembers its `sha256_hex`, and gives it to `load_segment`: what is damaged, or
+was written by somebody else, has another one. Files of earlier versions have a ``checksum`` in
+their metadata, which is not looked at.
 """
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import json
 from dataclasses import asdict
 from math import prod
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -64,19 +53,14 @@ _STORED = {
     "I64": torch.int64,
 }
 """What codecs write, by the names of safetensors."""
-_NO_DIGITS = b"0" * 64
-_DIGITS = slice(37, 101)
 
 
-def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
+def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
     """Return a segment as the content of a file.
-
-    Equal segments give equal bytes.
 
     Args:
         segment: The segment.
         key: What it is the segment of.
-        secret: The store's, which `load_segment` is given again.
 
     Raises:
         FingerprintMismatchError: The key is for another model than the one that made the segment.
@@ -96,7 +80,6 @@ def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
         for name, tensor in used.encode(pair).items():
             tensors[f"slots.{group}.{name}"] = tensor.detach().cpu().contiguous()
     metadata = {
-        "checksum": _NO_DIGITS.decode(),
         "format": FORMAT,
         "version": VERSION,
         **asdict(key),
@@ -105,23 +88,23 @@ def dump_segment(segment: Segment, key: SegmentKey, secret: bytes) -> bytes:
         "info": json.dumps(segment.info, sort_keys=True),
         "background": str(segment.background),
     }
-    # The library writes metadata in random order; the checksum is to have a fixed place.
-    header, payload = _split(save(tensors))
-    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    digits = _checksum(secret, head, payload)
-    return b"".join((head[: _DIGITS.start], digits, head[_DIGITS.stop :], payload))
+    data: bytes = save(tensors, metadata)
+    return data
 
 
-def load_segment(data: Data, key: SegmentKey, secret: bytes) -> Segment:
+def sha256_hex(data: Data) -> str:
+    """Return the SHA-256 of a file's content, in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_segment(data: Data, key: SegmentKey, sha256: str) -> Segment:
     """Return the segment in the content of a file, on the CPU.
 
     Args:
         data: The content. Where it can be written to, the segment's tensors are views of it: it
             must not be changed any more.
         key: What it must be the segment of.
-        secret: That of the store which must have written it.
+        sha256: The `sha256_hex` that it must have.
 
     Raises:
         SegmentCorruptedError: It is damaged, not a segment, written by somebody else, or that of
@@ -130,44 +113,27 @@ def load_segment(data: Data, key: SegmentKey, secret: bytes) -> Segment:
         StoreError: The key has no codec of this installation; says nothing about the data.
     """
     used = codec(key.codec)
-    # Nothing is interpreted, not even the length of the header, before the checksum is right.
-    view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
-    if not hmac.compare_digest(view[_DIGITS], _checksum(secret, view)):
+    # Nothing is interpreted, not even the length of the header, before the hash is right.
+    if sha256_hex(data) != sha256:
         raise SegmentCorruptedError(
-            f"The segment of log {key.log_id} is damaged, not of version {VERSION}, or was not "
-            "written by this store: its checksum is wrong. Encode its trace again."
+            f"The segment of log {key.log_id} is damaged, or was written by somebody else: its "
+            "SHA-256 is wrong. Encode its trace again."
         )
     try:
-        header, payload = _split(view)
+        view = memoryview(bytearray(data) if isinstance(data, bytes) else data)
+        end = 8 + int.from_bytes(view[:8], "little")
+        header, payload = json.loads(bytes(view[8:end])), view[end:]
         metadata = header.pop("__metadata__")
         _require_key(metadata, key)
         tensors = {name: _tensor(payload, **about) for name, about in header.items()}
         return _decode(tensors, metadata, used)
     except (FingerprintMismatchError, SegmentCorruptedError):
         raise
-    except Exception as error:  # of any kind: a right checksum makes no sense of bytes
+    except Exception as error:  # of any kind: a right hash makes no sense of bytes
         raise SegmentCorruptedError(
             f"The segment of log {key.log_id} is whole, but cannot be understood "
             f"({type(error).__name__}: {error}). Encode its trace again."
         ) from error
-
-
-def resealed(data: Data, secret: bytes) -> bytes:
-    """Return a file as a store with another secret would have written it.
-
-    Args:
-        data: The file, which `load_segment` has read.
-        secret: The other secret.
-    """
-    view = memoryview(data)
-    digits = _checksum(secret, view)
-    return b"".join((view[: _DIGITS.start], digits, view[_DIGITS.stop :]))
-
-
-def _split(data: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
-    """Return header and payload of a safetensors file."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(bytes(data[8:end])), memoryview(data)[end:]
 
 
 def _tensor(
@@ -183,15 +149,6 @@ def _tensor(
     if not number:
         return torch.empty(shape, dtype=kind)
     return torch.frombuffer(payload, dtype=kind, count=number, offset=begin).view(shape)
-
-
-def _checksum(secret: bytes, head: bytes | memoryview, payload: bytes | memoryview = b"") -> bytes:
-    """Return the digits that a file, given in one or two pieces, must have."""
-    view = memoryview(head)
-    digest = hmac.new(secret, digestmod="sha256")
-    for piece in (view[: _DIGITS.start], _NO_DIGITS, view[_DIGITS.stop :], payload):
-        digest.update(piece)
-    return digest.hexdigest().encode()
 
 
 def _require_model(fingerprint: str, key: SegmentKey) -> None:

@@ -154,15 +154,12 @@ class MaintenanceMixin(MemoryBase):
         return archived
 
     def change_key(self) -> None:
-        """Take a new secret for the segment files of all namespaces, as when it may be known.
+        """Take a new secret for the archives of all namespaces, as when it may be known.
 
-        Nothing signed with the old one is trusted any more: segments are made again, and archives
-        that this store wrote count as anybody's.
+        Archives that were signed with the old one count as anybody's.
         """
         self._check_open()
-        self.store.change_key()
-        self._indexer.segments.rescan()
-        self._worker.notify()
+        self.store.metadata.new_signing_key()
 
     def backup_to(
         self, path: str | Path, *, segments: bool = True, progress: Progress | None = None

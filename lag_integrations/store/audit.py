@@ -141,8 +141,7 @@ class Audit:
         if not self._store.segment_files.is_name(file):
             return "segment_missing", "this is no name of a file of ours"
         try:
-            data = self._store.segment_files.get(file)
-            self._store.decode(data, key)
+            _, data = self._store.read(key, file)
         except FileNotFoundError as error:
             return "segment_missing", str(error)
         except (SegmentCorruptedError, FingerprintMismatchError) as error:

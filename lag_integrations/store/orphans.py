@@ -72,7 +72,7 @@ class Orphans:
     def aside(self, log_id: str) -> list[str]:
         """Return the damaged files of a log that were put aside."""
         folder = f"{self._store_id}/{_QUARANTINE}/{log_id}"
-        ours = re.compile(re.escape(f"{folder}/{log_id}") + r"-[0-9a-f]+\.safetensors")
+        ours = re.compile(re.escape(f"{folder}/{log_id}") + r"-[0-9a-f-]+\.safetensors")
         return [name for name in self._segment_files.names(folder) if ours.fullmatch(name)]
 
     def put_aside(self, log_id: str, file: str) -> None:

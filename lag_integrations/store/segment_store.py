@@ -13,13 +13,12 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.mapped_file import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.runtime.openmp import computing
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.segment_cache import SegmentCache
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.store.segment_table import SegmentTable
-from lag_integrations.store.store_metadata import StoreMetadata
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +28,12 @@ Staged = Callable[[Segment], Segment]
 
 
 class SegmentStore:
-    """Stores the segments of a namespace in signed files.
+    """Stores the segments of a namespace in files.
+
+    The name of a file, which the table holds, ends with the hash of its content.
 
     Args:
         store_id: The store's folder among the files.
-        metadata: Holds the secret that signs files.
         table: Which segments exist.
         files: Their files.
         cache: Those used lately, in memory.
@@ -44,7 +44,6 @@ class SegmentStore:
     def __init__(
         self,
         store_id: str,
-        metadata: StoreMetadata,
         table: SegmentTable,
         files: SegmentFiles,
         cache: SegmentCache,
@@ -53,13 +52,11 @@ class SegmentStore:
         read_only: bool,
     ) -> None:
         self._store_id = store_id
-        self._metadata = metadata
         self._table = table
         self._files = files
         self._cache = cache
         self._orphans = orphans
         self._read_only = read_only
-        self._secret = metadata.signing_key()
 
     def load(self, key: SegmentKey, file: str, staged: Staged | None = None) -> Segment | None:
         """Return a segment from memory or its file; None after putting a damaged file aside.
@@ -78,7 +75,7 @@ class SegmentStore:
             return held
         try:
             with computing():
-                segment = self.decode(self._files.get(file), key)
+                segment, _ = self.read(key, file)
                 segment = segment if staged is None else staged(segment)
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
@@ -93,20 +90,17 @@ class SegmentStore:
             self._cache.drop_logs({key.log_id})
         return segment
 
-    def decode(self, data: Data, key: SegmentKey) -> Segment:
-        """Return the segment in the content of a file that this store wrote.
+    def read(self, key: SegmentKey, file: str) -> tuple[Segment, Data]:
+        """Return the segment in a file that this store wrote, and the file's content.
 
         Raises:
+            OSError: The file is missing or cannot be read.
             SegmentCorruptedError: It is damaged, or something else; see `load_segment`.
             FingerprintMismatchError: Another model wrote it.
+            StoreError: A package that its codec needs is not installed.
         """
-        try:
-            return load_segment(data, key, self._secret)
-        except SegmentCorruptedError:
-            secret, self._secret = self._secret, self._metadata.signing_key()
-            if secret == self._secret:
-                raise
-            return load_segment(data, key, self._secret)
+        data = self._files.get(file)
+        return load_segment(data, key, _hash_in(file)), data
 
     def discard(self, key: SegmentKey, file: str) -> bool:
         """Put a damaged file aside, so that its segment is encoded again.
@@ -143,11 +137,11 @@ class SegmentStore:
         """
         if self._read_only:
             return segment, 0
-        self._secret = self._metadata.signing_key()  # it may have been changed meanwhile
         with computing():
-            data = dump_segment(segment, key, self._secret)
+            data = dump_segment(segment, key)
+        sha256 = sha256_hex(data)
         # Never used twice: what is still being read, or removed, is another file.
-        name = f"{key.log_id}-{uuid4().hex[:12]}.safetensors"
+        name = f"{key.log_id}-{uuid4().hex[:12]}-{sha256}.safetensors"
         file = f"{self._store_id}/{key.fingerprint[:16]}/{key.log_id[:2]}/{name}"
         self._files.put(file, data)
         if not self._table.add(key, file=file, tokens=len(segment), size=len(data)):
@@ -155,6 +149,11 @@ class SegmentStore:
             return segment, 0
         if staged is not None:
             with computing():
-                segment = staged(load_segment(data, key, self._secret))
+                segment = staged(load_segment(data, key, sha256))
             self._cache.put(file, key.log_id, segment, self._files.stamp(file))
         return segment, len(data)
+
+
+def _hash_in(file: str) -> str:
+    """Return the hash in a file's name."""
+    return file.removesuffix(".safetensors").rpartition("-")[2]

@@ -117,13 +117,13 @@ class LogStore:
         self.evictor = Evictor(self.database, self.ledger)
         # Others may keep theirs in the same bucket, or on the same server.
         self.id = self.metadata.first_setting("store_id", uuid4().hex[:12])
+        self.metadata.signing_key()  # is made, so that copies of the store have it, too
         self.orphans = Orphans(self.segment_files, self.id, self.segments, self.deletion_queue)
         self.index = Index(self._chroma(index), self.id, self.namespace, self.metadata.generation)
         self.vectors = VectorSearch(self.ledger, self.embeddings, self.index, self._hold)
         self.segment_cache = SegmentCache(hot_bytes)
         self._segment_store = SegmentStore(
             self.id,
-            self.metadata,
             self.segments,
             self.segment_files,
             self.segment_cache,
@@ -301,9 +301,9 @@ class LogStore:
         """Return a segment from memory or its file, or None; see `SegmentStore.load`."""
         return self._segment_store.load(key, file, staged)
 
-    def decode(self, data: Data, key: SegmentKey) -> Segment:
-        """Return the segment in the content of a file; see `SegmentStore.decode`."""
-        return self._segment_store.decode(data, key)
+    def read(self, key: SegmentKey, file: str) -> tuple[Segment, Data]:
+        """Return the segment in a file, and the file's content; see `SegmentStore.read`."""
+        return self._segment_store.read(key, file)
 
     def discard(self, key: SegmentKey, file: str) -> bool:
         """Put a damaged segment file aside; see `SegmentStore.discard`."""
@@ -314,13 +314,3 @@ class LogStore:
     ) -> tuple[Segment, int]:
         """Store a segment; see `SegmentStore.save`."""
         return self._segment_store.save(key, segment, staged)
-
-    def change_key(self) -> None:
-        """Replace the secret that signs the files of all namespaces.
-
-        Files under a secret that somebody may know prove nothing. So all segments are removed, and
-        encoded again.
-        """
-        self.metadata.new_signing_key()
-        self.segment_cache.clear()
-        self.retry_removals()

@@ -6,15 +6,15 @@ import json
 import secrets
 from uuid import uuid4
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, select
 
 from lag_integrations.store.database import Database
-from lag_integrations.store.schema import logs, models, removals, segments, settings
+from lag_integrations.store.schema import models, settings
 
 EMBEDDER = "embedder"
 """Key of the embedder's record: name, dimension, generation, and one known embedding."""
 SIGNING_KEY = "signing_key"
-"""Key of the secret, in hexadecimal, that signs the store's files."""
+"""Key of the secret, in hexadecimal, that signs the store's archives."""
 _DELETION = "deletion:"
 """Prefix of the keys of what changes with each deletion in a namespace."""
 _CALIBRATION = "calibration:"
@@ -69,21 +69,13 @@ class StoreMetadata:
         return value if found is None else found
 
     def signing_key(self) -> bytes:
-        """Return the secret of 32 bytes that signs the store's files."""
+        """Return the secret of 32 bytes that signs the store's archives."""
         return bytes.fromhex(self.first_setting(SIGNING_KEY, secrets.token_hex(32)))
 
     def new_signing_key(self) -> None:
-        """Replace the secret, and drop the segments of all namespaces with their files."""
-        secret = secrets.token_hex(32)
-        files = select(logs.c.namespace, segments.c.file).join_from(segments, logs)
+        """Replace the secret."""
         with self._db.write() as connection:
-            put_setting(self._db, connection, SIGNING_KEY, secret)
-            connection.execute(
-                insert(removals).from_select(
-                    ["namespace", "file"], files.where(segments.c.file.is_not(None))
-                )
-            )
-            connection.execute(delete(segments))
+            put_setting(self._db, connection, SIGNING_KEY, secrets.token_hex(32))
 
     def generation(self) -> str:
         """Return the generation of the store's embedder; ``none`` if it has none yet."""

@@ -572,7 +572,7 @@ def test_verify_and_repair(kvlog, filled, model_folder):
     assert as_json(kvlog("verify", filled, "--json")) == []
     file = next((filled / "segments").rglob("*.safetensors"))
     overwrite(file, file.read_bytes()[:-3])
-    left_behind = file.with_name(f"{'0' * 32}-{'1' * 12}.safetensors")
+    left_behind = file.with_name(f"{'0' * 32}-{'1' * 12}-{'2' * 64}.safetensors")
     left_behind.write_text("x")
     found = as_json(kvlog("verify", filled, "--json", code=1))
     assert [problem["kind"] for problem in found] == ["segment_damaged"]
@@ -591,7 +591,7 @@ def test_verify_and_repair_look_at_all_tenants(kvlog, filled, tmp_path, model_fo
     kvlog("reencode", filled, "-n", "other", "--model", model_folder)
     file = next((filled / "segments").rglob("*.safetensors"))
     overwrite(file, file.read_bytes()[:-3])
-    file.with_name(f"{'0' * 32}-{'1' * 12}.safetensors").write_text("x")
+    file.with_name(f"{'0' * 32}-{'1' * 12}-{'2' * 64}.safetensors").write_text("x")
     young = ("--orphans-older-than", 0)
     found = as_json(kvlog("verify", filled, *young, "--json", code=1))
     assert [(one["namespace"], one["kind"]) for one in found] == [

@@ -16,7 +16,7 @@ from lag_integrations.kv.position_scheme import Positions
 from lag_integrations.kv.prefix_cache import PrefixCache
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from tests.kv.families import (
     FAMILIES,
     FINGERPRINT,
@@ -256,7 +256,8 @@ def test_temperature_1_changes_no_bit(case: Case) -> None:
 
 def test_file_round_trip(case: Case) -> None:
     key = SegmentKey("log", FINGERPRINT, "whole_trace", "native")
-    read = load_segment(dump_segment(case.segment, key, b"secret"), key, b"secret")
+    data = dump_segment(case.segment, key)
+    read = load_segment(data, key, sha256_hex(data))
     assert torch.equal(read.token_ids, case.segment.token_ids)
     for pair, stored in zip(read.slots, case.segment.slots, strict=True):
         assert all(torch.equal(*slots) for slots in zip(pair, stored, strict=True))

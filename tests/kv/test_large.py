@@ -12,7 +12,7 @@ from lag_integrations.kv.cache import LayerKV, append_layer, new_cache, read_lay
 from lag_integrations.kv.position_scheme import LayerGroup, Positions
 from lag_integrations.kv.rope import Kernel
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment
+from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.store.segment_files import SegmentFiles
 
 
@@ -54,11 +54,11 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped)
         monkeypatch.setattr("lag_integrations.store.segment_files.is_local_disk", lambda _: False)
     slots = torch.randn(2, 2, 300, 1024), torch.randn(2, 2, 300, 1024)
     key = SegmentKey("log", "model", "last_turn", "native")
-    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
+    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
     blobs = SegmentFiles(str(tmp_path))
     blobs.put("log", data)
     assert bytes(blobs.get("log")) == data
-    read = load_segment(blobs.get("log"), key, b"secret")
+    read = load_segment(blobs.get("log"), key, sha256_hex(data))
     assert torch.equal(read.token_ids, torch.arange(300))
     assert all(torch.equal(*pair) for pair in zip(read.slots[0], slots, strict=True))
 
@@ -67,8 +67,8 @@ def test_a_large_segment_comes_back_from_its_file(tmp_path, monkeypatch, mapped)
 def test_only_what_is_used_of_a_file_stays_in_memory(codec):
     slots = torch.randn(2, 2, 300, 64), torch.randn(2, 2, 300, 64)
     key = SegmentKey("log", "model", "last_turn", codec)
-    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key, b"secret")
-    read = load_segment(data, key, b"secret")
+    data = dump_segment(Segment(torch.arange(300), (slots,), "model"), key)
+    read = load_segment(data, key, sha256_hex(data))
     held = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (read.token_ids, *read.slots[0])

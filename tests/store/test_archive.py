@@ -17,6 +17,7 @@ import torch
 from lag_integrations import Engine, KVLogMemory
 from lag_integrations.errors import StoreError
 from lag_integrations.store.archive.members import Members
+from lag_integrations.store.backup import restore
 from tests.conftest import overwrite, qa
 from tests.helpers import stored_segments
 from tests.store.model import hash_embedder, tiny_engine
@@ -219,6 +220,13 @@ def test_a_damaged_trace_is_left_out_and_comes_back_from_an_archive(source, tmp_
     assert source.import_from(tmp_path / "a.zip").new == 0
     assert source.verify() == []
     assert contents(source) == before
+
+
+def test_a_restored_backup_trusts_the_archives_of_its_store(source, open_, tmp_path):
+    source.backup_to(tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    source.export_to(tmp_path / "a.zip", segments=True)
+    assert open_("restored", namespace="from").import_from(tmp_path / "a.zip").trusted
 
 
 def test_a_damaged_segment_is_left_out_of_an_export(source, open_, tmp_path):

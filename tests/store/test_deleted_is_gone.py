@@ -24,7 +24,10 @@ def leave_behind(memory: KVLogMemory, log_id: str, *, age: float = 0.0) -> list[
     """Files as a process leaves them that is killed while it stores a segment."""
     ((_, name, _),) = memory.store.segments.all_files()
     folder = (memory.path / "segments" / name).parent
-    left = [folder / f"{log_id}-0123456789ab.safetensors", folder / f".{log_id}-01-x_y.part"]
+    left = [
+        folder / f"{log_id}-{'1' * 12}-{'2' * 64}.safetensors",
+        folder / f".{log_id}-01-x_y.part",
+    ]
     for file in left:
         file.write_text("tokens of the trace")
         os.utime(file, (time.time() - age,) * 2)

@@ -73,7 +73,7 @@ def test_repair_without_a_model_leaves_no_damage(tmp_path, tiny):
     files = sorted((tmp_path / "m" / "segments").rglob("*.safetensors"))
     overwrite(files[0], b"")
     files[1].unlink()
-    orphan = files[2].parent / f"{'0' * 32}-{'1' * 12}.safetensors"
+    orphan = files[2].parent / f"{'0' * 32}-{'1' * 12}-{'2' * 64}.safetensors"
     orphan.write_bytes(b"x")
     strangers = [tmp_path / "m" / "segments" / "thesis.docx", files[2].parent / "notes.txt"]
     for stranger in strangers:

@@ -93,7 +93,7 @@ def test_a_link_among_the_segments_is_not_followed(tmp_path, remove, place):
     (store,) = (tmp_path / "m" / "segments").iterdir()
     (model,) = store.iterdir()
     precious, aside = tmp_path / "precious", store / "quarantine"
-    name = f"{ids[0]}-0123456789ab.safetensors"
+    name = f"{ids[0]}-{'1' * 12}-{'2' * 64}.safetensors"
     if place == "model":
         link = model
         link.rename(precious)
@@ -140,10 +140,10 @@ def test_what_somebody_put_beside_damaged_segments_stays(tmp_path):
     (store,) = (tmp_path / "m" / "segments").iterdir()
     aside = store / "quarantine" / ids[0]
     (aside / "deep").mkdir(parents=True)
-    for name in ("notes.txt", f"{ids[1]}-0123456789ab.safetensors", f"deep/{ids[0]}-01"):
+    for name in ("notes.txt", f"{ids[1]}-{'1' * 12}-{'2' * 64}.safetensors", f"deep/{ids[0]}-01"):
         (aside / name).write_text("somebody's")
     before = tree(aside)
-    (aside / f"{ids[0]}-0123456789ab.safetensors").write_text("damaged")
+    (aside / f"{ids[0]}-{'1' * 12}-{'2' * 64}.safetensors").write_text("damaged")
     with open_memory(tmp_path / "m") as memory:
         memory.delete(ids[0], wait=True)
     assert tree(aside) == before

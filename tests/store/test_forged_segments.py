@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 
 from lag_integrations import Engine, KVLogMemory, Trace
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.segment_file import dump_segment
+from lag_integrations.kv.segment_file import dump_segment, sha256_hex
 from lag_integrations.langchain import LAGChatModel
 from tests.conftest import qa
 from tests.store.model import hash_embedder
@@ -42,14 +41,15 @@ def only_file(memory: KVLogMemory) -> tuple[Any, Path]:
 def put_in_place(
     memory: KVLogMemory,
     segment: Segment,
-    secret: bytes,
     change: Callable[[bytes], bytes] = lambda data: data,
 ) -> None:
-    key, path = only_file(memory)
-    data = change(dump_segment(segment, key, secret))
-    blank = data[:37] + b"0" * 64 + data[101:]
-    path.chmod(0o600)
-    path.write_bytes(data[:37] + hmac.digest(secret, blank, "sha256").hex().encode() + data[101:])
+    """Replace the segment as somebody does who can write the ledger, too."""
+    ((key, name, _),) = memory.store.segments.all_files()
+    data = change(dump_segment(segment, key))
+    file = f"{name.rpartition('-')[0]}-{sha256_hex(data)}.safetensors"
+    memory.store.segment_files.put(file, data)
+    memory.store.segments.add(key, file=file, tokens=len(segment), size=len(data))
+    memory.store.retry_removals()
 
 
 def loaded(memory: KVLogMemory) -> Segment:
@@ -65,10 +65,20 @@ def same(one: Segment, other: Segment) -> bool:
     )
 
 
-def test_a_segment_that_another_store_signed_is_not_used(memory, tiny, caplog):
-    put_in_place(memory, tiny.encode(FORGED, tiny.selection), b"the secret of another store")
+@pytest.mark.parametrize(
+    ("renamed", "says"), [(False, "written by somebody else"), (True, "is missing")]
+)
+def test_a_segment_that_somebody_else_wrote_is_not_used(memory, tiny, caplog, renamed, says):
+    """Whoever can only write files changes no name that the ledger knows."""
+    key, path = only_file(memory)
+    data = dump_segment(tiny.encode(FORGED), key)
+    path.chmod(0o600)
+    path.write_bytes(data)
+    if renamed:
+        stem, _, _ = path.stem.rpartition("-")
+        path.rename(path.with_name(f"{stem}-{sha256_hex(data)}.safetensors"))
     assert same(loaded(memory), tiny.encode(TRACE))
-    assert "was not written by this store" in caplog.text
+    assert says in caplog.text
     assert memory.verify() == []
 
 
@@ -113,13 +123,12 @@ NOT_WRITTEN: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("forgery", [*FORGERIES, *NOT_WRITTEN])
 def test_what_the_trace_does_not_say_is_put_aside(memory, tiny, forgery, caplog):
-    """Written by somebody who knows the secret: shapes, numbers and tokens are looked at, too."""
+    """Written by somebody who can write the ledger: shapes, numbers and tokens are looked at."""
     right = tiny.encode(TRACE)
-    secret = memory.store.metadata.signing_key()
     if forgery in FORGERIES:
-        put_in_place(memory, FORGERIES[forgery](tiny, right), secret)
+        put_in_place(memory, FORGERIES[forgery](tiny, right))
     else:
-        put_in_place(memory, right, secret, NOT_WRITTEN[forgery])
+        put_in_place(memory, right, NOT_WRITTEN[forgery])
     _, path = only_file(memory)
     chat = LAGChatModel(tiny, memory=memory, max_tokens=4)
     answer = chat.invoke(QUESTION)
@@ -134,35 +143,28 @@ def test_what_the_trace_does_not_say_is_put_aside(memory, tiny, forgery, caplog)
 
 def test_a_segment_that_this_store_wrote_is_read(memory, tiny, caplog):
     """The test of these tests: nothing is put aside that is right."""
-    put_in_place(memory, tiny.encode(TRACE), memory.store.metadata.signing_key())
+    put_in_place(memory, tiny.encode(TRACE))
     _, path = only_file(memory)
     assert same(loaded(memory), tiny.encode(TRACE))
     assert path.exists()
     assert "put aside" not in caplog.text
 
 
-def test_with_another_secret_all_segments_are_made_again(memory, tiny, tmp_path):
-    with KVLogMemory(
-        tmp_path / "m", namespace="b", embedder=hash_embedder, min_score=-1.0
-    ) as other:
-        other.attach(tiny)
-        other.add(FORGED)
-        other.flush()
-        old = [path for memory in (memory, other) for path in [only_file(memory)[1]]]
-        memory.change_key()
-        other.store.retry_removals()
-        assert not any(path.exists() for path in old)
-        for each, trace in ((memory, TRACE), (other, FORGED)):
-            each.flush()
-            assert same(loaded(each), tiny.encode(trace))
-            assert only_file(each)[1] not in old
-        assert memory.verify() == other.verify() == []
+def test_another_key_leaves_segments_and_distrusts_archives(memory, tiny, tmp_path):
+    _, path = only_file(memory)
+    memory.export_to(tmp_path / "a.lag", segments=True)
+    memory.change_key()
+    memory.flush()
+    assert only_file(memory)[1] == path
+    assert same(loaded(memory), tiny.encode(TRACE))
+    assert memory.verify() == []
+    assert not memory.import_from(tmp_path / "a.lag").trusted
 
 
 def test_an_imported_segment_is_compared_before_it_is_held(memory, tiny, tmp_path, caplog):
     """Also of an archive that is signed with a key which both stores were given."""
     key = bytes(range(32))
-    put_in_place(memory, tiny.encode(FORGED, tiny.selection), memory.store.metadata.signing_key())
+    put_in_place(memory, tiny.encode(FORGED, tiny.selection))
     memory.export_to(tmp_path / "a.lag", segments=True, key=key)
     with KVLogMemory(tmp_path / "target", embedder=hash_embedder, min_score=-1.0) as target:
         target.attach(tiny)

@@ -6,9 +6,11 @@ import json
 import re
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -214,6 +216,42 @@ def test_a_server_is_migrated_with_its_logs(tmp_path, database_url):
 def _is_ours(_object, name, kind, *_):
     """All but the tables of SQLite's full text search, and what is for PostgreSQL alone."""
     return not (kind == "table" and name.startswith("lexical_")) and name != "ix_lexical_words"
+
+
+def test_segments_of_before_hashes_in_names_are_made_again(tmp_path, tiny, caplog):
+    """The files had a checksum within; their names were those of now without the hash."""
+    trace = qa("Which is number 1 ?", "That one .")
+    with open_memory(tmp_path / "m") as memory:
+        memory.attach(tiny)
+        memory.add(trace)
+        memory.flush()
+        ((key, new, _),) = memory.store.segments.all_files()
+    folder = tmp_path / "m" / "segments"
+    old = f"{new.rpartition('-')[0]}.safetensors"
+    data = (folder / new).read_bytes().replace(b'"format"', b'"checksum":"0","format"')
+    (folder / new).unlink()
+    (folder / old).write_bytes(data)
+    ledger = sqlite3.connect(tmp_path / "m" / "ledger.sqlite")
+    ledger.execute("UPDATE segments SET file = ?", (old,))
+    ledger.execute(
+        "INSERT INTO segments SELECT log_id, 'evicted', selection, codec, NULL, 3, 0 FROM segments"
+    )
+    ledger.execute("UPDATE alembic_version SET version_num = '0006'")
+    ledger.commit()
+    ledger.close()
+    with open_memory(tmp_path / "m") as memory:
+        memory.attach(tiny)
+        memory.flush()
+        (found,) = memory.recall("Which is number 1 ?")
+        assert found.trace == trace
+        (segment,) = memory.segments([found], tiny)
+        assert torch.equal(segment.token_ids, tiny.encode(trace).token_ids)
+        ((again, file, _),) = memory.store.segments.all_files()
+        assert again == key
+        assert [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")] == [file]
+        assert memory.store.segments.files(replace(key, fingerprint="evicted"), [key.log_id])
+        assert memory.verify() == []
+    assert caplog.text == ""
 
 
 def test_revisions_and_tables_agree(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import logging
@@ -155,8 +154,7 @@ class _Reader:
     def add_to(self, store: LogStore, with_segments: bool, progress: Progress) -> ArchiveResult:
         """Add everything to a store."""
         manifest = self._manifest
-        self._secret = self._key or store.metadata.signing_key()
-        self._trusted = self._is_signed_with(self._secret)
+        self._trusted = self._is_signed_with(self._key or store.metadata.signing_key())
         logs = self._lines(LOGS, LOG_BYTES, manifest.logs)
         for _ in self._pages(logs, LogLine):  # all of it, before the store is touched
             pass
@@ -242,7 +240,7 @@ class _Reader:
         if store.segments.files(new_key, [new_id]).get(new_id) is not None:
             return False
         try:
-            segment = load_segment(self._segment_data(number, line), key, self._secret)
+            segment = load_segment(self._segment_data(number, line), key, line.sha256)
         except LAGError as error:
             logger.warning("The segment of log %s was left out. %s", new_id, error)
             return None
@@ -263,12 +261,9 @@ class _Reader:
         if line.bytes > SEGMENT_BYTES:
             raise StoreError(f"{name} has more than {SEGMENT_BYTES:,} bytes.")
         try:
-            data = self._members.read(name, line.bytes)
+            return self._members.read(name, line.bytes)
         except KeyError:
             raise StoreError(f"There is no {name} in {self._path}.") from None
-        if hashlib.sha256(data).hexdigest() != line.sha256:
-            raise StoreError(f"{name} in {self._path} is damaged.")
-        return data
 
 
 def _has_more_tokens(line: bytes, most: int) -> bool:

@@ -16,7 +16,7 @@ from typing import IO
 from sqlalchemy import select
 
 from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
-from lag_integrations.kv.segment_file import resealed
+from lag_integrations.kv.segment_file import sha256_hex
 from lag_integrations.store.archive.format import (
     LOGS,
     MANIFEST,
@@ -174,9 +174,7 @@ class _Writer:
         digest = hashlib.sha256()
         for done, (key, file) in enumerate(stored, 1):
             try:
-                data = self._store.segment_files.get(file)
-                self._store.decode(data, key)
-                data = resealed(data, self._key)
+                _, data = self._store.read(key, file)
             except (
                 OSError,
                 StoreError,  # a package that its codec needs is not installed
@@ -192,7 +190,7 @@ class _Writer:
                 selection=key.selection,
                 codec=key.codec,
                 bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
+                sha256=sha256_hex(data),
             )
             archive.writestr(segment_file(self._segments), data, compresslevel=_FAST)
             text = line.model_dump_json().encode() + b"\n"

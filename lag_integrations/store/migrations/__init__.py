@@ -18,9 +18,9 @@ from lag_integrations.store.time_limits import lift_time_limits
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision; a test holds it equal to the newest file in ``versions/``."""
-_KNOWN = ("0002", "0003", "0004", "0005", "0006")
+_KNOWN = ("0002", "0003", "0004", "0005", "0006", "0007")
 BACKUPS = "backup-[0-9][0-9][0-9][0-9]-*Z.sqlite"
 """Pattern of the names of backups of older ledgers, in their folder."""
 _MIGRATION_WAIT = 600.0
