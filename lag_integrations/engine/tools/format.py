@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block
+from lag_integrations.engine.tools.held_text import SPACE, HeldText, Reading
 from lag_integrations.engine.tools.json_text import read_json
 from lag_integrations.engine.tools.schema import CallForms, call_schema
 from lag_integrations.traces.message import Message, ToolCall
@@ -50,17 +51,15 @@ class ToolFormat(ABC):
         """Write calls as the model would."""
 
     @abstractmethod
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
         """Read the calls at the beginning of a text.
 
         Args:
-            text: A text that begins with one of `starts`.
+            held: A text that begins with one of `starts`.
             tools: The tools, for formats that do not write types.
-            final: The text is all there is.
 
         Returns:
-            What stands there, the same whatever follows in the text; None (never if ``final``) if
-            that depends on what follows.
+            What stands there, as soon as it is the same whatever follows in the text.
         """
 
     @property
@@ -100,9 +99,17 @@ class ToolFormat(ABC):
         return frozenset(token for token in known if token and token in text)
 
 
-def read_block(text: str, final: bool) -> Block | None:
+def begins_block(held: HeldText) -> Reading[bool]:
+    """Tell whether a text begins with a call in Hermes form, of which JSON is a part."""
+    if not held.text.startswith("<tool_call>"):
+        return False
+    begin = yield from held.past(SPACE, len("<tool_call>"))
+    return held.text[begin : begin + 1] in ("{", "[", "`", "")
+
+
+def read_block(held: HeldText) -> Reading[Block]:
     """Read a call in Hermes form from a text that begins with ``<tool_call>``."""
-    return read_json(text, len("<tool_call>"), ("</tool_call>",), final)
+    return read_json(held, len("<tool_call>"), ("</tool_call>",))
 
 
 def tool_result_text(message: Message) -> str:

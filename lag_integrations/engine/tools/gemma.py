@@ -10,6 +10,7 @@ from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
 from lag_integrations.engine.tools.format import ToolFormat, read_block
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.json_text import as_call, broken, load
 from lag_integrations.traces.message import ToolCall
 
@@ -31,13 +32,14 @@ class GemmaFormat(ToolFormat):
     def write(self, calls: Sequence[ToolCall]) -> str:
         return "".join(f"{_OPEN}call:{call.name}{_write(_args(call))}{_CLOSE}" for call in calls)
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
-        if not text.startswith(_OPEN):
-            return read_block(text, final)
-        end = text.find(_CLOSE)
-        if end < 0:
-            return broken(text, len(_OPEN), (), final)
-        return Block(end + len(_CLOSE), (_read(text[len(_OPEN) : end]),))
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
+        if not held.text.startswith(_OPEN):
+            return (yield from read_block(held))
+        closer = yield from held.first_of((_CLOSE,), len(_OPEN))
+        if closer is None:
+            return (yield from broken(held, len(_OPEN), ()))
+        at, end = closer
+        return Block(end, (_read(held.text[len(_OPEN) : at]),))
 
 
 def _args(call: ToolCall) -> dict[str, Any]:

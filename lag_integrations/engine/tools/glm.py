@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
-from lag_integrations.engine.tools.format import ToolFormat, read_block
+from lag_integrations.engine.tools.format import ToolFormat, begins_block, read_block
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.values import read_value, written_args
 from lag_integrations.traces.message import ToolCall
 
@@ -16,7 +17,6 @@ _NAME = re.compile(r"\s*([^\s<>{}\[\]]+)\s*")
 _PAIR = re.compile(
     r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|$)", re.DOTALL
 )
-_JSON = re.compile(r"<tool_call>\s*(?:[{\[`]|$)")
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -32,15 +32,13 @@ class GLMFormat(ToolFormat):
     def write(self, calls: Sequence[ToolCall]) -> str:
         return "\n".join(map(_write, calls))
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
-        if _JSON.match(text):
-            return read_block(text, final)
-        end = text.find(_CLOSE)
-        if end < 0 and not final:
-            return None
-        body = text[len(_OPEN) : end if end >= 0 else len(text)]
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
+        if (yield from begins_block(held)):
+            return (yield from read_block(held))
+        closer = yield from held.first_of((_CLOSE,), len(_OPEN))
         # Without its end, a call is good if all its pairs are whole: a stop token may have cut it.
-        return Block(end + len(_CLOSE) if end >= 0 else len(text), (_read(body, tools),))
+        at, end = closer or (len(held.text), len(held.text))
+        return Block(end, (_read(held.text[len(_OPEN) : at], tools),))
 
 
 def _write(call: ToolCall) -> str:

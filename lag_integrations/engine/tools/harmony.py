@@ -10,6 +10,7 @@ from typing import Any
 
 from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.format import ToolFormat
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.json_text import read_named
 from lag_integrations.engine.tools.schema import CallForms, named_calls
 from lag_integrations.traces.message import ToolCall
@@ -52,6 +53,6 @@ class HarmonyFormat(ToolFormat):
             for call in calls
         )
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
-        start = len("<|start|>") if text.startswith("<|start|>") else 0
-        return read_named(text, start, _NAME, _CLOSERS, "<|start|>", final)
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
+        start = len("<|start|>") if held.text.startswith("<|start|>") else 0
+        return read_named(held, start, _NAME, _CLOSERS, "<|start|>")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.format import BLOCK, ToolFormat
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.json_text import read_json
 from lag_integrations.engine.tools.schema import CallForms, call_schema
 from lag_integrations.traces.message import ToolCall
@@ -83,15 +84,17 @@ class JsonFormat(ToolFormat):
         framed = [self.opener + text + self.closer for text in texts]
         return self.begin + self.separator.join(framed) + self.end
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
         opening = (self.begin + self.opener).strip()
         markers = {opening, self.opener.strip(), "<|python_tag|>"} - {""}
-        marker = max((mark for mark in markers if text.startswith(mark)), key=len, default=None)
+        marker = max(
+            (mark for mark in markers if held.text.startswith(mark)), key=len, default=None
+        )
         if marker is None:
             names = [tool["function"]["name"] for tool in tools]
-            return read_json(text, 0, (), final, is_marked=False, names=names)
+            return read_json(held, 0, (), is_marked=False, names=names)
         closers = [part.strip() for part in (self.closer, self.end) if part.strip()]
-        return read_json(text, len(marker), closers, final)
+        return read_json(held, len(marker), closers)
 
 
 HERMES = JsonFormat(name="hermes", opener=BLOCK[0], closer=BLOCK[1])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
+from lag_integrations.engine.tools.held_text import SPACE, HeldText, Reading
 from lag_integrations.traces.message import ToolCall
 
 NAME_KEYS = ("name", "tool_name", "function")
@@ -18,49 +20,42 @@ _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _NAME = re.compile(r'"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ARGS = re.compile(rf'"(?:{"|".join(ARGS_KEYS)})"\s*:')
 _CUT_AFTER_NAME = re.compile(r'\s*(?:,\s*(?:"\w*"?\s*)?)?$')
-_SPACE = re.compile(r"\s*")
-_FENCE = re.compile(r"```\w*\s*")
+_LANGUAGE = re.compile(r"\w*")
 _DEEPEST = 90
 _MOST_DIGITS = 3_900
 """Of an integer. A trace can hold neither longer ones nor a call whose JSON is nested deeper."""
 
 
 def read_json(
-    text: str,
+    held: HeldText,
     start: int,
     closers: Sequence[str],
-    final: bool,
     *,
     is_marked: bool = True,
     names: Collection[str] = (),
-) -> Block | None:
+) -> Reading[Block]:
     """Read calls written as JSON: one object, several, or a list, perhaps fenced.
 
     Args:
-        text: The text.
+        held: The text.
         start: Where the JSON begins, or white space before it.
         closers: What may follow, each at most once, in this order.
-        final: The text is all there is.
         is_marked: The text says that this is a call. If not, JSON that is no call is text.
         names: Names of the tools that JSON without a mark may call; if there are none, any.
     """
-    begin = after_fence(text, start, final)
-    if begin is None:
-        return None
-    if begin < len(text) and text[begin] not in "{[":
-        return broken(text, start, closers, final)
-    begin = after_doubled(text, begin)
+    begin = yield from after_fence(held, start)
+    if begin < len(held.text) and held.text[begin] not in "{[":
+        return (yield from broken(held, start, closers))
+    begin = yield from after_doubled(held, begin)
     calls: list[ToolCall | InvalidCall] = []
     position = begin
     while True:
-        end = json_end(text, position)
+        end = yield from json_end(held, position)
         if end is None:
-            if not final:
-                return None
-            if is_marked or _is_call_like(text[begin:], names):
-                return broken(text, position, closers, final, calls)
-            return Block(len(text), is_text=True)
-        raw = text[position:end]
+            if is_marked or _is_call_like(held.text[begin:], names):
+                return (yield from broken(held, position, closers, calls))
+            return Block(len(held.text), is_text=True)
+        raw = held.text[position:end]
         try:
             value = load(raw)
         except ValueError as error:
@@ -68,95 +63,86 @@ def read_json(
                 return Block(end, is_text=True)
             # Quotes that do not match may have hidden where the call really ends.
             if any(closer in raw for closer in closers):
-                return broken(text, position, closers, final, calls)
+                return (yield from broken(held, position, closers, calls))
             calls.append(invalid_call(raw, reason_of(error)))
         else:
             if not (is_marked or is_call(value, names)):
                 return Block(end, is_text=True)
             calls += [as_call(item) for item in (value if isinstance(value, list) else [value])]
-        following = after_space(text, end)
-        if not (is_marked and text.startswith("{", following) and raw.startswith("{")):
+        following = yield from held.past(SPACE, end)
+        if not (is_marked and held.text.startswith("{", following) and raw.startswith("{")):
             break
         position = following
-    fence = ["```"] if "```" in text[start:begin] else []
+    fence = ["```"] if "```" in held.text[start:begin] else []
     # One brace too many is what small models write most.
     tails = ["}", *fence, *closers] if is_marked else [*fence, ";"]
-    after = skip(text, end, tails, final)
-    return None if after is None else Block(after, tuple(calls))
+    return Block((yield from skip(held, end, tails)), tuple(calls))
 
 
-def after_doubled(text: str, start: int) -> int:
+def after_doubled(held: HeldText, start: int) -> Reading[int]:
     """Return where JSON begins whose first brace is doubled; else the start.
 
     Qwen2.5-Coder's template shows ``{{"name": …}}``, as meant for Python's ``format``, and the
     model writes that. No JSON object begins with two braces.
     """
-    return start + text.startswith("{{", start)
+    return start + ((yield from held.after("{{", start)) > start)
 
 
 def read_named(
-    text: str, start: int, name: re.Pattern[str], closers: Sequence[str], again: str, final: bool
-) -> Block | None:
+    held: HeldText, start: int, name: re.Pattern[str], closers: Sequence[str], again: str
+) -> Reading[Block]:
     """Read a call whose name stands before the JSON object of its arguments.
 
     Args:
-        text: The text.
+        held: The text.
         start: After what begins the call.
         name: Matches up to the name, its group. What else stands before the arguments is not
             looked at: models vary it.
         closers: What may follow, each at most once, in this order.
         again: What begins another call.
-        final: The text is all there is.
     """
-    brace = text.find("{", start)
-    head = text[start : brace if brace >= 0 else len(text)]
-    ends = [(at + len(mark), at) for mark in closers if (at := head.find(mark)) >= 0]
-    if (at := head.find(again)) >= 0:
-        ends.append((at, at))
-    if ends:
-        end, at = min(ends)
+    mark = yield from held.first_of(("{", *closers, again), start)
+    if mark is None:
+        return (yield from broken(held, start, ()))
+    at, end = mark
+    head, found = held.text[start:at], held.text[at:end]
+    if found != "{":
         error = "The call has no arguments; write {} for none."
-        return Block(start + end, (InvalidCall(None, head[:at].strip(), error),))
-    if brace < 0:
-        return broken(text, start, (), final)
-    found = name.match(head)
-    return _read_arguments(text, brace, found.group(1) if found else "", closers, final)
+        return Block(at if found == again else end, (InvalidCall(None, head.strip(), error),))
+    named = name.match(head)
+    return (yield from _read_arguments(held, at, named.group(1) if named else "", closers))
 
 
 def _read_arguments(
-    text: str, start: int, name: str, closers: Sequence[str], final: bool
-) -> Block | None:
-    end = json_end(text, start)
+    held: HeldText, start: int, name: str, closers: Sequence[str]
+) -> Reading[Block]:
+    end = yield from json_end(held, start)
     if end is None:
-        return broken(text, start, closers, final, name=name) if final else None
-    raw = text[start:end]
+        return (yield from broken(held, start, closers, name=name))
+    raw = held.text[start:end]
     call: ToolCall | InvalidCall
     try:
         call = as_call({"name": name, "arguments": load(raw)})
     except ValueError as error:
         if any(closer in raw for closer in closers):
-            return broken(text, start, closers, final, name=name)
+            return (yield from broken(held, start, closers, name=name))
         call = InvalidCall(name or None, raw, reason_of(error))
-    after = skip(text, end, closers, final)
-    return None if after is None else Block(after, (call,))
+    return Block((yield from skip(held, end, closers)), (call,))
 
 
 def broken(
-    text: str,
+    held: HeldText,
     start: int,
     closers: Sequence[str],
-    final: bool,
     calls: Sequence[ToolCall | InvalidCall] = (),
     name: str | None = None,
-) -> Block | None:
+) -> Reading[Block]:
     """Return a call that cannot be read, after those that can: up to its closer, or to the end."""
-    ends = [(at + len(closer), at) for closer in closers if (at := text.find(closer, start)) >= 0]
-    if not ends and not final:
-        return None
-    end, at = min(ends, default=(len(text), len(text)))
-    raw = text[start:at].strip()
-    error = "The call is not written as it should be." if ends else "The call is cut off."
-    if ends and raw[:1] in ("{", "["):
+    closer = yield from held.first_of(closers, start)
+    at, end = closer or (len(held.text), len(held.text))
+    raw = held.text[start:at].strip()
+    error = "The call is not written as it should be." if closer else "The call is cut off."
+    if closer and raw[:1] in ("{", "["):
         try:
             load(raw)
         except ValueError as reason:
@@ -164,34 +150,58 @@ def broken(
     return Block(end, (*calls, invalid_call(raw, error, name)))
 
 
-def skip(text: str, position: int, parts: Sequence[str], final: bool) -> int | None:
-    """Skip the parts that follow, each at most once, in this order; None if it cannot be told."""
+def skip(held: HeldText, position: int, parts: Sequence[str]) -> Reading[int]:
+    """Skip the parts that follow, each at most once, in this order; the last may be cut off."""
     for part in parts:
-        begin = after_space(text, position)
-        if text.startswith(part, begin):
-            position = begin + len(part)
-        elif part.startswith(text[begin:]):
-            return len(text) if final else None
+        begin = yield from held.past(SPACE, position)
+        end = yield from held.after(part, begin)
+        if end > begin:
+            position = end
+        elif part.startswith(held.text[begin:]):
+            return len(held.text)
     return position
 
 
-def json_end(text: str, start: int) -> int | None:
+def json_end(held: HeldText, start: int) -> Reading[int | None]:
     """Return where the brackets that open at ``start`` are closed, if they are."""
-    return next((end for end, depth in _depths(text, start) if depth == 0), None)
+    brackets = _Brackets(start)
+    while True:
+        for depth in brackets.depths(held.text):
+            if depth == 0:
+                return brackets.position
+        if held.is_whole:
+            return None
+        yield
 
 
-def _depths(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Yield for each bracket outside of strings where it ends, and how many are open then."""
-    depth = 0
-    while bracket := _BRACKET.search(text, start):
-        start = bracket.end()
-        if bracket.group() != '"':
-            depth += 1 if bracket.group() in "{[" else -1
-            yield start, depth
-        elif inside := _IN_STRING.match(text, start):
-            if not text.startswith('"', inside.end()):
+@dataclass
+class _Brackets:
+    """Counts the brackets outside of strings; goes on where it stopped when a text has grown."""
+
+    position: int
+    depth: int = 0
+    in_string: bool = False
+
+    def depths(self, text: str) -> Iterator[int]:
+        """Yield for each further bracket how many are open then."""
+        while True:
+            if self.in_string:
+                if inside := _IN_STRING.match(text, self.position):
+                    self.position = inside.end()
+                if not text.startswith('"', self.position):
+                    return
+                self.position += 1
+                self.in_string = False
+            bracket = _BRACKET.search(text, self.position)
+            if bracket is None:
+                self.position = len(text)
                 return
-            start = inside.end() + 1
+            self.position = bracket.end()
+            if bracket.group() == '"':
+                self.in_string = True
+            else:
+                self.depth += 1 if bracket.group() in "{[" else -1
+                yield self.depth
 
 
 def load(raw: str) -> Any:
@@ -200,7 +210,7 @@ def load(raw: str) -> Any:
     Raises:
         ValueError: It is not JSON, or no trace could hold it.
     """
-    if any(depth > _DEEPEST for _, depth in _depths(raw, 0)):
+    if any(depth > _DEEPEST for depth in _Brackets(0).depths(raw)):
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
     return json.loads(raw, strict=False, parse_int=_integer)
 
@@ -234,21 +244,13 @@ def as_call(value: Any) -> ToolCall | InvalidCall:
     return ToolCall(name=name, args=args)
 
 
-def after_fence(text: str, start: int, final: bool) -> int | None:
-    """Skip the white space and the fence at a place, if any; None if it cannot be told."""
-    begin = after_space(text, start)
-    if not final and "```".startswith(text[begin:]):
-        return None
-    fence = _FENCE.match(text, begin)
-    if fence is None:
+def after_fence(held: HeldText, start: int) -> Reading[int]:
+    """Skip the white space and the fence at a place, if any."""
+    begin = yield from held.past(SPACE, start)
+    fence = yield from held.after("```", begin)
+    if fence == begin:
         return begin
-    return None if fence.end() == len(text) and not final else fence.end()
-
-
-def after_space(text: str, position: int) -> int:
-    """Skip the white space at a place, if any."""
-    space = _SPACE.match(text, position)
-    return space.end() if space else position
+    return (yield from held.past(SPACE, (yield from held.past(_LANGUAGE, fence))))
 
 
 def invalid_call(raw: str, error: str, name: str | None = None) -> InvalidCall:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lag_integrations.engine.tools.events import Block
 from lag_integrations.engine.tools.format import ToolFormat
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.json_text import read_named
 from lag_integrations.engine.tools.schema import CallForms, named_calls
 from lag_integrations.traces.message import ToolCall
@@ -61,10 +62,10 @@ class NamedFormat(ToolFormat):
         ]
         return self.begin + self.separator.join(texts) + self.end
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
-        start = max(len(mark) for mark in self._markers() if text.startswith(mark))
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
+        start = max(len(mark) for mark in self._markers() if held.text.startswith(mark))
         closers = [*self.closer.split(), *self.end.split()]
-        return read_named(text, start, _NAME, closers, self.opener.strip(), final)
+        return read_named(held, start, _NAME, closers, self.opener.strip())
 
     def _markers(self) -> set[str]:
         return {(self.begin + self.opener).strip(), self.opener.strip()}

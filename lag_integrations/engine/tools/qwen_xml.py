@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
-from lag_integrations.engine.tools.format import ToolFormat, read_block
+from lag_integrations.engine.tools.format import ToolFormat, begins_block, read_block
+from lag_integrations.engine.tools.held_text import HeldText, Reading
 from lag_integrations.engine.tools.json_text import broken, skip
 from lag_integrations.engine.tools.values import read_value, written_args
 from lag_integrations.traces.message import ToolCall
@@ -19,7 +20,6 @@ _PARAMETER = re.compile(
     r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|</function>|$))",
     re.DOTALL,
 )
-_JSON = re.compile(r"<tool_call>\s*(?:[{\[`]|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,15 @@ class QwenXMLFormat(ToolFormat):
     def write(self, calls: Sequence[ToolCall]) -> str:
         return "\n".join(map(_write, calls))
 
-    def read(self, text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
-        if _JSON.match(text):
-            return read_block(text, final)
-        start = len("<tool_call>") if text.startswith("<tool_call>") else 0
-        end = text.find("</function>", start)
-        closer = text.find("</tool_call>", start)
-        if end < 0 or 0 <= closer < end:
-            return broken(text, start, ("</tool_call>",), final)
-        call = _read(text[start : end + len("</function>")], tools)
-        after = skip(text, end + len("</function>"), ("</tool_call>",), final)
-        return None if after is None else Block(after, (call,))
+    def read(self, held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
+        if (yield from begins_block(held)):
+            return (yield from read_block(held))
+        start = len("<tool_call>") if held.text.startswith("<tool_call>") else 0
+        closer = yield from held.first_of(("</function>", "</tool_call>"), start)
+        if closer is None or held.text.startswith("</tool_call>", closer[0]):
+            return (yield from broken(held, start, ("</tool_call>",)))
+        call = _read(held.text[start : closer[1]], tools)
+        return Block((yield from skip(held, closer[1], ("</tool_call>",))), (call,))
 
 
 def _write(call: ToolCall) -> str:

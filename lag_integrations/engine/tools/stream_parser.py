@@ -15,6 +15,7 @@ from lag_integrations.engine.tools.events import (
     Text,
 )
 from lag_integrations.engine.tools.format import ToolFormat
+from lag_integrations.engine.tools.held_text import HeldText, Reading, result_of
 from lag_integrations.engine.tools.unmarked import read_alone
 from lag_integrations.traces.message import ToolCall
 
@@ -32,8 +33,9 @@ class AnswerReader:
 
     def __init__(self, format: ToolFormat, tools: Sequence[dict[str, Any]] = ()) -> None:
         self._marked = MarkReader(format, tools)
-        self._tools = tools
-        self._held: str | None = "" if tools else None  # None: there are marked calls at most
+        self._held = HeldText()
+        # None: there are marked calls at most.
+        self._alone = read_alone(self._held, tools) if tools else None
 
     def feed(self, piece: str) -> list[Event]:
         """Take the next piece of the answer.
@@ -41,10 +43,10 @@ class AnswerReader:
         Returns:
             What is certain now.
         """
-        if self._held is None:
+        if self._alone is None:
             return self._marked.feed(piece)
-        self._held += piece
-        return self._read_held(self._held, final=False)
+        self._held.text += piece
+        return self._read_alone(self._alone)
 
     def finish(self, *, cut_off: bool = False) -> list[Event]:
         """Take the end of the answer, which is complete, or cut off for length.
@@ -53,15 +55,16 @@ class AnswerReader:
             What had been held back; a call that is not complete has failed. The beginning of a
             mark, at which the answer was cut off, is left out.
         """
-        events = [] if self._held is None else self._read_held(self._held, final=True)
+        self._held.is_whole = True
+        events = [] if self._alone is None else self._read_alone(self._alone)
         return events + self._marked.finish(cut_off=cut_off)
 
-    def _read_held(self, text: str, final: bool) -> list[Event]:
-        block = read_alone(text, self._tools, final)
+    def _read_alone(self, reading: Reading[Block]) -> list[Event]:
+        block = result_of(reading)
         if block is None:
             return []
-        self._held = None
-        return self._marked.feed(text) if block.is_text else _events_of(block.calls, 0)
+        self._alone = None
+        return self._marked.feed(self._held.text) if block.is_text else _events_of(block.calls, 0)
 
 
 class MarkReader:
@@ -83,7 +86,8 @@ class MarkReader:
         self._start = re.compile("|".join(map(re.escape, starts)))
         self._beginnings = {start[:end] for start in starts for end in range(1, len(start))}
         self._longest = max(map(len, starts))
-        self._buffer = ""
+        self._held = HeldText()
+        self._reading: Reading[Block] | None = None  # of the call with which the text begins
         self._space = ""
         self._spoke = False
         self._after_call = False
@@ -95,8 +99,8 @@ class MarkReader:
         Returns:
             What is certain now.
         """
-        self._buffer += piece
-        return self._read(final=False)
+        self._held.text += piece
+        return self._read()
 
     def finish(self, *, cut_off: bool = False) -> list[Event]:
         """Take the end of the answer, which is complete, or cut off for length.
@@ -105,45 +109,51 @@ class MarkReader:
             What had been held back; a call that is not complete has failed. The beginning of a
             mark, at which the answer was cut off, is left out.
         """
-        if cut_off and len(self._buffer) > 1 and self._buffer in self._beginnings:
-            self._buffer = self._space = ""  # a single "<" may as well be text
-        events = self._read(final=True)
+        if cut_off and len(self._held.text) > 1 and self._held.text in self._beginnings:
+            self._held.text = self._space = ""  # a single "<" may as well be text
+        self._held.is_whole = True
+        events = self._read()
         if self._space and not self._after_call:
             events.append(Text(self._space))
         return events
 
-    def _read(self, final: bool) -> list[Event]:
+    def _read(self) -> list[Event]:
         events: list[Event] = []
-        while self._buffer:
-            start = self._start.search(self._buffer)
-            if start is None:
-                held = len(self._buffer) if final else self._held_from()
-                events += self._say(self._buffer[:held])
-                self._buffer = self._buffer[held:]
-                break
-            events += self._say(self._buffer[: start.start()])
-            self._buffer = self._buffer[start.start() :]
-            block = self._format.read(self._buffer, self._tools, final)
+        while self._held.text:
+            if self._reading is None:
+                start = self._start.search(self._held.text)
+                events += self._say(self._take(start.start() if start else self._held_from()))
+                if start is None:
+                    break
+                self._reading = self._format.read(self._held, self._tools)
+            block = result_of(self._reading)
             if block is None:
                 break
+            self._reading = None
             events += self._pass_on(block)
-            self._buffer = self._buffer[block.length :]
         return events
 
+    def _take(self, length: int) -> str:
+        """Take the beginning of the text, which is not held any more."""
+        taken, self._held.text = self._held.text[:length], self._held.text[length:]
+        return taken
+
     def _held_from(self) -> int:
-        """Find where in the buffer a call may begin that is not there in full."""
-        length = len(self._buffer)
-        for begin in range(max(0, length - self._longest), length):
-            if self._buffer[begin:] in self._beginnings:
-                return begin
+        """Find where in the text a call may begin that is not there in full."""
+        text = self._held.text
+        length = len(text)
+        if not self._held.is_whole:
+            for begin in range(max(0, length - self._longest), length):
+                if text[begin:] in self._beginnings:
+                    return begin
         return length
 
     def _say(self, text: str) -> list[Event]:
-        text = self._space + text
         said = text.rstrip()
-        self._space = text[len(said) :]
         if not said:
+            self._space += text
             return []
+        said, self._space = self._space + said, text[len(said) :]
         if self._after_call:
             said = ("\n" if self._spoke else "") + said.lstrip()
         self._after_call = False
@@ -151,8 +161,9 @@ class MarkReader:
         return [Text(said)]
 
     def _pass_on(self, block: Block) -> list[Event]:
+        text = self._take(block.length)
         if block.is_text:
-            return self._say(self._buffer[: block.length])
+            return self._say(text)
         self._after_call = True
         first = self._calls
         self._calls += len(block.calls)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lag_integrations.engine.tools.events import Block, InvalidCall
+from lag_integrations.engine.tools.held_text import SPACE, HeldText, Reading
 from lag_integrations.engine.tools.json_text import (
     after_doubled,
     after_fence,
@@ -22,16 +23,13 @@ from lag_integrations.engine.tools.schema import Schema, misfit
 from lag_integrations.traces.message import ToolCall
 
 _TEXT = Block(0, is_text=True)
-_MORE_BRACKETS = re.compile(r"(?:\s*[}\]])*")
-_BETWEEN = re.compile(r"\s*[,;]?\s*")
-_FENCE_END = re.compile(r"\s*(?:`{1,3}\s*)?")
 # As small models write them: quotes may be single, and the arguments may come first.
 _NAMED = re.compile(r"""["'](?:name|tool_name|function)["']\s*:\s*["']([^"']*)["']""")
 _ARGUMENTS = re.compile(r"""["'](?:arguments|parameters|args)["']\s*:""")
 _CUT_AFTER_NAME = re.compile(r"""\s*(?:,\s*(?:["']\w*["']?\s*)?)?$""")
 
 
-def read_alone(text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block | None:
+def read_alone(held: HeldText, tools: Sequence[dict[str, Any]]) -> Reading[Block]:
     """Read an answer that is nothing but calls of these tools: JSON, bare or in one fence.
 
     That is an object, several one after the other, or a list. Each must name one of the tools and
@@ -39,53 +37,68 @@ def read_alone(text: str, tools: Sequence[dict[str, Any]], final: bool) -> Block
     that cannot be read. Whatever else an answer holds, it is text.
 
     Args:
-        text: The answer so far.
+        held: The answer.
         tools: The tools, in OpenAI's form.
-        final: The text is all there is.
 
     Returns:
-        The calls, all of the text; or that it is text, whatever follows; None (never if ``final``)
-        as long as it may be either.
+        The calls, all of the text; or, as soon as that is certain, that it is text.
     """
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-    begin = after_fence(text, 0, final)
-    if begin is None or (begin == len(text) and not final):
-        return None
-    if text[begin : begin + 1] not in ("{", "["):
+    begin = yield from after_fence(held, 0)
+    if held.text[begin : begin + 1] not in ("{", "["):
         return _TEXT
     calls: list[ToolCall | InvalidCall] = []
-    while (end := json_end(text, first := after_doubled(text, begin))) is not None:
-        raw = text[first:end]
+    while True:
+        first = yield from after_doubled(held, begin)
+        end = yield from json_end(held, first)
+        if end is None:
+            break
+        raw = held.text[first:end]
         read = _read(raw, schemas)
         if not read:
             return _TEXT
-        more = _end(_MORE_BRACKETS, text, end)
-        if more > end and not (first > begin and text[end:more].strip() == "}"):
+        more = yield from _after_brackets(held, end)
+        if more > end and not (first > begin and held.text[end:more].strip() == "}"):
             error = "The call is not valid JSON: it closes more brackets than it opens."
-            read = [invalid_call(text[begin:more], error, read[0].name)]
+            read = [invalid_call(held.text[begin:more], error, read[0].name)]
         calls += read
-        following = _end(_BETWEEN, text, more)
-        if not (raw.startswith("{") and text.startswith("{", following)):
-            return _end_of(text, more, following, calls, final)
+        following = yield from _after_separator(held, more)
+        if not (raw.startswith("{") and held.text.startswith("{", following)):
+            is_over = yield from _is_over(held, more)
+            return Block(len(held.text), tuple(calls)) if is_over else _TEXT
         begin = following
-    if not final:
-        return None
-    raw = text[begin:].strip()
+    raw = held.text[begin:].strip()
     name = _meant(raw, schemas)
     if name is None:
         return _TEXT
-    return Block(len(text), (*calls, invalid_call(raw, "The call is cut off.", name)))
+    return Block(len(held.text), (*calls, invalid_call(raw, "The call is cut off.", name)))
 
 
-def _end_of(
-    text: str, end: int, following: int, calls: Sequence[ToolCall | InvalidCall], final: bool
-) -> Block | None:
-    """Tell what a text is that has no further call."""
-    fenced = text.lstrip().startswith("```")
-    over = _end(_FENCE_END, text, end) == len(text) if fenced else not text[end:].strip()
-    if final:
-        return Block(len(text), tuple(calls)) if over else _TEXT
-    return None if over or following == len(text) else _TEXT
+def _after_brackets(held: HeldText, position: int) -> Reading[int]:
+    """Skip the closing brackets at a position, and white space before each."""
+    while True:
+        at = yield from held.past(SPACE, position)
+        if held.text[at : at + 1] not in ("}", "]"):
+            return position
+        position = at + 1
+
+
+def _after_separator(held: HeldText, position: int) -> Reading[int]:
+    """Skip what may stand between two calls."""
+    position = yield from held.past(SPACE, position)
+    if held.text[position : position + 1] not in (",", ";"):
+        return position
+    return (yield from held.past(SPACE, position + 1))
+
+
+def _is_over(held: HeldText, position: int) -> Reading[bool]:
+    """Tell whether nothing follows at a position but white space and the end of the fence."""
+    position = yield from held.past(SPACE, position)
+    if held.text.lstrip().startswith("```"):
+        for _ in range(3):
+            position = yield from held.after("`", position)
+        position = yield from held.past(SPACE, position)
+    return position == len(held.text)
 
 
 def _read(raw: str, schemas: Mapping[str, Schema | None]) -> list[ToolCall | InvalidCall]:
@@ -120,8 +133,3 @@ def _meant(raw: str, schemas: Mapping[str, Schema | None]) -> str | None:
         ):
             return named.group(1)
     return None
-
-
-def _end(pattern: re.Pattern[str], text: str, position: int) -> int:
-    found = pattern.match(text, position)
-    return position if found is None else found.end()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -150,6 +151,37 @@ def test_what_no_trace_can_hold_is_read_without_an_error(form: ToolFormat, value
         assert answer.invalid[0].name == "f"
     else:  # a format without types
         assert answer.calls == (ToolCall(name="f", args={"a": json.dumps(value)}),)
+
+
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+ITEMS = [{"b": 1}] * 1_000
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        *(
+            (form, form.write([ToolCall(name="f", args={"a": ITEMS * 3})]))
+            for form in FORMATS.values()
+        ),
+        (HERMES, json.dumps({"name": "f", "arguments": {"a": ITEMS * 3}})),
+        (HERMES, json.dumps({"name": "f", "arguments": {"a": ITEMS}}) + " " * 10_000),
+        (HERMES, CALL * 800),
+        (HERMES, f"<tool_call>{CALL * 800}</tool_call>"),
+        (HERMES, json.dumps(ITEMS * 3)),
+    ],
+    ids=[*FORMATS, "alone", "space after", "many alone", "many in one", "other JSON"],
+)
+def test_a_call_in_small_pieces_is_read_once(form: ToolFormat, text: str) -> None:
+    reader = AnswerReader(form, BOUND)
+    begin = time.process_time()
+    events = [event for at in range(0, len(text), 4) for event in reader.feed(text[at : at + 4])]
+    events += reader.finish()
+    took = time.process_time() - begin
+
+    one = AnswerReader(form, BOUND)
+    assert whole(events) == whole(one.feed(text) + one.finish())
+    assert took < 1, f"{len(text)} characters took {took:.1f} s"
 
 
 @settings(max_examples=50, deadline=None)
