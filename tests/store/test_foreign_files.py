@@ -57,11 +57,50 @@ def test_a_link_that_takes_the_folders_place_later_is_not_followed(tmp_path):
         assert tree(precious) == before
 
 
+UUID = "3b241101-e2bb-4255-8caf-4136c566a962"
+
+
+@pytest.mark.parametrize("place", ["chroma.sqlite3", ".lag-state", f"{UUID}/header.bin"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_link_within_the_index_is_not_written_through(tmp_path, place, later):
+    (log_id, _) = filled(tmp_path / "m", number=2)
+    index, precious = tmp_path / "m" / "index", tmp_path / "precious"
+    database, link = (index / "chroma.sqlite3").read_bytes(), index / place
+
+    def plant():
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        precious.write_bytes(database)
+        link.symlink_to(precious)
+
+    if not later:
+        plant()
+        with pytest.raises(StoreError, match=rf"holds a link, {place}"):
+            open_memory(tmp_path / "m")
+    else:
+        with open_memory(tmp_path / "m") as memory:
+            plant()
+            with pytest.raises(StoreError, match=rf"holds a link, {place}"):
+                memory.store.index.remove([log_id])
+            with pytest.raises(StoreError, match="holds a link"):
+                memory.reindex()
+    assert precious.read_bytes() == database
+
+
+def test_a_database_that_would_be_made_behind_a_link_is_not_made(tmp_path):
+    (tmp_path / "m" / "index").mkdir(parents=True)
+    (tmp_path / "m" / "index" / "chroma.sqlite3").symlink_to(tmp_path / "made")
+    (tmp_path / "m" / "index" / "lag-state").write_text("ours")
+    with pytest.raises(StoreError, match="holds a link"):
+        open_memory(tmp_path / "m")
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_file_beside_the_index_survives_its_remaking(tmp_path):
     ids = filled(tmp_path / "m", number=2)
     index = tmp_path / "m" / "index"
     (index / "notes.txt").write_text("somebody's")
-    (index / "3b241101-e2bb-4255-8caf-4136c566a962.txt").write_text("somebody's")
+    (index / f"{UUID}.txt").write_text("somebody's")
     before = {name: data for name, data in tree(index).items() if name.suffix == ".txt"}
     (index / "lag-state").write_text("writing")
     with open_memory(tmp_path / "m") as memory:

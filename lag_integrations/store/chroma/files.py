@@ -42,14 +42,19 @@ def refuse_foreign(folder: Path) -> None:
     """Refuse a folder that this store did not make.
 
     Raises:
-        StoreError: It is a link or a file, or holds files but not the store's state file.
+        StoreError: It is a link or a file, holds files but not the store's state file, or a link
+            that would be written through.
     """
     if folder.is_symlink():
         problem = "is a link"
-    elif not folder.exists() or _is_plain_file(folder / STATE_FILE):
+    elif not folder.exists():
         return
     elif not folder.is_dir():
         problem = "is not a folder"
+    elif (link := _link_within(folder)) is not None:
+        problem = f"holds a link, {link.relative_to(folder)}, which would be written through"
+    elif _is_plain_file(folder / STATE_FILE):
+        return
     elif all(entry.name == _SCRATCH for entry in folder.iterdir()):
         return  # empty, or its maker died before it wrote anything else
     else:
@@ -91,6 +96,19 @@ def vacuum(folder: Path) -> bool:
         if entry.is_dir() and not entry.is_symlink() and entry.name not in live:
             shutil.rmtree(entry, ignore_errors=True)
     return True
+
+
+def _link_within(folder: Path) -> Path | None:
+    """Return a link that stands where this store or Chroma writes, if there is one."""
+    for entry in (folder / _SCRATCH, *_entries(folder)):
+        if entry.is_symlink():
+            return entry
+        if entry.is_dir():
+            with os.scandir(entry) as files:
+                for file in files:
+                    if file.is_symlink():
+                        return Path(file)
+    return None
 
 
 def _entries(folder: Path) -> Iterator[Path]:
