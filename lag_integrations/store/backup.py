@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import LAGError, StoreError
 from lag_integrations.store.database import LEDGER_FILE
 from lag_integrations.store.file_permissions import create_private_file
 from lag_integrations.store.segment_files import SegmentFiles, sync_folder
@@ -176,7 +176,7 @@ def _copy_file(source: SegmentFiles, target: SegmentFiles, file: str) -> bool:
     """Copy a segment file; return whether it exists."""
     try:
         data = bytes(source.get(file))
-    except (OSError, ValueError, StoreError) as error:  # gone, or no name of a file of ours
+    except (OSError, ValueError, LAGError) as error:  # gone, or no file of ours
         logger.warning("A segment was left out. %s", error)
         return False
     target.put(file, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lag_integrations.errors import StoreError
+from lag_integrations.errors import SegmentCorruptedError, StoreError
 from lag_integrations.kv.mapped_file import Data, mapped
 from lag_integrations.store.local_disk import is_local_disk
 
@@ -51,9 +52,11 @@ class SegmentFiles:
         """Write a new file durably.
 
         Raises:
-            OSError: It cannot be written (a full disk).
+            OSError: It cannot be written (a full disk), or is reached by a link.
         """
         path = self._path(name)
+        if problem := self._link_on_the_way(posixpath.dirname(name)):
+            raise OSError(problem)
         if not self._local:
             self._fs.pipe_file(path, data)  # object stores show an object when it is whole
             return
@@ -79,12 +82,18 @@ class SegmentFiles:
 
         Raises:
             OSError: It is missing or cannot be read.
+            SegmentCorruptedError: It is no plain file, or is reached by a link.
         """
         path = self._path(name)
         if not self._local:
             data: bytes = self._fs.cat_file(path)
             return data
-        size = os.stat(path).st_size
+        if problem := self._link_on_the_way(name):
+            raise SegmentCorruptedError(problem)
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # of which reading may never end
+            raise SegmentCorruptedError(f"{path} is no plain file.")
+        size = found.st_size
         content = mapped(path, size) if self._mapped and size else None
         return _read(path) if content is None else content
 
@@ -168,14 +177,20 @@ class SegmentFiles:
 
     def _refuse_links(self, folder: str) -> None:
         """Refuse a folder that is reached by a link below the root: it may be somebody else's."""
-        place = self._path(folder)
+        if problem := self._link_on_the_way(folder):
+            raise StoreError(problem)
+
+    def _link_on_the_way(self, name: str) -> str | None:
+        """Say that a file or folder is, or is reached by, a link below the root, if so."""
+        place = self._path(name)
         while self._local and len(place) > len(self._root):
             if os.path.islink(place):
-                raise StoreError(
+                return (
                     f"{place} is a link, which this store did not make and does not follow. "
                     "Remove the link, or put what it leads to in its place."
                 )
             place = posixpath.dirname(place)
+        return None
 
     def _path(self, name: str) -> str:
         if not self.is_name(name):

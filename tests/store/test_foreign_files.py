@@ -1,5 +1,8 @@
 """Nothing is ever removed that is not the store's own (attack S0)."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from lag_integrations import KVLogMemory
@@ -172,6 +175,43 @@ def test_a_damaged_segment_is_not_put_aside_through_a_link(tmp_path, tiny):
         aside.unlink()
         memory.delete(ids, wait=True)
     assert not list((tmp_path / "m" / "segments").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_stands_in_a_segments_place_is_not_read(tmp_path, tiny, kind):
+    ids = filled(tmp_path / "m", number=1)
+    (file,) = (tmp_path / "m" / "segments").rglob("*.safetensors")
+    precious = file.rename(tmp_path / "precious")  # as it was, but elsewhere
+    file.symlink_to(precious) if kind == "link" else os.mkfifo(file)
+    before = precious.read_bytes()
+    with open_memory(tmp_path / "m") as memory, ThreadPoolExecutor() as pool:
+        made = pool.submit(lambda: memory.segments(memory.recall("vault", k=1), tiny))
+        try:
+            assert len(made.result(timeout=60)) == 1
+        finally:
+            if kind == "pipe" and not made.done():
+                os.close(os.open(file, os.O_RDWR))  # lets go of who reads it
+        segments = (tmp_path / "m" / "segments").rglob("*.safetensors")
+        assert sum(one.is_file() and not one.is_symlink() for one in segments) == 1, "made again"
+        memory.delete(ids, wait=True)
+    assert precious.read_bytes() == before
+    assert not list((tmp_path / "m" / "segments").rglob("*.safetensors"))
+
+
+def test_segments_are_not_read_or_written_through_a_linked_folder(tmp_path, tiny):
+    filled(tmp_path / "m", number=2)
+    (model,) = (tmp_path / "m" / "segments").glob("*/*")
+    precious = model.rename(tmp_path / "precious")
+    model.symlink_to(precious)
+    before = tree(precious)
+    with open_memory(tmp_path / "m") as memory:
+        with pytest.raises(StoreError, match="is a link"):
+            memory.segments(memory.recall("vault", k=2), tiny)
+        assert tree(precious) == before
+        assert memory.backup_to(tmp_path / "backup").segments == 0
+        model.unlink()
+        assert len(memory.segments(memory.recall("vault", k=2), tiny)) == 2
+    assert tree(precious) == before
 
 
 def test_what_somebody_put_beside_damaged_segments_stays(tmp_path):
