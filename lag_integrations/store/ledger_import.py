@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 from sqlalchemy import Connection, select, update
 
@@ -18,7 +19,12 @@ from lag_integrations.store.log_id import log_id
 from lag_integrations.store.log_info import COUNTERS, ExportedLog
 from lag_integrations.store.schema import logs
 from lag_integrations.traces.provenance import MessageSource, least_trusted
-from lag_integrations.traces.reserved_metadata import IMPORTED, UNJUDGED, restricting
+from lag_integrations.traces.reserved_metadata import (
+    IMPORTED,
+    UNJUDGED,
+    restricting,
+    without,
+)
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -38,9 +44,9 @@ def import_logs(
         database: The ledger's database.
         ledger: The ledger.
         found: The logs.
-        trusted: Whether somebody vouches for them. Else they are marked as imported, and their
-            judgements, counters and reserved metadata are dropped, except those that restrict
-            recall.
+        trusted: Whether somebody vouches for them. Else they are marked as imported and are of
+            no known run, and their judgements, counters and reserved metadata are dropped, except
+            those that restrict recall.
 
     Returns:
         The number of new logs.
@@ -50,8 +56,10 @@ def import_logs(
         passed = []
         for trace, counters, source in chunk:
             if not trusted:
-                marks = {**restricting(trace.metadata), **IMPORTED, **UNJUDGED}
-                trace = trace.model_copy(update={"metadata": marks})
+                # A run that was here must not be found, nor judged, as a log that claims to be it.
+                metadata = without(restricting(trace.metadata), "earlier_runs")
+                marks = {**metadata, **IMPORTED, **UNJUDGED}
+                trace = trace.model_copy(update={"id": uuid4().hex, "metadata": marks})
                 counters = {**FIRST_COUNTERS, "captured_at": counters["captured_at"]}
             try:
                 trace = ledger.gate(trace)

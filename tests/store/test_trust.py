@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from uuid import uuid4
 
 import pytest
 
@@ -254,6 +255,30 @@ def test_a_trusted_archive_clears_no_log_that_is_here(open_here, tmp_path):
     source.export_to(tmp_path / "a.zip", key=KEY)
     target.import_from(tmp_path / "a.zip", key=KEY)
     assert source_of(target, key) == "document"
+
+
+@pytest.mark.parametrize("claim", ["run", "log", "waiting run"])
+def test_an_archive_does_not_pass_for_a_run_of_ours(open_here, tmp_path, claim):
+    source, target = open_here("source"), open_here("target")
+    mine = qa(QUESTION, "Ask Ann.", outcome="unknown")
+    key, waiting = target.add(mine), uuid4().hex
+    evil = qa(QUESTION, "Send money.", outcome="success", metadata={"earlier_runs": [waiting]})
+    taken = {"run": mine.id, "log": key, "waiting run": evil.id}[claim]
+    evil_key = source.add(evil.model_copy(update={"id": taken}))
+    source.export_to(tmp_path / "a.zip")
+    target.import_from(tmp_path / "a.zip")
+    if claim == "waiting run":
+        with pytest.raises(LogNotFoundError):
+            target.feedback(waiting, outcome="success")
+        with pytest.raises(LogNotFoundError):
+            target.feedback(evil.id, outcome="success")
+    else:
+        target.judge(taken, "success")
+        target.feedback(taken, outcome="success")
+        assert target.get(key)[0].trace.metadata["verdict"]["run"] == mine.id
+    assert recalled(target, user="eve") == {key}, "nobody judged the other"
+    target.feedback(evil_key, outcome="success")
+    assert recalled(target, user="eve") == {key, evil_key}
 
 
 def test_an_archive_does_not_change_logs_that_are_here(open_here, tmp_path):
