@@ -91,21 +91,21 @@ def ls(
         if where is not None:
             conditions.append(condition(where))
         ids = _sorted(database, opened.namespace, conditions, sort)
-        found = list(islice(_matching(opened, ids, text, limit), limit))
-    if as_json:
-        show_json([as_dict(info) for info in found])
-        return
-    rows = [
-        (
-            short_id(info.id),
-            iso_time(info.captured_at),
-            info.trace.outcome,
-            info.state,
-            human_size(info.bytes),
-            info.trace.task,
-        )
-        for info in found
-    ]
+        found = islice(_matching(opened, ids, text, limit), limit)
+        if as_json:
+            show_json([as_dict(info) for info in found])
+            return
+        rows = [
+            (
+                short_id(info.id),
+                iso_time(info.captured_at),
+                info.trace.outcome,
+                info.state,
+                human_size(info.bytes),
+                info.trace.task,
+            )
+            for info in found  # one page at a time: traces can be large
+        ]
     show_table(["id", "captured", "outcome", "state", "size", "task"], rows)
 
 
@@ -151,10 +151,10 @@ def _matching(
     """Yield logs with a text, or all, in the order of their ids; damaged ones are left out."""
     size = _AT_ONCE if text else min(limit, _AT_ONCE)
     for start in range(0, len(ids), size):
-        page = ids[start : start + size]
-        found = {info.id: info for info in ledger.info(page)}
-        infos = (found[key] for key in page if key in found)
-        yield from (info for info in infos if not text or contains(info.trace, text.casefold()))
+        for page in ledger.pages(ids[start : start + size]):
+            found = {info.id: info for info in ledger.info(page)}
+            infos = (found[key] for key in page if key in found)
+            yield from (info for info in infos if not text or contains(info.trace, text.casefold()))
 
 
 @at_store

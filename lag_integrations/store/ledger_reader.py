@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, func, select, true
 
 from lag_integrations.errors import TraceError
-from lag_integrations.store.chunks import CHUNK, chunks
+from lag_integrations.store.chunks import CHUNK, chunks, pages
 from lag_integrations.store.database import Database
 from lag_integrations.store.filters import Where, condition
 from lag_integrations.store.log_id import log_id, validate_namespace
@@ -198,12 +198,23 @@ class LedgerReader:
             )
             return [row.id for row in rows]
 
-    def damaged(self) -> Iterator[str]:
-        """Yield the ids of logs whose trace does not fit its id."""
-        for chunk in chunks(list(self.ids())):
+    def pages(self, ids: Sequence[str]) -> Iterator[list[str]]:
+        """Yield the ids of logs in pages whose traces have at most 16 MiB together, or in ones."""
+        for chunk in chunks(ids):
+            sizes = dict.fromkeys(chunk, 0)  # of those that are deleted meanwhile
             with self._db.read() as connection:
                 rows = connection.execute(
-                    select(logs.c.id, logs.c.trace).where(logs.c.id.in_(chunk))
+                    select(logs.c.id, logs.c.bytes).where(logs.c.id.in_(chunk))
+                )
+                sizes.update((row.id, row.bytes) for row in rows)
+            yield from pages(chunk, sizes.__getitem__)
+
+    def damaged(self) -> Iterator[str]:
+        """Yield the ids of logs whose trace does not fit its id."""
+        for page in self.pages(list(self.ids())):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(logs.c.id, logs.c.trace).where(logs.c.id.in_(page))
                 ).all()
             yield from (row.id for row in rows if self.parse_intact(row.id, row.trace) is None)
 

@@ -7,13 +7,17 @@ import sqlite3
 import stat
 import threading
 import time
+import tracemalloc
 from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
 
+from lag_integrations import KVLogMemory
 from lag_integrations.cli import app
 from lag_integrations.store.migrations import HEAD
+from tests.conftest import qa
+from tests.store.model import hash_embedder
 from tests.store.processes import numbered, open_memory
 
 NOBODY = 65534
@@ -144,3 +148,42 @@ def test_a_row_that_names_no_file_of_ours_holds_nothing_up(tmp_path, caplog):
     assert outside.read_text() == "mine"
     assert "no file of ours" in caplog.text
     assert "no name of ours" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def large_logs(tmp_path_factory):
+    """A store of 40 logs of 2 MB each."""
+    folder = tmp_path_factory.mktemp("large") / "m"
+    with KVLogMemory(folder, embedder=hash_embedder, min_score=-1) as memory:
+        for number in range(40):
+            memory.add(qa(f"question {number} ?", "Yes.", metadata={"page": "x" * 2_000_000}))
+    return folder
+
+
+def listed(folder):
+    assert len(CliRunner().invoke(app, ["ls", str(folder), "--limit", "40"]).output) > 1_000
+
+
+def looked_through(folder):
+    CliRunner().invoke(app, ["ls", str(folder), "--text", "nothing"])
+
+
+def verified(folder):
+    with KVLogMemory(folder, embedder=hash_embedder, min_score=-1) as memory:
+        assert not [problem for problem in memory.verify() if problem.kind == "trace_damaged"]
+
+
+def exported(folder):
+    with KVLogMemory(folder, embedder=hash_embedder, min_score=-1) as memory:
+        memory.export_to(folder.parent / "a.zip", overwrite=True)
+
+
+@pytest.mark.parametrize("look", [listed, looked_through, verified, exported])
+def test_large_logs_are_not_all_in_memory_at_once(large_logs, look):
+    tracemalloc.start()
+    try:
+        look(large_logs)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * 2**20, f"{peak:,} bytes"

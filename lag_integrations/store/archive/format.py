@@ -6,9 +6,9 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,15 +27,12 @@ LOG_BYTES = MAX_TRACE_BYTES + 2**12
 SEGMENT_LINE_BYTES = 2**11
 SEGMENT_BYTES = 4 * 2**30
 """Most bytes of a segment: some 8,000 tokens of a model of 70 billion parameters have 2.6 GB."""
-_PAGE = 500
-_PAGE_BYTES = 16 * 2**20
 _KEY_BYTES = 32
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _SELECTION = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CODEC = re.compile(r"[a-z0-9+]{1,16}")
 
 Progress = Callable[[int, int], None]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -136,25 +133,6 @@ def checked_key(key: object) -> bytes:
             f"`openssl rand -out FILE {_KEY_BYTES}` makes one."
         )
     return key
-
-
-def pages(items: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Yield items in lists, each of at most 500 items and 16 MiB, or of one item.
-
-    Args:
-        items: The items.
-        size: Bytes of an item.
-    """
-    page: list[_T] = []
-    filled = 0
-    for item in items:
-        if page and (len(page) == _PAGE or filled + size(item) > _PAGE_BYTES):
-            yield page
-            page, filled = [], 0
-        page.append(item)
-        filled += size(item)
-    if page:
-        yield page
 
 
 def no_progress(done: int, total: int) -> None:

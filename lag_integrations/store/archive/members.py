@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lag_integrations.errors import StoreError
-from lag_integrations.store.archive.format import pages
+from lag_integrations.store.chunks import pages
 
 _COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed methods; others may take any amount of memory."""

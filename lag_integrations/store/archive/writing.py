@@ -8,12 +8,9 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
-
-from sqlalchemy import select
 
 from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
 from lag_integrations.kv.segment_file import sha256_hex
@@ -28,10 +25,8 @@ from lag_integrations.store.archive.format import (
     SegmentLine,
     checked_key,
     no_progress,
-    pages,
     segment_file,
 )
-from lag_integrations.store.chunks import chunks
 from lag_integrations.store.log_info import COUNTERS
 from lag_integrations.store.schema import logs
 from lag_integrations.store.store import LogStore
@@ -136,7 +131,7 @@ class _Writer:
         ledger = self._store.ledger
         total = ledger.count()
         digest = hashlib.sha256()
-        for page in self._pages():
+        for page in ledger.pages(list(ledger.ids())):
             found = ledger.info(page)
             # Left out by the ledger: what is damaged, and what was deleted since.
             lost = set(page) - {info.id for info in found}
@@ -153,17 +148,6 @@ class _Writer:
             self._logs += len(found)
             self._progress(self._logs, max(total, self._logs))
         self._sha256[LOGS] = digest.hexdigest()
-
-    def _pages(self) -> Iterator[list[str]]:
-        """Yield the ids of all logs, in pages of limited bytes."""
-        for chunk in chunks(list(self._store.ledger.ids())):
-            sizes = dict.fromkeys(chunk, 0)  # of those that are deleted meanwhile
-            with self._store.database.read() as connection:
-                rows = connection.execute(
-                    select(logs.c.id, logs.c.bytes).where(logs.c.id.in_(chunk))
-                )
-                sizes.update((row.id, row.bytes) for row in rows)
-            yield from pages(chunk, sizes.__getitem__)
 
     def _write_segments(self, archive: zipfile.ZipFile, keys: IO[bytes]) -> None:
         stored = [
