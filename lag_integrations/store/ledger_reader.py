@@ -144,6 +144,12 @@ class LedgerReader:
                 kept.update(row.id for row in rows)
         return kept
 
+    def some_ids(self, allowed: ColumnElement[bool], *, limit: int) -> list[str]:
+        """Return the ids of logs that fulfil a condition, up to a limit."""
+        with self._db.read() as connection:
+            found = connection.execute(select(logs.c.id).where(allowed).limit(limit))
+            return list(found.scalars())
+
     def captured_at(self, ids: Sequence[str]) -> dict[str, float]:
         """Return when logs were last captured, in Unix seconds, by id."""
         found: dict[str, float] = {}

@@ -84,7 +84,7 @@ class VectorSearch:
             near = _scores(*self._embeddings.vectors(allowed, outside=identity), vector)
             if self._embeddings.count(inside=identity, limit=1):
                 found = self._search_index(vector, logs, floor, allowed, filtered=filtered)
-                if found is None:  # it does not work, or gave too little: compare with everything
+                if found is None:  # compare with everything
                     near = _scores(*self._embeddings.vectors(allowed), vector)
                 else:
                     near = {**found, **near}
@@ -105,7 +105,7 @@ class VectorSearch:
         *,
         filtered: bool,
     ) -> dict[Entry, float] | None:
-        """Return the nearest allowed entries of the index; None if it fails or returns too few."""
+        """Return the nearest allowed entries of the index, or all of few; None if it fails."""
         wanted = (_KEYS_FILTERED if filtered else _KEYS) * logs + 16
         while True:
             try:
@@ -123,8 +123,10 @@ class VectorSearch:
             kept = self._ledger.filter_ids(list({log_id for log_id, _ in good}), allowed)
             if len(kept) >= logs or len(found) < wanted or found[-1][1] < floor:
                 return {entry: score for entry, score in good.items() if entry[0] in kept}
-            if self._ledger.count(allowed, limit=_MAX_SCAN + 1) <= _MAX_SCAN:
-                return None
+            few = self._ledger.some_ids(allowed, limit=_MAX_SCAN + 1)
+            if len(few) <= _MAX_SCAN:
+                # By their ids: the condition, asked of each embedding, would read the whole table.
+                return _scores(*self._embeddings.vectors(ids=few), vector)
             wanted *= 8
 
     def _current_index(self) -> str:

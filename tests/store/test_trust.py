@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sqlite3
+from contextlib import closing
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import event
 
 from lag_integrations import KVLogMemory, Quarantine, Refuse, Trace
 from lag_integrations.errors import LogNotFoundError, StoreError, TraceError, TraceRefusedError
@@ -180,6 +183,25 @@ def test_a_capture_of_no_judge_says_nothing_against_a_judge(open_here):
     assert recalled(memory, user="eve") == {key}
     memory.add_own([run.model_copy(update={"outcome": "success"})], judged=False)
     assert recalled(memory, user="eve") == {key}
+
+
+def test_the_few_that_a_user_may_recall_are_found_without_reading_all_vectors(open_here, tmp_path):
+    memory = open_here()
+    runs = [read(metadata={"user_id": f"u{n}"}, question=f"Ship {n} ?") for n in range(400)]
+    memory.add_own(runs, judged=False)
+    memory.flush()
+    plans = []
+    with closing(sqlite3.connect(tmp_path / "memory" / "ledger.sqlite")) as ledger:
+
+        def explain(_connection, _cursor, statement, parameters, *_):
+            if statement.startswith("SELECT"):
+                plans.extend(ledger.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
+
+        event.listen(memory.store.database.engine, "before_cursor_execute", explain)
+        (found,) = memory.recall("Ship ?", k=9, user="u7")
+    assert found.trace.task == "Ship 7 ?"
+    assert plans
+    assert not [plan for *_, plan in plans if plan.startswith("SCAN embeddings")]
 
 
 def test_a_setting_that_does_not_exist_is_refused(tmp_path):
