@@ -31,7 +31,7 @@ from lag_integrations.evaluation.gold import gold_trace
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
-from lag_integrations.kv.encode import prefill
+from lag_integrations.kv.forward import prefill
 from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
 from lag_integrations.traces.message import Message

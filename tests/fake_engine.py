@@ -59,10 +59,10 @@ class FakeEngine(Engine):
 class _Told(SequenceState):
     def __init__(self, tokens: list[int], *args: Any) -> None:
         super().__init__(*args)
-        self._told = iter(tokens)
+        self._told = tokens
 
-    def advance(self, logits: Any, *, fast_forward: bool = True) -> str:
-        told = logits.clone()
-        if (token := next(self._told, None)) is not None:  # else held to more than it wants to say
-            told[token] = 1e6
-        return super().advance(told, fast_forward=False)
+    def _take_next(self, logits: Any) -> str:
+        told, place = logits.clone(), len(self.generation.token_ids)
+        if place < len(self._told):  # else held to more than it wants to say
+            told[self._told[place]] = 1e6
+        return super()._take_next(told)

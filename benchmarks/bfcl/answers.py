@@ -23,7 +23,6 @@ from lag_integrations.engine.generation.reasoning import (
 from lag_integrations.engine.tools import CallEnded, MarkReader
 from lag_integrations.evaluation.records import RecordFile
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.langchain.batching import BatchCollector, join
 from lag_integrations.traces.message_conversion import as_message
 
 _WRITTEN = "written"
@@ -115,14 +114,9 @@ class _Writing(LAGChatModel):
 
 def _together(model: LAGChatModel, cases: Sequence[Case]) -> list[AIMessage]:
     """Call the model like ``model.batch``, but with tools of each question's own."""
-    collector = BatchCollector(len(cases))
 
     def one(case: Case) -> AIMessage:
-        with join(collector, model) as membership:
-            try:
-                return model.bind_tools(case.tools).invoke(list(case.messages))
-            finally:
-                membership.leave()
+        return model.bind_tools(case.tools).invoke(list(case.messages))
 
     with ContextThreadPoolExecutor(max_workers=len(cases)) as executor:
         return list(executor.map(one, cases))

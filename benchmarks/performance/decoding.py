@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from benchmarks.performance.random_segments import random_segment
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.segment import Segment
 from lag_integrations.langchain import LAGChatModel
-from lag_integrations.runtime.openmp import let_go
+from lag_integrations.runtime.own_thread import in_own_thread
 from lag_integrations.traces.message import Message
 
 SUITE, FIRST = "decoding, tokens a second", "first token of a stream, ms"
@@ -52,7 +51,7 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
         GENERATE: generate,
         ENGINE: lambda: written(()),
         "engine, behind 1,023 log tokens": lambda: written(segments),
-        "engine, on another thread": lambda: _elsewhere(lambda: written(())),
+        "engine, on another thread": lambda: in_own_thread(lambda: written(())),
         "LAGChatModel.invoke": lambda: model.invoke(_TASK, min_new_tokens=tokens),
         "LAGChatModel.stream": lambda: list(model.stream(_TASK, min_new_tokens=tokens)),
     }
@@ -76,14 +75,6 @@ def decoding(engine: Engine, rounds: int, tokens: int, batches: list[int]) -> It
         together[f"LAGChatModel.batch of {size}"] = _rate(partial(batch, size), size * tokens)
     taken = interleaved(rounds, together)
     yield from figures(SUITE, {"tokens": tokens, "batch": "many"}, taken, (ENGINE,))
-
-
-def _elsewhere(way: Callable[[], object]) -> None:
-    """Run on a thread of its own, as in a server: what the peers left on this one would slow it."""
-    let_go()
-    thread = threading.Thread(target=way)
-    thread.start()
-    thread.join()
 
 
 def _rate(way: Callable[[], object], tokens: int) -> Callable[[], float]:

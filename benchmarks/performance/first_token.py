@@ -20,7 +20,7 @@ from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn, WholeTrace
 from lag_integrations.evaluation.as_text import generate_with_text
 from lag_integrations.kv.cache import new_cache
-from lag_integrations.kv.encode import prefill
+from lag_integrations.kv.forward import prefill
 from lag_integrations.kv.inject import inject
 from lag_integrations.kv.segment import Segment
 

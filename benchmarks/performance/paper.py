@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from lag_integrations.engine.engine import Engine
-from lag_integrations.kv.encode import prefill
+from lag_integrations.kv.forward import prefill
 from lag_integrations.kv.segment import Segment
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, StaticCache
 from benchmarks.performance.paired import Figure, figures, interleaved
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
-from lag_integrations.kv.encode import prefill
+from lag_integrations.kv.forward import prefill
 from lag_integrations.runtime.loading_lock import loading
 
 DECODING, READING = "decoding by weights, tokens a second", "reading 1,024 tokens by weights, s"

@@ -5,17 +5,16 @@ Framework-free: LangChain and LlamaIndex classes only translate what goes in and
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from typing import Any
 
 from lag_integrations.chat.context import RetrievedContext, retrieve_context
 from lag_integrations.chat.output_plan import OutputPlan
 from lag_integrations.chat.request import ChatRequest
+from lag_integrations.engine.answer import EngineStream
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.reasoning import ReasoningDelta, TextDelta
 from lag_integrations.engine.generation.sequence import Generation, Request
-from lag_integrations.engine.generator import EngineStream
 from lag_integrations.engine.log_texts import around_logs, with_texts
 from lag_integrations.engine.tools import CallEnded, CallFailed, Text
 from lag_integrations.errors import PromptError
@@ -86,8 +85,10 @@ def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:
     return f"{own}:{salt}" if salt else own
 
 
-class ModelResponse(Iterator[Part]):
-    """The response to a request, part by part.
+class ModelResponse(Iterator[Part], AsyncIterator[Part]):
+    """The response to a request, part by part, for ``for`` or ``async for``.
+
+    The model begins when the first part is asked for.
 
     Args:
         engine: The model.
@@ -97,9 +98,9 @@ class ModelResponse(Iterator[Part]):
 
     Attributes:
         request: As above.
+        plan: As above.
         context: As above.
         generation: What was generated so far.
-        abandoned: Nobody waits for it any more.
     """
 
     def __init__(
@@ -108,18 +109,17 @@ class ModelResponse(Iterator[Part]):
         self.request = request
         self.context = context
         self.generation = Generation()
-        self.abandoned = False
-        self._is_set = False
         self._engine = engine
+        self.plan = plan
         self._stream: EngineStream | None = None
-        self._parts = self._read(plan)
+        self._parts = self._read()
+        self._async_parts = self._aread()
 
     def __next__(self) -> Part:
         return next(self._parts)
 
-    def set_result(self, generation: Generation) -> None:
-        """Take what was generated for the request elsewhere (in a batch), instead of generating."""
-        self.generation, self._is_set = generation, True
+    async def __anext__(self) -> Part:
+        return await anext(self._async_parts)
 
     def close(self) -> None:
         """Stop the model."""
@@ -153,6 +153,7 @@ class ModelResponse(Iterator[Part]):
             "form": "kv" if as_kv else "text" if as_text else None,
             "read_as_text": [log.id for log in as_text],
             "injected_tokens": generation.injected_tokens,
+            "accepted_tokens": generation.accepted_tokens,
             "reused_tokens": generation.reused_tokens,
             "timings": {
                 **context.timings,
@@ -162,38 +163,56 @@ class ModelResponse(Iterator[Part]):
             },
         }
 
-    def _pieces(self) -> Iterator[str]:
-        if self._is_set:
-            return iter([self.generation.text])
+    def _start(self) -> EngineStream:
         self._stream = self._engine.start(self.request)
         self.generation = self._stream.generation
         return self._stream
 
-    def _read(self, plan: OutputPlan) -> Iterator[Part]:
-        splitter, reader = plan.splitter(), plan.reader()
-        if reader is not None:
-            reader.feed(plan.before)
+    def _read(self) -> Iterator[Part]:
+        reader = ResponseReader(self.plan)
+        for piece in self._start():
+            yield from reader.feed(piece)
+        yield from reader.finish(self.generation)
 
-        def parts(read: list[ReasoningDelta | TextDelta]) -> Iterator[Part]:
-            for part in read:
-                if isinstance(part, ReasoningDelta):
-                    yield part
-                elif reader is None:
-                    yield Text(part.text)
-                else:
-                    yield from reader.feed(part.text)
-
-        for piece in self._pieces():
-            yield from parts(splitter.feed(piece))
-        yield from parts(splitter.finish())
-        if reader is not None:
-            yield from reader.feed(plan.after)
-            cut_off = self.generation.finish_reason == "length"
-            yield from reader.finish(cut_off=cut_off)
+    async def _aread(self) -> AsyncIterator[Part]:
+        reader = ResponseReader(self.plan)
+        async for piece in self._start():
+            for part in reader.feed(piece):
+                yield part
+        for part in reader.finish(self.generation):
+            yield part
 
 
-async def aiter_events(response: ModelResponse) -> AsyncIterator[Part]:
-    """Yield parts, each computed on a thread; when cancelled, no further one is."""
-    done = object()
-    while (part := await asyncio.to_thread(next, response, done)) is not done:
-        yield cast(Part, part)
+class ResponseReader:
+    """Takes an answer apart while it is written.
+
+    Args:
+        plan: How it is read.
+    """
+
+    def __init__(self, plan: OutputPlan) -> None:
+        self._plan = plan
+        self._splitter, self._calls = plan.splitter(), plan.reader()
+        if self._calls is not None:
+            self._calls.feed(plan.before)
+
+    def feed(self, piece: str) -> Iterator[Part]:
+        """Yield the parts that a piece completes."""
+        yield from self._parts(self._splitter.feed(piece))
+
+    def finish(self, generation: Generation) -> Iterator[Part]:
+        """Yield what is left at the end."""
+        yield from self._parts(self._splitter.finish())
+        if self._calls is not None:
+            yield from self._calls.feed(self._plan.after)
+            cut_off = generation.finish_reason == "length"
+            yield from self._calls.finish(cut_off=cut_off)
+
+    def _parts(self, read: list[ReasoningDelta | TextDelta]) -> Iterator[Part]:
+        for part in read:
+            if isinstance(part, ReasoningDelta):
+                yield part
+            elif self._calls is None:
+                yield Text(part.text)
+            else:
+                yield from self._calls.feed(part.text)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
 
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encodable import Encodable, batches
+from lag_integrations.engine.inference_loop import InferenceLoop
 from lag_integrations.engine.runner import ModelRunner
+from lag_integrations.engine.scheduler import Scheduler
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.kv.cache import beginning
 from lag_integrations.kv.checks import check_segment
-from lag_integrations.kv.encode import encode_rows, prefill
+from lag_integrations.kv.encode import encode_rows
+from lag_integrations.kv.forward import prefill
 from lag_integrations.kv.segment import Segment
-from lag_integrations.runtime.openmp import computing
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -33,11 +35,21 @@ class Encoder:
 
     Args:
         runner: Runs the forward passes.
+        scheduler: Says how much is read at once.
+        loop: Runs them between the passes of answers.
         chat_template: Renders the traces.
     """
 
-    def __init__(self, runner: ModelRunner, chat_template: ChatTemplate) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        loop: InferenceLoop,
+        chat_template: ChatTemplate,
+    ) -> None:
         self._runner = runner
+        self._scheduler = scheduler
+        self._loop = loop
         self._chat_template = chat_template
 
     def encodable(self, trace: Trace, selection: Selection, cache_salt: str = "") -> Encodable:
@@ -78,12 +90,25 @@ class Encoder:
                 found.append([members[place] for place in batch])
         return found
 
-    def encode_batch(self, traces: Sequence[Encodable]) -> list[Segment]:
+    def encode_batch(self, traces: Sequence[Encodable], *, patience: float = 0.0) -> list[Segment]:
         """Encode the traces of one batch, of one salt; what they begin with alike is read once.
+
+        Args:
+            traces: The traces.
+            patience: Most seconds to wait for answers to end; then encoding takes turns with them.
 
         Returns:
             Their segments, in order; each as it would be alone, up to rounding.
         """
+        return self._loop.in_parts(self._encode(traces), patience)
+
+    def _encode(self, traces: Sequence[Encodable]) -> Generator[None, None, list[Segment]]:
+        """Encode traces, pass by pass."""
+        if len(traces) > 1 and self._scheduler.part() < sum(map(len, traces)):
+            segments = []  # answers are being written: a batch would hold them up
+            for trace in traces:
+                segments += yield from self._encode([trace])
+            return segments
         prefixes, salt = self._runner.prefixes, traces[0].cache_salt
         first, head = traces[0].token_ids, min(trace.head for trace in traces)
         moment = prefixes.moment()
@@ -92,25 +117,31 @@ class Encoder:
             if len(traces) == 1
             else _common_length([trace.token_ids for trace in traces])
         )
-        with computing(), self._runner.lock, torch.no_grad():
-            cache, known = prefixes.fork(first[: alike + 1], salt=salt)
-            if len(traces) > 1 and alike - known >= _WORTH_A_PASS:
-                prefill(self._runner.model, torch.tensor(first[known:alike]), cache)
-            segments = encode_rows(
-                self._runner.model,
-                self._runner.positions,
-                [(trace.token_ids, trace.keep) for trace in traces],
-                cache,
-                fingerprint=self._runner.fingerprint,
-                infos=[trace.info for trace in traces],
-                backgrounds=[trace.background for trace in traces],
-            )
-            # Traces of one agent begin alike; more of them is not kept, since nothing would
-            # remove it when they are deleted.
-            if known < head <= cache.get_seq_length():
-                shared = beginning(cache, head)
-                prefixes.insert(first[:head], shared, salt=salt, since=moment)
-            return segments
+        cache, known = prefixes.fork(first[: alike + 1], salt=salt)
+        if len(traces) == 1 or alike - known >= _WORTH_A_PASS:
+            # The last part of a single trace is read with its last token, below.
+            while (part := self._scheduler.part()) < len(first) - known or (
+                len(traces) > 1 and known < alike
+            ):
+                until = min(alike, known + part)
+                prefill(self._runner.model, torch.tensor(first[known:until]), cache)
+                known = until
+                yield
+        segments = encode_rows(
+            self._runner.model,
+            self._runner.positions,
+            [(trace.token_ids, trace.keep) for trace in traces],
+            cache,
+            fingerprint=self._runner.fingerprint,
+            infos=[trace.info for trace in traces],
+            backgrounds=[trace.background for trace in traces],
+        )
+        # Traces of one agent begin alike; more of them is not kept, since nothing would
+        # remove it when they are deleted.
+        if known < head <= cache.get_seq_length():
+            shared = beginning(cache, head)
+            prefixes.insert(first[:head], shared, salt=salt, since=moment)
+        return segments
 
     def check(self, segment: Segment, trace: Encodable) -> None:
         """Refuse a stored segment that this model would not make of a trace.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lag_integrations.engine.attention import attend_in_groups
+from lag_integrations.engine.answer import EngineStream
+from lag_integrations.engine.attention import use_own_attention
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.generation.constraint import can_constrain
 from lag_integrations.engine.generation.sequence import Generation, Request
-from lag_integrations.engine.generator import AnswerGenerator, EngineStream
+from lag_integrations.engine.generator import AnswerGenerator
+from lag_integrations.engine.inference_loop import InferenceLoop
 from lag_integrations.engine.loading import load_model
 from lag_integrations.engine.log_settings import (
     DEFAULTS,
@@ -29,13 +31,14 @@ from lag_integrations.engine.log_settings import (
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.requests import RequestBuilder
 from lag_integrations.engine.runner import ModelRunner
+from lag_integrations.engine.scheduler import Scheduler
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.errors import CalibrationError
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.prefix_cache import PrefixCache
 from lag_integrations.kv.probe import probe
 from lag_integrations.kv.segment import Segment
-from lag_integrations.runtime.openmp import computing
+from lag_integrations.runtime.own_thread import in_own_thread
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace
 
@@ -46,7 +49,8 @@ _PREFIX_BYTES = 512 * 2**20
 class Engine:
     """A causal language model that can be given segments.
 
-    Thread safe: forward passes run one after the other, each request with a cache of its own.
+    Thread safe: all that the model computes runs on one thread (`InferenceLoop`), each request with
+    a cache of its own.
 
     Args:
         model: A loaded decoder-only model.
@@ -84,18 +88,24 @@ class Engine:
         self.tokenizer = tokenizer
         self.chat_template = ChatTemplate(tokenizer, chat_template, template_kwargs)
         model = model.eval()
-        with computing():
-            attend_in_groups(model)
-            self.positions = probe(model)
-            self.fingerprint = fingerprint(
-                model, tokenizer, self.chat_template.source, self.positions
-            )
-        prefixes = PrefixCache(prefix_cache_bytes)
-        self._runner = ModelRunner(model, tokenizer, self.positions, self.fingerprint.id, prefixes)
-        self.encoder = Encoder(self._runner, self.chat_template)
-        self._generator = AnswerGenerator(self._runner, self.name)
+        in_own_thread(lambda: self._learn(model))
+        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._runner = ModelRunner(
+            model, tokenizer, self.positions, self.fingerprint.id, self._prefixes
+        )
+        scheduler = Scheduler(self._runner)
+        self._loop = InferenceLoop(scheduler.step, scheduler.forget)
+        self.encoder = Encoder(self._runner, scheduler, self._loop, self.chat_template)
+        self._generator = AnswerGenerator(self._runner, scheduler, self._loop)
         self.requests = RequestBuilder(self._runner, self.chat_template)
         self.calibration = saved(self.fingerprint.id)
+
+    def _learn(self, model: PreTrainedModel) -> None:
+        use_own_attention(model)
+        self.positions = probe(model)
+        self.fingerprint = fingerprint(
+            model, self.tokenizer, self.chat_template.source, self.positions
+        )
 
     @classmethod
     def load(
@@ -174,7 +184,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the model's memory. Calling it again does nothing."""
-        self._runner.close()
+        self._loop.call(self._runner.close)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -277,8 +287,9 @@ class Engine:
         """Generate token by token; arguments and errors are those of `request`.
 
         Returns:
-            An iterator over pieces of text; its ``generation`` is filled as it goes. Each token is
-            computed when it is asked for, so that dropping the iterator is enough to stop.
+            An iterator over pieces of text, also for ``async for``; its ``generation`` is filled as
+            it goes. The model is a few tokens ahead at most, and stops when the iterator is closed
+            or dropped.
         """
         started = time.perf_counter()
         return self.start(self.request(messages, segments, **settings), started)
@@ -286,37 +297,37 @@ class Engine:
     def start(self, request: Request, started: float | None = None) -> EngineStream:
         """Generate for a request.
 
+        Requests of any threads and event loops are answered together, one forward pass a token for
+        all of them; each gets what it would get alone, up to rounding. Where the architecture
+        cannot do that, they take turns.
+
         Args:
             request: The request.
             started: `time.perf_counter` when the clock of the first token began; now by default.
         """
-        return self._generator.stream(request, started or time.perf_counter())
+        return self._generator.stream(request, started)
 
-    def generate_batch(
-        self, requests: Sequence[Request], wanted: Callable[[int], bool] = lambda _: True
-    ) -> list[Generation]:
-        """Answer several requests together, one forward pass a token for all of them.
-
-        Each answer is what the request would get alone, up to rounding. Where the architecture
-        cannot be padded, they are answered one after the other.
-
-        Args:
-            requests: The requests.
-            wanted: Says of each, by its index, whether anybody still waits for it.
-        """
-        return self._generator.generate_batch(requests, wanted)
+    def generate_batch(self, requests: Sequence[Request]) -> list[Generation]:
+        """Answer several requests, as `start` does, and wait for all."""
+        streams = [self.start(request) for request in requests]
+        try:
+            for stream in streams:
+                for _ in stream:
+                    pass
+        finally:
+            for stream in streams:
+                stream.close()
+        return [stream.generation for stream in streams]
 
     @property
     def can_batch(self) -> bool:
-        """Whether this architecture can answer padded requests together; tried once."""
-        return self._generator.can_batch
+        """Whether sequences can share a pass of this architecture; tried once."""
+        return self._loop.call(lambda: self._runner.can_batch)
 
     def log_likelihoods(
         self, requests: Sequence[Request], answers: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
         """Compute how likely given answers are.
-
-        Requests with prompts of one length and with one answer are read in one pass.
 
         Args:
             requests: What is asked; nothing is generated for them.
@@ -351,12 +362,3 @@ class Engine:
     def clear_salt(self, cache_salt: str) -> None:
         """Drop what was read lately under a salt, and do not keep what is being read now."""
         self._runner.prefixes.clear_salt(cache_salt)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being generated."""
-        return self._runner.idle
-
-    def wait_idle(self, timeout: float) -> None:
-        """Wait until nothing is being generated, for at most so many seconds."""
-        self._runner.wait_idle(timeout)

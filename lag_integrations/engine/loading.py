@@ -15,6 +15,7 @@ from transformers import (
 
 from lag_integrations.errors import UnsupportedModelError
 from lag_integrations.runtime.loading_lock import loading
+from lag_integrations.runtime.own_thread import in_own_thread
 
 _OF_BOTH = ("revision", "token", "local_files_only", "trust_remote_code", "cache_dir")
 """Arguments of ``from_pretrained`` that the tokenizer is given, too."""
@@ -33,7 +34,11 @@ def load_model(
     try:
         with loading(model, quiet=quiet):
             tokenizer = AutoTokenizer.from_pretrained(str(model), **tokenizer_kwargs)
-            loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype, **model_kwargs)
+            loaded = in_own_thread(
+                lambda: AutoModelForCausalLM.from_pretrained(
+                    str(model), dtype=dtype, **model_kwargs
+                )
+            )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedModelError(
             f"The model {str(model)!r} cannot be loaded as a causal language model. Give a hub "

@@ -48,6 +48,7 @@ class RequestBuilder:
         timeout: float | None = None,
         cache_salt: str = "",
         share_system: bool = False,
+        log_lookup: bool = True,
         **sampling: Any,
     ) -> Request:
         """Make a request of a rendered prompt.
@@ -73,6 +74,8 @@ class RequestBuilder:
                 salt only, so that nobody can tell what others had read.
             share_system: Whether the system message and the tools may be reused for everybody: they
                 hold nothing that is one user's.
+            log_lookup: Whether several tokens that stand in logs and prompt may be read in one
+                pass; see `generation.lookup`. The answer is the same.
             **sampling: Fields of `Sampling`; the model's own generation config by default.
 
         Raises:
@@ -128,6 +131,7 @@ class RequestBuilder:
             attention_temperature=attention_temperature,
             cache_salt=cache_salt,
             public=public,
+            log_lookup=log_lookup,
             moment=self._runner.prefixes.moment(),
         )
 

@@ -64,10 +64,10 @@ class RoomyLayer(DynamicLayer):
         self._memory = memory
         self.keys, self.values = filled
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep some rows only."""
-        super().batch_select_indices(indices)
-        self._memory = None
+    def shorten(self, tokens: int) -> None:
+        """Forget all but the first tokens; their place is written again."""
+        if self.is_initialized and self.get_seq_length() > tokens:
+            self.keys, self.values = (slot[:, :, :tokens] for slot in (self.keys, self.values))
 
 
 class _RoomyCache(DynamicCache):
@@ -81,6 +81,69 @@ class _RoomyCache(DynamicCache):
             self.layers.append(self.layer_class_to_replicate())
         layer: RoomyLayer = self.layers[index]
         return layer
+
+
+class SharedPass(list[tuple[torch.Tensor, torch.Tensor, Any]]):
+    """What one layer's queries attend to in a pass that several sequences share.
+
+    Of each sequence its keys, its values, and its mask as transformers makes it.
+
+    Args:
+        parts: As above.
+        widths: How many of the pass's tokens are each sequence's, in order.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, Any]], widths: Sequence[int]
+    ) -> None:
+        super().__init__(parts)
+        self.widths = list(widths)
+
+
+class JointCache(DynamicCache):
+    """The caches of several sequences whose next tokens are read as one row.
+
+    Nothing is padded or copied: each sequence's keys and values stay in its own cache. A layer gets
+    a `SharedPass` in place of keys; attention has to know it (`engine.attention`).
+
+    Args:
+        caches: A cache of one row each.
+        widths: How many tokens of each are read, in order.
+        masks: Of each, its mask, or its masks by the type of layer.
+        layer_types: The type of each layer, where masks differ by it.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[DynamicCache],
+        widths: Sequence[int],
+        masks: Sequence[Any],
+        layer_types: Sequence[str] | None,
+    ) -> None:
+        super().__init__()
+        self._caches, self._widths = list(caches), list(widths)
+        self._masks, self._types = list(masks), list(layer_types or ())
+
+    def update(  # type: ignore[override]
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[SharedPass, None]:
+        """Append each sequence's tokens to its own cache."""
+        parts = []
+        keys, values = (torch.split(slot, self._widths, 2) for slot in (key_states, value_states))
+        for cache, *new, mask in zip(self._caches, keys, values, self._masks, strict=True):
+            held = cache.update(*new, layer_idx)
+            its_own = mask[self._types[layer_idx]] if isinstance(mask, dict) else mask
+            parts.append((*held, its_own))
+        return SharedPass(parts, self._widths), None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens of the longest sequence."""
+        return max(int(cache.get_seq_length(layer_idx)) for cache in self._caches)
 
 
 def new_cache(
@@ -150,6 +213,12 @@ def widen(cache: DynamicCache, rows: int) -> DynamicCache:
     )
 
 
+def shorten(cache: DynamicCache, tokens: int) -> None:
+    """Forget all but the first tokens of a cache of `new_cache`."""
+    for layer in cache.layers:
+        layer.shorten(tokens)
+
+
 def append_layer(cache: DynamicCache, layer: int, slots: LayerKV) -> None:
     """Append tokens to one layer; the given tensors are copied."""
     cache.update(slots[0], slots[1], layer)
@@ -181,32 +250,11 @@ def make_room(cache: DynamicCache, layers: Sequence[int], tokens: int, *, like: 
     return filled[0][:, :, begin:], filled[1][:, :, begin:]
 
 
-def stack(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """Stack caches of one request each as the rows of one, padded with zeros on the left."""
-    longest = max(cache.get_seq_length() for cache in caches)
-    stacked = new_cache(room=longest + _GROWTH)
-    for layer, pairs in enumerate(zip(*(read_layers(cache) for cache in caches), strict=True)):
-        first, second = (
-            torch.cat([_padded(pair[slot], longest) for pair in pairs]) for slot in (0, 1)
-        )
-        append_layer(stacked, layer, (first, second))
-    return stacked
-
-
-def keep_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
-    """Drop all other rows of a cache."""
-    cache.batch_select_indices(torch.tensor(list(rows), device=read_layers(cache)[0][0].device))
-
-
 def _memory(like: LayerKV, tokens: int) -> LayerKV:
     first, second = (
         slot.new_empty(slot.shape[0], slot.shape[1], tokens, slot.shape[3]) for slot in like
     )
     return first, second
-
-
-def _padded(slot: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(slot, (0, 0, length - slot.shape[2], 0))
 
 
 def unsupported_layers(config: PreTrainedConfig) -> set[str]:

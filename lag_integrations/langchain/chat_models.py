@@ -17,22 +17,18 @@ from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field, SecretStr
 from typing_extensions import Unpack
 
 from lag_integrations.chat.current import current_memory
 from lag_integrations.chat.request import ChatRequest, build_request
-from lag_integrations.chat.response import ModelResponse, aiter_events, respond
+from lag_integrations.chat.response import ModelResponse, respond
 from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.constraint import can_constrain
-from lag_integrations.langchain.batching import (
-    BatchCollector,
-    BatchingChatModel,
-    take_membership,
-)
 from lag_integrations.langchain.capture.configs import config_of
 from lag_integrations.langchain.capture.current import (
     captured_by,
@@ -58,7 +54,7 @@ if TYPE_CHECKING:
     from lag_integrations.langchain.settings import LAGChatModelSettings
 
 
-class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
+class LAGChatModel(ToolCallingChatModel, ModelSettings):
     """A chat model that answers with the help of what agents did before.
 
     For the last user message it recalls logs from its memory and injects their KV segments into the
@@ -106,6 +102,8 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
 
     streaming: bool = False
     """Whether ``invoke`` streams to callbacks, too."""
+    max_batch_size: int = Field(default=8, ge=1)
+    """Most inputs of ``batch`` that are answered at once, unless ``max_concurrency`` says so."""
     validate_model_on_init: bool = False
     """Whether to load the model at construction, so that a wrong name fails early."""
     max_retries: int | None = Field(default=None, exclude=True, repr=False)
@@ -227,6 +225,38 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
         """Stream an answer."""
         return super().astream(input, config, **self._with_run(config, kwargs))
 
+    def batch(  # type: ignore[override]
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Answer several inputs, up to `max_batch_size` of them at once."""
+        configs = self._at_once(inputs, config)
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(  # type: ignore[override]
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Answer several inputs as `batch` does."""
+        configs = self._at_once(inputs, config)
+        return await super().abatch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _at_once(
+        self, inputs: list[Any], config: RunnableConfig | list[RunnableConfig] | None
+    ) -> list[RunnableConfig]:
+        return [
+            {**each, "max_concurrency": each.get("max_concurrency") or self.max_batch_size}
+            for each in get_config_list(config, len(inputs))
+        ]
+
     def _with_run(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.memory is None:
             return kwargs
@@ -243,10 +273,7 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        collector = take_membership(self)
-        response, engine = self._prepare(messages, stop, kwargs, run_manager, collector)
-        if collector is not None:
-            collector.submit(engine, response).result()
+        response, engine = self._prepare(messages, stop, kwargs, run_manager)
         return self._result(list(response), response, engine)
 
     async def _agenerate(
@@ -256,18 +283,10 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        collector = take_membership(self)
         response, engine = await asyncio.to_thread(
-            self._prepare, messages, stop, kwargs, run_manager, collector
+            self._prepare, messages, stop, kwargs, run_manager
         )
-        if collector is not None:
-            try:
-                future = await asyncio.to_thread(collector.submit, engine, response)
-                await asyncio.wrap_future(future)
-            except asyncio.CancelledError:
-                response.abandoned = True
-                raise
-        parts = [part async for part in aiter_events(response)]
+        parts = [part async for part in response]
         return self._result(parts, response, engine)
 
     def _stream(
@@ -295,9 +314,12 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
         response, engine = await asyncio.to_thread(
             self._prepare, messages, stop, kwargs, run_manager
         )
-        async for part in aiter_events(response):
-            yield ChatGenerationChunk(message=as_chunk(part))
-        yield self._last_chunk(response, engine)
+        try:
+            async for part in response:
+                yield ChatGenerationChunk(message=as_chunk(part))
+            yield self._last_chunk(response, engine)
+        finally:
+            response.close()
 
     def _prepare(
         self,
@@ -305,26 +327,20 @@ class LAGChatModel(BatchingChatModel, ToolCallingChatModel, ModelSettings):
         stop: list[str] | None,
         kwargs: dict[str, Any],
         run: BaseRunManager | None,
-        collector: BatchCollector | None = None,
     ) -> tuple[ModelResponse, Engine]:
         """Recall logs, load their segments, and return a response that is ready to generate."""
-        try:
-            engine = self.engine
-            memory, sources = self.memory, retrieved()
-            if kwargs.get("kv_log_ids") is not None:
-                # Exactly these, maybe of another memory: of the middleware that recalled them.
-                memory, sources = current_memory.get() or memory, []
-            if "owner" not in kwargs:  # by `generate` and the like
-                kwargs = {**kwargs, "owner": current_owner(config_of(run=run), run)}
-            if callable(where := kwargs.get("where") or self.where):
-                kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
-            request = self._build_request(messages, stop, dict(kwargs), sources)
-            owner = current_memory.get() or captured_by(run)
-            return respond(engine, memory, request, owner), engine
-        except BaseException:
-            if collector is not None:
-                collector.leave()
-            raise
+        engine = self.engine
+        memory, sources = self.memory, retrieved()
+        if kwargs.get("kv_log_ids") is not None:
+            # Exactly these, maybe of another memory: of the middleware that recalled them.
+            memory, sources = current_memory.get() or memory, []
+        if "owner" not in kwargs:  # by `generate` and the like
+            kwargs = {**kwargs, "owner": current_owner(config_of(run=run), run)}
+        if callable(where := kwargs.get("where") or self.where):
+            kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
+        request = self._build_request(messages, stop, dict(kwargs), sources)
+        owner = current_memory.get() or captured_by(run)
+        return respond(engine, memory, request, owner), engine
 
     def _build_request(
         self,

@@ -30,7 +30,7 @@ from llama_index.core.types import Model
 from pydantic import ConfigDict
 from typing_extensions import Unpack
 
-from lag_integrations.chat.response import ModelResponse, aiter_events
+from lag_integrations.chat.response import ModelResponse
 from lag_integrations.chat.settings import ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine
 from lag_integrations.engine.engine import Engine
@@ -276,7 +276,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     ) -> ChatResponse:
         call = self._call(messages, settings)
         response, reply = await asyncio.to_thread(self._start, call)
-        async for part in aiter_events(response):
+        async for part in response:
             reply.add(part)
         return call.end(reply)
 
@@ -303,9 +303,12 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
         async def responses() -> ChatResponseAsyncGen:
             response, reply = await asyncio.to_thread(self._start, call)
-            async for part in aiter_events(response):
-                yield reply.more(part)
-            yield call.end(reply)
+            try:
+                async for part in response:
+                    yield reply.more(part)
+                yield call.end(reply)
+            finally:
+                response.close()
 
         return responses()
 

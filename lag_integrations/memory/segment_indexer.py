@@ -154,8 +154,6 @@ class SegmentIndexer:
         """
         progress = self._look_ahead(engine, outcomes, full_scan)
         todo = progress.todo
-        if todo and not full_scan:
-            engine.wait_idle(_PATIENCE)  # an answer that is being written goes first
         ahead = [todo.popleft() for _ in range(min(_ENCODE_AT_ONCE, len(todo)))]
         chosen: dict[str, Encodable] = {}
         done = tokens = 0
@@ -175,10 +173,11 @@ class SegmentIndexer:
                         tokens += len(encodable)
             ids, encodables = list(chosen), list(chosen.values())
             try:
+                patience = 0.0 if full_scan else _PATIENCE  # answers go first
                 for batch in engine.encoder.plan_batches(encodables):
-                    if len(chosen) < len(ids) and not full_scan and not engine.idle:
-                        break  # an answer has begun, and goes first
-                    self._encode_batch({ids[n]: chosen.pop(ids[n]) for n in batch}, engine)
+                    self._encode_batch(
+                        {ids[n]: chosen.pop(ids[n]) for n in batch}, engine, patience
+                    )
             finally:
                 todo.extendleft(reversed([*chosen, *ahead]))
         return done
@@ -208,11 +207,13 @@ class SegmentIndexer:
             self._record_failure(log_id, engine, error)
             return None
 
-    def _encode_batch(self, batch: Mapping[str, Encodable], engine: Engine) -> None:
+    def _encode_batch(
+        self, batch: Mapping[str, Encodable], engine: Engine, patience: float
+    ) -> None:
         """Encode logs; one by one if it does not work for all, so that a bad one is found."""
         segments: list[Segment] = []
         try:
-            segments = engine.encoder.encode_batch(list(batch.values()))
+            segments = engine.encoder.encode_batch(list(batch.values()), patience=patience)
         except Exception as error:
             if engine.closed:
                 raise  # no log's fault
@@ -221,7 +222,7 @@ class SegmentIndexer:
                 return
         if not segments:  # not within the handler, which holds on to what the failed pass used
             for log_id, encodable in batch.items():
-                self._encode_batch({log_id: encodable}, engine)
+                self._encode_batch({log_id: encodable}, engine, patience)
             return
         for log_id, segment in zip(batch, segments, strict=True):
             try:

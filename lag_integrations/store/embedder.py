@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lag_integrations import packaged
 from lag_integrations.errors import PackagedModelError, StoreError
 from lag_integrations.runtime.loading_lock import loading
-from lag_integrations.runtime.openmp import computing
+from lag_integrations.runtime.own_thread import in_own_thread
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -105,9 +105,9 @@ class Embedder:
     def _units(self, texts: Sequence[str], *, queries: bool) -> Vectors:
         try:
             of_documents, of_queries = self._loaded()
-            with computing():
-                found = (of_queries if queries else of_documents)(list(texts))
-                vectors = np.asarray(found, dtype=np.float32)
+            embed = of_queries if queries else of_documents
+            found = in_own_thread(lambda: embed(list(texts)))
+            vectors = np.asarray(found, dtype=np.float32)
         except StoreError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lag_integrations.errors import StoreError
 from lag_integrations.runtime.loading_lock import loading
-from lag_integrations.runtime.openmp import computing
+from lag_integrations.runtime.own_thread import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ class Reranker:
         with self._lock:  # one at a time, and loaded once
             if self._function is None:
                 self._function = _function_of(_load(self._source))
-            with computing():
-                scores = np.asarray(self._function(pairs), dtype=np.float64)
+            score = self._function
+            scores = np.asarray(in_own_thread(lambda: score(pairs)), dtype=np.float64)
         if scores.shape != (len(pairs),) or not np.isfinite(scores).all():
             raise StoreError(f"it gave no finite score for each of {len(pairs)} texts")
         return scores

@@ -14,7 +14,7 @@ from lag_integrations.errors import (
 from lag_integrations.kv.mapped_file import Data
 from lag_integrations.kv.segment import Segment, SegmentKey
 from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
-from lag_integrations.runtime.openmp import computing
+from lag_integrations.runtime.own_thread import in_own_thread
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.segment_cache import SegmentCache
 from lag_integrations.store.segment_files import SegmentFiles
@@ -74,9 +74,7 @@ class SegmentStore:
         if held is not None:
             return held
         try:
-            with computing():
-                segment, _ = self.read(key, file)
-                segment = segment if staged is None else staged(segment)
+            segment = in_own_thread(lambda: self._read(key, file, staged))
         except (FileNotFoundError, SegmentCorruptedError, FingerprintMismatchError) as error:
             if self.discard(key, file):
                 why = f"{file} is missing." if isinstance(error, OSError) else error
@@ -101,6 +99,10 @@ class SegmentStore:
         """
         data = self._files.get(file)
         return load_segment(data, key, _hash_in(file)), data
+
+    def _read(self, key: SegmentKey, file: str, staged: Staged | None) -> Segment:
+        segment, _ = self.read(key, file)
+        return segment if staged is None else staged(segment)
 
     def discard(self, key: SegmentKey, file: str) -> bool:
         """Put a damaged file aside, so that its segment is encoded again.
@@ -137,8 +139,7 @@ class SegmentStore:
         """
         if self._read_only:
             return segment, 0
-        with computing():
-            data = dump_segment(segment, key)
+        data = in_own_thread(lambda: dump_segment(segment, key))
         sha256 = sha256_hex(data)
         # Never used twice: what is still being read, or removed, is another file.
         name = f"{key.log_id}-{uuid4().hex[:12]}-{sha256}.safetensors"
@@ -148,8 +149,8 @@ class SegmentStore:
             self._files.remove(file)
             return segment, 0
         if staged is not None:
-            with computing():
-                segment = staged(load_segment(data, key, sha256))
+            stage = staged
+            segment = in_own_thread(lambda: stage(load_segment(data, key, sha256)))
             self._cache.put(file, key.log_id, segment, self._files.stamp(file))
         return segment, len(data)
 

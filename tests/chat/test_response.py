@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from lag_integrations import Engine
 from lag_integrations.chat.output_plan import OutputFormat
 from lag_integrations.chat.request import ChatRequest
-from lag_integrations.chat.response import respond
+from lag_integrations.chat.response import ResponseReader, respond
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import Generation
 from lag_integrations.engine.tools import CallEnded, Text
@@ -77,9 +77,8 @@ def ask(engine, **form):
 
 
 def read(engine, text, **form):
-    answer = ask(engine, **form)
-    answer.set_result(Generation(text=text))
-    return list(answer)
+    reader = ResponseReader(ask(engine, **form).plan)
+    return [*reader.feed(text), *reader.finish(Generation(text=text, finish_reason="stop"))]
 
 
 def calls_of(parts):

@@ -192,7 +192,7 @@ def test_stats(kvlog, filled):
     assert found["trace_bytes"] > 300
     assert (found["segments"], found["segment_bytes"], found["removals"]) == ([], 0, 0)
     assert found["failures"] == {}
-    assert found["schema"] == "0006"
+    assert found["schema"] == "0007"
     assert found["dimension"] == 15
     text = kvlog("stats", filled).stdout
     assert re.search(r"logs +3 ", text)
@@ -710,13 +710,13 @@ def test_purge_heeds_the_answer(kvlog, filled, answer, left):
 def test_migrate(kvlog, filled, store):
     assert "nothing to do" in kvlog("migrate", filled).stdout
     found = as_json(kvlog("migrate", filled, "--json"))
-    assert found == {"from": None, "to": "0006", "backups": []}
+    assert found == {"from": None, "to": "0007", "backups": []}
 
 
 def test_migrate_from_the_first_schema(kvlog, store):
     traces = old_store(store)
     found = as_json(kvlog("migrate", store, "--json"))
-    assert (found["from"], found["to"]) == (FIRST, "0006")
+    assert (found["from"], found["to"]) == (FIRST, "0007")
     assert Path(found["backups"][0]).is_file()
     logs = as_json(kvlog("ls", store, "--json"))
     assert {log["id"] for log in logs} == set(traces)

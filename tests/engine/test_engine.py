@@ -260,7 +260,7 @@ def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segmen
 def test_a_long_prompt_behind_a_system_message_is_read_in_parts(engine, forgetful, monkeypatch):
     chat = user(" ".join(str(number) for number in range(40)), ("system", "You count boats."))
     engine.generate(user("Ready?", ("system", "You count boats.")), **GREEDY)
-    monkeypatch.setattr("lag_integrations.kv.encode._AT_ONCE_BEHIND", 16)
+    monkeypatch.setattr("lag_integrations.engine.scheduler._PART_CPU", 16)
     with Passes(engine) as passes:
         answer = engine.generate(chat, **GREEDY)
     assert answer.reused_tokens > 0
@@ -414,11 +414,10 @@ def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with engine._runner.lock:
-            held.set()
-            let_go.wait(20)
+        held.set()
+        let_go.wait(20)
 
-    other = threading.Thread(target=hold)
+    other = threading.Thread(target=engine._loop.call, args=(hold,))
     other.start()
     assert held.wait(5)
     begun = time.monotonic()

@@ -174,7 +174,7 @@ def test_encoding_together_is_encoding_alone(
     case: Case, alike: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of several lengths, with and without a beginning that they share, read in parts."""
-    monkeypatch.setattr("lag_integrations.kv.encode._AT_ONCE_BEHIND", at_once)
+    monkeypatch.setattr("lag_integrations.kv.forward._AT_ONCE_BEHIND", at_once)
     begins = tokens()[:alike]
     rows = [
         ([*begins, *tokens(length, seed=length)], [alike, alike + 2, alike + length - 1])

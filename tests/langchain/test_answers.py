@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.chat.current import use_memory
-from lag_integrations.engine.encoder import Encoder
+from lag_integrations.engine import encoder
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.errors import ConstraintError, PromptError, ToolChoiceError
 from lag_integrations.langchain import LAGChatModel
@@ -70,36 +70,35 @@ def contents(answers):
 
 @pytest.fixture
 def sizes(monkeypatch):
-    """The sizes of the batches that are computed."""
+    """How many sequences share each forward pass."""
     found = []
-    together = Engine.generate_batch
+    read = ModelRunner.read
     monkeypatch.setattr(
-        Engine,
-        "generate_batch",
-        lambda self, requests, wanted: (
-            found.append(len(requests)) or together(self, requests, wanted)
-        ),
+        ModelRunner, "read", lambda self, rows: found.append(len(rows)) or read(self, rows)
     )
     return found
 
 
 def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(model, sizes):
     alone = [model.invoke(question) for question in QUESTIONS]
+    assert set(sizes) == {1}
     handlers = [Count() for _ in QUESTIONS]
     batched = model.batch(QUESTIONS, [{"callbacks": [handler]} for handler in handlers])
     assert contents(batched) == contents(alone)
     assert [len(a.response_metadata["lag"]["log_ids"]) for a in batched] == [1, 0, 1, *[0] * 5]
     assert [handler.starts for handler in handlers] == [1] * 8
-    assert sizes == [8]
+    assert max(sizes) == 8
+    sizes.clear()
     assert contents(asyncio.run(model.abatch(QUESTIONS[:3]))) == contents(alone[:3])
+    assert max(sizes) == 3
     assert contents(model.batch(QUESTIONS, {"max_concurrency": 3})) == contents(alone)
-    assert sizes == [8, 3, 3, 3, 2]
+    assert max(sizes) == 3
 
 
 def test_a_batch_through_a_chain_is_a_batch_too(model, sizes):
     chain = ChatPromptTemplate.from_template("{question}") | model
     answers = chain.batch([{"question": question} for question in QUESTIONS[:3]])
-    assert sizes == [3]
+    assert max(sizes) == 3
     assert "7741" in answers[0].content
 
 
@@ -114,12 +113,13 @@ def test_one_bad_input_of_a_batch_costs_the_others_nothing(model):
         model.batch(inputs)
 
 
-def test_concurrent_calls_give_what_they_give_one_after_another(model):
+def test_concurrent_calls_share_passes_and_give_what_they_give_alone(model, sizes):
     async def at_once():
         return await asyncio.gather(*(model.ainvoke(question) for question in QUESTIONS))
 
     alone = [model.invoke(question) for question in QUESTIONS]
     assert contents(asyncio.run(at_once())) == contents(alone)
+    assert max(sizes) == len(QUESTIONS)
 
 
 def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
 
         monkeypatch.setattr(owner, name, noting)
 
-    note_thread(ModelRunner, "generating")
+    note_thread(ModelRunner, "read")
     note_thread(KVLogMemory, "recall")
 
     async def ask():
@@ -150,8 +150,8 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
 
 def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatch):
     steps = []
-    step = ModelRunner.read_tokens
-    monkeypatch.setattr(ModelRunner, "read_tokens", lambda *args: steps.append(1) or step(*args))
+    read = ModelRunner.read
+    monkeypatch.setattr(ModelRunner, "read", lambda *args: steps.append(1) or read(*args))
 
     async def cancel():
         reached = asyncio.Event()
@@ -169,12 +169,16 @@ def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatc
             await task
 
     asyncio.run(cancel())
+    assert len(steps) < 60
     stream = plain.stream("Tell a long story.", max_tokens=500)
+    steps.clear()
     for _ in range(3):
         next(stream)
+    time.sleep(3)
     seen = len(steps)
+    assert seen < 40, "it is a few tokens ahead of who reads it"
     time.sleep(0.3)
-    assert len(steps) == seen < 15
+    assert len(steps) == seen
     stream.close()
     assert plain.invoke("Hi").content
 
@@ -189,9 +193,11 @@ def test_encoding_in_the_background_waits_for_an_answer(model, memory, monkeypat
     # On a busy machine the answer takes long.
     monkeypatch.setattr(segment_indexer, "_PATIENCE", 120.0)
     encoded = []
-    encode = Encoder.encode_batch
+    encode = encoder.encode_rows
     monkeypatch.setattr(
-        Encoder, "encode_batch", lambda *args: encoded.append(time.monotonic()) or encode(*args)
+        encoder,
+        "encode_rows",
+        lambda *args, **kwargs: encoded.append(time.monotonic()) or encode(*args, **kwargs),
     )
     stream = model.stream("Tell a story about bees.", max_tokens=20)
     next(stream)

@@ -218,10 +218,10 @@ def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
     encoding = threading.Event()
     encode = Encoder.encode_batch
 
-    def spy(*args):
+    def spy(*args, **kwargs):
         encoding_threads.add(threading.current_thread().name)
         encoding.set()
-        return encode(*args)
+        return encode(*args, **kwargs)
 
     monkeypatch.setattr(Encoder, "encode_batch", spy)
     model.invoke("Hi", {"callbacks": [memory.callback_handler()]})

@@ -382,7 +382,7 @@ def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkey
     batches: list[int] = []
     real = engine.encoder.encode_batch
 
-    def encode_batch(encodables):
+    def encode_batch(encodables, patience=0.0):
         batches.append(len(encodables))
         if any("box 3" in engine.tokenizer.decode(one.token_ids) for one in encodables):
             raise RuntimeError("out of memory")
@@ -419,7 +419,7 @@ def test_a_model_that_is_closed_meanwhile_is_no_fault_of_the_logs(
     memory.add_many(qa(f"What is in bag {n}?", f"Bag {n} holds salt.") for n in range(3))
     memory.embed_pending()
 
-    def closed(*_: object) -> None:
+    def closed(*_: object, **__: object) -> None:
         monkeypatch.setattr(engine._runner, "_model", None)
         raise RuntimeError("gone")
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
+from pathlib import Path
 
 import chromadb
 import pytest
 from chromadb.config import Settings
 
-from lag_integrations import Engine, KVLogMemory
-from lag_integrations.engine.encoder import Encoder
+from lag_integrations import KVLogMemory
 from lag_integrations.errors import EncodingError
-from tests.store.model import hash_embedder
-from tests.store.processes import numbered, open_memory
+from lag_integrations.traces.message import Message
+from tests.store.model import hash_embedder, tiny_engine
+from tests.store.processes import numbered
 
 
 def test_adders_wait_a_little_and_lose_nothing(tmp_path):
@@ -111,24 +111,21 @@ def test_the_client_of_the_user_stays_open(tmp_path):
     assert len(client.list_collections()) == 1
 
 
-@pytest.mark.parametrize("idle", [True, False])
-def test_an_answer_that_begins_goes_before_the_next_batch(tmp_path, monkeypatch, idle):
-    events = []
-    encode_batch = Encoder.encode_batch
-
-    def spy(encoder: Encoder, traces):
-        events.append("encode")
-        return encode_batch(encoder, traces)
-
-    monkeypatch.setattr(Encoder, "encode_batch", spy)
-    monkeypatch.setattr(Engine, "wait_idle", lambda *_: events.append("wait"))
-    monkeypatch.setattr(Engine, "idle", property(lambda _: idle))
-    monkeypatch.setattr(Encoder, "batch_tokens", property(lambda _: 1))  # each alone
-    with open_memory(tmp_path / "m") as memory:
+def test_encoding_goes_on_while_answers_are_written_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("lag_integrations.memory.segment_indexer._PATIENCE", 0.2)
+    engine = tiny_engine()
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
+        memory.attach(engine)
+        asked = [Message(role="user", content="Tell a long story.")]
+        stream = engine.stream(
+            asked, max_new_tokens=1900, min_new_tokens=1900, do_sample=True, temperature=9.0
+        )
+        next(stream)
         memory.add_many(numbered(number) for number in range(6))
         end = time.monotonic() + 60
-        while events.count("encode") < 6 and time.monotonic() < end:
-            time.sleep(0.02)
-        assert events.count("encode") == 6
-    together = any(pair == ("encode", "encode") for pair in itertools.pairwise(events))
-    assert together is idle
+        files: list[Path] = []
+        while len(files) < 6 and time.monotonic() < end:
+            next(stream)
+            files = list(tmp_path.rglob("*.safetensors"))
+        assert len(files) == 6
+        stream.close()

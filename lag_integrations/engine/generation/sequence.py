@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.engine.generation.detokenizer import AnswerText
+from lag_integrations.engine.generation.lookup import LogLookup
 from lag_integrations.engine.generation.sampling import Sampler, Sampling
 from lag_integrations.kv.prefix_cache import Injected, PromptItem
 from lag_integrations.kv.segment import Segment
@@ -38,6 +40,7 @@ class Request:
         hidden: Tokens that are not text.
         cache_salt: Whose prompt it is: what was read is reused under the same salt only.
         public: Tokens at the beginning of the prompt that may be reused under any salt.
+        log_lookup: Whether `LogLookup` may propose tokens.
         moment: When it was made, see `PrefixCache.moment`.
     """
 
@@ -54,6 +57,7 @@ class Request:
     attention_temperature: float = 1.0
     cache_salt: str = ""
     public: int = 0
+    log_lookup: bool = True
     moment: int | None = None
 
     @property
@@ -61,7 +65,7 @@ class Request:
         """Tokens of the segments."""
         return sum(len(segment) for segment in self.segments)
 
-    @property
+    @cached_property
     def prompt_items(self) -> tuple[PromptItem, ...]:
         """The prompt with the segments in their place."""
         temperature = self.attention_temperature
@@ -102,6 +106,8 @@ class Generation:
         prompt_tokens: Tokens of the prompt.
         reused_tokens: Those of them that were not computed, since they were read lately.
         injected_tokens: Tokens of the segments, which were not computed either.
+        proposed_tokens: Tokens that log lookup proposed.
+        accepted_tokens: Those of them that the model took, without a pass of their own.
         time_to_first_token: Seconds from the call to the first token.
         injection_time: Seconds thereof spent rotating and building the cache.
     """
@@ -113,6 +119,8 @@ class Generation:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     injected_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     time_to_first_token: float = 0.0
     injection_time: float = 0.0
 
@@ -128,7 +136,7 @@ class SequenceState:
     Attributes:
         request: What is asked.
         generation: The answer so far.
-        unread: Its tokens that the model has not seen yet.
+        pending_tokens: Its tokens that the model has not read yet.
     """
 
     def __init__(
@@ -141,6 +149,7 @@ class SequenceState:
         self.pending_tokens: list[int] = []
         self._end_tokens = end_tokens
         self._text = AnswerText(tokenizer, request.stop, request.suppressed_tokens)
+        self._lookup = LogLookup(request.token_ids)
         self._sampler = Sampler(request.sampling, request.token_ids, end_tokens)
 
     @property
@@ -154,24 +163,54 @@ class SequenceState:
         """Whether the answer has ended."""
         return self.generation.finish_reason != "cancelled"
 
-    def advance(self, logits: torch.Tensor, *, fast_forward: bool = True) -> str:
-        """Take the next token, and those that the constraint then leaves no choice about.
+    def propose(self, most: int, cost: float) -> list[int]:
+        """Return how the answer may go on after what is pending; see `LogLookup.propose`."""
+        if most <= 0 or not self.request.log_lookup:
+            return []
+        return self._lookup.propose(min(most, self._left - 1), cost)
+
+    def advance(
+        self, logits: torch.Tensor, proposed: Sequence[int] = (), cost: float = 0.0
+    ) -> tuple[str, int]:
+        """Take the next tokens: those that were proposed, as far as they are right, and one more.
 
         Args:
-            logits: The model's logits for the next token, ``[vocabulary]``.
-            fast_forward: Whether to take tokens without a choice at once.
+            logits: The model's logits after what was pending and after each proposed token,
+                ``[1 + proposed, vocabulary]``.
+            proposed: Tokens of `propose`, which the model has read.
+            cost: What reading them took longer, in passes.
 
         Returns:
-            New text.
+            New text, and how many of the proposed tokens were right.
         """
-        self.pending_tokens = []
-        text = self._take_next(logits.float(), fast_forward)
+        text, right = "", 0
+        while True:
+            text += self._take_next(logits[right].float())
+            taken = self.pending_tokens
+            if self.done:
+                break
+            alike = 0
+            while (
+                alike < len(taken)
+                and proposed[right + alike : right + alike + 1] == taken[alike : alike + 1]
+            ):
+                alike += 1
+            right += alike
+            if alike < len(taken):
+                self.pending_tokens = taken[alike:]
+                break
+        if proposed:
+            self._lookup.judge(len(proposed), right, cost)
+            self.generation.proposed_tokens += len(proposed)
+            self.generation.accepted_tokens += right
         if self.done:
             text += self._text.finish()
         self.generation.text += text
-        return text
+        return text, right
 
-    def _take_next(self, logits: torch.Tensor, fast_forward: bool) -> str:
+    def _take_next(self, logits: torch.Tensor) -> str:
+        """Take one token, and those that the constraint then leaves no choice about."""
+        self.pending_tokens = []
         constraint, top = self.request.constraint, self.request.top_logprobs
         scores = logits.clone()
         if constraint is not None:
@@ -186,7 +225,7 @@ class SequenceState:
         if top is not None:
             self.generation.logprobs.append(_logprob(logits, token, top))
         text = self._take(token)
-        if constraint is not None and fast_forward and top is None:
+        if constraint is not None and top is None:
             for token in constraint.forced(self._left):
                 if not self.done:
                     text += self._take(token)
@@ -201,6 +240,7 @@ class SequenceState:
         generation.token_ids.append(token)
         self.pending_tokens.append(token)
         self._sampler.took(token)
+        self._lookup.add(token)
         text = self._text.add(token)
         if constraint is not None:
             constraint.accept(token)

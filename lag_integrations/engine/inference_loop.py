@@ -1,0 +1,162 @@
+"""The one thread on which a model computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+from weakref import WeakSet
+
+import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class _Background:
+    """Work in parts that answers go before.
+
+    Attributes:
+        parts: The work; each step is one pass.
+        patient_until: Until when it waits for answers, in monotonic seconds.
+        future: Where its result goes.
+        cancelled: Nobody waits for it any more.
+    """
+
+    parts: Generator[None, None, Any]
+    patient_until: float
+    future: Future[Any] = field(default_factory=Future)
+    cancelled: bool = False
+
+
+class InferenceLoop:
+    """Runs what a model computes, on one thread, which lives as long as there is something to do.
+
+    First come calls, then a pass of the answers in progress, then a part of the background work.
+    The thread ends when nothing is left: who drops a model need not close it, and a process that
+    forks has no thread of it that the child would miss.
+
+    Args:
+        step: Computes one pass of all answers that can go on; tells whether there was one.
+        forget: Drops all answers, in a process that was forked from the one that writes them.
+    """
+
+    def __init__(self, step: Callable[[], bool], forget: Callable[[], None]) -> None:
+        self._step = step
+        self._forget = forget
+        self._begin_anew()
+        _loops.add(self)
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._woken = False
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._background: deque[_Background] = deque()
+
+    def wake(self) -> None:
+        """Have the loop look for work."""
+        with self._lock:
+            self._woken = True
+            if self._thread is None:
+                # Not a daemon: one that is in a pass when the interpreter ends would abort it.
+                self._thread = threading.Thread(target=self._run, name="lag-inference")
+                self._thread.start()
+
+    def call(self, compute: Callable[[], Result]) -> Result:
+        """Compute something on the thread, before the next pass, and wait for it.
+
+        Raises:
+            BaseException: What it raises.
+        """
+        if threading.current_thread() is self._thread:
+            return compute()
+        future: Future[Result] = Future()
+        self._calls.append((compute, future))
+        self.wake()
+        return future.result()
+
+    def in_parts(self, parts: Generator[None, None, Result], patience: float = 0.0) -> Result:
+        """Do work between the passes of answers, and wait for it.
+
+        Args:
+            parts: The work; each step is one pass.
+            patience: Most seconds that it waits for answers to end, before it takes turns with
+                them.
+
+        Raises:
+            BaseException: What it raises.
+        """
+        work = _Background(parts, time.monotonic() + patience)
+        self._background.append(work)
+        self.wake()
+        try:
+            return cast("Result", work.future.result())
+        except BaseException:
+            work.cancelled = True
+            raise
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            while True:
+                with self._lock:
+                    self._woken = False
+                busy = self._round()
+                with self._lock:
+                    if not busy and not self._woken:
+                        self._thread = None
+                        return
+
+    def _round(self) -> bool:
+        """Do what is due; return whether something may be left."""
+        while self._calls:
+            compute, future = self._calls.popleft()
+            _settle(future, compute)
+        answering = self._step()
+        if self._background:
+            self._advance(self._background[0], answering)
+        return answering or bool(self._background)
+
+    def _advance(self, work: _Background, answering: bool) -> None:
+        if work.cancelled:
+            work.parts.close()
+        elif answering and time.monotonic() < work.patient_until:
+            return
+        else:
+            try:
+                next(work.parts)
+                return
+            except StopIteration as end:
+                work.future.set_result(end.value)
+            except BaseException as error:
+                work.future.set_exception(error)
+        self._background.popleft()
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked process, which has nothing of the thread and its work."""
+        self._begin_anew()
+        self._forget()
+
+
+def _settle(future: Future[Any], compute: Callable[[], Any]) -> None:
+    try:
+        future.set_result(compute())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+_loops: WeakSet[InferenceLoop] = WeakSet()
+
+
+def _after_fork() -> None:
+    for loop in list(_loops):
+        loop.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,232 @@
+"""What the next forward pass reads."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from lag_integrations.engine.answer import Answer, of_other_process
+from lag_integrations.engine.prompt_reading import PromptReading, should_wait
+from lag_integrations.engine.runner import ModelRunner
+from lag_integrations.kv.cache import shorten
+from lag_integrations.kv.forward import Unread
+
+_MOST_ANSWERS = 64
+"""Answers in progress at once; others wait."""
+_PART_CPU, _PART = 512, 4096
+"""Tokens of prompts that are read in one pass while no answer is being written."""
+_LEAST_PART = 16
+"""Tokens that are read of a prompt in any pass: else it would never end."""
+_SHORT, _SHORT_TOGETHER = 64, 256
+"""Prompts that are read in one pass whatever goes on: one late token, instead of a late answer."""
+_PAUSE = 1.8
+"""What reading long prompts may add to a pass that writes answers, in passes without."""
+_LOOKUP_CPU, _LOOKUP = 64, 512
+"""Tokens of a pass up to which log lookup may add some."""
+_USUAL = 8
+"""Tokens that log lookup usually adds."""
+_SMOOTHING = 0.2
+"""Weight of the last of measured times."""
+
+
+class Scheduler:
+    """Puts together passes: the next tokens of all answers in progress, then parts of prompts.
+
+    Used on the loop's thread, but for `add`.
+
+    Args:
+        runner: Runs the passes.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._new: deque[Answer] = deque()
+        self._answers: list[Answer] = []
+        self._pass_seconds = _Average()
+        self._added_token_seconds = _Average()
+        self._lookup_cost = _Average(0.8)
+
+    def add(self, answer: Answer) -> None:
+        """Add an answer to be written; the caller wakes the loop."""
+        self._new.append(answer)
+
+    def step(self) -> bool:
+        """Compute one pass; return whether there was anything to read."""
+        self._take_in()
+        try:
+            rows = self._writing()
+            rows += self._reading(bool(rows))
+            if rows:
+                self._compute(rows)
+        except Exception as error:  # of none in particular: the engine was closed, for instance
+            for answer in list(self._answers):
+                self._end(answer, error)
+            return bool(self._new)
+        return bool(rows)
+
+    def part(self) -> int:
+        """Return how many tokens of prompts the next pass may read."""
+        return self._part(any(answer.writing for answer in self._answers))
+
+    def forget(self) -> None:
+        """Drop all answers: they are those of the process that this one was forked from."""
+        answers = [*self._answers, *self._new]
+        self._answers, self._new = [], deque()
+        for answer in answers:
+            answer.end(of_other_process())
+
+    def _take_in(self) -> None:
+        """Drop answers that nobody reads or that took too long, and begin new ones."""
+        while self._new and len(self._answers) < _MOST_ANSWERS:
+            self._answers.append(self._new.popleft())
+        for answer in list(self._answers):
+            if answer.cancelled:
+                self._end(answer)
+            elif answer.overdue:
+                self._end(
+                    answer,
+                    TimeoutError("The answer took too long; raise timeout= or lower max_tokens=."),
+                )
+
+    def _writing(self) -> list[_Row]:
+        """Return what is read of the answers in progress, with what log lookup proposes."""
+        ready = [one for one in self._answers if one.writing and not one.waits_for_reader]
+        on_cpu = self._runner.model.device.type == "cpu"
+        room = (_LOOKUP_CPU if on_cpu else _LOOKUP) // max(1, len(ready)) - 1
+        if any(not one.writing for one in self._answers):
+            room = 0  # whoever waits for a first token does not wait for guesses
+        cost = self._cost(len(ready))
+        rows = []
+        for answer in ready:
+            pending = answer.sequence.pending_tokens
+            proposed = answer.sequence.propose(room + 1 - len(pending), cost)
+            rows.append(_Row(answer, [*pending, *proposed], proposed, cost))
+        return rows
+
+    def _cost(self, answers: int) -> float:
+        """Return what the tokens that log lookup adds for one answer cost, in passes."""
+        if answers < 2 or not self._pass_seconds.value or not self._added_token_seconds.value:
+            return self._lookup_cost.value
+        # Several answers are read by the kernels of prompts anyway: each token costs what it does
+        # there, and a pass is worth a token of each answer.
+        return _USUAL * self._added_token_seconds.value * answers / self._pass_seconds.value
+
+    def _reading(self, answering: bool) -> list[_Row]:
+        """Return parts of prompts, in the order in which they came."""
+        rows: list[_Row] = []
+        unread = [one for one in self._answers if not one.writing]
+        left, short = self._part(answering) if unread else 0, _SHORT_TOGETHER
+        for answer in unread:
+            request, figures = answer.sequence.request, answer.sequence.generation
+            others = [row.answer.sequence.request for row in rows]
+            if answer.reading is None and any(
+                should_wait(self._runner, request, other) for other in others
+            ):
+                continue  # what they begin with is read once
+            try:
+                if answer.reading is None:
+                    answer.reading = PromptReading(self._runner, request, figures)
+                is_short = answer.reading.is_short(_SHORT)
+                most = max(left, short) if is_short else left
+                tokens = answer.reading.next_tokens(most) if most > 0 else []
+            except Exception as error:
+                self._end(answer, error)
+                continue
+            if tokens:
+                rows.append(_Row(answer, tokens))
+                short -= len(tokens) if is_short else 0
+                left -= len(tokens)
+        return rows
+
+    def _part(self, answering: bool) -> int:
+        most = _PART_CPU if self._runner.model.device.type == "cpu" else _PART
+        if not answering:
+            return most
+        seconds, each = self._pass_seconds.value, self._added_token_seconds.value
+        if not seconds or not each:
+            return _LEAST_PART
+        return int(min(most, max(_LEAST_PART, _PAUSE * seconds / each)))
+
+    def _compute(self, rows: list[_Row]) -> None:
+        begun = time.perf_counter()
+        found = self._runner.read([row.unread for row in rows])
+        self._learn(rows, time.perf_counter() - begun)
+        for row, logits in zip(rows, found, strict=True):
+            try:
+                if isinstance(logits, Exception):
+                    raise logits
+                self._advance(row, logits)
+            except Exception as error:
+                self._end(row.answer, error)
+
+    def _advance(self, row: _Row, logits: torch.Tensor) -> None:
+        answer, sequence = row.answer, row.answer.sequence
+        if not answer.writing:
+            assert answer.reading is not None
+            answer.reading.took(len(row.tokens))
+            if answer.reading.left:
+                return
+            if any(other.reading is None for other in self._answers):
+                self._runner.keep_prefix(sequence, answer.cache)
+        before = answer.cache.get_seq_length() - len(row.proposed)
+        piece, right = sequence.advance(logits, row.proposed, row.cost)
+        if row.proposed:
+            shorten(answer.cache, before + right)
+        answer.put(piece)
+        if sequence.done:
+            self._end(answer)
+
+    def _end(self, answer: Answer, error: Exception | None = None) -> None:
+        self._answers.remove(answer)
+        if error is None and answer.reading is not None:
+            self._runner.keep_prefix(answer.sequence, answer.cache)
+        answer.end(error)
+
+    def _learn(self, rows: list[_Row], seconds: float) -> None:
+        """Learn from a pass what others will take."""
+        prompts = sum(len(row.tokens) for row in rows if not row.answer.writing)
+        written = [row for row in rows if row.answer.writing]
+        if not prompts and not any(row.proposed for row in written):
+            self._pass_seconds.add(seconds)
+        elif not prompts and len(written) == 1 and self._pass_seconds.value:
+            self._lookup_cost.add(max(0.05, seconds / self._pass_seconds.value - 1))
+        elif written and prompts >= _LEAST_PART and self._pass_seconds.value:
+            self._added_token_seconds.add(max(0.0, seconds - self._pass_seconds.value) / prompts)
+
+
+class _Row:
+    """What one answer has read in a pass.
+
+    Args:
+        answer: The answer.
+        tokens: The tokens.
+        proposed: Those of them, the last, that may be wrong.
+        cost: What these cost, in passes.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        tokens: list[int],
+        proposed: Sequence[int] = (),
+        cost: float = 0.0,
+    ) -> None:
+        self.answer = answer
+        self.cost = cost
+        self.tokens = tokens
+        self.proposed = list(proposed)
+        self.unread = Unread(tokens, answer.cache, 1 + len(self.proposed))
+
+
+class _Average:
+    """A moving average; 0 before there is anything."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def add(self, value: float) -> None:
+        """Note a value."""
+        self.value += (value - self.value) * (_SMOOTHING if self.value else 1.0)
