@@ -6,8 +6,6 @@ import logging
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-import torch
-
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encodable import Encodable, batches
 from lag_integrations.engine.inference_loop import InferenceLoop
@@ -17,7 +15,7 @@ from lag_integrations.engine.token_selection import Selection
 from lag_integrations.kv.cache import beginning
 from lag_integrations.kv.checks import check_segment
 from lag_integrations.kv.encode import encode_rows
-from lag_integrations.kv.forward import prefill
+from lag_integrations.kv.forward import Unread
 from lag_integrations.kv.segment import Segment
 from lag_integrations.traces.trace import Trace
 
@@ -102,8 +100,8 @@ class Encoder:
         """
         return self._loop.in_parts(self._encode(traces), patience)
 
-    def _encode(self, traces: Sequence[Encodable]) -> Generator[None, None, list[Segment]]:
-        """Encode traces, pass by pass."""
+    def _encode(self, traces: Sequence[Encodable]) -> Generator[Unread, None, list[Segment]]:
+        """Encode traces; what it yields is read, together with the tokens of answers."""
         if len(traces) > 1 and self._scheduler.part() < sum(map(len, traces)):
             segments = []  # answers are being written: a batch would hold them up
             for trace in traces:
@@ -119,14 +117,13 @@ class Encoder:
         )
         cache, known = prefixes.fork(first[: alike + 1], salt=salt)
         if len(traces) == 1 or alike - known >= _WORTH_A_PASS:
-            # The last part of a single trace is read with its last token, below.
-            while (part := self._scheduler.part()) < len(first) - known or (
-                len(traces) > 1 and known < alike
-            ):
+            while known < alike:
+                part = self._scheduler.part()
+                if len(traces) == 1 and known + part > alike and not self._scheduler.answering:
+                    break  # nobody waits: the last part is read with the last token, below
                 until = min(alike, known + part)
-                prefill(self._runner.model, torch.tensor(first[known:until]), cache)
+                yield Unread(first[known:until], cache)
                 known = until
-                yield
         segments = encode_rows(
             self._runner.model,
             self._runner.positions,

@@ -14,6 +14,8 @@ from weakref import WeakSet
 
 import torch
 
+from lag_integrations.kv.forward import Unread
+
 Result = TypeVar("Result")
 
 
@@ -22,31 +24,38 @@ class _Background:
     """Work in parts that answers go before.
 
     Attributes:
-        parts: The work; each step is one pass.
+        parts: The work: it yields what is to be read next.
+        error: What went wrong with that.
         patient_until: Until when it waits for answers, in monotonic seconds.
         future: Where its result goes.
         cancelled: Nobody waits for it any more.
     """
 
-    parts: Generator[None, None, Any]
+    parts: Generator[Unread, None, Any]
     patient_until: float
     future: Future[Any] = field(default_factory=Future)
     cancelled: bool = False
+    error: Exception | None = None
 
 
 class InferenceLoop:
     """Runs what a model computes, on one thread, which lives as long as there is something to do.
 
-    First come calls, then a pass of the answers in progress, then a part of the background work.
-    The thread ends when nothing is left: who drops a model need not close it, and a process that
+    First come calls, then passes of the answers in progress, which background work may share. The
+    thread ends when nothing is left: who drops a model need not close it, and a process that
     forks has no thread of it that the child would miss.
 
     Args:
-        step: Computes one pass of all answers that can go on; tells whether there was one.
+        step: Computes one pass of all answers that can go on, and of what else it is given; tells
+            whether there was such an answer, and what went wrong with the rest.
         forget: Drops all answers, in a process that was forked from the one that writes them.
     """
 
-    def __init__(self, step: Callable[[], bool], forget: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        step: Callable[[Unread | None], tuple[bool, Exception | None]],
+        forget: Callable[[], None],
+    ) -> None:
         self._step = step
         self._forget = forget
         self._begin_anew()
@@ -56,6 +65,7 @@ class InferenceLoop:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._woken = False
+        self._answering = False
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._background: deque[_Background] = deque()
 
@@ -81,11 +91,11 @@ class InferenceLoop:
         self.wake()
         return future.result()
 
-    def in_parts(self, parts: Generator[None, None, Result], patience: float = 0.0) -> Result:
-        """Do work between the passes of answers, and wait for it.
+    def in_parts(self, parts: Generator[Unread, None, Result], patience: float = 0.0) -> Result:
+        """Do work beside answers, and wait for it.
 
         Args:
-            parts: The work; each step is one pass.
+            parts: The work. It yields what is to be read, and goes on when that was.
             patience: Most seconds that it waits for answers to end, before it takes turns with
                 them.
 
@@ -117,25 +127,28 @@ class InferenceLoop:
         while self._calls:
             compute, future = self._calls.popleft()
             _settle(future, compute)
-        answering = self._step()
-        if self._background:
-            self._advance(self._background[0], answering)
-        return answering or bool(self._background)
+        work = self._background[0] if self._background else None
+        extra = None if work is None else self._next_part(work)
+        self._answering, error = self._step(extra)
+        if work is not None:
+            work.error = error
+        return self._answering or bool(self._background)
 
-    def _advance(self, work: _Background, answering: bool) -> None:
+    def _next_part(self, work: _Background) -> Unread | None:
+        """Return what background work has read next; None if it waits, or is over."""
         if work.cancelled:
             work.parts.close()
-        elif answering and time.monotonic() < work.patient_until:
-            return
+        elif self._answering and time.monotonic() < work.patient_until:
+            return None
         else:
             try:
-                next(work.parts)
-                return
+                return next(work.parts) if work.error is None else work.parts.throw(work.error)
             except StopIteration as end:
                 work.future.set_result(end.value)
             except BaseException as error:
                 work.future.set_exception(error)
         self._background.popleft()
+        return None
 
     def after_fork(self) -> None:
         """Begin anew in a forked process, which has nothing of the thread and its work."""

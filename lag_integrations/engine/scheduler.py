@@ -22,7 +22,7 @@ _LEAST_PART = 16
 """Tokens that are read of a prompt in any pass: else it would never end."""
 _SHORT, _SHORT_TOGETHER = 64, 256
 """Prompts that are read in one pass whatever goes on: one late token, instead of a late answer."""
-_PAUSE = 1.8
+_PAUSE = 1.2
 """What reading long prompts may add to a pass that writes answers, in passes without."""
 _LOOKUP_CPU, _LOOKUP = 64, 512
 """Tokens of a pass up to which log lookup may add some."""
@@ -53,23 +53,35 @@ class Scheduler:
         """Add an answer to be written; the caller wakes the loop."""
         self._new.append(answer)
 
-    def step(self) -> bool:
-        """Compute one pass; return whether there was anything to read."""
+    def step(self, extra: Unread | None = None) -> tuple[bool, Exception | None]:
+        """Compute one pass.
+
+        Args:
+            extra: What is read besides; of no answer.
+
+        Returns:
+            Whether there was anything to read for answers, and what went wrong with `extra`.
+        """
         self._take_in()
+        error: Exception | None = None
         try:
             rows = self._writing()
             rows += self._reading(bool(rows))
-            if rows:
-                self._compute(rows)
-        except Exception as error:  # of none in particular: the engine was closed, for instance
+            error = self._compute(rows, extra)
+        except Exception as closed:  # or whatever else is the fault of none in particular
             for answer in list(self._answers):
-                self._end(answer, error)
-            return bool(self._new)
-        return bool(rows)
+                self._end(answer, closed)
+            return bool(self._new), closed
+        return bool(rows), error
+
+    @property
+    def answering(self) -> bool:
+        """Whether answers are being written."""
+        return any(answer.writing for answer in self._answers)
 
     def part(self) -> int:
-        """Return how many tokens of prompts the next pass may read."""
-        return self._part(any(answer.writing for answer in self._answers))
+        """Return how many tokens of prompts, or of traces, the next pass may read."""
+        return self._part(self.answering)
 
     def forget(self) -> None:
         """Drop all answers: they are those of the process that this one was forked from."""
@@ -150,17 +162,25 @@ class Scheduler:
             return _LEAST_PART
         return int(min(most, max(_LEAST_PART, _PAUSE * seconds / each)))
 
-    def _compute(self, rows: list[_Row]) -> None:
+    def _compute(self, rows: list[_Row], extra: Unread | None) -> Exception | None:
+        unread = [row.unread for row in rows]
+        if extra is not None:
+            unread.append(extra)
+        if not unread:
+            return None
         begun = time.perf_counter()
-        found = self._runner.read([row.unread for row in rows])
-        self._learn(rows, time.perf_counter() - begun)
-        for row, logits in zip(rows, found, strict=True):
+        found = self._runner.read(unread)
+        beside = 0 if extra is None else len(extra.token_ids)
+        self._learn(rows, beside, time.perf_counter() - begun)
+        for row, logits in zip(rows, found, strict=False):
             try:
                 if isinstance(logits, Exception):
                     raise logits
                 self._advance(row, logits)
             except Exception as error:
                 self._end(row.answer, error)
+        read = None if extra is None else found[-1]
+        return read if isinstance(read, Exception) else None
 
     def _advance(self, row: _Row, logits: torch.Tensor) -> None:
         answer, sequence = row.answer, row.answer.sequence
@@ -185,9 +205,9 @@ class Scheduler:
             self._runner.keep_prefix(answer.sequence, answer.cache)
         answer.end(error)
 
-    def _learn(self, rows: list[_Row], seconds: float) -> None:
+    def _learn(self, rows: list[_Row], beside: int, seconds: float) -> None:
         """Learn from a pass what others will take."""
-        prompts = sum(len(row.tokens) for row in rows if not row.answer.writing)
+        prompts = beside + sum(len(row.tokens) for row in rows if not row.answer.writing)
         written = [row for row in rows if row.answer.writing]
         if not prompts and not any(row.proposed for row in written):
             self._pass_seconds.add(seconds)
