@@ -15,7 +15,9 @@ from lag_integrations.traces.message import ToolCall
 NAME_KEYS = ("name", "tool_name", "function")
 ARGS_KEYS = ("arguments", "parameters", "args")
 
-_BRACKET = re.compile(r'[{}\[\]"]')
+_BRACKET = r'[{}\[\]"]'
+_NOT_JSON = re.compile(r'[^\s\w{}\[\]:,.+"-]')
+"""What JSON has in strings only."""
 _IN_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _NAME = re.compile(r'"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ARGS = re.compile(rf'"(?:{"|".join(ARGS_KEYS)})"\s*:')
@@ -50,12 +52,12 @@ def read_json(
     calls: list[ToolCall | InvalidCall] = []
     position = begin
     while True:
-        end = yield from json_end(held, position)
+        end = yield from json_end(held, position, closers)
         if end is None:
             if is_marked or _is_call_like(held.text[begin:], names):
                 return (yield from broken(held, position, closers, calls))
             return Block(len(held.text), is_text=True)
-        raw = held.text[position:end]
+        raw = held.text[position:end].rstrip()
         try:
             value = load(raw)
         except ValueError as error:
@@ -116,10 +118,10 @@ def read_named(
 def _read_arguments(
     held: HeldText, start: int, name: str, closers: Sequence[str]
 ) -> Reading[Block]:
-    end = yield from json_end(held, start)
+    end = yield from json_end(held, start, closers)
     if end is None:
         return (yield from broken(held, start, closers, name=name))
-    raw = held.text[start:end]
+    raw = held.text[start:end].rstrip()
     call: ToolCall | InvalidCall
     try:
         call = as_call({"name": name, "arguments": load(raw)})
@@ -162,9 +164,12 @@ def skip(held: HeldText, position: int, parts: Sequence[str]) -> Reading[int]:
     return position
 
 
-def json_end(held: HeldText, start: int) -> Reading[int | None]:
-    """Return where the brackets that open at ``start`` are closed, if they are."""
-    brackets = _Brackets(start)
+def json_end(held: HeldText, start: int, closers: Sequence[str] = ()) -> Reading[int | None]:
+    """Return where the brackets that open at ``start`` are closed, or a closer cuts them off.
+
+    Otherwise a call whose brackets are never closed would hold back all that follows.
+    """
+    brackets = _Brackets(start, [closer for closer in closers if _NOT_JSON.match(closer)])
     while True:
         for depth in brackets.depths(held.text):
             if depth == 0:
@@ -179,11 +184,16 @@ class _Brackets:
     """Counts the brackets outside of strings; goes on where it stopped when a text has grown."""
 
     position: int
+    closers: Sequence[str] = ()
     depth: int = 0
     in_string: bool = False
 
+    def __post_init__(self) -> None:
+        self._mark = re.compile("|".join([_BRACKET, *map(re.escape, self.closers)]))
+        self._longest = max(map(len, self.closers), default=1)
+
     def depths(self, text: str) -> Iterator[int]:
-        """Yield for each further bracket how many are open then."""
+        """Yield for each further bracket how many are open then; after a closer, none."""
         while True:
             if self.in_string:
                 if inside := _IN_STRING.match(text, self.position):
@@ -192,15 +202,18 @@ class _Brackets:
                     return
                 self.position += 1
                 self.in_string = False
-            bracket = _BRACKET.search(text, self.position)
-            if bracket is None:
-                self.position = len(text)
+            found = self._mark.search(text, self.position)
+            if found is None:
+                self.position = max(self.position, len(text) - self._longest + 1)
                 return
-            self.position = bracket.end()
-            if bracket.group() == '"':
+            mark, self.position = found.group(), found.end()
+            if mark == '"':
                 self.in_string = True
+            elif mark in self.closers:
+                self.position = found.start()
+                yield 0
             else:
-                self.depth += 1 if bracket.group() in "{[" else -1
+                self.depth += 1 if mark in "{[" else -1
                 yield self.depth
 
 

@@ -9,6 +9,7 @@ from lag_integrations.engine.tools import (
     HERMES,
     AnswerReader,
     CallEnded,
+    CallFailed,
     InvalidCall,
     Text,
     ToolFormat,
@@ -115,6 +116,16 @@ def test_a_broken_call_takes_no_other_with_it() -> None:
     answer = parse(sections, f"<calls><call>bad</call>\n<call>{CALL}</call></calls>")
     assert [call.args for call in answer.invalid] == ["bad"]
     assert (answer.calls, answer.text) == ((CITY,), "")
+
+
+def test_a_call_that_is_left_open_holds_back_no_other() -> None:
+    reader = AnswerReader(HERMES)
+
+    events = reader.feed(hermes('{"name": "f", "arguments": {', CALL) + "\n")
+
+    assert isinstance(events[0], CallFailed)
+    assert isinstance(events[1], CallEnded)
+    assert (events[0].invalid.name, events[1].call) == ("f", CITY)
 
 
 def test_marks_and_braces_within_strings() -> None:
