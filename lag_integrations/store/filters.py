@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, not_, or_, select
+from sqlalchemy.sql.elements import Grouping
 
 from lag_integrations.errors import StoreError
 from lag_integrations.store.schema import logs, tags
@@ -26,6 +27,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _BOOLEANS = (f"{BOOLEAN}true", f"{BOOLEAN}false")
 _MAX_CLAUSES, _MAX_LEVELS, _MAX_VALUES = 200, 20, 10_000
+_MAX_CACHED = 10
 
 
 def condition(where: Where) -> ColumnElement[bool]:
@@ -43,7 +45,18 @@ def condition(where: Where) -> ColumnElement[bool]:
     Raises:
         StoreError: The filter is malformed.
     """
-    return _condition(where, _Limits())
+    limits = _Limits()
+    made = _condition(where, limits)
+    return made if limits.clauses >= _MAX_CLAUSES - _MAX_CACHED else _Large(made)
+
+
+class _Large(Grouping[bool]):
+    """A filter of many conditions, whose statement SQLAlchemy does not cache.
+
+    It caches some 700 compiled statements, which take 9 KB for each condition.
+    """
+
+    inherit_cache = False
 
 
 class _Limits:

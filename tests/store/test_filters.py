@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from lag_integrations.errors import (
@@ -100,3 +102,20 @@ def test_filters_have_limits_and_say_so(open_store):
 
 
 # Several models, and memories that nobody closes
+
+
+def test_many_large_filters_leave_no_memory_behind(open_store):
+    with open_store() as memory:
+        memory.add(qa("one", "answer", metadata={"k": 7}))
+        memory.embed_pending()
+        memory.recall("one", where={"k": 7})
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(150, 170):
+                where = {"$or": [{"k": value} for value in range(number)]}
+                assert len(memory.recall("one", where=where)) == 1
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 5e6
