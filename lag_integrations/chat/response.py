@@ -112,13 +112,17 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
         self._engine = engine
         self.plan = plan
         self._stream: EngineStream | None = None
-        self._parts = self._read()
-        self._async_parts = self._aread()
+        self._parts: Iterator[Part] | None = None
+        self._async_parts: AsyncIterator[Part] | None = None
 
     def __next__(self) -> Part:
+        if self._parts is None:
+            self._parts = self._read()
         return next(self._parts)
 
     async def __anext__(self) -> Part:
+        if self._async_parts is None:
+            self._async_parts = self._aread()
         return await anext(self._async_parts)
 
     def close(self) -> None:
@@ -170,17 +174,23 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
 
     def _read(self) -> Iterator[Part]:
         reader = ResponseReader(self.plan)
-        for piece in self._start():
-            yield from reader.feed(piece)
-        yield from reader.finish(self.generation)
+        try:
+            for piece in self._start():
+                yield from reader.feed(piece)
+            yield from reader.finish(self.generation)
+        finally:
+            self.close()
 
     async def _aread(self) -> AsyncIterator[Part]:
         reader = ResponseReader(self.plan)
-        async for piece in self._start():
-            for part in reader.feed(piece):
+        try:
+            async for piece in self._start():
+                for part in reader.feed(piece):
+                    yield part
+            for part in reader.finish(self.generation):
                 yield part
-        for part in reader.finish(self.generation):
-            yield part
+        finally:
+            self.close()
 
 
 class ResponseReader:

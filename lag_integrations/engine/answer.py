@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +16,8 @@ from lag_integrations.errors import LAGError
 
 _AHEAD = 16
 """Pieces of text that an answer is ahead of who reads it, at most."""
+_GRACE = 0.05
+"""Seconds after its deadline at which who waits for an answer asks for it."""
 
 
 class Answer:
@@ -32,6 +33,7 @@ class Answer:
     Attributes:
         sequence: As above.
         reading: What was read of its prompt; None before it is its turn.
+        wake: As above.
         cancelled: Nobody reads it any more.
         ended: Nothing more is written.
     """
@@ -42,10 +44,10 @@ class Answer:
         self.cancelled = False
         self.ended = False
         self._started = started
-        self._wake = wake
+        self.wake = wake
         self._pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        self._ahead = 0
-        self._lock = threading.Lock()
+        # Each counted by one thread alone.
+        self._written = self._read = 0
         self._listener: Callable[[], object] | None = None
 
     # Of the loop:
@@ -64,7 +66,13 @@ class Answer:
     @property
     def waits_for_reader(self) -> bool:
         """Whether it is as far ahead of who reads it as it may be."""
-        return self._ahead >= _AHEAD
+        return self._written - self._read >= _AHEAD
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which it is overdue."""
+        deadline = self.sequence.request.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic()) + _GRACE
 
     @property
     def overdue(self) -> bool:
@@ -78,8 +86,7 @@ class Answer:
         if not generation.time_to_first_token:
             generation.time_to_first_token = time.perf_counter() - self._started
         if piece:
-            with self._lock:
-                self._ahead += 1
+            self._written += 1
             self._hand_over(piece)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -101,7 +108,7 @@ class Answer:
         """Have the loop write no more of it."""
         if not self.ended and not self.cancelled:
             self.cancelled = True
-            self._wake()
+            self.wake()
 
     def listen(self, listener: Callable[[], object]) -> None:
         """Have a function called, on the loop's thread, when something was handed over."""
@@ -118,13 +125,17 @@ class Answer:
             Empty: It is not there yet.
             BaseException: What went wrong.
         """
-        item = self._pieces.get(block=wait)
+        try:
+            item = self._pieces.get(block=wait, timeout=self.patience if wait else None)
+        except Empty:
+            if not wait:
+                raise
+            self.wake()  # which finds that it is overdue, if nothing else is computed
+            item = self._pieces.get()
         if isinstance(item, str):
-            with self._lock:
-                self._ahead -= 1
-                goes_on = self._ahead == _AHEAD // 2
-            if goes_on:
-                self._wake()
+            self._read += 1
+            if not self.ended and self._written - self._read <= _AHEAD // 2:
+                self.wake()
             return item
         self._pieces.put(None)  # who asks again gets the end
         if item is not None:
@@ -168,7 +179,9 @@ class EngineStream(Iterator[str], AsyncIterator[str]):
             except Empty:
                 pass
             try:
-                await self._arrived.wait()
+                await asyncio.wait_for(self._arrived.wait(), self._answer.patience)
+            except asyncio.TimeoutError:
+                self._answer.wake()
             except asyncio.CancelledError:
                 self.close()
                 raise

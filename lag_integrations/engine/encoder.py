@@ -116,6 +116,7 @@ class Encoder:
             else _common_length([trace.token_ids for trace in traces])
         )
         cache, known = prefixes.fork(first[: alike + 1], salt=salt)
+        found = known
         if len(traces) == 1 or alike - known >= _WORTH_A_PASS:
             while known < alike:
                 part = self._scheduler.part()
@@ -135,7 +136,7 @@ class Encoder:
         )
         # Traces of one agent begin alike; more of them is not kept, since nothing would
         # remove it when they are deleted.
-        if known < head <= cache.get_seq_length():
+        if found < head <= cache.get_seq_length():
             shared = beginning(cache, head)
             prefixes.insert(first[:head], shared, salt=salt, since=moment)
         return segments

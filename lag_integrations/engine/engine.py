@@ -362,3 +362,4 @@ class Engine:
     def clear_salt(self, cache_salt: str) -> None:
         """Drop what was read lately under a salt, and do not keep what is being read now."""
         self._runner.prefixes.clear_salt(cache_salt)
+        self._loop.wake()  # answers that nobody reads any more are dropped

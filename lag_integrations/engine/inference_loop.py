@@ -62,8 +62,10 @@ class InferenceLoop:
         _loops.add(self)
 
     def _begin_anew(self) -> None:
-        self._lock = threading.Lock()
+        # Streams are closed by the garbage collector, too: on any thread, also one that holds this.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._starting = False
         self._woken = False
         self._answering = False
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -73,10 +75,18 @@ class InferenceLoop:
         """Have the loop look for work."""
         with self._lock:
             self._woken = True
-            if self._thread is None:
-                # Not a daemon: one that is in a pass when the interpreter ends would abort it.
-                self._thread = threading.Thread(target=self._run, name="lag-inference")
-                self._thread.start()
+            if self._thread is not None or self._starting:
+                return
+            self._starting = True
+        # Without the lock: a thread that starts may collect garbage, and want it.
+        try:
+            # Not a daemon: one that is in a pass when the interpreter ends would abort it.
+            self._thread = threading.Thread(target=self._run, name="lag-inference")
+            self._thread.start()
+        except BaseException:
+            with self._lock:
+                self._thread, self._starting = None, False
+            raise
 
     def call(self, compute: Callable[[], Result]) -> Result:
         """Compute something on the thread, before the next pass, and wait for it.
@@ -112,25 +122,38 @@ class InferenceLoop:
             raise
 
     def _run(self) -> None:
-        with torch.no_grad():
-            while True:
-                with self._lock:
-                    self._woken = False
-                busy = self._round()
-                with self._lock:
-                    if not busy and not self._woken:
-                        self._thread = None
-                        return
+        with self._lock:
+            self._starting = False
+        try:
+            with torch.no_grad():
+                while self._goes_on():
+                    pass
+        except BaseException:
+            with self._lock:
+                self._thread = None  # the next call begins with another one
+            raise
+
+    def _goes_on(self) -> bool:
+        """Do what is due; return False, and forget the thread, if nothing is left."""
+        with self._lock:
+            self._woken = False
+        busy = self._round()
+        with self._lock:
+            if busy or self._woken:
+                return True
+            self._thread = None
+            return False
 
     def _round(self) -> bool:
         """Do what is due; return whether something may be left."""
         while self._calls:
             compute, future = self._calls.popleft()
             _settle(future, compute)
-        work = self._background[0] if self._background else None
+        # Who waits with the least patience goes first: recall before what nobody waits for.
+        work = min(self._background, key=lambda one: one.patient_until, default=None)
         extra = None if work is None else self._next_part(work)
         self._answering, error = self._step(extra)
-        if work is not None:
+        if work is not None and extra is not None:
             work.error = error
         return self._answering or bool(self._background)
 
@@ -147,7 +170,7 @@ class InferenceLoop:
                 work.future.set_result(end.value)
             except BaseException as error:
                 work.future.set_exception(error)
-        self._background.popleft()
+        self._background.remove(work)
         return None
 
     def after_fork(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -9,13 +10,16 @@ from collections.abc import Sequence
 import torch
 
 from lag_integrations.engine.answer import Answer, of_other_process
+from lag_integrations.engine.generation.sequence import Request
 from lag_integrations.engine.prompt_reading import PromptReading, should_wait
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.kv.cache import shorten
 from lag_integrations.kv.forward import Unread
 
+logger = logging.getLogger(__name__)
+
 _MOST_ANSWERS = 64
-"""Answers in progress at once; others wait."""
+"""Answers in progress at once, those apart whose readers are behind; others wait."""
 _PART_CPU, _PART = 512, 4096
 """Tokens of prompts that are read in one pass while no answer is being written."""
 _LEAST_PART = 16
@@ -62,9 +66,9 @@ class Scheduler:
         Returns:
             Whether there was anything to read for answers, and what went wrong with `extra`.
         """
-        self._take_in()
         error: Exception | None = None
         try:
+            self._take_in()
             rows = self._writing()
             rows += self._reading(bool(rows))
             error = self._compute(rows, extra)
@@ -72,7 +76,7 @@ class Scheduler:
             for answer in list(self._answers):
                 self._end(answer, closed)
             return bool(self._new), closed
-        return bool(rows), error
+        return bool(rows) or any(one.reading is None for one in self._answers), error
 
     @property
     def answering(self) -> bool:
@@ -87,12 +91,14 @@ class Scheduler:
         """Drop all answers: they are those of the process that this one was forked from."""
         answers = [*self._answers, *self._new]
         self._answers, self._new = [], deque()
+        self._runner.prefixes.begin_anew()
         for answer in answers:
+            answer.reading = None
             answer.end(of_other_process())
 
     def _take_in(self) -> None:
-        """Drop answers that nobody reads or that took too long, and begin new ones."""
-        while self._new and len(self._answers) < _MOST_ANSWERS:
+        """Take in new answers; drop those that nobody reads or that took too long."""
+        while self._new:
             self._answers.append(self._new.popleft())
         for answer in list(self._answers):
             if answer.cancelled:
@@ -131,16 +137,23 @@ class Scheduler:
         rows: list[_Row] = []
         unread = [one for one in self._answers if not one.writing]
         left, short = self._part(answering) if unread else 0, _SHORT_TOGETHER
+        begun = sum(one.reading is not None and not one.waits_for_reader for one in self._answers)
+        before: list[Request] = []
         for answer in unread:
+            if left <= 0 and short <= 0:
+                break
             request, figures = answer.sequence.request, answer.sequence.generation
-            others = [row.answer.sequence.request for row in rows]
-            if answer.reading is None and any(
-                should_wait(self._runner, request, other) for other in others
-            ):
-                continue  # what they begin with is read once
             try:
                 if answer.reading is None:
+                    # What prompts begin with alike is read once.
+                    waits = any(should_wait(self._runner, request, other) for other in before)
+                    before.append(request)
+                    if waits or begun >= _MOST_ANSWERS:
+                        continue
                     answer.reading = PromptReading(self._runner, request, figures)
+                    begun += 1
+                else:
+                    before.append(request)
                 is_short = answer.reading.is_short(_SHORT)
                 most = max(left, short) if is_short else left
                 tokens = answer.reading.next_tokens(most) if most > 0 else []
@@ -202,7 +215,11 @@ class Scheduler:
     def _end(self, answer: Answer, error: Exception | None = None) -> None:
         self._answers.remove(answer)
         if error is None and answer.reading is not None:
-            self._runner.keep_prefix(answer.sequence, answer.cache)
+            try:
+                self._runner.keep_prefix(answer.sequence, answer.cache)
+            except Exception as failed:  # the answer is whole all the same
+                logger.debug("A prefix is not kept: %s", type(failed).__name__)
+        answer.reading = None  # whoever holds the answer need not hold what was read for it
         answer.end(error)
 
     def _learn(self, rows: list[_Row], beside: int, seconds: float) -> None:

@@ -78,13 +78,17 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._lock = threading.RLock()
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._numbers = count()
         self._cleared: dict[str, int] = {}
+        self.begin_anew()
         # Segments go on any thread, at any time, also while this one holds the lock: what their
         # callbacks do is atomic, and the entries go when the cache is used next.
         self._dead: deque[int] = deque()
+
+    def begin_anew(self) -> None:
+        """Drop everything, and a lock that a thread of another process holds."""
+        self._lock = threading.RLock()
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
         with self._lock:

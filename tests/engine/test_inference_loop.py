@@ -261,6 +261,57 @@ def test_an_event_loop_that_ends_leaves_nothing_behind(engine):
     assert len(stream.generation.token_ids) < 400
 
 
+def test_the_garbage_collector_closes_streams_wherever_it_runs(engine):
+    stream = engine.start(ask(engine, "Tell a long tale.", max_new_tokens=400))
+    next(stream)
+
+    def collect() -> None:
+        with engine._loop._lock:  # it may run while a thread is being started
+            stream.close()
+
+    other = threading.Thread(target=collect, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    wait_until(lambda: not loop_threads())
+
+
+def test_a_prefix_that_cannot_be_kept_costs_no_answer(engine, monkeypatch):
+    expected = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
+
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(ModelRunner, "keep_prefix", full)
+    found = engine.generate_batch([ask(engine, "Hi"), ask(engine, "Hello")])
+    assert found[0].token_ids == expected
+
+
+def test_streams_that_nobody_reads_hold_up_no_other(monkeypatch):
+    monkeypatch.setattr("lag_integrations.engine.scheduler._MOST_ANSWERS", 2)
+    engine = tiny_engine()
+    left = [engine.start(long(engine)) for _ in range(3)]
+    assert engine.generate_batch([ask(engine, "Hi")])[0].token_ids
+    for stream in left:
+        next(stream)
+        stream.close()
+
+
+def test_a_deadline_holds_while_nothing_is_computed(engine):
+    stream = engine.start(ask(engine, "Tell a long tale.", max_new_tokens=400, timeout=3.0))
+    next(stream)
+    wait_until(lambda: not loop_threads())
+    time.sleep(3)
+    with pytest.raises(TimeoutError):
+        list(stream)
+
+
+def test_an_answer_that_is_over_holds_no_cache(engine):
+    stream = engine.start(ask(engine, "Hi", max_new_tokens=3))
+    list(stream)
+    assert stream._answer.reading is None
+
+
 FORK = """
 import os, sys
 from tests.engine.test_inference_loop import ask, long, tiny_engine
