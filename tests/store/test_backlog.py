@@ -89,12 +89,12 @@ def test_an_embedder_that_changes_its_mind_is_refused(tmp_path):
 
 def test_logs_that_cannot_be_embedded_at_the_head_of_the_queue(tmp_path):
     def picky(texts):
-        if any("door" in text for text in texts):
+        if any("ziggurat" in text for text in texts):
             raise ValueError("SECRET " + texts[0])
         return hash_embedder(texts)
 
     with KVLogMemory(tmp_path / "m", embedder=picky, min_score=-1) as memory:
-        memory.add_many(numbered(number, of="door") for number in range(5))
+        memory.add_many(numbered(number, of="ziggurat") for number in range(5))
         memory.add_many(numbered(number) for number in range(5))
         with pytest.raises(EncodingError, match="5 logs") as caught:
             memory.flush()
