@@ -203,7 +203,7 @@ class Scheduler:
             if answer.reading.left:
                 return
             if any(other.reading is None for other in self._answers):
-                self._runner.keep_prefix(sequence, answer.cache)
+                self._keep_prefix(answer)
         before = answer.cache.get_seq_length() - len(row.proposed)
         piece, right = sequence.advance(logits, row.proposed, row.cost)
         if row.proposed:
@@ -215,12 +215,15 @@ class Scheduler:
     def _end(self, answer: Answer, error: Exception | None = None) -> None:
         self._answers.remove(answer)
         if error is None and answer.reading is not None:
-            try:
-                self._runner.keep_prefix(answer.sequence, answer.cache)
-            except Exception as failed:  # the answer is whole all the same
-                logger.debug("A prefix is not kept: %s", type(failed).__name__)
+            self._keep_prefix(answer)
         answer.reading = None  # whoever holds the answer need not hold what was read for it
         answer.end(error)
+
+    def _keep_prefix(self, answer: Answer) -> None:
+        try:
+            self._runner.keep_prefix(answer.sequence, answer.cache)
+        except Exception as failed:  # the answer is whole all the same
+            logger.debug("A prefix is not kept: %s", type(failed).__name__)
 
     def _learn(self, rows: list[_Row], beside: int, seconds: float) -> None:
         """Learn from a pass what others will take."""

@@ -37,7 +37,7 @@ class Request:
         constraint: What the answer must look like; used up by one answer.
         deadline: `time.monotonic` after which a stream gives up.
         top_logprobs: Alternatives to record with each token's log probability; None records none.
-        hidden: Tokens that are not text.
+        suppressed_tokens: Tokens that are not text.
         cache_salt: Whose prompt it is: what was read is reused under the same salt only.
         public: Tokens at the beginning of the prompt that may be reused under any salt.
         log_lookup: Whether `LogLookup` may propose tokens.
