@@ -219,6 +219,8 @@ def _convert(known: PackagedModel, gguf_path: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lag_integrations.runtime.gguf_file import forget_gguf
+
     folder, file = str(gguf_path.parent), gguf_path.name
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
@@ -228,11 +230,7 @@ def _convert(known: PackagedModel, gguf_path: Path, target: Path) -> None:
                 folder, gguf_file=file, dtype=torch.float32
             )
             tokenizer.chat_template = known.chat_template or tokenizer.chat_template
-            # The loader leaves its dequantising quantizer behind, which refuses to be saved, and
-            # its settings in the config, which would make the saved fp32 weights look quantised.
-            model.hf_quantizer = None
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
+            forget_gguf(model)
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         scratch.rename(target)  # atomic: a crash leaves no half-written model behind

@@ -6,7 +6,7 @@ feedback would. Then forty of the documents change, and all questions come back 
 memory, and with the logs as KV and as text. The query engine is also asked with logs that do not
 say what they come from, so that only the documents in the prompt speak for the change, and with
 these before the documents; the agent, which need not search, after the memory was told which
-documents changed.
+documents changed, and where it has to search.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class _Way:
         with_memory: Whether there is a memory.
         as_text: Whether its logs are read as text.
         told: Whether it was told which documents changed.
+        must_look: Whether an agent has to search before it answers.
         unknown: Whether its logs do not say what they come from.
         placement: Where logs stand.
     """
@@ -48,6 +49,7 @@ class _Way:
     with_memory: bool = True
     as_text: bool = False
     told: bool = False
+    must_look: bool = False
     unknown: bool = False
     placement: Placement | None = None
 
@@ -64,6 +66,9 @@ _AGAIN = {
         **_PLAIN,
         "KV, told of the change": _Way(told=True),
         "text, told of the change": _Way(told=True, as_text=True),
+        "no memory, has to search": _Way(with_memory=False, must_look=True),
+        "KV, has to search": _Way(must_look=True),
+        "text, has to search": _Way(as_text=True, must_look=True),
     },
 }
 
@@ -141,7 +146,7 @@ def _ask_again(
     """Ask the same of the documents as they are now, with a memory of this way's own."""
     documents = _documents(asked, changed=True)
     answers: Answers = (
-        Agent(engine, documents)
+        Agent(engine, documents, must_look=how.must_look)
         if name == "agent"
         else QueryEngine(engine, documents, how.placement)
     )

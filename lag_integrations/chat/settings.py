@@ -13,6 +13,7 @@ from typing_extensions import Self
 from lag_integrations.chat.query import QueryOf
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.sampling import Sampling
+from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.memory import LogMemory
@@ -108,6 +109,9 @@ class ModelSettings(BaseModel):
     """Where the model goes; the GPU if there is one, by default."""
     dtype: str = "auto"
     """dtype of the weights; the checkpoint's own by default."""
+    quantization: Quantization | None = None
+    """On a CPU, how many bits the weights keep: ``int8``, ``int4``, or ``auto``, 4 where nothing is
+    lost by it. By default ``auto`` for a GGUF file, else as many as they have."""
     chat_template: str | None = None
     """A Jinja template to use instead of the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -135,6 +139,7 @@ class ModelSettings(BaseModel):
         return {
             "device": self.device,
             "dtype": self.dtype,
+            "quantization": self.quantization,
             "chat_template": self.chat_template,
             "template_kwargs": self.chat_template_kwargs,
             "quiet": self.quiet,
@@ -168,7 +173,10 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
     )
 
 
-_LOADING, _RENDERING = ("device", "dtype"), ("chat_template", "chat_template_kwargs")
+_LOADING, _RENDERING = (
+    ("device", "dtype", "quantization"),
+    ("chat_template", "chat_template_kwargs"),
+)
 
 
 def _refuse(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 from lag_integrations.chat.query import QueryOf
+from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.memory import LogMemory
@@ -41,6 +42,7 @@ class ModelSettingsDict(TypedDict, total=False):
     share_system: bool
     device: str | None
     dtype: str
+    quantization: Quantization | None
     chat_template: str | None
     chat_template_kwargs: dict[str, Any]
     model_kwargs: dict[str, Any]

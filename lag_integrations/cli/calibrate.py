@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lag_integrations.cli.opening import Place, at_store
-from lag_integrations.cli.options import AsJson, ChatTemplateFile, ModelDevice, ModelDtype
+from lag_integrations.cli.options import (
+    AsJson,
+    ChatTemplateFile,
+    ModelDevice,
+    ModelDtype,
+    ModelQuantization,
+)
 from lag_integrations.cli.output import progress_bar, say, show_json, show_table
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ def calibrate(
     ] = False,
     device: ModelDevice = None,
     dtype: ModelDtype = "auto",
+    quantization: ModelQuantization = None,
     chat_template: ChatTemplateFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +55,11 @@ def calibrate(
 
     template = None if chat_template is None else chat_template.read_text("utf-8")
     engine = Engine.load(
-        packaged.resolve(model), device=device, dtype=dtype, chat_template=template
+        packaged.resolve(model),
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        chat_template=template,
     )
     with progress_bar("Calibrating") as progress:
         found = measured(engine, progress, again=again)

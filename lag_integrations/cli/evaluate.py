@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from lag_integrations.cli.opening import Embedder, Place, at_store
-from lag_integrations.cli.options import AsJson, ChatTemplateFile, ModelDevice, ModelDtype
+from lag_integrations.cli.options import (
+    AsJson,
+    ChatTemplateFile,
+    ModelDevice,
+    ModelDtype,
+    ModelQuantization,
+)
 from lag_integrations.cli.output import warn
 from lag_integrations.cli.recall import evaluate_recall
 from lag_integrations.cli.report import Against, report
@@ -193,6 +199,7 @@ def eval_(
     embedder: Embedder = None,
     device: ModelDevice = None,
     dtype: ModelDtype = "auto",
+    quantization: ModelQuantization = None,
     chat_template: ChatTemplateFile = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let model and embedder run their own code.")
@@ -297,6 +304,7 @@ def eval_(
             packaged.resolve(source),
             device=device,
             dtype=dtype,
+            quantization=quantization,
             chat_template=template,
             **own_code,
         )

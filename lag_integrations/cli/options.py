@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from lag_integrations.engine.quantization.scheme import Quantization
+
 _TIME_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -101,6 +103,12 @@ ModelDevice = Annotated[
 ]
 ModelDtype = Annotated[
     str, typer.Option("--dtype", help="Data type of the model's weights; auto is the checkpoint's.")
+]
+ModelQuantization = Annotated[
+    Quantization | None,
+    typer.Option(
+        "--quantization", help="Bits of the model's weights on a CPU: int8, int4 or auto."
+    ),
 ]
 ChatTemplateFile = Annotated[
     Path | None,

@@ -15,6 +15,7 @@ from lag_integrations.cli.options import (
     AsJson,
     ModelDevice,
     ModelDtype,
+    ModelQuantization,
     parse_duration,
     parse_size,
 )
@@ -167,7 +168,7 @@ def reindex(
 @at_store
 def reencode(
     place: Place,
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")],
     codec: Annotated[
         str, typer.Option(help="native, fp32, bf16, fp16, fp8, int8 or int4; each also with +zstd.")
     ] = "native",
@@ -175,6 +176,7 @@ def reencode(
         bool, typer.Option("--only", help="Then remove the segments of other models and codecs.")
     ] = False,
     dtype: ModelDtype = "auto",
+    quantization: ModelQuantization = None,
     device: ModelDevice = None,
     embedder: Embedder = None,
     as_json: AsJson = False,
@@ -182,14 +184,14 @@ def reencode(
     """Encode the logs that have no segments of a model yet.
 
     Load the model as the program does that uses the memory: a segment fits one model, tokenizer,
-    chat template and dtype.
+    chat template, dtype and quantization.
     """
     place.require()  # before the model is loaded, which takes long
     from lag_integrations.engine.engine import Engine
     from lag_integrations.kv.segment import SegmentKey
 
     with place.memory(embedder, codec=codec) as memory:
-        engine = Engine.load(model, dtype=dtype, device=device)
+        engine = Engine.load(model, dtype=dtype, quantization=quantization, device=device)
         memory.attach(engine)
         with progress_bar("Encoding") as progress:
             memory.flush(progress)

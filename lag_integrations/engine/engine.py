@@ -28,6 +28,7 @@ from lag_integrations.engine.log_settings import (
     LogSettings,
     saved,
 )
+from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.requests import RequestBuilder
 from lag_integrations.engine.runner import ModelRunner
@@ -114,6 +115,7 @@ class Engine:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        quantization: Quantization | None = None,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         prefix_cache_bytes: int = _PREFIX_BYTES,
@@ -123,10 +125,13 @@ class Engine:
         """Load a model and its tokenizer.
 
         Args:
-            model: Hub id or local folder.
+            model: Hub id, local folder, or path of a GGUF file (needs ``gguf`` and
+                ``accelerate``), whose tokenizer and chat template are used.
             device: Where to put it; the GPU if there is one, by default. Leave it out with
                 ``device_map=…`` or quantised weights, which place themselves.
             dtype: dtype of the weights; the checkpoint's own by default.
+            quantization: On a CPU, how many bits the weights keep; see `Quantization`. By default
+                ``auto`` for a GGUF file, else as many as they have.
             chat_template: A Jinja template to use instead of the tokenizer's own.
             template_kwargs: Further variables for the template.
             prefix_cache_bytes: See `Engine`.
@@ -138,7 +143,12 @@ class Engine:
             UnsupportedModelError: There is no such model, or it cannot be used; says why.
         """
         loaded, tokenizer = load_model(
-            model, device=device, dtype=dtype, quiet=quiet, model_kwargs=model_kwargs
+            model,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            quiet=quiet,
+            model_kwargs=model_kwargs,
         )
         return cls(
             loaded,

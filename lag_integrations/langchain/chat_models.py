@@ -169,6 +169,8 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
             "stop": self.stop,
             "logprobs": self.logprobs,
             "top_logprobs": self.top_logprobs,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
             "chat_template": self.chat_template,
             "chat_template_kwargs": self.chat_template_kwargs,
             "model_kwargs": {n: v for n, v in self.model_kwargs.items() if "token" not in n},

@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from lag_integrations.engine.quantization.quantize import quantize
+from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.kv.cache import append_layer, new_cache, read_layers
 from lag_integrations.kv.encode import encode, encode_rows
 from lag_integrations.kv.inject import inject
@@ -307,6 +309,19 @@ def test_bfloat16(family: Family) -> None:
     positions = probe(model)
     assert positions.window == family.window
     assert whole_prefix(model, positions).slots[0][0].dtype == torch.bfloat16
+    spread = full_logits(model, tokens()).std().item()
+    for difference in differences(model, positions):
+        assert difference.abs().mean().item() < 5e-2 * spread
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_quantized_weights(family: Family, scheme: Quantization) -> None:
+    """As near as with bf16: what is multiplied with quantised weights is bf16."""
+    model = load(family)
+    quantize(model, scheme)
+    positions = probe(model)
+    assert positions.window == family.window
     spread = full_logits(model, tokens()).std().item()
     for difference in differences(model, positions):
         assert difference.abs().mean().item() < 5e-2 * spread

@@ -1,0 +1,1 @@
+"""Weights of a model in fewer bits, for CPUs: decoding reads every weight once a token."""

@@ -1,0 +1,24 @@
+"""How many bits the weights of a model keep."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from lag_integrations.errors import UnsupportedModelError
+
+Quantization = Literal["int8", "int4", "auto"]
+"""``int8``: 8 bits a weight. ``int4``: 4, but for the output layer, which keeps 8. ``auto``: 4 in
+each layer that loses nothing by it, as those of a 4-bit GGUF file; else 8."""
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuse what is no `Quantization`.
+
+    Raises:
+        UnsupportedModelError: It is none; says which there are.
+    """
+    if scheme not in get_args(Quantization):
+        raise UnsupportedModelError(
+            f"quantization={scheme!r} is not known. Give one of "
+            f"{', '.join(map(repr, get_args(Quantization)))}, or leave it out."
+        )

@@ -1,0 +1,236 @@
+"""Weights in 8 and 4 bits, and GGUF files."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from langchain_core.messages import HumanMessage
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lag_integrations import Engine, packaged
+from lag_integrations.engine.quantization import int4
+from lag_integrations.engine.quantization.int4 import Int4Linear, quantize_groups
+from lag_integrations.engine.quantization.int8 import Int8Embedding, Int8Linear
+from lag_integrations.engine.quantization.quantize import quantize
+from lag_integrations.errors import FingerprintMismatchError, UnsupportedModelError
+from lag_integrations.langchain import LAGChatModel
+from lag_integrations.llama_index import LAGLLM
+from lag_integrations.traces.message import Message
+from tests.conftest import qa
+
+ROWS = (1, 3, 16, 17, 96, 97, 300)
+"""Below and above what each kernel is used for."""
+SHAPES = ((64, 64), (32, 16), (96, 112), (64, 80), (128, 320))
+
+
+def layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(inputs + outputs)
+    return nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+
+
+def on_a_grid(inputs: int, outputs: int) -> nn.Linear:
+    """A layer as it is dequantised from 4 bits; few groups use all of their 16 levels."""
+    made = layer(inputs, outputs)
+    codes = torch.randint(3, 13, (outputs, inputs // 32, 32)).float()
+    scale = torch.rand(outputs, inputs // 32, 1) + 0.01
+    made.weight.copy_((codes * scale - 7.3 * scale).flatten(1))
+    return made
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).detach().norm() / expected.detach().norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_those_of_the_weights(shape, dtype):
+    linear = layer(*shape).to(dtype)
+    for quantized, weight in (
+        (Int8Linear(linear), None),
+        (Int4Linear(linear), Int4Linear(linear).dequantized(torch.float32)),
+    ):
+        if weight is None:
+            weight = quantized.weight.float() * quantized.scale.float()[:, None]
+        for rows in ROWS:
+            inputs = torch.randn(2, rows, shape[0], dtype=dtype)
+            expected = nn.functional.linear(inputs.float(), weight, linear.bias.float())
+            outputs = quantized(inputs)
+            assert outputs.dtype == dtype
+            assert outputs.shape == (2, rows, shape[1])
+            assert distance(outputs.float(), expected) < 6e-3
+
+
+def test_weights_of_8_bits_are_near():
+    linear = layer(256, 64)
+    rows = Int8Linear(linear)
+    assert distance(rows.weight.float() * rows.scale.float()[:, None], linear.weight) < 0.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_stands_on_4_bits_loses_nothing(shape):
+    linear = on_a_grid(*shape)
+    assert int4.is_lossless(linear.weight)
+    assert distance(Int4Linear(linear).dequantized(torch.float32), linear.weight) < 0.01
+    assert not int4.is_lossless(layer(*shape).weight)
+    assert (
+        distance(Int4Linear(layer(*shape)).dequantized(torch.float32), layer(*shape).weight) > 0.05
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.37])
+def test_weights_that_are_all_alike_stay_so(value):
+    linear = layer(64, 32, bias=False)
+    linear.weight.fill_(value)
+    for quantized in (Int4Linear(linear), Int8Linear(linear)):
+        assert torch.allclose(quantized(torch.ones(1, 64)), torch.tensor(value * 64), rtol=0.01)
+
+
+@pytest.mark.parametrize("rows", [16, 32, 48, 64, 80, 112, 176])
+def test_the_identity_of_weights_does_not_depend_on_the_processors_packing(rows):
+    linear = layer(64, rows)
+    assert int4.unpacking() is not None
+    codes = Int4Linear(linear).state_dict()["packed"]
+    assert torch.equal(codes, quantize_groups(linear.weight)[0])
+
+
+class Tower(nn.Module):
+    """Two layers that are one, and one whose shape no kernel takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = layer(64, 64)
+        self.odd = layer(20, 7)
+
+
+def llama(**settings) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            **settings,
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "auto"])
+def test_a_model_is_quantized_with_its_embedding(scheme, tied):
+    model = llama(tie_word_embeddings=tied)
+    model.model.layers[0].self_attn.q_proj = on_a_grid(64, 64)
+    model.model.layers[0].extra = Tower()
+    tokens = torch.tensor([[5, 7, 11, 13]])
+    expected = model.model.embed_tokens(tokens)
+    quantize(model, scheme)
+    attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    assert type(attention.q_proj) is (Int8Linear if scheme == "int8" else Int4Linear)
+    assert type(mlp.up_proj) is (Int4Linear if scheme == "int4" else Int8Linear)
+    assert type(model.lm_head) is Int8Linear
+    embedding = model.get_input_embeddings()
+    assert type(embedding) is Int8Embedding
+    assert (embedding.weight is model.lm_head.weight) == tied
+    assert distance(embedding(tokens), expected) < 0.01
+    assert model.model.layers[0].extra.first is model.model.layers[0].extra.second
+    assert type(model.model.layers[0].extra.odd) is nn.Linear
+    assert model(tokens).logits.shape == (1, 4, 128)
+
+
+def test_a_model_whose_weights_are_elsewhere_says_so(caplog):
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=64, vocab_size=99))
+    with caplog.at_level(logging.WARNING):
+        quantize(gpt2, "int8")
+    assert "GPT2LMHeadModel" in caplog.text
+
+
+def test_what_cannot_be_quantized_is_refused():
+    with pytest.raises(UnsupportedModelError, match=r"'int3' is not known.*'int4'"):
+        Engine.load(packaged.chat_model(), quantization="int3")
+    with pytest.raises(UnsupportedModelError, match="on a CPU"):
+        quantize(llama().to("meta"), "int8")
+    quantized = llama()
+    quantized.hf_quantizer = object()
+    with pytest.raises(UnsupportedModelError, match="quantised already"):
+        quantize(quantized, "int8")
+    with pytest.raises(ValueError, match="quantization= has no effect"):
+        LAGChatModel(llama(), tokenizer=object(), quantization="int8")
+
+
+@pytest.fixture(scope="module")
+def gguf():
+    return packaged.MODELS["smollm2-135m"].parts()[0]
+
+
+@pytest.fixture(scope="module")
+def packed(gguf):
+    return Engine.load(gguf)
+
+
+def test_a_gguf_file_keeps_its_bits(packed, gguf, engine):
+    """SmolLM2's file holds its layers in 4 bits, its embedding in 8."""
+    kinds = {type(module) for module in packed.model.modules()}
+    assert Int4Linear in kinds
+    assert nn.Linear not in kinds
+    assert packed.name == str(gguf)
+    assert packed.fingerprint.id != engine.fingerprint.id
+    weights = sum(t.nbytes for t in packed.model.state_dict().values())
+    assert weights < 0.4 * sum(t.nbytes for t in engine.model.state_dict().values())
+    for packed_layer, dense in zip(
+        packed.model.model.layers, engine.model.model.layers, strict=True
+    ):
+        for name in ("q_proj", "o_proj"):
+            weight = getattr(packed_layer.self_attn, name).dequantized(torch.float32)
+            assert distance(weight, getattr(dense.self_attn, name).weight) < 0.01
+
+
+def test_a_gguf_file_answers_as_its_dense_weights_do(packed, engine):
+    """The logits of a text: as near as bf16 is."""
+    ids = torch.tensor(
+        [engine.tokenizer("The lighthouse of Velmora was built in 1874.")["input_ids"]]
+    )
+    with torch.inference_mode():
+        mine = packed.model(ids).logits.log_softmax(-1)
+        theirs = engine.model(ids).logits.log_softmax(-1)
+    assert float((theirs.exp() * (theirs - mine)).sum(-1).mean()) < 0.01
+
+
+def test_frameworks_load_gguf_files_and_remember(gguf, memory):
+    chat = LAGChatModel(model=str(gguf), memory=memory, max_tokens=24, temperature=0, quiet=True)
+    memory.add(qa("Which code opens the vault in Lima?", "The code is 7741.", outcome="success"))
+    memory.attach(chat.engine)
+    memory.flush()
+    answer = chat.invoke([HumanMessage("Which code opens the vault in Lima?")])
+    assert "7741" in answer.text
+    assert answer.response_metadata["lag"]["injected_tokens"] > 0
+    llm = LAGLLM(chat.engine, memory=memory, temperature=0, max_tokens=24)
+    assert "7741" in str(llm.complete("Which code opens the vault in Lima?"))
+
+
+def test_settings_of_frameworks_reach_the_loader():
+    path = str(packaged.chat_model())
+    chat = LAGChatModel(model=path, quantization="int8", quiet=True)
+    kinds = {type(module) for module in chat.engine.model.modules()}
+    assert Int8Linear in kinds
+    assert chat._identifying_params["quantization"] == "int8"
+    assert LAGLLM(model=path, quantization="int8").quantization == "int8"
+
+
+def test_a_gguf_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"model\.gguf.*GGUF file"):
+        Engine.load(tmp_path / "model.gguf")
+    (tmp_path / "model.gguf").write_bytes(b"no model")
+    with pytest.raises(UnsupportedModelError, match=r"model\.gguf"):
+        Engine.load(tmp_path / "model.gguf")
+
+
+def test_a_segment_of_dense_weights_does_not_fit(packed, engine):
+    segment = engine.encode(qa("Which code opens the vault?", "The code is 7741."))
+    with pytest.raises(FingerprintMismatchError):
+        packed.generate([Message(role="user", content="Which code?")], [segment], max_new_tokens=2)
