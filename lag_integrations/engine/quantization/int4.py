@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lag_integrations.engine.quantization.matmul import matmul_dtype
+from lag_integrations.engine.quantization.identity import identity
+from lag_integrations.engine.quantization.processor import matmul_dtype
 
 GROUP = 32
 """Weights of an output that share a scale and a zero: as in the 4-bit formats of GGUF."""
@@ -103,6 +103,7 @@ class Int4Linear(nn.Module):
         linear: The layer to quantise; see `fits`.
     """
 
+    identity: torch.Tensor
     packed: torch.Tensor
     grid: torch.Tensor
 
@@ -110,15 +111,15 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         codes, grid = quantize_groups(linear.weight)
-        self.register_buffer("packed", _pack(codes))
+        self.register_buffer("identity", identity(codes))
+        self.register_buffer("packed", _pack(codes), persistent=False)
         self.register_buffer("grid", grid)
         self.bias = linear.bias
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Multiply ``[..., in]``; return ``[..., out]`` of the same dtype."""
         rows = inputs.reshape(-1, self.in_features)
-        unpack = unpacking()
-        if unpack is None or len(rows) <= _KERNEL_ROWS:
+        if unpacking() is None or len(rows) <= _KERNEL_ROWS:
             outputs: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
                 rows.bfloat16(), self.packed, GROUP, self.grid
             )
@@ -130,21 +131,13 @@ class Int4Linear(nn.Module):
             outputs = outputs + self.bias
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
-    def codes(self) -> torch.Tensor:
-        """Return the weights' codes, uint8 ``[out, in]``, as they are on every processor."""
-        unpack = unpacking()
-        return self.packed if unpack is None else unpack(self.packed)
-
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weights, ``[out, in]``."""
+        """Return the weights, ``[out, in]``; only where `unpacking` is known."""
         scale, zero = self.grid.to(dtype).transpose(0, 1)[..., None].unbind(2)
-        groups = self.codes().view(self.out_features, -1, GROUP).to(dtype)
+        unpack = unpacking()
+        assert unpack is not None
+        groups = unpack(self.packed).view(self.out_features, -1, GROUP).to(dtype)
         return groups.sub_(_MIDDLE).mul_(scale).add_(zero).flatten(1)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # What is packed depends on the processor; a fingerprint must not.
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}packed"] = self.codes()
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:

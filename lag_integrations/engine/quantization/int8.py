@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lag_integrations.engine.quantization.matmul import matmul_dtype
+from lag_integrations.engine.quantization.identity import identity
+from lag_integrations.engine.quantization.processor import matmul_dtype
 
 _LARGEST = 127
 _KERNEL_ROWS = 16
@@ -39,19 +40,24 @@ class Int8Linear(nn.Module):
     """A linear layer whose weights are int8, with one scale for each output.
 
     Args:
-        linear: The layer to quantise.
+        weight: int8 ``[out, in]``.
+        scale: bf16 ``[out]``.
+        bias: ``[out]``, or None.
     """
 
+    identity: torch.Tensor
     weight: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(
+        self, weight: torch.Tensor, scale: torch.Tensor, bias: nn.Parameter | None
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = quantize_rows(linear.weight)
-        self.register_buffer("weight", weight)
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("identity", identity(weight))
+        self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("scale", scale)
-        self.bias = linear.bias
+        self.bias = bias
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Multiply ``[..., in]``; return ``[..., out]`` of the same dtype."""
@@ -70,7 +76,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """An embedding whose rows are int8; it may share them with the output layer.
+    """An embedding whose rows are int8.
 
     Args:
         weight: int8 ``[tokens, width]``.

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lag_integrations.engine.quantization import int4, int8
+from lag_integrations.engine.quantization.int8_dot import Int8DotLinear, are_exact, pays
 from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.errors import UnsupportedModelError
 
@@ -45,7 +46,6 @@ def quantize(model: PreTrainedModel, scheme: Quantization) -> None:
         )
     output = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
-    tied = output is not None and output.weight is embedding.weight
     whole = sum(weight.numel() for weight in model.parameters())
     small: dict[int, nn.Module] = {}
     with torch.no_grad():
@@ -58,12 +58,7 @@ def quantize(model: PreTrainedModel, scheme: Quantization) -> None:
         # A model without any parameters has no device and no dtype for transformers.
         others = any(weight is not embedding.weight for weight in model.parameters())
         if type(embedding) is nn.Embedding and others:
-            head = small.get(id(output))
-            rows = (
-                (head.weight, head.scale)
-                if tied and isinstance(head, int8.Int8Linear)
-                else int8.quantize_rows(embedding.weight)
-            )
+            rows = int8.quantize_rows(embedding.weight)
             model.set_input_embeddings(int8.Int8Embedding(*rows, embedding.weight.dtype))
     left = sum(weight.numel() for weight in model.parameters()) / whole
     if left > _MANY:
@@ -86,4 +81,6 @@ def _quantized(layer: nn.Linear, scheme: Quantization) -> nn.Module:
     four = scheme == "int4" or (scheme == "auto" and int4.is_lossless(layer.weight))
     if four and int4.fits(layer):
         return int4.Int4Linear(layer)
-    return int8.Int8Linear(layer)
+    rows = int8.quantize_rows(layer.weight)
+    make = Int8DotLinear if pays(layer) and are_exact() else int8.Int8Linear
+    return make(*rows, layer.bias)
