@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench concurrency log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
 
 setup: $(STAMP)
 
@@ -98,11 +98,15 @@ answers: $(STAMP)
 
 # All that docs/performance.md is about, over an hour; COMPARE=bench.json says what changed since.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.performance --out $(OUT)/bench $(if $(COMPARE),--compare $(COMPARE))
+	$(BIN)/python -m benchmarks.performance --out $(OUT)/bench $(if $(MODEL),--model $(MODEL)) $(if $(COMPARE),--compare $(COMPARE))
 
 # Calls at once, and what comes between the tokens of an answer; MODEL=…
 concurrency: $(STAMP)
 	$(BIN)/python -m benchmarks.concurrency $(if $(MODEL),--model $(MODEL))
+
+# What weights of 8 and 4 bits cost and gain; MODEL=…
+quantization: $(STAMP)
+	$(BIN)/python -m benchmarks.quantization $(if $(MODEL),--model $(MODEL))
 
 # What log lookup saves; DATA has musique.
 log-lookup: $(STAMP)
