@@ -23,7 +23,12 @@ _PROMPT, _READ = 64, 1024
 
 
 def weights(engine: Engine, rounds: int, tokens: int) -> Iterator[Figure]:
-    """Measure answers of so many tokens, without the rest of the engine."""
+    """Measure answers of so many tokens, without the rest of the engine.
+
+    A GGUF file has no dense weights to begin with: nothing is measured.
+    """
+    if engine.name.endswith(".gguf"):
+        return
     models = {PLAIN: _load(engine, dtype=torch.float32), "bf16": _load(engine, dtype="bfloat16")}
     if importlib.util.find_spec("torchao") is not None:
         from torchao.quantization import (  # type: ignore[import-not-found, unused-ignore]

@@ -173,10 +173,8 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
     )
 
 
-_LOADING, _RENDERING = (
-    ("device", "dtype", "quantization"),
-    ("chat_template", "chat_template_kwargs"),
-)
+_LOADING = ("device", "dtype", "quantization")
+_RENDERING = ("chat_template", "chat_template_kwargs")
 
 
 def _refuse(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:

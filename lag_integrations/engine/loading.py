@@ -41,7 +41,8 @@ def load_model(
     if source.suffix == ".gguf":
         model, model_kwargs = source.parent, {**model_kwargs, "gguf_file": source.name}
     if "gguf_file" in model_kwargs and place.type == "cpu":
-        quantization = quantization or "auto"
+        if "quantization_config" not in model_kwargs:
+            quantization = quantization or "auto"
         dtype = torch.float32 if dtype == "auto" else dtype  # in which 4 bits can be seen again
     tokenizer_kwargs = {key: model_kwargs[key] for key in _OF_BOTH if key in model_kwargs}
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_quantized_is_refused():
 
 @pytest.fixture(scope="module")
 def gguf():
-    return packaged.MODELS["smollm2-135m"].parts()[0]
+    return packaged.gguf("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

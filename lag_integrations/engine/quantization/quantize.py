@@ -22,7 +22,8 @@ _MANY = 0.5
 def quantize(model: PreTrainedModel, scheme: Quantization) -> None:
     """Keep the weights of a model's linear layers, and of its embedding, in fewer bits.
 
-    Only weights are quantised: what is multiplied with them is bf16, everything else is as it was.
+    Only weights are quantised: what is multiplied with them is bf16, or integers of 16 bits
+    (`Int8DotLinear`), and everything else is as it was.
     Layers that are not plain ``nn.Linear`` (the experts of mixtures, GPT-2's ``Conv1D``), or whose
     shape the kernels do not take, stay as they are.
 

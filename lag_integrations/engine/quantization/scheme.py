@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from lag_integrations.errors import UnsupportedModelError
 
 Quantization = Literal["int8", "int4", "auto"]
-"""``int8``: 8 bits a weight. ``int4``: 4, but for the output layer, which keeps 8. ``auto``: 4 in
-each layer that loses nothing by it, as those of a 4-bit GGUF file; else 8."""
+"""``int8``: 8 bits a weight. ``int4``: 4, but for output layer and embedding, which keep 8.
+``auto``: 4 in each layer that loses nothing by it, as those of a 4-bit GGUF file; else 8."""
 
 
 def check_scheme(scheme: str) -> None:
