@@ -61,8 +61,9 @@ def eval_(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="musique, musique_closed, musique_dropped, musique_twins, formula, 2wiki, "
-            "mmlupro, gpqa, react; or jsonl, for a folder with your own questions.jsonl."
+            help="musique, musique_closed, musique_dropped, musique_twins, formula, "
+            "formula_unseen, 2wiki, mmlupro, gpqa, react; or jsonl, for a folder "
+            "with your own questions.jsonl."
         ),
     ] = None,
     out: Annotated[

@@ -26,11 +26,17 @@ def numbers(text: str) -> list[tuple[float, ...]]:
     Each is what it says, and then what its digits alone say: 15 % is 0.15, but 15 where percent
     were asked for.
     """
-    found: list[tuple[float, ...]] = []
+    return [values for _, values in written_numbers(text)]
+
+
+def written_numbers(text: str) -> list[tuple[str, tuple[float, ...]]]:
+    """Return the numbers in a text as they are written, each with its values; see `numbers`."""
+    found: list[tuple[str, tuple[float, ...]]] = []
     for number in _NUMBER.finditer(text):
         value = float(number["digits"].replace(",", "")) * (-1 if number["minus"] else 1)
         unit = (number["unit"] or "").lower()
-        found.append((value * _UNITS[unit], value) if unit else (value,))
+        values = (value * _UNITS[unit], value) if unit else (value,)
+        found.append((number[0].strip().rstrip(",."), values))
     return found
 
 

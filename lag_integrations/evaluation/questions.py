@@ -107,9 +107,11 @@ class Dataset:
         for part in (self.seen, self.unseen, self.related):
             found.update(f"{len(part)} questions".encode())
             for question in part:
-                # A set has no order of its own.
-                fixed = replace(question, documents=frozenset())
+                # A set has no order of its own, and a trace has an id and a time.
+                fixed = replace(question, documents=frozenset(), log=None)
                 found.update(f"{fixed!r} {sorted(question.documents)}".encode())
+                if question.log is not None:
+                    found.update(question.log.content_hash.encode())
         for document in self.documents:
             found.update(repr(document).encode())
         for log in self.logs:

@@ -526,3 +526,36 @@ def test_formulas_have_one_log_each_and_a_new_instance(tmp_path):
     write(tmp_path / "formula/val.jsonl", [{"context": "Put 9 over 2.", "target": "4.5"}])
     with pytest.raises(EvaluationError, match=r"val\.jsonl, line 1"):
         load("formula", tmp_path)
+
+
+def test_new_questions_on_formulas_have_logs_that_show_the_calculation(tmp_path):
+    train = [
+        formula('"What is 10 over 4?"', "7.5"),  # wrong
+        formula('"Put $1,000, over 500."', "2.0"),
+        formula('"What is 12 over 5?"', "2.4"),
+        formula('"Which share is 3 of 40?"', "7.5", "Share"),
+        formula('"Which share is 3 of 40?"', "7.5", "Growth"),
+        formula('"What are 20 over 8?"', "2.5"),
+    ]
+    train[3]["context"] = train[3]["context"].replace("A / B,", "(A / B) × 100,")  # noqa: RUF001
+    # What a formula with a number of its own gives is not guessed.
+    train[4]["context"] = train[4]["context"].replace("A / B,", "A / (B + 1),")
+    write(tmp_path / "formula/train.jsonl", train)
+    write(
+        tmp_path / "formula/val.jsonl",
+        [formula('"Put 50 over 25."', "2.0"), formula('"Put 9 over 2."', "4.5", "Other")],
+    )
+    dataset = load("formula_unseen", tmp_path)
+    assert dataset.digest == load("formula_unseen", tmp_path).digest
+    told = {one.id: one.log.last_response for one in dataset.seen}
+    numbers = "With the numbers of the question"
+    assert told == {
+        "train_1": f"Use Ratio = A / B. {numbers}: $1,000 / 500 = <ans>2</ans>",
+        "train_2": f"Use Ratio = A / B. {numbers}: 12 / 5 = <ans>2.4</ans>",
+        "train_3": f"Use Share = (A / B) × 100. {numbers}: (3 / 40) × 100 = <ans>7.5</ans>",  # noqa: RUF001
+        "train_4": f"Use Growth = A / (B + 1). {numbers} the answer is <ans>7.5</ans>",
+        "train_5": f"Use Ratio = A / B. {numbers}: 20 / 8 = <ans>2.5</ans>",
+    }
+    # Recall has to find what fits; no log is given.
+    assert dataset.unseen == (Question("val_0", "Put 50 over 25.", ("2",), numeric=True),)
+    assert dataset.stratum(dataset.unseen[0]) == "unseen"

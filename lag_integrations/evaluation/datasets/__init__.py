@@ -10,6 +10,7 @@ from pathlib import Path
 from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.datasets import (
     formula,
+    formula_unseen,
     gpqa,
     jsonl,
     mmlupro,
@@ -29,6 +30,7 @@ _LOADERS: Mapping[str, Callable[[Path, int], Dataset]] = {
     "musique_dropped": musique_dropped.load,
     "musique_twins": musique_twins.load,
     "formula": formula.load,
+    "formula_unseen": formula_unseen.load,
     "2wiki": two_wiki.load,
     "mmlupro": mmlupro.load,
     "gpqa": gpqa.load,
