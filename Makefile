@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions fuzz clean
 
 setup: $(STAMP)
 
@@ -162,6 +162,10 @@ facts: $(STAMP)
 
 changed: $(STAMP)
 	$(BIN)/python -m benchmarks.changed --out $(OUT)/changed $(ASKED)
+
+# Whether answers keep to what they are told, with logs present; MODEL=…
+instructions: $(STAMP)
+	$(BIN)/python -m benchmarks.instructions --out $(OUT)/instructions $(ASKED)
 
 # One of the targets of tests/fuzz, for SECONDS; what it finds is then a test.
 SECONDS ?= 3600

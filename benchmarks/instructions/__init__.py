@@ -1,0 +1,1 @@
+"""Whether answers keep to what they are told, with logs present."""
