@@ -14,7 +14,7 @@ from lag_integrations.engine.generation.sequence import Request
 from lag_integrations.engine.prompt_reading import PromptReading, should_wait
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.kv.cache import shorten
-from lag_integrations.kv.forward import Unread
+from lag_integrations.kv.forward import Unread, wait_until_computed
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +183,7 @@ class Scheduler:
             return None
         begun = time.perf_counter()
         found = self._runner.read(unread)
+        wait_until_computed(self._runner.model.device)  # else its launching alone would be timed
         beside = 0 if extra is None else len(extra.token_ids)
         self._learn(rows, beside, time.perf_counter() - begun)
         for row, logits in zip(rows, found, strict=False):

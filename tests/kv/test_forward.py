@@ -16,6 +16,7 @@ from lag_integrations.kv.forward import (
     prefill,
     read_next,
     read_together,
+    wait_until_computed,
 )
 from tests.kv.families import FAMILIES, Family, load, tokens
 
@@ -32,6 +33,8 @@ TAKE_TURNS = {
     "diffllama",
 }
 """Families whose attention does not go through transformers' interface, or looks at keys first."""
+OTHER_EXPERTS = {"granitemoe", "phimoe"}
+"""Families of which rounding sends one of three tokens to other experts, so they take turns."""
 LENGTHS = ((4, 1), (31, 1), (12, 5), (0, 9), (31, 1))
 """Of each sequence the tokens that were read, and those that come next."""
 
@@ -72,6 +75,58 @@ def test_together_as_alone(family: Family) -> None:
     for one, other in zip(together, alone, strict=True):
         for mine, theirs in zip(read_layers(one.cache), read_layers(other.cache), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+def round_by_rows(model: PreTrainedModel) -> None:
+    """Round products otherwise from ten rows on, as kernels of GPUs do: by up to a bf16 step."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(_: object, __: object, output: torch.Tensor) -> torch.Tensor | None:
+        if output.shape[:-1].numel() < 10:
+            return None
+        steps = (torch.rand(output.shape, generator=generator) - 0.5) * 2**-7
+        return output * (1 + steps).to(output.dtype)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(rounded)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_rounding_of_bfloat16_does_not_keep_sequences_apart(family: Family) -> None:
+    model = load(family, torch.bfloat16)
+    with torch.no_grad():
+        use_own_attention(model)
+        round_by_rows(model)
+        able = can_read_together(model)
+    assert able == (family.name not in TAKE_TURNS | OTHER_EXPERTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_other_positions_keep_sequences_apart(family: Family, dtype: torch.dtype) -> None:
+    """As a model would have them that counts its positions itself."""
+    if not family.rotary:
+        pytest.skip("it has no positions to get wrong")
+    model = load(family, dtype)
+
+    def shift(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> object:
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = kwargs["position_ids"] + 1
+        return args, kwargs
+
+    with torch.no_grad():
+        use_own_attention(model)
+        model.register_forward_pre_hook(shift, with_kwargs=True)
+        assert not can_read_together(model)
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for kind in ("cpu", "cuda:1"):
+        wait_until_computed(torch.device(kind))
+    assert waited == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
