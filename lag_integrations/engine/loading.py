@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lag_integrations.engine.quantization.quantize import quantize
-from lag_integrations.engine.quantization.scheme import Quantization, check_scheme
+from lag_integrations.engine.quantization.scheme import Quantization, check_device, check_scheme
 from lag_integrations.errors import UnsupportedModelError
 from lag_integrations.runtime.gguf_file import forget_gguf
 from lag_integrations.runtime.loading_lock import loading
@@ -34,9 +34,11 @@ def load_model(
     model_kwargs: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer; arguments and errors are those of `Engine.load`."""
-    if quantization is not None:
-        check_scheme(quantization)  # before the model is loaded, which takes long
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if quantization is not None:  # before the model is loaded, which takes long
+        check_scheme(quantization)
+        if "device_map" not in model_kwargs:
+            check_device(quantization, place)
     source = Path(model)
     if source.suffix == ".gguf":
         model, model_kwargs = source.parent, {**model_kwargs, "gguf_file": source.name}

@@ -195,6 +195,8 @@ def test_what_cannot_be_quantized_is_refused():
         Engine.load(packaged.chat_model(), quantization="int3")
     with pytest.raises(UnsupportedModelError, match="on a CPU"):
         quantize(llama().to("meta"), "int8")
+    with pytest.raises(UnsupportedModelError, match="on a CPU"):  # before anything is loaded
+        Engine.load("no-such-model", device="cuda", quantization="int8")
     quantized = llama()
     quantized.hf_quantizer = object()
     with pytest.raises(UnsupportedModelError, match="quantised already"):

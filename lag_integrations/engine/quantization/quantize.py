@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lag_integrations.engine.quantization import int4, int8
 from lag_integrations.engine.quantization.int8_dot import Int8DotLinear, are_exact, pays
-from lag_integrations.engine.quantization.scheme import Quantization
+from lag_integrations.engine.quantization.scheme import Quantization, check_device
 from lag_integrations.errors import UnsupportedModelError
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,7 @@ def quantize(model: PreTrainedModel, scheme: Quantization) -> None:
     Raises:
         UnsupportedModelError: The model is not on a CPU, or is quantised already.
     """
-    if model.device.type != "cpu":
-        raise UnsupportedModelError(
-            f"quantization={scheme!r} is for models on a CPU, and this one is on "
-            f"{model.device.type!r}. Leave it out, or give device='cpu'; on a GPU, give "
-            "model_kwargs={'quantization_config': …}."
-        )
+    check_device(scheme, model.device)
     if getattr(model, "hf_quantizer", None) is not None:
         raise UnsupportedModelError(
             f"quantization={scheme!r}: the weights of this model are quantised already. Leave one "

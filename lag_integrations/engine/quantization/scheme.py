@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
+
 from lag_integrations.errors import UnsupportedModelError
 
 Quantization = Literal["int8", "int4", "auto"]
@@ -21,4 +23,18 @@ def check_scheme(scheme: str) -> None:
         raise UnsupportedModelError(
             f"quantization={scheme!r} is not known. Give one of "
             f"{', '.join(map(repr, get_args(Quantization)))}, or leave it out."
+        )
+
+
+def check_device(scheme: str, device: torch.device) -> None:
+    """Refuse weights that are not on a CPU.
+
+    Raises:
+        UnsupportedModelError: They are elsewhere; says what to give instead.
+    """
+    if device.type != "cpu":
+        raise UnsupportedModelError(
+            f"quantization={scheme!r} is for models on a CPU, and this one is on "
+            f"{device.type!r}. Leave it out, or give device='cpu'; on a GPU, give "
+            "model_kwargs={'quantization_config': …}."
         )
