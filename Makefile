@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench bench-gpu concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions fuzz clean
 
 setup: $(STAMP)
 
@@ -99,6 +99,11 @@ answers: $(STAMP)
 # All that docs/performance.md is about, over an hour; COMPARE=bench.json says what changed since.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.performance --out $(OUT)/bench $(if $(MODEL),--model $(MODEL)) $(if $(COMPARE),--compare $(COMPARE))
+
+# Whether it is right on a GPU, and how fast: at most 8 minutes, without any model. Where nothing can
+# be installed, `python3 -m benchmarks.gpu` alone does it; MODELS=tiny tries it on a CPU.
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu --out $(OUT)/gpu $(if $(MODELS),--models $(MODELS))
 
 # Calls at once, and what comes between the tokens of an answer; MODEL=…
 concurrency: $(STAMP)

@@ -143,18 +143,23 @@ def _gaps(engine: Engine, rounds: int) -> Table:
         engine.encode(Trace.from_messages(said, outcome="success"))
 
     table = Table("beside an answer", "its longest gap / its median gap")
-    table.add_row("nothing", str(Spread.of([_longest(engine, None) for _ in range(rounds)])))
+    table.add_row("nothing", str(Spread.of([longest_gap(engine) for _ in range(rounds)])))
     for name, work in (
         (f"a prompt of {_LONG:,} tokens", read),
         (f"a trace of {_LONG:,} tokens", encode),
     ):
-        found = [_longest(engine, work) for _ in track(range(rounds), name)]
+        found = [longest_gap(engine, work) for _ in track(range(rounds), name)]
         table.add_row(name, str(Spread.of(found)))
     return table
 
 
-def _longest(engine: Engine, work: Callable[[], None] | None) -> float:
-    """Return the longest gap of an answer in its median gaps, while something else is done."""
+def longest_gap(engine: Engine, work: Callable[[], None] | None = None) -> float:
+    """Return the longest gap of an answer in its median gaps, while something else is done.
+
+    Args:
+        engine: The model.
+        work: What is done; nothing for two seconds by default.
+    """
     stream = engine.start(_request(engine, "Tell a story.", (), 1500))
     for _ in range(20):
         next(stream)

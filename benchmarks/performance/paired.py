@@ -71,12 +71,15 @@ class Figure:
         return cls(found["suite"], found["setting"], found["way"], Spread(**found["value"]), ratios)
 
 
-def interleaved(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def interleaved(
+    rounds: int, ways: Mapping[str, Callable[[], float]], enough: Callable[[], bool] | None = None
+) -> dict[str, list[float]]:
     """Measure ways in turns, each round beginning with another one; the first round warms up.
 
     Args:
         rounds: How often each is measured.
         ways: Functions that do something once and return its value.
+        enough: Asked after each round that counts: whether fewer have to do.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -85,6 +88,8 @@ def interleaved(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[st
             value = ways[name]()
             if number:
                 taken[name].append(value)
+        if number and enough is not None and enough():
+            break
     return taken
 
 

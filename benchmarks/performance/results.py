@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import chromadb
-import torch
-import transformers
 from rich.table import Table
 
 from benchmarks.performance.paired import Figure
@@ -24,9 +22,17 @@ def conditions(engine_name: str, dtype: str) -> dict[str, str]:
         "date": str(date.today()),
         "machine": machine(),
         "model": f"{engine_name}, {dtype}",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"chromadb {chromadb.__version__}",
+        "versions": ", ".join(_versions("torch", "transformers", "chromadb")),
     }
+
+
+def _versions(*packages: str) -> Iterator[str]:
+    """Yield those of some packages that are installed, with their versions."""
+    for package in packages:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:  # a GPU's machine needs no store
+            continue
 
 
 def save(path: Path, about: dict[str, str], figures: Sequence[Figure]) -> None:

@@ -37,6 +37,9 @@ def test_ways_take_turns_and_the_first_round_only_warms_up():
     taken = interleaved(2, {name: way(name) for name in ("one", "other")})
     assert order == ["one", "other", "other", "one", "one", "other"]
     assert taken == {"one": [3.0, 4.0], "other": [2.0, 5.0]}
+    order.clear()
+    fewer = interleaved(9, {"one": way("one")}, lambda: len(order) >= 3)
+    assert [len(values) for values in fewer.values()] == [2], "the round of the warm-up, and two"
 
 
 def test_ratios_are_of_the_same_round():
