@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench bench-gpu concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench bench-gpu concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions utility fuzz clean
 
 setup: $(STAMP)
 
@@ -171,6 +171,10 @@ changed: $(STAMP)
 # Whether answers keep to what they are told, with logs present; MODEL=…
 instructions: $(STAMP)
 	$(BIN)/python -m benchmarks.instructions --out $(OUT)/instructions $(ASKED)
+
+# Which logs are trusted by how runs ended, simulated: neither data nor a model.
+utility: $(STAMP)
+	$(BIN)/python -m benchmarks.utility --out $(OUT)/utility
 
 # One of the targets of tests/fuzz, for SECONDS; what it finds is then a test.
 SECONDS ?= 3600

@@ -10,6 +10,7 @@ from lag_integrations.traces.message import Message, ToolCall
 
 if TYPE_CHECKING:
     from lag_integrations.store.log_info import LogInfo
+    from lag_integrations.store.utility import RunOutcomes
     from lag_integrations.traces.trace import Trace
 
 
@@ -38,8 +39,13 @@ def contains(trace: Trace, text: str) -> bool:
     return any(text in part.casefold() for part in parts)
 
 
-def readable(info: LogInfo) -> Iterator[str]:
-    """Return a log as lines for people."""
+def readable(info: LogInfo, runs: RunOutcomes | None = None) -> Iterator[str]:
+    """Return a log as lines for people.
+
+    Args:
+        info: The log.
+        runs: How the judged runs ended into which it was recalled, if there are any.
+    """
     trace = info.trace
     yield f"log       {info.id}"
     yield f"captured  {iso_time(info.captured_at)}, {info.times_seen} times"
@@ -48,6 +54,8 @@ def readable(info: LogInfo) -> Iterator[str]:
         f"used      recalled {info.times_recalled}, helped {info.times_helped}, "
         f"harmed {info.times_harmed} times"
     )
+    if runs is not None:
+        yield f"runs      {runs.succeeded} succeeded and {runs.failed} failed with it"
     yield f"outcome   {trace.outcome}"
     if info.source is not None:
         yield f"source    {info.source}, the least trusted that it follows"

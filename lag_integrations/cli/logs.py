@@ -115,15 +115,17 @@ def show(place: Place, log: LogId, as_json: AsJson = False) -> None:
     with place.ledger_only() as (_, opened):
         key = full_id(opened, log)
         found = opened.info([key])
+        runs = opened.run_outcomes([key]).get(key)
         if not found:
             raise StoreError(
                 f"The trace of log {key} is damaged. Restore it from a backup, or import an "
                 "export of it."
             )
         if as_json:
-            show_json(as_dict(found[0]) | {"trace": found[0].trace.model_dump(mode="json")})
+            told = {"runs": runs and runs._asdict()}
+            show_json(as_dict(found[0]) | told | {"trace": found[0].trace.model_dump(mode="json")})
         else:
-            for line in readable(found[0]):
+            for line in readable(found[0], runs):
                 say(line)
 
 

@@ -78,7 +78,8 @@ def _show_candidates(candidates: Sequence[Candidate], as_json: bool) -> None:
         show_json(
             [
                 _as_found(one.log)
-                | {"words": round(one.words, 3), "recalled": one.is_recalled, "why": one.missed}
+                | {"words": round(one.words, 3), "runs": one.runs and one.runs._asdict()}
+                | {"recalled": one.is_recalled, "why": one.missed}
                 for one in candidates
             ]
         )
@@ -87,8 +88,9 @@ def _show_candidates(candidates: Sequence[Candidate], as_json: bool) -> None:
     for one in candidates:
         id, relevance, score, kind, _, task = _row(one.log)
         why = "recalled" if one.is_recalled else "; ".join(one.missed)
-        rows.append((id, relevance, score, kind, f"{one.words:.2f}", task, why))
-    show_table([*_FOUND, "words", "task", "why"], rows)
+        runs = f"{one.runs.succeeded} of {sum(one.runs)}" if one.runs else ""
+        rows.append((id, relevance, score, kind, f"{one.words:.2f}", runs, task, why))
+    show_table([*_FOUND, "words", "succeeded", "task", "why"], rows)
 
 
 def _nothing_found(nearest: RecalledLog | None) -> str:

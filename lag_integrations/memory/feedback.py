@@ -37,8 +37,9 @@ class FeedbackMixin(MemoryBase):
 
         A log that harmed more often than it helped is not recalled any more; what helps is kept
         longer when a budget demands evictions. A run's outcome becomes its log's, whatever a judge
-        says, and counts for the logs that were recalled into it: a success has helped, a failure
-        harmed. Said again or otherwise of the same run, the last word counts.
+        says. It also tells of the logs that were recalled into it: those whose runs succeed come
+        first, those whose runs fail again and again are not recalled (see `RunOutcomes`). Said
+        again or otherwise of the same run, the last word counts.
 
         Args:
             ids: With `helped`, ids of logs (``response_metadata["lag"]["log_ids"]``,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lag_integrations.store.search_hit import SearchHit
+from lag_integrations.store.utility import RunOutcomes
 from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
 from lag_integrations.traces.trace import Trace
 
@@ -57,11 +58,13 @@ class Candidate:
     Attributes:
         log: The log.
         words: Rare words that it shares with the query, each counted as far as it is rare.
+        runs: How the judged runs ended into which it was recalled, if there are any.
         missed: Why it is not recalled; empty if it is.
     """
 
     log: RecalledLog
     words: float
+    runs: RunOutcomes | None
     missed: tuple[str, ...]
 
     @property

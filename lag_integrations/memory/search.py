@@ -22,6 +22,7 @@ from lag_integrations.store.recency import newest_first
 from lag_integrations.store.reranker import Reranker
 from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.store import LogStore
+from lag_integrations.store.utility import most_useful
 from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.trace import Outcome, Trace
@@ -130,6 +131,11 @@ class Searcher:
         while True:
             found = look(logs)
             near = [one for one in found if is_near(one)]
+            runs = self._store.ledger.run_outcomes([one.id for one in near])
+            if runs and logs < wanted * _FETCH:
+                logs = wanted * _FETCH  # what is less relevant may have been of more use
+                continue
+            near = most_useful(near, runs)
             ordered, kept = self._reranked(query, near, self._with_traces(near))
             if newest_only:
                 kept = self._newest(ordered, kept)
@@ -167,6 +173,10 @@ class Searcher:
             for one in found
             if floor.reached_by(one) and not any(one.id in gone for gone in lacking.values())
         ]
+        runs = ledger.run_outcomes(ids)
+        useful = most_useful(found, runs)
+        lacking["runs that are given it fail"] = set(ids) - {one.id for one in useful}
+        fit = [one for one in useful if one in fit]
         fit, given = self._reranked(query, fit, self._with_traces(fit))
         given = self._newest(fit, given)
         lacking["there is a newer log of the same task"] = {one.id for one in fit} - {
@@ -179,7 +189,7 @@ class Searcher:
             missed = [reason for reason, without in lacking.items() if one.id in without]
             if not floor.reached_by(one):
                 missed.append(f"it is below the floor: {floor}")
-            candidates.append(Candidate(log, one.words, tuple(missed)))
+            candidates.append(Candidate(log, one.words, runs.get(one.id), tuple(missed)))
         return candidates
 
     def _look(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from lag_integrations.traces.reserved_metadata import UNJUDGED, VERDICT, is_marked, without
+from lag_integrations.traces.reserved_metadata import JUDGED, UNJUDGED, VERDICT, is_marked, without
 from lag_integrations.traces.trace import Outcome, Trace
 
 OUTCOME_CERTAINTY: dict[Outcome, int] = {"incomplete": 0, "unknown": 1, "success": 2, "failure": 2}
@@ -28,9 +28,10 @@ def merge_recapture(trace: Trace, known: Trace, keep: Collection[str]) -> Trace:
     outcome, metadata = trace.outcome, {**trace.metadata, **kept}
     if VERDICT in known.metadata or _certainty(trace) < _certainty(known):
         outcome = known.outcome
-        metadata = without(metadata, *UNJUDGED)
-        if is_marked(known.metadata, UNJUDGED):
-            metadata |= UNJUDGED
+        metadata = without(metadata, *UNJUDGED, *JUDGED)
+        for mark in (UNJUDGED, JUDGED):
+            if is_marked(known.metadata, mark):
+                metadata |= mark
     return trace.model_copy(update={"outcome": outcome, "metadata": metadata})
 
 

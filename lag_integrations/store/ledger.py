@@ -27,6 +27,7 @@ from lag_integrations.traces.provenance import (
     response_source,
 )
 from lag_integrations.traces.reserved_metadata import (
+    JUDGED,
     NOT_RECALLED,
     OUTDATED,
     QUARANTINED,
@@ -83,7 +84,7 @@ class Ledger(LedgerReader):
         passed = [self._screen(trace, ours=ours) for trace in traces]
         sources = [self.find_source(trace) for trace in passed]
         traces = [
-            _with_metadata(trace, UNJUDGED) if is_untrusted(source) and not judged else trace
+            _marked(trace, source, judged=judged)
             for trace, source in zip(passed, sources, strict=True)
         ]
         contents = [content_columns(trace) for trace in traces]
@@ -331,6 +332,14 @@ def content_columns(trace: Trace) -> dict[str, Any]:
         )
     Trace.from_json(text)
     return {"outcome": trace.outcome, "trace": text, "bytes": size}
+
+
+def _marked(trace: Trace, source: MessageSource, *, judged: bool) -> Trace:
+    """Return a new trace with the mark of who says its outcome, where that matters."""
+    if judged:
+        counts = trace.helped_by and trace.outcome in ("success", "failure")
+        return _with_metadata(trace, JUDGED) if counts else trace
+    return _with_metadata(trace, UNJUDGED) if is_untrusted(source) else trace
 
 
 def _with_metadata(trace: Trace, marks: Mapping[str, bool]) -> Trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from lag_integrations.store.log_id import log_id, validate_namespace
 from lag_integrations.store.log_info import LogInfo, state_of
 from lag_integrations.store.recall_conditions import recall_conditions
 from lag_integrations.store.schema import embeddings, logs, segments, tags
-from lag_integrations.store.tags import SOURCE
+from lag_integrations.store.tags import RECALLED, SOURCE
+from lag_integrations.store.utility import RunOutcomes
 from lag_integrations.traces.owner import NOBODY, Owner
 from lag_integrations.traces.trace import Outcome, Trace
 
@@ -162,6 +164,21 @@ class LedgerReader:
                 )
                 found.update((row.id, row.captured_at) for row in rows)
         return found
+
+    def run_outcomes(self, ids: Sequence[str]) -> dict[str, RunOutcomes]:
+        """Return how the judged runs ended into which logs were recalled, for those with any."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for chunk in chunks(ids):
+            with self._db.read() as connection:
+                rows = connection.execute(
+                    select(tags.c.text, logs.c.outcome, func.count())
+                    .join(logs, logs.c.id == tags.c.log_id)
+                    .where(tags.c.key == RECALLED, tags.c.text.in_(chunk), self.mine_by_id)
+                    .group_by(tags.c.text, logs.c.outcome)
+                )
+                for log_id, outcome, number in rows:
+                    found[log_id][outcome] = number
+        return {key: RunOutcomes(of["success"], of["failure"]) for key, of in found.items()}
 
     def count(self, allowed: ColumnElement[bool] | None = None, *, limit: int | None = None) -> int:
         """Count the logs, or those that fulfil a condition, up to a limit."""

@@ -1,16 +1,20 @@
-"""Outcomes of runs, and the feedback that they are for the logs recalled into these runs."""
+"""Outcomes of runs, as judges and people say them."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from lag_integrations.store.database import Database
 from lag_integrations.store.ledger import Ledger
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.store.tags import is_run
-from lag_integrations.traces.reserved_metadata import OUTDATED, UNJUDGED, VERDICT, without
+from lag_integrations.traces.reserved_metadata import (
+    JUDGED,
+    OUTDATED,
+    UNJUDGED,
+    VERDICT,
+    without,
+)
 from lag_integrations.traces.trace import Outcome
 
 
@@ -42,10 +46,9 @@ class Outcomes:
         return self._set(key, outcome, verdict=False)
 
     def set_by_user(self, key: str, outcome: Outcome) -> bool:
-        """Record a person's verdict on a log, and count it for the logs recalled into its run.
+        """Record a person's verdict on a log, which no judge's replaces.
 
-        A verdict counts once for each run: a second one on the same run replaces the first. A
-        success confirms a log whose sources were said to have changed.
+        A success confirms a log whose sources were said to have changed.
 
         Returns:
             False if there is no such log.
@@ -53,39 +56,20 @@ class Outcomes:
         return self._set(key, outcome, verdict=True)
 
     def _set(self, key: str, outcome: Outcome, *, verdict: bool) -> bool:
-        known = self._ledger.get([key]).get(key)
-        if known is None:
-            return False
         with self._db.write() as connection:
-            # All at once: no deadlocks (PostgreSQL).
-            rows = self._ledger.lock(connection, [key, *known.helped_by])
-            stored = (row.trace for row in rows if row.id == key)
-            trace = next((self._ledger.parse_intact(key, text) for text in stored), None)
+            rows = self._ledger.lock(connection, [key])
+            trace = next((self._ledger.parse_intact(key, row.trace) for row in rows), None)
             if trace is None:
                 return False
-            metadata = without(trace.metadata, *UNJUDGED)
-            before = metadata.get(VERDICT)
+            metadata = without(trace.metadata, *UNJUDGED, *JUDGED)
             if verdict:
                 metadata[VERDICT] = {"outcome": outcome, "run": trace.id}
                 if outcome == "success":
                     metadata = without(metadata, *OUTDATED)
-                if numbers := _changes(before, trace.id, outcome):
-                    connection.execute(
-                        update(logs)
-                        .where(self._ledger.mine_by_id, logs.c.id.in_(trace.helped_by))
-                        .values({name: logs.c[name] + number for name, number in numbers.items()})
-                    )
-            elif before is not None:
+            elif VERDICT in metadata:
                 return True
+            if outcome in ("success", "failure"):
+                metadata |= JUDGED
             changes = {"outcome": outcome, "metadata": metadata}
             self._ledger.replace(connection, key, trace.model_copy(update=changes))
         return True
-
-
-def _changes(before: object, run_id: str, outcome: Outcome) -> dict[str, int]:
-    """Return what a verdict adds to the counters, given the one before it."""
-    column = {"success": "times_helped", "failure": "times_harmed"}
-    numbers = Counter({column[outcome]: 1} if outcome in column else {})
-    if isinstance(before, dict) and before.get("run") == run_id and before["outcome"] in column:
-        numbers.subtract([column[before["outcome"]]])
-    return {name: number for name, number in numbers.items() if number}

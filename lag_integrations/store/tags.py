@@ -13,6 +13,7 @@ from lag_integrations.store.capture_merge import is_judged
 from lag_integrations.store.schema import tags
 from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.provenance import MessageSource, is_untrusted
+from lag_integrations.traces.reserved_metadata import JUDGED, is_marked
 from lag_integrations.traces.sources import SOURCES, names_in
 from lag_integrations.traces.trace import Trace
 
@@ -20,6 +21,8 @@ Scalar = str | bool | int | float
 
 RUN = "$run"
 """Key of the ids of a log's runs; filters cannot ask for it."""
+RECALLED = "$recalled"
+"""Key of the ids of the logs that were recalled into a run which somebody judged."""
 SOURCE = "lag_source"
 """Key of a log's least trusted source; no metadata of a trace."""
 OWN = "$own"
@@ -27,6 +30,7 @@ OWN = "$own"
 BOOLEAN = "\ufffe"
 """First character of the text of a boolean, and of no other: numbers would equal 0 or 1."""
 _MAX_KEY = 128
+_MAX_RECALLED = 100
 _MAX_TEXT = 500
 """Characters: a row of an index is limited (PostgreSQL: 2,704 bytes)."""
 
@@ -43,6 +47,9 @@ def log_tags(log_id: str, trace: Trace, source: MessageSource) -> list[dict[str,
     if is_untrusted(source) and not is_judged(trace):
         owner = Owner.of(trace.metadata)
         rows += [_row(log_id, OWN, place, text=tag) for place, tag in enumerate(owner.tags)]
+    if is_marked(trace.metadata, JUDGED):
+        given = enumerate(dict.fromkeys(trace.helped_by[:_MAX_RECALLED]))
+        rows += [_row(log_id, RECALLED, place, text=_run_text(one)) for place, one in given]
     return rows
 
 

@@ -15,6 +15,8 @@ SCOPE = "lag_scope"
 content that differ in these metadata are two logs."""
 UNJUDGED = {"lag_unjudged": True}
 """Marks a run whose outcome its capture inferred: nobody judged it."""
+JUDGED = {"lag_judged": True}
+"""Marks a run whose success or failure somebody judged, which counts for the logs it was given."""
 IMPORTED = {"lag_imported": True}
 """Marks a log from an archive that nobody vouched for."""
 NOT_RECALLED = {"lag_recall": False}

@@ -169,17 +169,16 @@ def test_a_verdict_counts_once_for_what_helped(memory):
     run(memory, answer=AIMessage("7741.", response_metadata=lag), run_id=run_id)
 
     def counted():
-        (info,) = memory.store.ledger.info([helper])
-        return info.times_helped, info.times_harmed
+        return memory.store.ledger.run_outcomes([helper]).get(helper)
 
-    assert counted() == (0, 0)
+    assert counted() is None
     memory.feedback(run_id, outcome="success")
     memory.feedback(run_id, outcome="success")
     assert counted() == (1, 0)
     memory.feedback(run_id, outcome="failure")
     assert counted() == (0, 1)
     memory.feedback(run_id, outcome="unknown")
-    assert counted() == (0, 0)
+    assert counted() is None
 
 
 def test_a_judge_gives_way_to_a_verdict(memory):

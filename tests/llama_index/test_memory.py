@@ -767,7 +767,7 @@ async def test_an_agents_answer_names_its_run(lag, memory, logs, llm):
     memory.feedback(run_id, outcome="failure")
     (failed,) = memory.store.ledger.info(outcomes=["failure"])
     assert failed.trace.id == run_id
-    assert memory.store.ledger.info(logs[:1])[0].times_harmed == 1
+    assert memory.store.ledger.run_outcomes(logs[:1]) == {logs[0]: (0, 1)}
     assert llm.complete("Hi.").raw["lag"]["run_id"] is None  # which nobody captures
 
 

@@ -72,3 +72,56 @@ def test_logs_of_changed_sources_wait_for_a_confirmation(open_store):
         memory.sources_changed("a")  # once more
         assert set(ids(memory.recall("question", k=9))) == {three, four}
         assert memory.verify() == []
+
+
+def given(memory, log, outcome, number):
+    """Add runs into which a log was recalled."""
+    asked = (f"{outcome} {place} of what {log} was for" for place in range(number))
+    runs = [qa(task, "Done.", outcome=outcome, helped_by=(log,)) for task in asked]
+    return memory.add_many(runs)
+
+
+def test_logs_whose_runs_succeed_come_first(open_store):
+    with open_store() as memory, open_store(namespace="other") as other:
+        logs = memory.add_many(numbered(place) for place in range(1, 7))
+        memory.flush()
+        before = ids(memory.recall("vault", k=6))
+        assert set(before) == set(logs)
+        first, last = before[0], before[-1]
+        given(other, first, "success", 9)  # is not theirs to say
+        given(memory, first, "incomplete", 9)
+        assert ids(memory.recall("vault", k=6)) == before
+        given(memory, first, "failure", 3)
+        (run, *_) = given(memory, last, "success", 3)
+        # It comes from beyond the first few that are looked for.
+        assert ids(memory.recall("vault", k=2)) == [last, before[1]]
+        assert ids(memory.recall("vault", k=6))[-1] == first
+        given(memory, first, "failure", 8)
+        assert set(ids(memory.recall("vault", k=5))) == set(logs) - {first}
+        found = {one.log.id: one for one in memory.explain("vault", k=6)}
+        assert found[first].missed == ("runs that are given it fail",)
+        assert (found[first].runs, found[last].runs) == ((0, 8), (3, 0))
+        assert found[before[1]].runs is None
+        memory.delete(run)
+        assert memory.store.ledger.run_outcomes([last]) == {last: (2, 0)}
+
+
+def test_only_what_somebody_judged_tells_of_the_logs_behind_it(open_store):
+    with open_store() as memory:
+        log = memory.add(numbered(1))
+        trace = qa("Which vault?", "The first.", outcome="success", helped_by=(log,))
+        (run,) = memory.add_own([trace], judged=False)  # as a capture says of what has ended
+
+        def counted():
+            return memory.store.ledger.run_outcomes([log]).get(log)
+
+        assert counted() is None
+        memory.judge(run, "failure")
+        assert counted() == (0, 1)
+        memory.judge(run, "unknown")
+        assert counted() is None
+        memory.feedback(trace.id, outcome="success")
+        assert counted() == (1, 0)
+        memory.judge(run, "failure")
+        assert counted() == (1, 0)
+        assert memory.store.ledger.info([log])[0].times_helped == 0
