@@ -14,6 +14,8 @@ Reading = Generator[None, None, T]
 however small the pieces are in which it comes."""
 
 SPACE = re.compile(r"\s*")
+_NEAR = 256
+"""Characters within which a mark is looked for at first."""
 
 
 @dataclass
@@ -49,15 +51,24 @@ class HeldText:
         """Return where the mark begins and ends that is the first to end; None without one."""
         longest = max(map(len, marks), default=0)
         while True:
-            begins = [(mark, self.text.find(mark, position)) for mark in marks]
+            found = self.first_so_far(marks, position)
+            if found or self.is_whole:
+                return found
+            position = max(position, len(self.text) - longest + 1)
+            yield
+
+    def first_so_far(self, marks: Sequence[str], position: int) -> tuple[int, int] | None:
+        """Return the same as `first_of`, or None if no mark is written yet."""
+        stop = position + _NEAR
+        while True:  # further and further: of many marks, each may be near, and another nowhere
+            begins = [(mark, self.text.find(mark, position, stop)) for mark in marks]
             ends = [(at + len(mark), at) for mark, at in begins if at >= 0]
             if ends:
                 end, at = min(ends)
                 return at, end
-            if self.is_whole:
+            if stop >= len(self.text):
                 return None
-            position = max(position, len(self.text) - longest + 1)
-            yield
+            stop += stop - position
 
 
 def result_of(reading: Reading[T]) -> T | None:

@@ -167,15 +167,35 @@ def skip(held: HeldText, position: int, parts: Sequence[str]) -> Reading[int]:
 def json_end(held: HeldText, start: int, closers: Sequence[str] = ()) -> Reading[int | None]:
     """Return where the brackets that open at ``start`` are closed, or a closer cuts them off.
 
-    Otherwise a call whose brackets are never closed would hold back all that follows.
+    None if neither happens, or if what cannot be JSON has a closer in its strings: it ends there,
+    see `broken`. Otherwise a call whose brackets are never closed would hold back all that follows,
+    and many of them would each be read to the end.
     """
     brackets = _Brackets(start, [closer for closer in closers if _NOT_JSON.match(closer)])
     while True:
         for depth in brackets.depths(held.text):
             if depth == 0:
                 return brackets.position
+            if brackets.is_broken:
+                return (yield from _broken_end(held, start, brackets, closers))
         if held.is_whole:
             return None
+        yield
+
+
+def _broken_end(
+    held: HeldText, start: int, brackets: _Brackets, closers: Sequence[str]
+) -> Reading[int | None]:
+    """Return the same as `json_end` for what is known to be no JSON: look up to a closer only."""
+    longest = max(map(len, closers), default=1)
+    while True:
+        closer = held.first_so_far(closers, start)
+        for depth in brackets.depths(held.text[: closer[1]] if closer else held.text):
+            if depth == 0:
+                return brackets.position
+        if closer or held.is_whole:
+            return None
+        start = max(start, len(held.text) - longest + 1)
         yield
 
 
@@ -187,13 +207,19 @@ class _Brackets:
     closers: Sequence[str] = ()
     depth: int = 0
     in_string: bool = False
+    is_broken: bool = False  # no JSON begins like this
 
     def __post_init__(self) -> None:
-        self._mark = re.compile("|".join([_BRACKET, *map(re.escape, self.closers)]))
+        marks = [_BRACKET, *map(re.escape, self.closers)]
+        self._mark = re.compile("|".join(marks))
+        self._mark_or_broken = re.compile("|".join([*marks, _NOT_JSON.pattern]))
         self._longest = max(map(len, self.closers), default=1)
 
     def depths(self, text: str) -> Iterator[int]:
-        """Yield for each further bracket how many are open then; after a closer, none."""
+        """Yield for each further bracket how many are open then; after a closer, none.
+
+        Where it turns out that this is no JSON, how many are open is yielded, too.
+        """
         while True:
             if self.in_string:
                 if inside := _IN_STRING.match(text, self.position):
@@ -202,7 +228,8 @@ class _Brackets:
                     return
                 self.position += 1
                 self.in_string = False
-            found = self._mark.search(text, self.position)
+            pattern = self._mark if self.is_broken else self._mark_or_broken
+            found = pattern.search(text, self.position)
             if found is None:
                 self.position = max(self.position, len(text) - self._longest + 1)
                 return
@@ -212,6 +239,10 @@ class _Brackets:
             elif mark in self.closers:
                 self.position = found.start()
                 yield 0
+            elif _NOT_JSON.match(mark):
+                self.position = found.start()  # a closer may begin there
+                self.is_broken = True
+                yield self.depth
             else:
                 self.depth += 1 if mark in "{[" else -1
                 yield self.depth

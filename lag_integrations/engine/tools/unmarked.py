@@ -127,9 +127,8 @@ def _fitting(
 
 def _meant(raw: str, schemas: Mapping[str, Schema | None]) -> str | None:
     """Find the tool that broken JSON was to call: it has both keys, or ends after the name."""
+    has_arguments = _ARGUMENTS.search(raw) is not None
     for named in _NAMED.finditer(raw):
-        if named.group(1) in schemas and (
-            _ARGUMENTS.search(raw) or _CUT_AFTER_NAME.match(raw, named.end())
-        ):
+        if named.group(1) in schemas and (has_arguments or _CUT_AFTER_NAME.match(raw, named.end())):
             return named.group(1)
     return None

@@ -184,6 +184,29 @@ def test_a_call_in_small_pieces_is_read_once(form: ToolFormat, text: str) -> Non
     assert took < 1, f"{len(text)} characters took {took:.1f} s"
 
 
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (HERMES, '<tool_call>{"</tool_call>"' * 4_000),
+        (HERMES, '<tool_call>{ \\"</tool_call>' * 4_000),
+        (FORMATS["gemma"], '\\</tool_call><tool_call>["\\"' * 4_000),
+        (FORMATS["functionary"], "<function=" * 20_000),
+        (HERMES, "{" + '"name": "f" ' * 8_000),
+    ],
+    ids=["closers in strings", "one string", "closers in others' strings", "no more", "names"],
+)
+def test_many_calls_that_are_left_open_are_each_read_up_to_their_end(
+    form: ToolFormat, text: str
+) -> None:
+    reader = AnswerReader(form, BOUND)
+    begin = time.process_time()
+    reader.feed(text)
+    reader.finish()
+    took = time.process_time() - begin
+
+    assert took < 1, f"{len(text)} characters took {took:.1f} s"
+
+
 @settings(max_examples=50, deadline=None)
 @given(asked=st.lists(calls, min_size=1, max_size=3))
 def test_events_of_a_call_come_in_order(asked: list[ToolCall]) -> None:

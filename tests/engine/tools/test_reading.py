@@ -128,6 +128,16 @@ def test_a_call_that_is_left_open_holds_back_no_other() -> None:
     assert (events[0].invalid.name, events[1].call) == ("f", CITY)
 
 
+def test_a_call_that_is_left_open_with_its_closer_in_a_string_holds_back_no_other() -> None:
+    reader = AnswerReader(HERMES)
+
+    events = reader.feed('<tool_call>{"name": "f", ?"a": "</tool_call>\n' + hermes(CALL) + "\n")
+
+    assert isinstance(events[0], CallFailed)
+    assert isinstance(events[1], CallEnded)
+    assert (events[0].invalid.name, events[1].call) == ("f", CITY)
+
+
 def test_marks_and_braces_within_strings() -> None:
     code = 'if (a) { print("</tool_call> <tool_call> }") }'
     body = json.dumps({"name": "run", "arguments": {"code": code}})
