@@ -167,7 +167,7 @@ def _evict(folder: Path, settings: Settings) -> str:
         seconds = _seconds(memory.flush)
         kept = sum(memory.store.evictor.nbytes())
         on_disk = sum(
-            len(memory.store.segment_files.get(name))
+            (folder / "segments" / name).stat().st_size
             for name in memory.store.segment_files.names("")
         )
     return (

@@ -39,19 +39,19 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     key = SegmentKey("log", engine.fingerprint.id, "last_turn", codec)
     with tempfile.TemporaryDirectory() as folder:
         blobs = SegmentFiles(folder)
-        plain, hashes = [], []
+        plain, known = [], []
         for number, segment in enumerate(segments):
             data = dump_segment(segment, key)
             blobs.put(f"{number}", data)
-            hashes.append(sha256_hex(data))
+            known.append((len(data), sha256_hex(data)))
             plain.append(Path(folder) / f"{number}.plain")
             slots = [slot for pair in segment.slots for slot in pair]
             save_file({f"{place}": slot for place, slot in enumerate(slots)}, plain[-1])
         ways: dict[str, Callable[[], object]] = {
             MAPPED: lambda: [slot.sum() for file in plain for slot in load_file(file).values()],
             READ: lambda: [slot.clone() for file in plain for slot in load_file(file).values()],
-            LOADED: lambda: _load(blobs, key, hashes),
-            BUILT: lambda: _build(engine, _load(blobs, key, hashes)),
+            LOADED: lambda: _load(blobs, key, known),
+            BUILT: lambda: _build(engine, _load(blobs, key, known)),
             ROTATED: lambda: _build(engine, segments),
         }
         taken = interleaved(
@@ -61,9 +61,10 @@ def _measure(engine: Engine, rounds: int, tokens: int, codec: str) -> Iterator[F
     yield from figures(SUITE, setting, taken, (READ, MAPPED))
 
 
-def _load(blobs: SegmentFiles, key: SegmentKey, hashes: list[str]) -> list[Segment]:
+def _load(blobs: SegmentFiles, key: SegmentKey, known: list[tuple[int, str]]) -> list[Segment]:
     return [
-        load_segment(blobs.get(f"{number}"), key, sha256) for number, sha256 in enumerate(hashes)
+        load_segment(blobs.get(f"{number}", nbytes), key, sha256)
+        for number, (nbytes, sha256) in enumerate(known)
     ]
 
 

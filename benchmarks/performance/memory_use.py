@@ -46,19 +46,19 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         blobs = SegmentFiles(folder)
         for number in range(rounds + 1):
-            hashes = {}
+            known = {}
             segments = [random_segment(engine, 1024, seed) for seed in range(3)]
             for seed, segment in enumerate(segments):
                 data = dump_segment(segment, key)
                 blobs.put(f"{number}-{seed}", data)
-                hashes[f"{number}-{seed}"] = sha256_hex(data)
+                known[f"{number}-{seed}"] = len(data), sha256_hex(data)
             own = sum(segment.nbytes for segment in segments) / 1e6
             warm = _peak(engine, number, segments.copy)
             del segments
             cold = _peak(
                 engine,
                 number,
-                partial(_read, blobs, hashes, key),
+                partial(_read, blobs, known, key),
             )
             if number:
                 for way, value in ((OWN, own), (WARM, warm), (COLD, cold)):
@@ -66,8 +66,13 @@ def _peaks(engine: Engine, rounds: int) -> Iterator[Figure]:
     yield from figures(PEAK, {"log tokens": 3072}, taken, (OWN,))
 
 
-def _read(blobs: SegmentFiles, hashes: Mapping[str, str], key: SegmentKey) -> list[Segment]:
-    return [load_segment(blobs.get(name), key, sha256) for name, sha256 in hashes.items()]
+def _read(
+    blobs: SegmentFiles, known: Mapping[str, tuple[int, str]], key: SegmentKey
+) -> list[Segment]:
+    return [
+        load_segment(blobs.get(name, nbytes), key, sha256)
+        for name, (nbytes, sha256) in known.items()
+    ]
 
 
 def _peak(engine: Engine, number: int, given: Callable[[], Sequence[Segment]]) -> float:

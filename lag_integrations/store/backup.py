@@ -151,15 +151,15 @@ def _copy(
         ) from error
     copies = SegmentFiles(str(folder / _SEGMENTS))
     copied = 0
-    for done, file in enumerate(files if segment_files is not None else (), 1):
-        copied += segment_files is not None and _copy_file(segment_files, copies, file)
+    for done, (file, nbytes) in enumerate(files if segment_files is not None else (), 1):
+        copied += segment_files is not None and _copy_file(segment_files, copies, file, nbytes)
         if progress is not None:
             progress(done, len(files))
     return BackupResult(logs, copied, len(files) - copied)
 
 
-def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]:
-    """Copy a snapshot of a ledger; return its number of logs, and its segment files."""
+def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[tuple[str, int]]]:
+    """Copy a snapshot of a ledger; return its number of logs, and its segment files with sizes."""
     create_private_file(target)
     with closing(sqlite3.connect(target)) as new:
         old.backup(new)  # in one step: in several, it begins again whenever somebody writes
@@ -168,14 +168,17 @@ def _copy_ledger(old: sqlite3.Connection, target: Path) -> tuple[int, list[str]]
         if damage:
             raise sqlite3.DatabaseError("; ".join(damage[:3]))
         ((logs,),) = new.execute("SELECT count(*) FROM logs")
-        rows = new.execute("SELECT file FROM segments WHERE typeof(file) = 'text' ORDER BY file")
-        return logs, [row[0] for row in rows]
+        rows = new.execute(
+            "SELECT file, bytes FROM segments WHERE typeof(file) = 'text' "
+            "AND typeof(bytes) = 'integer' ORDER BY file"
+        )
+        return logs, list(rows)
 
 
-def _copy_file(source: SegmentFiles, target: SegmentFiles, file: str) -> bool:
-    """Copy a segment file; return whether it exists."""
+def _copy_file(source: SegmentFiles, target: SegmentFiles, file: str, nbytes: int) -> bool:
+    """Copy a segment file of a size; return whether it exists."""
     try:
-        data = bytes(source.get(file))
+        data = bytes(source.get(file, nbytes))
     except (OSError, ValueError, LAGError) as error:  # gone, or no file of ours
         logger.warning("A segment was left out. %s", error)
         return False

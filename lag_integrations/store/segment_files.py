@@ -77,25 +77,34 @@ class SegmentFiles:
             Path(scratch).unlink(missing_ok=True)
             raise
 
-    def get(self, name: str) -> Data:
+    def get(self, name: str, nbytes: int) -> Data:
         """Return the content of a file, which on a local disk is mapped into memory.
+
+        Args:
+            name: The file.
+            nbytes: Its size. Of a file of another size, which may be huge, nothing is read, or in
+                an object store a byte more than that.
 
         Raises:
             OSError: It is missing or cannot be read.
-            SegmentCorruptedError: It is no plain file, or is reached by a link.
+            SegmentCorruptedError: It is of another size, no plain file, or reached by a link.
         """
         path = self._path(name)
         if not self._local:
-            data: bytes = self._fs.cat_file(path)
+            data: bytes = self._fs.cat_file(path, start=0, end=nbytes + 1)
+            if len(data) != nbytes:
+                size = f"more than {nbytes}" if len(data) > nbytes else len(data)
+                raise SegmentCorruptedError(_other_size(path, size, nbytes))
             return data
         if problem := self._link_on_the_way(name):
             raise SegmentCorruptedError(problem)
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # of which reading may never end
             raise SegmentCorruptedError(f"{path} is no plain file.")
-        size = found.st_size
-        content = mapped(path, size) if self._mapped and size else None
-        return _read(path) if content is None else content
+        if found.st_size != nbytes:
+            raise SegmentCorruptedError(_other_size(path, found.st_size, nbytes))
+        content = mapped(path, nbytes) if self._mapped and nbytes else None
+        return _read(path, nbytes) if content is None else content
 
     def stamp(self, name: str) -> Stamp | None:
         """Return a stamp that changes with a mapped file; None for files that are not mapped."""
@@ -198,9 +207,16 @@ class SegmentFiles:
         return posixpath.join(self._root, name)
 
 
-def _read(path: str) -> Data:
+def _other_size(path: str, size: int | str, nbytes: int) -> str:
+    return (
+        f"{path} is damaged, or was written by somebody else: it has {size} bytes, not {nbytes}. "
+        "Encode its trace again."
+    )
+
+
+def _read(path: str, nbytes: int) -> Data:
     with open(path, "rb", buffering=0) as file:
-        data = bytearray(os.fstat(file.fileno()).st_size)
+        data = bytearray(nbytes)
         with memoryview(data) as view:
             done = 0
             while done < len(view) and (some := file.readinto(view[done:])):

@@ -92,12 +92,15 @@ class SegmentStore:
         """Return the segment in a file that this store wrote, and the file's content.
 
         Raises:
-            OSError: The file is missing or cannot be read.
+            OSError: The file is missing, is recorded no more, or cannot be read.
             SegmentCorruptedError: It is damaged, or something else; see `load_segment`.
             FingerprintMismatchError: Another model wrote it.
             StoreError: A package that its codec needs is not installed.
         """
-        data = self._files.get(file)
+        nbytes = self._table.nbytes(key, file)
+        if nbytes is None:  # deleted, or replaced by another file, meanwhile
+            raise FileNotFoundError(file)
+        data = self._files.get(file, nbytes)
         return load_segment(data, key, _hash_in(file)), data
 
     def _read(self, key: SegmentKey, file: str, staged: Staged | None) -> Segment:

@@ -117,6 +117,15 @@ class SegmentTable:
         with self._db.read() as connection:
             return {row.id: row.file for row in connection.execute(statement)}
 
+    def nbytes(self, key: SegmentKey, file: str) -> int | None:
+        """Return the size of a segment's file; None if the segment has no such file."""
+        statement = select(segments.c.bytes).where(
+            _kind(key), segments.c.log_id == key.log_id, segments.c.file == file
+        )
+        with self._db.read() as connection:
+            found: int | None = connection.execute(statement).scalar_one_or_none()
+        return found
+
     def all_files(self) -> Iterator[tuple[SegmentKey, str, int]]:
         """Yield every stored segment of the namespace: key, file and bytes."""
         for chunk in chunks(list(self._ledger.ids())):

@@ -100,7 +100,11 @@ def test_bytes_are_kept_and_evicted_segments_come_back(open_store, tiny):
         traces, segments = memory.store.evictor.nbytes()
         files = list(memory.store.segment_files.names(""))
         assert 91_000 <= traces + segments <= 100_000  # one segment has 8 kB
-        assert segments == sum(len(memory.store.segment_files.get(name)) for name in files)
+        sizes = {file: nbytes for _, file, nbytes in memory.store.segments.all_files()}
+        assert sizes.keys() == set(files)
+        assert segments == sum(
+            len(memory.store.segment_files.get(file, nbytes)) for file, nbytes in sizes.items()
+        )
         assert memory.store.ledger.count() == 60, "traces fit, so all logs stay"
         assert 0 < len(files) < 60
         oldest = memory.recall("What is the code of vault 0 ?", k=1)

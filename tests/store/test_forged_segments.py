@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -80,6 +83,44 @@ def test_a_segment_that_somebody_else_wrote_is_not_used(memory, tiny, caplog, re
     assert same(loaded(memory), tiny.encode(TRACE))
     assert says in caplog.text
     assert memory.verify() == []
+
+
+HUGE = 2**36
+"""Bytes of a file that takes none on the disk."""
+
+
+@pytest.mark.parametrize("use", ["load", "verify", "back up"])
+def test_a_huge_file_in_a_segments_place_is_not_read(memory, tiny, tmp_path, caplog, use):
+    _, path = only_file(memory)
+    path.chmod(0o600)
+    os.truncate(path, HUGE)
+    begin = time.process_time()
+    if use == "load":
+        assert same(loaded(memory), tiny.encode(TRACE))
+        assert f"has {HUGE} bytes" in caplog.text
+        assert memory.verify() == []
+        assert path.name in {file.name for file in memory.path.glob("segments/*/quarantine/*/*")}
+    elif use == "verify":
+        (problem,) = memory.verify()
+        assert problem.kind == "segment_damaged"
+        assert f"has {HUGE} bytes" in problem.detail
+    else:
+        assert memory.backup_to(tmp_path / "backup").segments == 0
+    assert time.process_time() - begin < 1
+
+
+def test_more_than_an_object_should_hold_is_not_read(tmp_path, tiny, caplog):
+    url = f"memory://{uuid4().hex}"
+    settings: dict[str, Any] = {"embedder": hash_embedder, "min_score": -1.0, "hot_bytes": 0}
+    with KVLogMemory(tmp_path / "m", segments=url, **settings) as memory:
+        memory.attach(tiny)
+        memory.add(TRACE)
+        memory.flush()
+        ((_, name, nbytes),) = memory.store.segments.all_files()
+        memory.store.segment_files.put(name, bytes(2**20))
+        assert same(loaded(memory), tiny.encode(TRACE))
+        assert f"has more than {nbytes} bytes" in caplog.text
+        assert memory.verify() == []
 
 
 def of(trace: Trace) -> Callable[[Engine, Segment], Segment]:

@@ -96,14 +96,14 @@ def test_files_are_mapped_on_local_disks_only(tmp_path, monkeypatch, local):
     blobs = SegmentFiles(str(tmp_path))
     blobs.put("a", b"some")
     blobs.put("empty", b"")
-    assert bytes(blobs.get("a")) == b"some"
-    assert bytes(blobs.get("empty")) == b""
+    assert bytes(blobs.get("a", 4)) == b"some"
+    assert bytes(blobs.get("empty", 0)) == b""
     assert seen == ([("a", True)] if local else [])
     assert (blobs.stamp("a") is not None) is local
     assert blobs.stamp("none") is None
     assert bool((tmp_path / "a").stat().st_mode & 0o200) is not local
     with pytest.raises(FileNotFoundError):
-        blobs.get("none")
+        blobs.get("none", 4)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed"])

@@ -49,7 +49,8 @@ def test_threads_share_what_is_read_once(tmp_path, tiny):
         first = memory.segments(found)
         copies = [[slot.clone() for slot in held.slots[0]] for held in first]
         reads = []
-        memory.store.segment_files.get = reads.append  # no file is read any more
+        # No file is read any more.
+        memory.store.segment_files.get = lambda *asked: reads.append(asked)
         wrong = []
 
         def use() -> None:
