@@ -29,19 +29,19 @@ def ls(
 
     with place.ledger_only() as (_, opened):
         found = LogQuarantine(opened).logs(limit)
-    if as_json:
-        show_json([as_dict(info) | {"reason": info.quarantine} for info in found])
-        return
-    rows = [
-        (
-            short_id(info.id),
-            iso_time(info.captured_at),
-            info.source or "",
-            info.quarantine,
-            info.trace.task,
-        )
-        for info in found
-    ]
+        if as_json:
+            show_json([as_dict(info) | {"reason": info.quarantine} for info in found])
+            return
+        rows = [
+            (
+                short_id(info.id),
+                iso_time(info.captured_at),
+                info.source or "",
+                info.quarantine,
+                info.trace.task,
+            )
+            for info in found  # one page at a time: traces can be large
+        ]
     show_table(["id", "captured", "source", "reason", "task"], rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from lag_integrations.errors import LogNotFoundError
 from lag_integrations.store.ledger import Ledger
@@ -22,9 +22,13 @@ class LogQuarantine:
         self._ledger = ledger
         self._released = released
 
-    def logs(self, limit: int | None = None) -> list[LogInfo]:
-        """Return the logs in it, last captured first, each with its reason (``quarantine``)."""
-        return self._ledger.info(allowed=in_quarantine(), limit=limit)
+    def logs(self, limit: int | None = None) -> Iterator[LogInfo]:
+        """Yield the logs in it, last captured first, each with its reason (``quarantine``).
+
+        At most 16 MiB of traces, or one, are read at once: whoever fills it decides their size.
+        """
+        for page in self._ledger.pages(self._ledger.newest_ids(in_quarantine(), limit=limit)):
+            yield from self._ledger.info(page)
 
     def release(self, log_ids: str | Iterable[str]) -> None:
         """Let logs be recalled from now on, until their run is captured and screened again.

@@ -31,6 +31,7 @@ STORED_SOURCE = (
     .label("source")
 )
 """The least trusted source of a log."""
+_NEWEST_FIRST = logs.c.captured_at.desc(), logs.c.id
 
 
 class LedgerReader:
@@ -83,7 +84,7 @@ class LedgerReader:
             rows = connection.execute(
                 select(logs.c.id, logs.c.trace)
                 .where(self.mine_by_id, condition(where))
-                .order_by(logs.c.captured_at.desc(), logs.c.id)
+                .order_by(*_NEWEST_FIRST)
                 .limit(limit)
             ).all()
         found = ((row.id, self.parse_intact(row.id, row.trace)) for row in rows)
@@ -151,6 +152,12 @@ class LedgerReader:
         with self._db.read() as connection:
             found = connection.execute(select(logs.c.id).where(allowed).limit(limit))
             return list(found.scalars())
+
+    def newest_ids(self, allowed: ColumnElement[bool], *, limit: int | None = None) -> list[str]:
+        """Return the ids of logs that fulfil a condition, last captured first."""
+        newest = select(logs.c.id).where(self.mine, allowed).order_by(*_NEWEST_FIRST).limit(limit)
+        with self._db.read() as connection:
+            return list(connection.execute(newest).scalars())
 
     def captured_at(self, ids: Sequence[str]) -> dict[str, float]:
         """Return when logs were last captured, in Unix seconds, by id."""
@@ -247,7 +254,6 @@ class LedgerReader:
         *,
         outcomes: Sequence[Outcome] | None = None,
         where: Where | None = None,
-        allowed: ColumnElement[bool] | None = None,
         limit: int | None = None,
     ) -> list[LogInfo]:
         """Return intact logs with their counters, last captured first."""
@@ -267,7 +273,7 @@ class LedgerReader:
                 STORED_SOURCE,
             )
             .where(self.mine)
-            .order_by(logs.c.captured_at.desc(), logs.c.id)
+            .order_by(*_NEWEST_FIRST)
             .limit(limit)
         )
         if ids is not None:
@@ -276,8 +282,6 @@ class LedgerReader:
             statement = statement.where(logs.c.outcome.in_(outcomes))
         if where is not None:
             statement = statement.where(condition(where))
-        if allowed is not None:
-            statement = statement.where(allowed)
         with self._db.read() as connection:
             rows = connection.execute(statement).all()
         return [info for row in rows if (info := self._info(row)) is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from uuid import uuid4
 
@@ -326,6 +327,22 @@ def screen(trace):
     if "raise" in trace.task:
         raise LookupError("secret")
     return True if "true" in trace.task else None
+
+
+def test_large_logs_in_quarantine_are_listed_one_by_one(open_here):
+    memory = open_here(screen=lambda _: Quarantine("long"))
+    size, number = 8 * 2**20, 6
+    for place in range(number):
+        memory.add(qa(f"question {place}", chr(ord("a") + place) * size))
+    tracemalloc.start()
+    try:
+        tasks = [log.trace.task for log in memory.quarantine.logs()]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert tasks == [f"question {place}" for place in reversed(range(number))]
+    assert most < 8 * size
+    assert [log.trace.task for log in memory.quarantine.logs(2)] == tasks[:2]
 
 
 def test_a_screen_quarantines_or_refuses(open_here, caplog):
