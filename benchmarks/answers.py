@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lag_integrations import KVLogMemory, packaged
-from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine.engine import Engine
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.langchain import LAGChatModel
+from lag_integrations.traces.fluency import repetition
 from lag_integrations.traces.trace import Trace
 
 RUNS = (

@@ -15,10 +15,10 @@ from langchain_core.tools import tool
 
 from benchmarks.answers import RUNS, answered, is_right
 from lag_integrations import Engine, KVLogMemory, calibrate, packaged
-from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine import log_settings
 from lag_integrations.errors import PackagedModelError
 from lag_integrations.langchain import LAGChatModel
+from lag_integrations.traces.fluency import repetition
 
 pytestmark = pytest.mark.ladder
 

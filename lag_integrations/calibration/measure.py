@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from lag_integrations.calibration.cases import CASES, KINDS, Case
 from lag_integrations.calibration.choose import Score, best, gain, is_clearly_worse
-from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine.generation.sequence import Request
 from lag_integrations.engine.log_settings import (
     SELECTIONS,
@@ -28,6 +27,7 @@ from lag_integrations.errors import (
     TraceError,
 )
 from lag_integrations.kv.segment import Segment
+from lag_integrations.traces.fluency import repetition
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace
 

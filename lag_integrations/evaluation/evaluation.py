@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lag_integrations import KVLogMemory
-from lag_integrations.calibration.fluency import repetition
 from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
@@ -24,6 +23,7 @@ from lag_integrations.evaluation.settings import Settings
 from lag_integrations.evaluation.tags import untagged
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
+from lag_integrations.traces.fluency import repetition
 from lag_integrations.traces.trace import Outcome, Trace
 
 logger = logging.getLogger(__name__)

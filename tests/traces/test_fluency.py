@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lag_integrations.calibration.fluency import repetition
+from lag_integrations.traces.fluency import repetition
 
 
 @pytest.mark.parametrize(
