@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         WithoutContext,
     )
     from lag_integrations.kv_log_memory import KVLogMemory
+    from lag_integrations.memory.lessons.learner import LearnResult
     from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
     from lag_integrations.store.deletion_receipt import DeletionReceipt
     from lag_integrations.traces.provenance import UNTRUSTED_TOOLS
@@ -45,6 +46,7 @@ __all__ = [
     "LastResponse",
     "LastResponses",
     "LastTurn",
+    "LearnResult",
     "Message",
     "Outcome",
     "Quarantine",
@@ -76,6 +78,7 @@ _LAZY = {
         "WithoutContext",
     ),
     "kv_log_memory": ("KVLogMemory",),
+    "memory.lessons.learner": ("LearnResult",),
     "memory.results": ("Candidate", "RecalledLog", "SearchResult"),
     "store.deletion_receipt": ("DeletionReceipt",),
     "traces.provenance": ("UNTRUSTED_TOOLS",),

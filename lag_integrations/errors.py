@@ -79,5 +79,9 @@ class CalibrationError(LAGError):
     """A model cannot be calibrated, or a calibration is damaged or another model's."""
 
 
+class DistillationError(LAGError):
+    """The model that distils lessons failed; lessons that it made before are kept."""
+
+
 class EvaluationError(LAGError):
     """An evaluation cannot be run or read as asked: its data, its settings, or its records."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lag_integrations.langchain.store import LogBaseStore
     from lag_integrations.llama_index.capture.instrument import Capture
     from lag_integrations.llama_index.retriever import LogRetriever as LlamaIndexLogRetriever
+    from lag_integrations.memory.lessons.teacher import Teacher
 
 
 _LLAMA_INDEX_METHODS = {
@@ -255,6 +257,20 @@ class KVLogMemory(LogMemory):
         from lag_integrations.langchain import KVLogMiddleware
 
         return KVLogMiddleware(self, **settings)
+
+    def _teacher(self, model: Any, max_new_tokens: int, cancelled: Callable[[], bool]) -> Teacher:
+        # An object of a framework exists only where the framework is imported.
+        of_langchain = sys.modules.get("langchain_core.language_models")
+        of_llama_index = sys.modules.get("llama_index.core.llms")
+        if of_langchain and isinstance(model, of_langchain.BaseChatModel):
+            from lag_integrations.langchain.teacher import teacher as of_chat_model
+
+            model = of_chat_model(model)
+        elif of_llama_index and isinstance(model, of_llama_index.LLM):
+            from lag_integrations.llama_index.teacher import teacher as of_llm
+
+            model = of_llm(model)
+        return super()._teacher(model, max_new_tokens, cancelled)
 
 
 def _is_installed(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lag_integrations.cli.output import human_size, iso_time
 from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.reserved_metadata import LESSON, is_marked
 
 if TYPE_CHECKING:
     from lag_integrations.store.log_info import LogInfo
@@ -16,7 +17,17 @@ if TYPE_CHECKING:
 
 def of_trace(trace: Trace) -> dict[str, Any]:
     """Return what a list says of a trace."""
-    return {"outcome": trace.outcome, "task": trace.task, "metadata": trace.metadata}
+    return {
+        "kind": kind(trace),
+        "outcome": trace.outcome,
+        "task": trace.task,
+        "metadata": trace.metadata,
+    }
+
+
+def kind(trace: Trace) -> str:
+    """Return whether a log is of a run or a lesson."""
+    return "lesson" if is_marked(trace.metadata, LESSON) else "run"
 
 
 def as_dict(info: LogInfo) -> dict[str, Any]:
@@ -48,6 +59,7 @@ def readable(info: LogInfo, runs: RunOutcomes | None = None) -> Iterator[str]:
     """
     trace = info.trace
     yield f"log       {info.id}"
+    yield f"kind      {kind(trace)}"
     yield f"captured  {iso_time(info.captured_at)}, {info.times_seen} times"
     yield f"state     {info.state}, {info.segments} segments, {human_size(info.bytes)}"
     yield (
@@ -64,9 +76,10 @@ def readable(info: LogInfo, runs: RunOutcomes | None = None) -> Iterator[str]:
         yield f"metadata  {name} = {value}"
     if trace.helped_by:
         yield f"recalled into it: {', '.join(trace.helped_by)}"
+    note = "of a source" if kind(trace) == "lesson" else "before the run"
     for message in trace.earlier:
         yield ""
-        yield from _message(message, "before the run")
+        yield from _message(message, note)
     for message in trace.messages:
         yield ""
         yield from _message(message)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lag_integrations.cli.log_view import as_dict, contains, readable
+from lag_integrations.cli.log_view import as_dict, contains, kind, readable
 from lag_integrations.cli.opening import IDS, Embedder, LogId, Place, at_store, flush, full_id
 from lag_integrations.cli.options import (
     AsJson,
@@ -99,6 +99,7 @@ def ls(
             (
                 short_id(info.id),
                 iso_time(info.captured_at),
+                kind(info.trace),
                 info.trace.outcome,
                 info.state,
                 human_size(info.bytes),
@@ -106,7 +107,7 @@ def ls(
             )
             for info in found  # one page at a time: traces can be large
         ]
-    show_table(["id", "captured", "outcome", "state", "size", "task"], rows)
+    show_table(["id", "captured", "kind", "outcome", "state", "size", "task"], rows)
 
 
 @at_store

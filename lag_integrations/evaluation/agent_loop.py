@@ -22,6 +22,7 @@ from lag_integrations.evaluation.questions import Document, Question
 from lag_integrations.evaluation.tags import ANSWER, KEYWORDS, SUBQUESTION, answer_of, query_of
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.traces.message import Message
+from lag_integrations.traces.reserved_metadata import LESSON
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ class Agent:
         run.documents.append(self._documents.search(query, self._loop.documents, known))
         if not self._arm.uses_logs or not self._loop.k:
             return
-        if given := self._given(run.question):
+        if (given := self._given(run.question)) and not self._arm.uses_lessons:
             run.logs = given
         else:
             recalled = {log.id for log in run.logs}
@@ -211,6 +212,7 @@ class Agent:
                 query,
                 k=self._loop.k + len(recalled),
                 min_score=self._loop.min_score,
+                where=LESSON if self._arm.uses_lessons else None,
                 newest_only=True,
                 count=False,
             )

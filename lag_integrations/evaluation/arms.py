@@ -74,11 +74,14 @@ class Arm(ABC):
             if None.
         uses_logs: Whether logs are recalled at all.
         uses_segments: Whether segments are made of them.
+        uses_lessons: Whether the logs are lessons that the model distilled from those of the
+            others.
     """
 
     selection: Selection | None = None
     uses_logs = True
     uses_segments = False
+    uses_lessons = False
 
     @abstractmethod
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
@@ -118,6 +121,12 @@ class AsSegments(Arm):
         return Given(asked.chat, segments, sum(segment.nbytes for segment in segments))
 
 
+class LessonsAsSegments(AsSegments):
+    """KV of lessons, encoded in the context of what they were made of."""
+
+    uses_lessons = True
+
+
 class TokensAsText(AsSegments):
     """What a selection keeps, token by token, read by the model instead of injected."""
 
@@ -143,6 +152,12 @@ class AsText(Arm):
         texts = [whole_text(log.trace) if self._whole else log.trace.last_response for log in logs]
         chat = with_texts(asked.chat, texts[::-1], asked.question.text)
         return Given(chat, stored_bytes=_bytes(texts))
+
+
+class LessonsAsText(AsText):
+    """Lessons, as text."""
+
+    uses_lessons = True
 
 
 class Cheatsheet(Arm):
@@ -193,13 +208,15 @@ ARMS: dict[str, Arm] = {
     "kv_all": AsSegments(WholeTrace()),
     "kv_no_context": AsSegments(WithoutContext(LastTurn())),
     "cheatsheet": Cheatsheet(),
+    "lessons_text": LessonsAsText(),
+    "lessons_kv": LessonsAsSegments(),
 }
-"""All arms of the paper, and three more.
+"""All arms of the paper, and five more.
 
 `kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` passes
 the very tokens of `kv`, at the same place, as text; `kv_last` keeps the last response with the
-header and the end of its turn. What the paper calls `kv_last`, the text of the last response
-alone, is `kv_last_response`.
+header and the end of its turn; the last two give lessons (`memory.learn`). What the paper calls
+`kv_last`, the text of the last response alone, is `kv_last_response`.
 """
 
 

@@ -115,9 +115,13 @@ class Evaluation:
         ]
         if not todo:
             return
-        with self._memory(one, f"store-{self._shard.name}") as memory:
+        # Others would be given the lessons, too.
+        folder = f"lessons-{self._shard.name}" if one.uses_lessons else f"store-{self._shard.name}"
+        with self._memory(one, folder) as memory:
             if one.uses_logs:
                 self._fill(memory, progress)
+            if one.uses_lessons:
+                self._learn(memory, progress)
             agent = Agent(self._engine, memory, one, self._documents, self._settings)
             seen = {question.id for question in self._dataset.seen}
             size = self._settings.batch
@@ -147,6 +151,8 @@ class Evaluation:
                 if trace := self._trace(run):
                     memory.add(trace)
                     _flush(memory)
+                    if one.uses_lessons:
+                        self._learn(memory, lambda *_: None)
                 before = Dataset(self._dataset.name, seen=questions[:done], unseen=(question,))
                 self._records.add(self._record(name, run, before))
         progress(name, len(questions), len(questions))
@@ -170,6 +176,13 @@ class Evaluation:
         """Store the logs; those that are there already stay."""
         memory.add_many(self._logs())
         _flush(memory, lambda done, total: progress("storing logs", done, total))
+
+    def _learn(self, memory: KVLogMemory, progress: Progress) -> None:
+        """Have the model distil what it was given; lessons that are there already stay."""
+        memory.learn(
+            self._engine, progress=lambda done, total: progress("making lessons", done, total)
+        )
+        _flush(memory)
 
     def _logs(self) -> Iterator[Trace]:
         source = self._others or self._dataset

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,12 @@ from typing_extensions import Self
 
 from lag_integrations.engine.log_settings import Calibration
 from lag_integrations.engine.token_selection import Selection
-from lag_integrations.errors import CalibrationError, StoreError
+from lag_integrations.errors import CalibrationError, SettingsError, StoreError
 from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.memory.indexer import Indexer
+from lag_integrations.memory.lessons.background import BackgroundLearning
+from lag_integrations.memory.lessons.learner import MAX_NEW_TOKENS, Learner
+from lag_integrations.memory.lessons.teacher import Teacher
 from lag_integrations.memory.loading import SegmentLoader
 from lag_integrations.memory.quarantine import LogQuarantine
 from lag_integrations.memory.registry import Registry
@@ -77,6 +80,7 @@ class MemoryBase:
         redact: Redactor | None = None,
         untrusted_tools: Sequence[str] = UNTRUSTED_TOOLS,
         unjudged_documents: UnjudgedDocuments = "own",
+        learn: Any = False,
         ledger: str | None = None,
         segments: str | None = None,
         index: str | ClientAPI | None = None,
@@ -124,6 +128,9 @@ class MemoryBase:
             unjudged_documents: Who is given logs of runs that read documents and that nobody
                 judged: with ``own``, runs of the same user (metadata ``user_id``, or ``user``), or
                 without users, of the same thread; with ``any``, all.
+            learn: Make lessons in the background, while nothing else is to do (see `learn`): True
+                has the attached model distil them, or say which model does. What is being
+                answered then is waited for when the memory is closed, but for the model's own.
             ledger: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder by
                 default.
             segments: Folder or fsspec URL for the segments; in the folder by default.
@@ -131,6 +138,7 @@ class MemoryBase:
 
         Raises:
             StoreError: A name or number is not valid, or the store cannot be opened.
+            SettingsError: `learn` is no model.
         """
         self.id = uuid4().hex
         self.k = k
@@ -165,6 +173,14 @@ class MemoryBase:
             budget=budget,
             record_uses=self.usage.record,
         )
+        self._learner = Learner(
+            self.store,
+            self._indexer.embeddings,
+            self.outcomes,
+            shared=unjudged_documents == "any",
+        )
+        self._learn_with = None if isinstance(learn, bool) else learn
+        self._background = BackgroundLearning(self.store, self._learner) if learn else None
         self._segments = SegmentLoader(self._indexer.segments)
         self._searcher = Searcher(
             self.store, self._indexer.embeddings, None if reranker is None else Reranker(reranker)
@@ -188,6 +204,8 @@ class MemoryBase:
         self._finalizer = finalize(self, self._worker.abandon)
         self._finalizer.atexit = False
         self.quarantine = LogQuarantine(self.store.ledger, self._worker.notify)
+        if self._learn_with is not None:  # what is no model is refused now, not by the worker
+            self._teacher(self._learn_with, MAX_NEW_TOKENS, lambda: False)
         if self.store.read_only:
             logger.info("%s can only be read: nothing is captured, recalls are not counted.", path)
             self._worker.stop()
@@ -315,6 +333,26 @@ class MemoryBase:
         if engine is None:
             raise StoreError("No model is attached to the memory; call attach(engine) first.")
         return engine
+
+    def _teacher(self, model: Any, max_new_tokens: int, cancelled: Callable[[], bool]) -> Teacher:
+        """Return what distils lessons: a model, the attached one by default.
+
+        Raises:
+            SettingsError: It is neither an engine nor a function.
+            StoreError: No model is given or attached.
+        """
+        from lag_integrations.engine.engine import Engine
+
+        if model is None or isinstance(model, Engine):
+            engine = self._engine_for(model)
+            salt = self.cache_salt(engine)
+            return Teacher.of_engine(engine, max_new_tokens, salt, cancelled)
+        if not callable(model):
+            raise SettingsError(
+                f"A {type(model).__name__} cannot distil lessons: give an Engine, a chat model of "
+                "LangChain, an LLM of LlamaIndex, or a function from a prompt to an answer."
+            )
+        return Teacher.of_function(model, cancelled)
 
     def _pending(self) -> int:
         return self._indexer.count_pending(self._engines, self.outcomes)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.feedback import FeedbackMixin
+from lag_integrations.memory.learning import LearningMixin
 from lag_integrations.memory.loading import LoadedLog, MissingSegments
-from lag_integrations.memory.maintenance import MaintenanceMixin
 from lag_integrations.memory.recall import RecallMixin
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.traces.trace import Trace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lag_integrations.engine.engine import Engine
 
 
-class LogMemory(RecallMixin, FeedbackMixin, MaintenanceMixin):
+class LogMemory(RecallMixin, FeedbackMixin, LearningMixin):
     """A memory of computation: a folder of logs, and the KV segments of the models that use them.
 
     Adding a trace records it in the ledger at once; a worker thread embeds it, and encodes it with

@@ -73,6 +73,11 @@ class Worker:
                     lambda: self._backlog <= self._max_pending or self._stopped, timeout=_MAX_WAIT
                 )
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the thread has ended, or is about to."""
+        return self._stopped
+
     def stop(self) -> None:
         """Finish the step at hand."""
         with self._start_lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 
@@ -15,6 +15,7 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.deletion_queue import queue_removals
 from lag_integrations.store.filters import Where, condition
 from lag_integrations.store.ledger_reader import LedgerReader
+from lag_integrations.store.lesson_links import bases_of, lessons_of
 from lag_integrations.store.log_id import log_id
 from lag_integrations.store.recall_conditions import in_quarantine
 from lag_integrations.store.schema import logs, segments, tags
@@ -33,6 +34,7 @@ from lag_integrations.traces.reserved_metadata import (
     QUARANTINED,
     UNJUDGED,
     VERDICT,
+    lesson_sources,
     refuse_reserved,
     without,
 )
@@ -43,6 +45,24 @@ MAX_TRACE_BYTES = 64 * 2**20
 _MAX_RUNS = 100
 """Runs of the same content by which a log is found: the latest."""
 FIRST_COUNTERS = {"times_seen": 1, "times_recalled": 0, "times_helped": 0, "times_harmed": 0}
+
+
+class Capture(NamedTuple):
+    """A trace made ready to be recorded.
+
+    Attributes:
+        key: Id of its log.
+        trace: The trace, redacted and screened.
+        content: Its `content_columns`.
+        source: Its least trusted source.
+        captured_at: In Unix seconds.
+    """
+
+    key: str
+    trace: Trace
+    content: Mapping[str, Any]
+    source: MessageSource
+    captured_at: float
 
 
 class Ledger(LedgerReader):
@@ -81,23 +101,26 @@ class Ledger(LedgerReader):
             TraceError: A trace cannot be read back, is too large, has reserved metadata, or is
                 refused; none is recorded.
         """
-        passed = [self._screen(trace, ours=ours) for trace in traces]
-        sources = [self.find_source(trace) for trace in passed]
-        traces = [
-            _marked(trace, source, judged=judged)
-            for trace, source in zip(passed, sources, strict=True)
-        ]
-        contents = [content_columns(trace) for trace in traces]
-        ids = [log_id(self.namespace, trace) for trace in traces]
+        captures = [self.prepare(trace, ours=ours, judged=judged) for trace in traces]
         now = time.time()
-        times = [now + number * 1e-6 for number in range(len(ids))]  # they keep their order
+        captures = [
+            capture._replace(captured_at=now + number * 1e-6)  # they keep their order
+            for number, capture in enumerate(captures)
+        ]
         # In one order: otherwise those who add the same logs could deadlock (PostgreSQL).
-        rows = zip(ids, times, traces, contents, sources, strict=True)
-        for chunk in chunks(sorted(rows, key=lambda row: row[:2])):
+        for chunk in chunks(sorted(captures, key=lambda one: (one.key, one.captured_at))):
             with self._db.write() as connection:
-                for key, captured_at, trace, content, source in chunk:
-                    self.insert(connection, key, trace, content, source, captured_at)
-        return ids
+                for capture in chunk:
+                    self.insert(connection, *capture)
+        return [capture.key for capture in captures]
+
+    def prepare(self, trace: Trace, *, ours: bool, judged: bool) -> Capture:
+        """Redact and screen a trace, and find out its source; arguments and errors as for `add`."""
+        passed = self._screen(trace, ours=ours)
+        source = self.find_source(passed)
+        passed = _marked(passed, source, judged=judged)
+        key = log_id(self.namespace, passed)
+        return Capture(key, passed, content_columns(passed), source, time.time())
 
     def _screen(self, trace: Trace, *, ours: bool) -> Trace:
         """Return the trace to store.
@@ -113,11 +136,14 @@ class Ledger(LedgerReader):
     def find_source(self, trace: Trace) -> MessageSource:
         """Return the least trusted source behind a run, including those of runs it builds on.
 
-        These are the unjudged runs that were recalled into it, or came before it in its thread.
+        These are the unjudged runs that were recalled into it, or came before it in its thread. A
+        lesson is trusted as far as all unjudged runs that it was made of.
         """
-        found = [response_source(trace, self.gate.untrusted_tools)]
-        behind: list[ColumnElement[bool]] = []
-        behind += [logs.c.id.in_(chunk) for chunk in chunks(trace.helped_by)]
+        if runs := lesson_sources(trace.metadata):
+            found: list[MessageSource] = ["assistant"]
+        else:
+            found, runs = [response_source(trace, self.gate.untrusted_tools)], [*trace.helped_by]
+        behind: list[ColumnElement[bool]] = [logs.c.id.in_(chunk) for chunk in chunks(runs)]
         thread = trace.metadata.get("thread_id")
         if trace.earlier and isinstance(thread, str):
             behind.append(condition({"thread_id": thread}))
@@ -195,6 +221,8 @@ class Ledger(LedgerReader):
     ) -> None:
         """Replace a log's trace by one of the same content, within a transaction.
 
+        Lessons are deleted that would have been made otherwise of it.
+
         Args:
             connection: The transaction.
             key: The log.
@@ -206,9 +234,13 @@ class Ledger(LedgerReader):
                 select(tags.c.text).where(tags.c.log_id == key, tags.c.key == SOURCE)
             ).scalar_one_or_none()
             source = known or response_source(trace, self.gate.untrusted_tools)
+        lessons = lessons_of(connection, [key])
+        before = bases_of(connection, [key]) if lessons else {}
         connection.execute(update(logs).where(logs.c.id == key).values(content_columns(trace)))
         connection.execute(delete(tags).where(tags.c.log_id == key, tags.c.key != RUN))
         connection.execute(insert(tags), log_tags(key, trace, source))
+        if lessons and bases_of(connection, [key]) != before:
+            self.delete_locked(connection, self.lock_ids(connection, lessons))
 
     def lock(
         self, connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]
@@ -290,8 +322,9 @@ class Ledger(LedgerReader):
         return found
 
     def delete(self, ids: Sequence[str], *, evicted: bool = False) -> set[str]:
-        """Delete logs with everything derived; return the ids that existed.
+        """Delete logs with everything derived; return the ids that existed, those of lessons too.
 
+        A lesson goes with the first of its sources: what a deleted run said must not live on in it.
         Index entries and files are queued in the same transaction: see `DeletionQueue`.
 
         Args:
@@ -302,19 +335,26 @@ class Ledger(LedgerReader):
         deleted: set[str] = set()
         for chunk in chunks(ids):
             with self._db.write() as connection:
-                mine = self.lock_ids(connection, chunk)  # nobody adds a segment meanwhile
-                files = connection.execute(
-                    select(segments.c.file).where(
-                        segments.c.log_id.in_(mine), segments.c.file.is_not(None)
-                    )
-                ).scalars()
-                queue_removals(connection, self.namespace, log_ids=mine, files=list(files))
-                connection.execute(delete(logs).where(logs.c.id.in_(mine)))
+                # Together, in one order; nobody adds a segment meanwhile.
+                wanted = sorted({*chunk, *lessons_of(connection, chunk)})
+                mine = self.lock_ids(connection, wanted)
+                # Those that were made before the lock was ours.
+                late = set(lessons_of(connection, mine)) - set(mine)
+                mine += self.lock_ids(connection, sorted(late))
+                self.delete_locked(connection, mine)
                 # Last: whoever else deletes waits for this row, and holds no other meanwhile.
                 if mine and not evicted:
                     note_deletion(self._db, connection, self.namespace)
                 deleted.update(mine)
         return deleted
+
+    def delete_locked(self, connection: Connection, mine: Sequence[str]) -> None:
+        """Delete logs of this namespace that the transaction has locked."""
+        files = connection.execute(
+            select(segments.c.file).where(segments.c.log_id.in_(mine), segments.c.file.is_not(None))
+        ).scalars()
+        queue_removals(connection, self.namespace, log_ids=mine, files=list(files))
+        connection.execute(delete(logs).where(logs.c.id.in_(mine)))
 
 
 def content_columns(trace: Trace) -> dict[str, Any]:

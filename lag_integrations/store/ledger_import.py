@@ -15,6 +15,7 @@ from lag_integrations.store.chunks import chunks
 from lag_integrations.store.database import Database
 from lag_integrations.store.ledger import FIRST_COUNTERS, Ledger, content_columns
 from lag_integrations.store.ledger_reader import STORED_SOURCE
+from lag_integrations.store.lesson_links import lessons_of
 from lag_integrations.store.log_id import log_id
 from lag_integrations.store.log_info import COUNTERS, ExportedLog
 from lag_integrations.store.schema import logs
@@ -22,6 +23,7 @@ from lag_integrations.traces.provenance import MessageSource, least_trusted
 from lag_integrations.traces.reserved_metadata import (
     IMPORTED,
     UNJUDGED,
+    lesson_sources,
     restricting,
     without,
 )
@@ -83,8 +85,15 @@ def _import_log(
     *,
     trusted: bool,
 ) -> bool:
-    """Record a log; return whether it is new."""
+    """Record a log; return whether it is new.
+
+    A lesson is left out whose sources are not all here, or have a lesson already.
+    """
     key = log_id(ledger.namespace, trace)
+    if made_of := lesson_sources(trace.metadata):
+        here = ledger.lock_ids(connection, made_of)  # none is deleted meanwhile
+        if len(here) < len(made_of) or set(lessons_of(connection, made_of)) - {key}:
+            return False
     columns = (logs.c[name] for name in COUNTERS)
     row = connection.execute(
         select(logs.c.trace, STORED_SOURCE, *columns).where(ledger.mine_by_id, logs.c.id == key)

@@ -8,7 +8,7 @@ from lag_integrations.store.embedder import Vectors
 from lag_integrations.store.relevance.model import Relevance
 from lag_integrations.store.search_hit import SearchHit
 
-_SAME_TASK = 0.2
+SAME_TASK = 0.2
 """Least relevance of one task for another, without a common word, for both to be taken for the
 same: for all-MiniLM-L6-v2, a similarity of 0.6."""
 _RELEVANCE_MARGIN = 0.2
@@ -40,7 +40,7 @@ def newest_first(
             and captured_at[new.id] > captured_at[old.id]
             and new.words >= old.words
             and new.relevance >= old.relevance - _RELEVANCE_MARGIN
-            and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= _SAME_TASK
+            and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= SAME_TASK
         )
 
     ordered: list[SearchHit] = []

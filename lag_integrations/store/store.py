@@ -27,6 +27,7 @@ from lag_integrations.store.embeddings import EmbeddingTable
 from lag_integrations.store.failures import Failures
 from lag_integrations.store.index import Index
 from lag_integrations.store.ledger import Ledger
+from lag_integrations.store.lessons import Lessons
 from lag_integrations.store.lexical import LexicalIndex
 from lag_integrations.store.locks import retry_while_busy
 from lag_integrations.store.log_id import validate_namespace
@@ -108,6 +109,7 @@ class LogStore:
         self.locks = self.database.locks
         self.ledger = Ledger(self.database, self.namespace, ttl, gate)
         self.outcomes = Outcomes(self.database, self.ledger)
+        self.lessons = Lessons(self.database, self.ledger)
         self.lexical = LexicalIndex(self.database, self.ledger)
         self.failures = Failures(self.database, self.ledger)
         self.embeddings = EmbeddingTable(self.database, self.ledger, self.failures)

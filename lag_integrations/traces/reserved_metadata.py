@@ -27,6 +27,12 @@ QUARANTINED = "lag_quarantine"
 """Key of the reason why a screen had a log never recalled."""
 VERDICT = "verdict"
 """Key of a person's verdict on a log: the outcome, and of which run."""
+LESSON = {"lag_lesson": True}
+"""Marks a lesson: a log that was distilled from those of several runs."""
+LESSON_OF = "lag_lesson_of"
+"""Key of the ids of the logs that a lesson was made of, or was tried to be made of."""
+LESSON_REFUSED = "lag_lesson_refused"
+"""Key of the reason why no lesson came of such logs; it keeps them from being tried again."""
 
 _PREFIX = "lag_"
 _ALLOWED = {SCOPE, *UNJUDGED}
@@ -40,6 +46,12 @@ def is_marked(metadata: Mapping[str, Any], mark: Mapping[str, bool]) -> bool:
     return all(metadata.get(key) is value for key, value in mark.items())
 
 
+def lesson_sources(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the logs that a lesson was made of; an empty list for what is none."""
+    found = metadata.get(LESSON_OF)
+    return [str(key) for key in found] if isinstance(found, list) else []
+
+
 def without(metadata: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     """Return metadata without some keys."""
     return {key: value for key, value in metadata.items() if key not in keys}
@@ -51,7 +63,7 @@ def refuse_reserved(metadata: Mapping[str, Any]) -> None:
     Raises:
         TraceError: There are such keys.
     """
-    found = [key for key in metadata if _is_reserved(key) and key not in _ALLOWED]
+    found = [key for key in metadata if is_reserved(key) and key not in _ALLOWED]
     if found:
         raise TraceError(
             f"A trace has the metadata {', '.join(found)[:200]}, which only a memory itself sets "
@@ -63,11 +75,10 @@ def refuse_reserved(metadata: Mapping[str, Any]) -> None:
 def restricting(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata without reserved keys, except those that only restrict recall."""
     return {
-        key: value
-        for key, value in metadata.items()
-        if not _is_reserved(key) or key in _RESTRICTING
+        key: value for key, value in metadata.items() if not is_reserved(key) or key in _RESTRICTING
     }
 
 
-def _is_reserved(key: str) -> bool:
+def is_reserved(key: str) -> bool:
+    """Return whether only this package sets a key."""
     return key == VERDICT or key.startswith(_PREFIX)

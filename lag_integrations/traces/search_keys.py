@@ -10,6 +10,7 @@ from typing import Literal
 
 from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.reserved_metadata import LESSON, is_marked
 from lag_integrations.traces.trace import Trace
 
 MAX_KEYS = 16
@@ -38,8 +39,9 @@ class SearchKey:
 def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
     """Return the keys of a trace: the task, the task with its response, then the steps.
 
-    In one embedding, a long response would drown the task. Equal texts are one key. There is always
-    at least one key.
+    Instead of steps, a lesson has the tasks of the runs that it was made of: it is found wherever
+    one of these is. In one embedding, a long response would drown the task. Equal texts are one
+    key. There is always at least one key.
     """
     keys: dict[str, SearchKey] = {}
     for key in _all_keys(trace):
@@ -66,7 +68,12 @@ def task_identity(trace: Trace) -> str:
 
 
 def _task(trace: Trace) -> str:
-    """Return the task after the previous user message: a follow-up alone says too little."""
+    """Return the task after the previous user message: a follow-up alone says too little.
+
+    What stands before a lesson are other runs, and nothing that it follows.
+    """
+    if is_marked(trace.metadata, LESSON):
+        return trace.task
     said = [message.text for message in trace.earlier if message.role == "user"]
     return follow_up(trace.task, said[-1]) if said else trace.task
 
@@ -74,6 +81,8 @@ def _task(trace: Trace) -> str:
 def _all_keys(trace: Trace) -> Iterator[SearchKey]:
     yield _key("task", _task(trace))
     yield _key("response", response_text(trace))
+    if is_marked(trace.metadata, LESSON):
+        yield from (_key("task", one.text) for one in trace.earlier if one.role == "user")
     for message in trace.messages:
         is_response = message.text == trace.last_response and not message.tool_calls
         if message.role == "assistant" and not is_response:

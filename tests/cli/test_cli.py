@@ -38,7 +38,7 @@ FERRY = qa("what does the ferry carry", "bees")
 FAILED = qa("who paints the tower", "nobody", outcome="failure")
 COMMANDS = ["stats", "ls", "show", "search", "add", "feedback", "delete", "export", "import"]
 COMMANDS += ["backup", "restore"]
-COMMANDS += ["verify", "repair", "reindex", "reencode", "prune", "purge", "migrate"]
+COMMANDS += ["verify", "repair", "reindex", "reencode", "learn", "prune", "purge", "migrate"]
 
 Kvlog = Callable[..., Result]
 
@@ -146,6 +146,7 @@ def test_every_command_has_help(kvlog, command):
         ["repair"],
         ["reindex"],
         ["reencode", "--model", "x"],
+        ["learn", "--model", "x"],
         ["prune", "--max-logs", "1"],
         ["purge", "--yes"],
         ["backup", "copy"],
@@ -668,6 +669,22 @@ def test_reencode(kvlog, filled, model_folder):
     assert len(list((filled / "segments").rglob("*.safetensors"))) == 2
     assert "codec" in kvlog("reencode", filled, "--model", "x", "--codec", "mp3", code=1).stderr
     assert "cannot be loaded" in kvlog("reencode", filled, "--model", "no/such", code=1).stderr
+
+
+def test_learn(kvlog, filled, model_folder, tmp_path):
+    again = qa(f"{VAULT.task} again", "the code is now 7742")
+    (tmp_path / "again.jsonl").write_text(again.to_json())
+    kvlog("add", filled, tmp_path / "again.jsonl")
+    made = as_json(kvlog("learn", filled, "--model", model_folder, "--json"))
+    assert (len(made["lessons"]) + made["refused"], made["left"]) == (1, 0)
+    (lesson,) = as_json(kvlog("ls", filled, "--where", '{"lag_lesson": true}', "--json"))
+    assert lesson["kind"] == "lesson"
+    assert len(lesson["metadata"]["lag_lesson_of"]) >= 2  # this embedder knows few words
+    assert len(re.findall(r"  lesson  ", kvlog("ls", filled).stdout)) == 1
+    assert re.search("kind +lesson\n", kvlog("show", filled, lesson["id"]).stdout)
+    assert "Made 0 lessons" in kvlog("learn", filled, "--model", model_folder).stdout
+    kvlog("delete", filled, lesson["metadata"]["lag_lesson_of"][0])
+    assert lesson["id"] not in ids(kvlog, filled).values()
 
 
 def test_prune(kvlog, filled, model_folder):

@@ -94,6 +94,42 @@ def test_it_goes_on_where_it_was_killed(evaluate, puppet, tmp_path):
     assert puppet.prompts == []
 
 
+LIMA, QUITO = (
+    question(city, f"What is the code of the vault in {city}?", code)
+    for city, code in (("Lima", "7741"), ("Quito", "3310"))
+)
+
+
+def learns(prompt: str) -> str:
+    return "When: a vault. Do: 7741 in Lima." if "short lesson" in prompt else "7741</ans>"
+
+
+def test_lessons_are_made_once_and_given_in_place_of_logs(evaluate, puppet):
+    vaults = Dataset("vaults", (LIMA, QUITO), ())
+    puppet.says(learns)
+    kv = evaluate(["lessons_kv"], dataset=vaults)["lessons_kv", "Lima"]
+    assert [("short lesson" in prompt) for prompt in puppet.prompts] == [True, False, False]
+    assert puppet.injected == [0, 1, 1]
+    assert kv.logs[0] not in ("Lima", "Quito")
+    puppet.says(learns)
+    text = evaluate(["lessons_text", "kv"], dataset=vaults)
+    assert text["lessons_text", "Lima"].logs == kv.logs
+    assert "7741 in Lima." in puppet.prompts[0]
+    assert len(puppet.prompts) == 4  # nothing is distilled again
+    assert text["kv", "Lima"].logs == ("Lima",)
+
+
+def test_lessons_grow_with_the_questions(evaluate, puppet):
+    third = question("third", "What is the code of the vault in Bogota?", "7741")
+    puppet.says(learns)
+    records = evaluate(["lessons_text"], dataset=Dataset("v", (LIMA, QUITO), (third,)), online=True)
+    assert [len(records["lessons_text", key].logs) for key in ("Lima", "Quito", "third")] == [
+        0,
+        0,
+        1,
+    ]
+
+
 def test_shards_do_it_all_and_nothing_twice(evaluate, puppet):
     puppet.says(knows)
     evaluate(["kv_last"], shard=(1, 2))

@@ -6,13 +6,13 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from lag_integrations.errors import EncodingError, LAGError, StoreError
 from lag_integrations.kv.segment import SegmentKey
@@ -41,6 +41,12 @@ from lag_integrations.store.ledger_import import import_logs
 from lag_integrations.store.log_id import log_id, validate_namespace
 from lag_integrations.store.log_info import COUNTERS, ExportedLog
 from lag_integrations.store.store import LogStore
+from lag_integrations.traces.reserved_metadata import (
+    LESSON,
+    LESSON_OF,
+    is_marked,
+    lesson_sources,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -166,14 +172,18 @@ class _Reader:
         total = len(logs) + len(segments or ())
         done = new = 0
         ids: dict[str, str] = {}
+        lessons: list[LogLine] = []  # after all that they were made of
         for page in self._pages(logs, LogLine):
-            found = [self._believed(log) for log in page]
+            runs = [log for log in page if not is_marked(log.trace.metadata, LESSON)]
+            lessons += [log for log in page if is_marked(log.trace.metadata, LESSON)]
+            found = [self._believed(log) for log in runs]
             new += import_logs(store.database, store.ledger, found, trusted=self._trusted)
-            if segments is not None:
-                for log in page:
+            if segments is not None or self._trusted:
+                for log in runs:
                     ids[log_id(manifest.namespace, log.trace)] = log_id(store.namespace, log.trace)
             done += len(page)
             progress(done, total)
+        new += self._add_lessons(store, lessons, ids)
         stored = skipped = number = 0
         for lines in self._pages(segments, SegmentLine) if segments is not None else ():
             for line in lines:
@@ -183,6 +193,27 @@ class _Reader:
                 number += 1
                 progress(done + number, total)
         return ArchiveResult(done, new, stored, skipped, self._trusted)
+
+    def _add_lessons(self, store: LogStore, lessons: Sequence[LogLine], ids: dict[str, str]) -> int:
+        """Add lessons whose sources are all here, and their ids; return how many are new.
+
+        Those of an archive that nobody vouches for are left out: they can be made again.
+
+        Args:
+            store: The store.
+            lessons: The lessons.
+            ids: Ids of logs in this store, by those that they had in the other.
+        """
+        found = []
+        for lesson in lessons if self._trusted else ():
+            sources: list[JsonValue] = [
+                ids.get(key, key) for key in lesson_sources(lesson.trace.metadata)
+            ]
+            metadata = {**lesson.trace.metadata, LESSON_OF: sources}
+            trace = lesson.trace.model_copy(update={"metadata": metadata})
+            ids[log_id(self._manifest.namespace, lesson.trace)] = log_id(store.namespace, trace)
+            found.append(self._believed(lesson.model_copy(update={"trace": trace})))
+        return import_logs(store.database, store.ledger, found, trusted=True)
 
     def _lines(self, name: str, limit: int, number: int) -> Lines:
         manifest = self._manifest

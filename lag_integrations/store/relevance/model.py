@@ -46,11 +46,19 @@ class Relevance:
         logit = self.bias + self.similarity * similarity + self.words * shared / (shared + 1.0)
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, logit))))
 
+    def similarity_for(self, relevance: float) -> float:
+        """Return the least similarity of a log without shared words that is that relevant."""
+        return self._similarity(relevance, 0.0)
+
     def least_similarity(self, relevance: float) -> float:
         """Return the similarity below which no log can be that relevant, whatever its words."""
+        return self._similarity(relevance, self.words)
+
+    def _similarity(self, relevance: float, words: float) -> float:
+        """Return the least similarity that makes a log so relevant, given what words add."""
         if relevance <= 0.0 or self.similarity == 0.0:
             return -1.0
         if relevance >= 1.0:
             return 1.0
         logit = math.log(relevance / (1.0 - relevance))
-        return max(-1.0, min(1.0, (logit - self.bias - self.words) / self.similarity))
+        return max(-1.0, min(1.0, (logit - self.bias - words) / self.similarity))

@@ -1,0 +1,147 @@
+"""Making lessons: which groups of runs lack one, and one lesson of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lag_integrations.memory.embedding_indexer import EmbeddingIndexer
+from lag_integrations.memory.lessons.groups import Group, Run, grouped
+from lag_integrations.memory.lessons.lesson import lesson_trace
+from lag_integrations.memory.lessons.prompt import excerpts, prompt_of, read_reply
+from lag_integrations.memory.lessons.teacher import Teacher
+from lag_integrations.store.lesson_links import Basis
+from lag_integrations.store.recency import SAME_TASK
+from lag_integrations.store.store import LogStore
+from lag_integrations.traces.owner import NOBODY, Owner
+from lag_integrations.traces.reserved_metadata import PLACE
+from lag_integrations.traces.trace import Outcome, Trace
+
+MAX_TOKENS = 2_048
+"""Tokens of a prompt for a lesson, by default."""
+MAX_NEW_TOKENS = 160
+"""Tokens of a lesson."""
+_MOST_RUNS = 2_000
+"""Runs without a lesson that are looked at: the last captured."""
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """What `learn` did.
+
+    Attributes:
+        lessons: Ids of the lessons that it made.
+        refused: Number of groups of runs of which the model made none that can be used.
+        left: Number of groups that still lack a lesson, since `max_lessons` was reached.
+    """
+
+    lessons: tuple[str, ...] = ()
+    refused: int = 0
+    left: int = 0
+
+
+class Learner:
+    """Makes the lessons of one namespace, one at a time.
+
+    Args:
+        store: The store.
+        embeddings: Knows what similarities mean.
+        outcomes: The outcomes of logs that are recalled.
+        shared: Whether runs of several users may come together.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        embeddings: EmbeddingIndexer,
+        outcomes: Sequence[Outcome],
+        *,
+        shared: bool,
+    ) -> None:
+        self._store = store
+        self._embeddings = embeddings
+        self._outcomes = outcomes
+        self._shared = shared
+
+    def due(self) -> list[Group]:
+        """Return the groups that a lesson is to be made of; delete lessons that have become void.
+
+        Raises:
+            StoreError: The store fails, or can only be read.
+        """
+        self._store.database.require_writable()
+        lessons = self._store.lessons.all()
+        known = [key for lesson in lessons for key in lesson.sources]
+        ids = self._store.lessons.candidates(self._outcomes, known, _MOST_RUNS)
+        if not ids:
+            return []
+        least = self._embeddings.relevance.similarity_for(SAME_TASK)
+        groups = grouped(self._runs(ids), lessons, least)
+        void = [group.lesson.id for group in groups if group.lesson and group.is_void]
+        if void:
+            self._store.delete(void)
+        return [group for group in groups if group.is_due]
+
+    def make(
+        self, group: Group, teacher: Teacher, max_tokens: int, max_new_tokens: int
+    ) -> tuple[str, bool] | None:
+        """Have a lesson made of a group, and record it.
+
+        Args:
+            group: The runs.
+            teacher: The model.
+            max_tokens: Most tokens of the prompt.
+            max_new_tokens: Most tokens of the lesson.
+
+        Returns:
+            The id of its log, and whether there is a lesson in it; None if the runs were changed
+            meanwhile.
+
+        Raises:
+            StoreError: The store fails.
+            TraceError: The memory's ``screen=`` or ``redact=`` refuses it.
+        """
+        ids = [run.id for run in group.sources]
+        bases, found = self._store.lessons.bases(ids), self._store.ledger.get(ids)
+        if set(ids) != set(found) or set(ids) != set(bases):
+            return None
+        sources = {key: found[key] for key in ids}
+        most = max_tokens if teacher.window is None else min(max_tokens, teacher.window)
+        shown = excerpts(list(sources.values()), most, teacher.count)
+        prompt = prompt_of(shown)
+        reply = read_reply(teacher.ask(prompt), prompt, max_new_tokens)
+        owner = self._readers(sources[ids[0]], bases[ids[0]])
+        trace = lesson_trace(sources, shown, reply, owner)
+        key = self._store.lessons.add(
+            trace, bases, instead_of=group.lesson.id if group.lesson else None
+        )
+        return None if key is None else (key, bool(reply.lesson))
+
+    def _runs(self, ids: Sequence[str]) -> list[Run]:
+        traces, bases = self._store.ledger.get(ids), self._store.lessons.bases(ids)
+        times, tasks = self._store.ledger.captured_at(ids), self._store.embeddings.tasks(ids)
+        return [
+            Run(
+                key,
+                tasks[key],
+                (self._readers(trace, bases[key]), bases[key].is_restricted),
+                times[key],
+                bases[key].failed,
+            )
+            for key, trace in traces.items()
+            if key in bases and key in times and key in tasks and _is_run(trace)
+        ]
+
+    def _readers(self, trace: Trace, basis: Basis) -> Owner:
+        """Return whose a run is, as far as lessons keep that apart."""
+        if self._shared:
+            return NOBODY
+        owner = Owner.of(trace.metadata)
+        if owner.user is not None or not basis.is_restricted:
+            return Owner(owner.user)
+        return owner
+
+
+def _is_run(trace: Trace) -> bool:
+    """Return whether a trace is a run that can teach: no item of a store."""
+    return PLACE not in trace.metadata and bool(trace.task.strip())
