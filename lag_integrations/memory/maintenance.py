@@ -43,6 +43,8 @@ class MaintenanceMixin(MemoryBase):
     ) -> DeletionReceipt:
         """Delete logs: traces, segments, index entries, work, and what is in memory.
 
+        Lessons go with the first of the logs that they were made of.
+
         When this returns, nobody recalls them any more, and the ledger has nothing of them. Their
         files and index entries are removed by the worker, several logs' at once; by the next who
         opens the store, if this one is closed before.
@@ -54,7 +56,7 @@ class MaintenanceMixin(MemoryBase):
             wait: Return when files and index entries are gone, too, as `flush` does.
 
         Returns:
-            Which of them there were, and what may remain of them for how long.
+            Which of them there were, with their lessons, and what may remain of them for how long.
 
         Raises:
             StoreError: Neither or both are given, or the filter is malformed; nothing is deleted.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lag_integrations.errors import TraceRefusedError
 from lag_integrations.traces.provenance import UNTRUSTED_TOOLS
-from lag_integrations.traces.reserved_metadata import QUARANTINED
+from lag_integrations.traces.reserved_metadata import QUARANTINED, lesson_sources
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,13 @@ class Gate:
         Raises:
             TraceRefusedError: The trace is refused or dropped.
         """
+        made_of = lesson_sources(trace.metadata)
         trace = self._redact(trace)
+        if lesson_sources(trace.metadata) != made_of:
+            raise TraceRefusedError(
+                "redact= changed of which logs a lesson was made, so that it would outlive them; "
+                "it is not stored. Keep the metadata lag_lesson_of."
+            )
         verdict = None if self.screen is None else self._screen(trace, self.screen)
         if isinstance(verdict, Refuse):
             logger.info("screen= refused run %s; it is not stored.", trace.id)

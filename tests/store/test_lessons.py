@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lag_integrations import Trace
-from lag_integrations.errors import StoreError, TraceError
+from lag_integrations import Refuse, Trace
+from lag_integrations.errors import StoreError, TraceError, TraceRefusedError
 from lag_integrations.store.budget import Budget
 from lag_integrations.traces.reserved_metadata import LESSON
 from tests.conftest import qa
@@ -111,6 +111,51 @@ def test_a_source_that_is_deleted_while_the_model_writes_is_in_no_lesson(open_st
         assert memory.store.lessons.all() == []
 
 
+def test_a_lesson_is_made_of_the_newest_and_of_failures_half_at_most(open_store):
+    with open_store() as memory:
+        failed = memory.add_many([vault(number, outcome="failure") for number in range(1, 7)])
+        others = memory.add_many([vault(number) for number in range(7, 14)])
+        memory.learn(teacher)
+        (lesson,) = lessons(memory)
+        assert lesson.trace.metadata["lag_lesson_of"] == failed[-4:] + others[-4:]
+        memory.add_many([vault(number) for number in range(20, 23)])
+        assert memory.learn(teacher).lessons == ()
+        newest = memory.add(vault(23))  # half as many as it was made of
+        memory.learn(teacher)
+        (lesson,) = lessons(memory)
+        assert lesson.trace.metadata["lag_lesson_of"][-1] == newest
+
+
+def test_a_screen_looks_at_lessons_too(open_store):
+    asked = []
+
+    def screen(trace):
+        return Refuse("no codes") if "such as" in trace.last_response else None
+
+    def asks(prompt: str) -> str:
+        asked.append(prompt)
+        return teacher(prompt)
+
+    with open_store(screen=screen) as memory:
+        memory.add_many([vault(1), vault(2)])
+        assert memory.learn(asks).refused == 1
+        assert memory.learn(asks).refused == 0
+        assert len(asked) == 1
+
+
+def test_a_lesson_that_forgets_what_it_was_made_of_is_not_stored(open_store):
+    with open_store() as memory:
+        memory.add_many([vault(1), vault(2)])
+
+    def forgets(trace: Trace) -> Trace:
+        return trace.model_copy(update={"metadata": {}})
+
+    with open_store(redact=forgets) as memory:
+        with pytest.raises(TraceRefusedError, match="lag_lesson_of"):
+            memory.learn(teacher)
+        assert memory.store.ledger.count() == 2
+
+
 def test_two_who_learn_at_once_make_one_lesson(open_store):
     with open_store() as memory, open_store() as other:
         memory.add_many([vault(1), vault(2)])
@@ -151,16 +196,14 @@ def test_an_archive_keeps_lessons_and_what_they_were_made_of(open_store, tmp_pat
 
 
 def test_an_archive_of_anybody_brings_no_lessons(open_store, tmp_path):
-    with open_store() as memory, open_store(namespace="other") as other:
+    with open_store() as memory:
         memory.add_many([vault(1), vault(2)])
         memory.learn(teacher)
         memory.export_to(tmp_path / "a.lag", key=b"k" * 32)
-        other.import_from(tmp_path / "a.lag")
-        assert lessons(other) == []
-        assert {log.trace.task for log in other.get(list(other.store.ledger.ids()))} == {
-            vault(1).task,
-            vault(2).task,
-        }
+        memory.purge()
+        memory.import_from(tmp_path / "a.lag")
+        found = memory.get(list(memory.store.ledger.ids()))
+        assert {log.trace.task for log in found} == {vault(1).task, vault(2).task}
 
 
 def test_a_lesson_of_logs_that_are_not_imported_is_left_out(open_store, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from lag_integrations.errors import LAGError
+from lag_integrations.errors import StoreError
 from lag_integrations.memory.lessons.groups import Group
 from lag_integrations.memory.lessons.learner import MAX_NEW_TOKENS, MAX_TOKENS, Learner
 from lag_integrations.memory.lessons.teacher import Teacher
@@ -47,7 +47,7 @@ class BackgroundLearning:
         group = self._due.pop(0)
         try:
             self._learner.make(group, teacher, MAX_TOKENS, MAX_NEW_TOKENS)
-        except LAGError:
+        except StoreError:
             raise
         except Exception as error:
             if not teacher.cancelled():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from lag_integrations.errors import TraceRefusedError
 from lag_integrations.memory.embedding_indexer import EmbeddingIndexer
 from lag_integrations.memory.lessons.groups import Group, Run, grouped
 from lag_integrations.memory.lessons.lesson import lesson_trace
-from lag_integrations.memory.lessons.prompt import excerpts, prompt_of, read_reply
+from lag_integrations.memory.lessons.prompt import Reply, excerpts, prompt_of, read_reply
 from lag_integrations.memory.lessons.teacher import Teacher
 from lag_integrations.store.lesson_links import Basis
 from lag_integrations.store.recency import SAME_TASK
@@ -99,7 +101,7 @@ class Learner:
 
         Raises:
             StoreError: The store fails.
-            TraceError: The memory's ``screen=`` or ``redact=`` refuses it.
+            TraceRefusedError: The memory's ``screen=`` or ``redact=`` lets nothing be recorded.
         """
         ids = [run.id for run in group.sources]
         bases, found = self._store.lessons.bases(ids), self._store.ledger.get(ids)
@@ -111,10 +113,16 @@ class Learner:
         prompt = prompt_of(shown)
         reply = read_reply(teacher.ask(prompt), prompt, max_new_tokens)
         owner = self._readers(sources[ids[0]], bases[ids[0]])
-        trace = lesson_trace(sources, shown, reply, owner)
-        key = self._store.lessons.add(
-            trace, bases, instead_of=group.lesson.id if group.lesson else None
+        add = partial(
+            self._store.lessons.add,
+            bases=bases,
+            instead_of=group.lesson.id if group.lesson else None,
         )
+        try:
+            key = add(lesson_trace(sources, shown, reply, owner))
+        except TraceRefusedError:
+            reply = Reply(refused="screen= or redact= refused it")
+            key = add(lesson_trace(sources, shown, reply, owner))
         return None if key is None else (key, bool(reply.lesson))
 
     def _runs(self, ids: Sequence[str]) -> list[Run]:

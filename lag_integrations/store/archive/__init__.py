@@ -21,6 +21,7 @@ store's own. Anybody may have written one that is not trusted, and a segment can
 does not say. Of such an archive
 
 - segments are left out; they are made again from the traces;
+- lessons are left out, which might say what no run did; `learn` makes them again;
 - ``times_seen`` is 1, the other counters are 0: they keep logs from eviction;
 - ``helped_by`` is left out, since verdicts count for the logs that it names; and so is reserved
   metadata: a ``verdict`` outlives judges, and ``lag_place`` would make a log an item of a LangGraph
@@ -29,7 +30,8 @@ does not say. Of such an archive
   ``lag_quarantine``, ``lag_scope``;
 - a line of more than some hundred thousand JSON values is refused.
 
-Of any archive, a time that lies in the future is now.
+Of any archive, a time that lies in the future is now, and a lesson is left out unless all that it
+was made of is in the store.
 
 **Limits.** Everything is read as a stream, and hashed before it is used: a line of ``logs.jsonl``
 can be as long as the ledger's longest trace, a segment as long as its line says, at most 4 GiB.
