@@ -40,6 +40,7 @@ class StoredLog:
         folder: The same, as a folder.
         key: What it is the segment of.
         sha256: Of the file.
+        nbytes: Its size.
         segment: The segment as it was encoded: on the model's device.
     """
 
@@ -49,6 +50,7 @@ class StoredLog:
     folder: Path
     key: SegmentKey
     sha256: str
+    nbytes: int
     segment: Segment
 
     @classmethod
@@ -60,7 +62,7 @@ class StoredLog:
         data = dump_segment(segment, key)
         files = SegmentFiles(str(folder))
         files.put(_FILE, data)
-        return cls(engine, log, files, folder, key, sha256_hex(data), segment)
+        return cls(engine, log, files, folder, key, sha256_hex(data), len(data), segment)
 
     def evict(self) -> None:
         """Have the system forget the file's content, where it can be told to."""
@@ -74,7 +76,7 @@ class StoredLog:
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """Return the steps of `load`, each on its own, on what is in memory already."""
-        data = self.files.get(_FILE)
+        data = self.files.get(_FILE, self.nbytes)
         loaded = load_segment(data, self.key, self.sha256)
         return {
             "SHA-256": lambda: sha256_hex(data),
@@ -85,11 +87,11 @@ class StoredLog:
     def read(self) -> object:
         """Read the file from the disk, and nothing else."""
         self.evict()
-        return self.files.get(_FILE)
+        return self.files.get(_FILE, self.nbytes)
 
     def load(self) -> Segment:
         """Return the segment as a memory holds it: read, checked, and staged."""
-        segment = load_segment(self.files.get(_FILE), self.key, self.sha256)
+        segment = load_segment(self.files.get(_FILE, self.nbytes), self.key, self.sha256)
         self._check(segment)
         return self.engine.encoder.stage(segment)
 
