@@ -208,8 +208,8 @@ def test_an_imported_segment_is_compared_before_it_is_held(memory, tiny, tmp_pat
     put_in_place(memory, tiny.encode(FORGED, tiny.selection))
     memory.export_to(tmp_path / "a.lag", segments=True, key=key)
     with KVLogMemory(tmp_path / "target", embedder=hash_embedder, min_score=-1.0) as target:
-        target.attach(tiny)
         assert target.import_from(tmp_path / "a.lag", key=key).segments == 1
+        target.attach(tiny)  # not before: its worker might make the segment first
         target.flush()
         assert same(loaded(target), tiny.encode(TRACE))
         assert "is put aside" in caplog.text
