@@ -35,9 +35,10 @@ LESSON_REFUSED = "lag_lesson_refused"
 """Key of the reason why no lesson came of such logs; it keeps them from being tried again."""
 
 _PREFIX = "lag_"
-_ALLOWED = {SCOPE, *UNJUDGED}
-"""Reserved keys that a user's trace may have, since they only restrict its recall."""
-_RESTRICTING = {*_ALLOWED, *IMPORTED, *NOT_RECALLED, *OUTDATED, QUARANTINED}
+_ALLOWED = {SCOPE, *UNJUDGED, *JUDGED}
+"""Reserved keys that a user's trace may have: they restrict its recall, or say what adding it with
+its outcome says anyway."""
+_RESTRICTING = {SCOPE, *UNJUDGED, *IMPORTED, *NOT_RECALLED, *OUTDATED, QUARANTINED}
 """Reserved keys that only restrict the recall of a log."""
 
 

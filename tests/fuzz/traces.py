@@ -11,7 +11,7 @@ from pathlib import Path
 from lag_integrations import Trace
 from lag_integrations.errors import TraceError
 from lag_integrations.store.store import LogStore
-from lag_integrations.traces.reserved_metadata import NOT_RECALLED
+from lag_integrations.traces.reserved_metadata import JUDGED, NOT_RECALLED
 from lag_integrations.traces.trace_file import TraceFile
 from tests.conftest import qa
 
@@ -108,6 +108,8 @@ def opened() -> Iterator[Callable[[bytes], None]]:
                 if not trace.has_response:
                     metadata = {**trace.metadata, **NOT_RECALLED}
                     trace = trace.model_copy(update={"metadata": metadata})
+                if trace.helped_by and trace.outcome in ("success", "failure"):
+                    trace = trace.model_copy(update={"metadata": {**trace.metadata, **JUDGED}})
                 assert found[key].content_hash == trace.content_hash
                 if ids.count(key) == 1:
                     assert found[key].to_json() == trace.to_json()

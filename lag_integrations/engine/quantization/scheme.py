@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lag_integrations.errors import UnsupportedModelError
+
+if TYPE_CHECKING:  # the command line knows the schemes before torch is loaded
+    import torch
 
 Quantization = Literal["int8", "int4", "auto"]
 """``int8``: 8 bits a weight. ``int4``: 4, but for output layer and embedding, which keep 8.
