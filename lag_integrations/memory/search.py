@@ -40,7 +40,7 @@ class _Fitting:
 
     Attributes:
         found: All that was looked at, best first.
-        near: What is near enough, as far as it exists, in the reranker's order.
+        near: What is near enough.
         kept: What of that is not left out, in the order in which it is given.
     """
 
@@ -135,14 +135,14 @@ class Searcher:
             if runs and logs < wanted * _FETCH:
                 logs = wanted * _FETCH  # what is less relevant may have been of more use
                 continue
-            near = most_useful(near, runs)
-            ordered, kept = self._reranked(query, near, self._with_traces(near))
+            useful = most_useful(near, runs)
+            ordered, kept = self._reranked(query, useful, self._with_traces(useful))
             if newest_only:
                 kept = self._newest(ordered, kept)
             if skip is not None:
                 kept = [log for log in kept if not skip(log.trace)]
             if len(kept) >= wanted or len(kept) == len(near) or len(near) < logs:
-                return _Fitting(found, ordered, kept)
+                return _Fitting(found, near, kept)
             logs *= 2  # others take the places of those that are left out
 
     def explain(

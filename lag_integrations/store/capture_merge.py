@@ -39,8 +39,8 @@ def merge_import(known: Trace, imported: Trace) -> Trace | None:
     """Return a stored trace with the outcome of an imported one; None if it says no more."""
     if VERDICT in known.metadata or _certainty(imported) <= _certainty(known):
         return None
-    taken = {k: v for k, v in imported.metadata.items() if k in (VERDICT, *UNJUDGED)}
-    metadata = {**without(known.metadata, *UNJUDGED), **taken}
+    taken = {k: v for k, v in imported.metadata.items() if k in (VERDICT, *UNJUDGED, *JUDGED)}
+    metadata = {**without(known.metadata, *UNJUDGED, *JUDGED), **taken}
     return known.model_copy(update={"outcome": imported.outcome, "metadata": metadata})
 
 

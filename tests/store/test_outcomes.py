@@ -106,6 +106,21 @@ def test_logs_whose_runs_succeed_come_first(open_store):
         assert memory.store.ledger.run_outcomes([last]) == {last: (2, 0)}
 
 
+def test_useless_logs_take_no_places(open_store):
+    with open_store() as memory:
+        logs = memory.add_many(numbered(place) for place in range(1, 9))
+        memory.flush()
+        *others, last = ids(memory.recall("vault", k=8))
+        for log in others:
+            given(memory, log, "failure", 8)
+        assert ids(memory.recall("vault", k=1)) == [last]
+        given(memory, last, "failure", 8)
+        # They are near enough, so that none of them has been missed.
+        found = memory.search("vault", k=1, outcomes=["success", "unknown"])
+        assert (found.logs, found.nearest_miss) == ([], None)
+        assert set(logs) == {*others, last}
+
+
 def test_only_what_somebody_judged_tells_of_the_logs_behind_it(open_store):
     with open_store() as memory:
         log = memory.add(numbered(1))

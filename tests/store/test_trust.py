@@ -447,6 +447,19 @@ def test_what_only_a_memory_sets_is_refused(open_here, name):
     assert memory.store.ledger.count() == 0
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_what_was_judged_elsewhere_tells_of_logs_if_it_is_trusted(open_here, tmp_path, trusted):
+    here, there = open_here("here"), open_here("there")
+    log = here.add(qa("Who ?", "Me ."))
+    trace = qa("Who is it ?", "Me .", helped_by=(log,))
+    runs = [memory.add_own([trace], judged=False) for memory in (here, there)]
+    here.judge(runs[0][0], "failure")
+    key = bytes(range(32))
+    here.export_to(tmp_path / "a.lag", key=key)
+    there.import_from(tmp_path / "a.lag", key=key if trusted else None)
+    assert there.store.ledger.run_outcomes([log]) == ({log: (0, 1)} if trusted else {})
+
+
 def test_booleans_are_no_numbers(open_here):
     memory = open_here()
     values = [True, 1, "true", False, 0, 1.0]
