@@ -548,11 +548,11 @@ def test_new_questions_on_formulas_have_logs_that_show_the_calculation(tmp_path)
     dataset = load("formula_unseen", tmp_path)
     assert dataset.digest == load("formula_unseen", tmp_path).digest
     told = {one.id: one.log.last_response for one in dataset.seen}
-    numbers = "With the numbers of the question"
+    numbers, percent = "With the numbers of the question", " \u00d7 100"
     assert told == {
         "train_1": f"Use Ratio = A / B. {numbers}: $1,000 / 500 = <ans>2</ans>",
         "train_2": f"Use Ratio = A / B. {numbers}: 12 / 5 = <ans>2.4</ans>",
-        "train_3": f"Use Share = (A / B) × 100. {numbers}: (3 / 40) × 100 = <ans>7.5</ans>",  # noqa: RUF001
+        "train_3": f"Use Share = (A / B){percent}. {numbers}: (3 / 40){percent} = <ans>7.5</ans>",
         "train_4": f"Use Growth = A / (B + 1). {numbers} the answer is <ans>7.5</ans>",
         "train_5": f"Use Ratio = A / B. {numbers}: 20 / 8 = <ans>2.5</ans>",
     }
