@@ -55,20 +55,22 @@ class Index:
             for start in range(0, len(ids), _BATCH):
                 part = slice(start, start + _BATCH)
                 collection.upsert(ids=ids[part], embeddings=list(vectors[part]))
-            self._wait_until_written(collection, vectors[-1])
+            if not self._wait_until_written(collection, vectors[-1]):
+                raise StoreError("The Chroma index does not hold what was just written to it.")
             return str(collection.id)
 
     def remove(self, log_ids: Sequence[str]) -> None:
         """Remove all entries of some logs; logs without entries are fine."""
         with self._collection(write=True) as collection:
+            some_vector = collection.get(limit=1, include=["embeddings"])["embeddings"]
+            if some_vector is None or not len(some_vector):
+                return
             for start in range(0, len(log_ids), _REMOVED_LOGS):
                 some = log_ids[start : start + _REMOVED_LOGS]
                 names = [_name((log_id, key)) for log_id in some for key in range(MAX_KEYS)]
                 if held := collection.get(ids=names, include=[])["ids"]:
                     collection.delete(ids=held)
-            first = collection.get(limit=1, include=["embeddings"])["embeddings"]
-            if first is not None and len(first):
-                self._wait_until_written(collection, first[0])
+            self._wait_until_written(collection, some_vector[0])
 
     def search(self, vector: Vectors, n: int) -> tuple[str, list[tuple[Entry, float]]]:
         """Return the `identity` and the n nearest entries with their cosine similarities.
@@ -130,11 +132,14 @@ class Index:
         """Release the database."""
         self._access.close()
 
-    def _wait_until_written(self, collection: Collection, vector: Vectors) -> None:
-        """Ask for an entry, which waits for Chroma to write: its calls return earlier."""
+    def _wait_until_written(self, collection: Collection, vector: Vectors) -> bool:
+        """Ask for an entry, which waits for Chroma to write: its calls return earlier.
+
+        Returns:
+            Whether there is one.
+        """
         found = collection.query(query_embeddings=[vector], n_results=1, include=["distances"])
-        if not found["ids"][0]:
-            raise StoreError("The Chroma index does not hold what was just written to it.")
+        return bool(found["ids"][0])
 
     @contextmanager
     def _collection(self, *, write: bool) -> Iterator[Collection]:

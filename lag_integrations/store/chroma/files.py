@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.chroma.spare_room import blank_spare_room
 
 STATE_FILE = "lag-state"
 """Holds a token of whoever wrote last."""
@@ -96,6 +97,18 @@ def vacuum(folder: Path) -> bool:
         if entry.is_dir() and not entry.is_symlink() and entry.name not in live:
             shutil.rmtree(entry, ignore_errors=True)
     return True
+
+
+def blank(folder: Path) -> None:
+    """Blank what the indexes hold of the memory of whoever wrote them.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    if folder.is_dir():
+        for entry in _entries(folder):
+            if entry.is_dir() and not entry.is_symlink():
+                blank_spare_room(entry)
 
 
 def _link_within(folder: Path) -> Path | None:

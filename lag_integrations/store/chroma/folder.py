@@ -15,6 +15,7 @@ from lag_integrations.errors import BusyError, StoreError
 from lag_integrations.store.chroma.access import client_settings
 from lag_integrations.store.chroma.files import (
     WRITING,
+    blank,
     has_database,
     read_state,
     refuse_foreign,
@@ -106,6 +107,7 @@ class ChromaFolder:
                 self._note(WRITING)
             yield client
             if write:
+                blank(self._folder)
                 self._note(uuid4().hex)
 
     def reset(self) -> None:
@@ -191,6 +193,7 @@ class ChromaFolder:
                 self._note(uuid4().hex)
             else:
                 self._state = state
+                blank(self._folder)  # an earlier version wrote it
             self._client = _open_client(self._folder)
         return self._client
 
