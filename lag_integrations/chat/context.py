@@ -51,8 +51,8 @@ class RetrievedContext:
 
     @property
     def texts(self) -> list[str]:
-        """The last responses that are read as text, in the order of the prompt."""
-        texts = [log.trace.last_response for log in self.as_text]
+        """The last responses, or steps, that are read as text, in the order of the prompt."""
+        texts = [log.text for log in self.as_text]
         return texts[::-1] if self.best_last else texts
 
     @property

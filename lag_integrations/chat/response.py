@@ -153,6 +153,7 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
             "log_ids": [log.id for log in logs],
             "scores": [log.score for log in logs],
             "relevance": [log.relevance for log in logs],
+            "steps": [log.step for log in logs],
             "nearest_miss": miss_report(context.nearest_miss),
             "form": "kv" if as_kv else "text" if as_text else None,
             "read_as_text": [log.id for log in as_text],

@@ -23,7 +23,7 @@ from lag_integrations.engine.template_messages import (
 )
 from lag_integrations.engine.tools import learn_tool_format, tool_result_text
 from lag_integrations.errors import PromptError
-from lag_integrations.traces.message import Message, Role
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_order import in_call_order
 
 _MARK = "LAGMARK{}X"
@@ -140,14 +140,15 @@ class ChatTemplate:
         rendered = RenderedPrompt(text, token_ids, starts, ())
         spans = tuple(
             Span(
-                role,
+                chat[index].origin,
                 rendered.tokens(start, end).start,
                 rendered.tokens(*content).start,
                 rendered.tokens(*content).stop,
                 rendered.tokens(start, end).stop,
                 content,
+                sum(turn.number for turn in chat[: index + 1]),
             )
-            for role, start, content, end in places
+            for index, start, content, end in places
         )
         return RenderedPrompt(text, token_ids, starts, spans)
 
@@ -236,10 +237,10 @@ class ChatTemplate:
         text: str,
         generate: bool,
         tools: Sequence[dict[str, Any]] | None,
-    ) -> list[tuple[Role, int, tuple[int, int], int]]:
-        """Return characters of each message: where it starts, its content, where it ends."""
+    ) -> list[tuple[int, int, tuple[int, int], int]]:
+        """Return index and characters of each message: its start, its content, its end."""
         contents = self._contents(chat, text, generate, tools)
-        places: list[tuple[Role, int, tuple[int, int], int]] = []
+        places: list[tuple[int, int, tuple[int, int], int]] = []
         starts = [
             self._turn_start(
                 chat[index]["role"],
@@ -256,7 +257,7 @@ class ChatTemplate:
             else:
                 tail = self._tail.get(role, "")
                 turn_end = end + len(tail) if text.startswith(tail, end) else end
-            places.append((chat[index].origin, starts[number], (begin, end), turn_end))
+            places.append((index, starts[number], (begin, end), turn_end))
         return places
 
     def _contents(
@@ -291,7 +292,13 @@ class ChatTemplate:
                 shown.append(index)
                 glue.append(before)
                 rest = after
-        last = max((i for i in placeholders if chat[i]["role"] == "assistant"), default=None)
+        # Some show no text beside calls (Llama 3.1), which are shown then.
+        said = (
+            index
+            for index in placeholders
+            if chat[index]["role"] == "assistant" and not chat[index].get("tool_calls")
+        )
+        last = max(said, default=None)
         if last is not None and last not in shown:
             raise PromptError("The chat template does not show the last response.")
         glue.append(rest)

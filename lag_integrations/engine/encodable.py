@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.token_selection import Selection
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Encodable:
         info: Facts to store with the segment.
         background: How many of the kept tokens stand before the last response, see `Segment`.
         cache_salt: Whose trace it is, see `generation.row.Request`.
+        cut: The tokens that were cut out of the rendered trace.
     """
 
     token_ids: list[int]
@@ -36,9 +38,18 @@ class Encodable:
     info: dict[str, str]
     background: int
     cache_salt: str = ""
+    cut: range = range(0)
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def places(self) -> dict[int, int]:
+        """Return where in the segment each kept token of the rendered trace stands.
+
+        A selection that encodes without context has no such places.
+        """
+        whole = (index + len(self.cut) * (index >= self.cut.start) for index in self.keep)
+        return {token: place for place, token in enumerate(whole)}
 
     @classmethod
     def of(cls, trace: Trace, selection: Selection, format: ChatTemplate, window: int) -> Encodable:
@@ -58,6 +69,7 @@ class Encodable:
             token_ids, keep = [token_ids[index] for index in keep], list(range(len(keep)))
         head = system if selection.in_context else 0
         cut = max(0, len(token_ids) - window)
+        gone = range(0)
         if cut:
             head = min(head, window // 2)
             token_ids = token_ids[:head] + token_ids[head + cut :]
@@ -76,18 +88,24 @@ class Encodable:
                 trace.id,
             )
         info = {"selection": selection.name, "cut_tokens": str(cut)}
-        return cls(token_ids, keep, head, info, background)
+        return cls(token_ids, keep, head, info, background, cut=gone)
+
+
+def rendered_messages(trace: Trace) -> list[Message]:
+    """Return what is rendered of a trace: its messages, behind its earlier turns."""
+    if not trace.earlier:
+        return list(trace.messages)
+    system = [message for message in trace.messages if message.role == "system"]
+    others = [message for message in trace.messages if message.role != "system"]
+    return [*system, *trace.earlier, *others]
 
 
 def _rendered(trace: Trace, format: ChatTemplate) -> tuple[RenderedPrompt, int]:
     """Render a trace behind its earlier turns, which count as no messages, and find their begin."""
+    rendered = format.render(rendered_messages(trace), generate=False)
     if not trace.earlier:
-        rendered = format.render(trace.messages, generate=False)
         return rendered, rendered.head
-    system = [message for message in trace.messages if message.role == "system"]
-    others = [message for message in trace.messages if message.role != "system"]
-    before = [*system, *trace.earlier]
-    rendered = format.render([*before, *others], generate=False)
+    before = [*(one for one in trace.messages if one.role == "system"), *trace.earlier]
     spans = format.render(before, generate=False).spans
     return rendered.after(len(spans)), rendered.head
 

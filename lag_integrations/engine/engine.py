@@ -33,6 +33,7 @@ from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.requests import RequestBuilder
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.engine.scheduler import Scheduler
+from lag_integrations.engine.step_tokens import step_tokens
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.errors import CalibrationError
 from lag_integrations.kv.fingerprint import fingerprint
@@ -261,6 +262,10 @@ class Engine:
             cache_salt: Whose trace it is; see `request`.
         """
         return self.encoder.encodable(trace, selection or self.selection, cache_salt)
+
+    def step_tokens(self, trace: Trace, step: int, encodable: Encodable) -> range | None:
+        """Return which of a trace's kept tokens are a step; see `step_tokens.step_tokens`."""
+        return step_tokens(trace, step, encodable, self.chat_template)
 
     def encode(self, trace: Trace, selection: Selection | None = None) -> Segment:
         """Encode a trace: one forward pass over all of it; the selected tokens' KV is kept.

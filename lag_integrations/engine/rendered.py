@@ -20,6 +20,7 @@ class Span:
         content_end: After the last token of its content.
         end: After its last token, the end-of-turn included.
         characters: Where its content stands in the rendered text.
+        messages: How many messages there are up to its end; some may have been merged into it.
     """
 
     role: Role
@@ -28,6 +29,7 @@ class Span:
     content_end: int
     end: int
     characters: tuple[int, int]
+    messages: int
 
 
 @dataclass(frozen=True)

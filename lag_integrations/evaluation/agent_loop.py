@@ -207,16 +207,17 @@ class Agent:
         if (given := self._given(run.question)) and not self._arm.uses_lessons:
             run.logs = given
         else:
-            recalled = {log.id for log in run.logs}
+            recalled = {log.reference for log in run.logs}
             logs = self._memory.recall(
                 query,
                 k=self._loop.k + len(recalled),
                 min_score=self._loop.min_score,
                 where=LESSON if self._arm.uses_lessons else None,
                 newest_only=True,
+                steps=self._arm.uses_steps,
                 count=False,
             )
-            run.logs += [log for log in logs if log.id not in recalled][: self._loop.k]
+            run.logs += [log for log in logs if log.reference not in recalled][: self._loop.k]
             run.logs.sort(key=lambda log: -(log.score or 0.0))
 
     def _given(self, question: Question) -> list[RecalledLog]:

@@ -76,12 +76,14 @@ class Arm(ABC):
         uses_segments: Whether segments are made of them.
         uses_lessons: Whether the logs are lessons that the model distilled from those of the
             others.
+        uses_steps: Whether only the step of each log is given that is nearest to the query.
     """
 
     selection: Selection | None = None
     uses_logs = True
     uses_segments = False
     uses_lessons = False
+    uses_steps = False
 
     @abstractmethod
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
@@ -127,6 +129,12 @@ class LessonsAsSegments(AsSegments):
     uses_lessons = True
 
 
+class StepsAsSegments(AsSegments):
+    """KV of steps, encoded in the context of their runs."""
+
+    uses_steps = True
+
+
 class TokensAsText(AsSegments):
     """What a selection keeps, token by token, read by the model instead of injected."""
 
@@ -149,7 +157,7 @@ class AsText(Arm):
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """Return the conversation, with the logs' text in it."""
-        texts = [whole_text(log.trace) if self._whole else log.trace.last_response for log in logs]
+        texts = [whole_text(log.trace) if self._whole else log.text for log in logs]
         chat = with_texts(asked.chat, texts[::-1], asked.question.text)
         return Given(chat, stored_bytes=_bytes(texts))
 
@@ -158,6 +166,12 @@ class LessonsAsText(AsText):
     """Lessons, as text."""
 
     uses_lessons = True
+
+
+class StepsAsText(AsText):
+    """Steps, as text."""
+
+    uses_steps = True
 
 
 class Cheatsheet(Arm):
@@ -210,13 +224,15 @@ ARMS: dict[str, Arm] = {
     "cheatsheet": Cheatsheet(),
     "lessons_text": LessonsAsText(),
     "lessons_kv": LessonsAsSegments(),
+    "steps_text": StepsAsText(),
+    "steps_kv": StepsAsSegments(),
 }
-"""All arms of the paper, and five more.
+"""All arms of the paper, and seven more.
 
 `kv` is what `KVLogMemory` keeps by default, or as the model was calibrated; `text_tokens` passes
 the very tokens of `kv`, at the same place, as text; `kv_last` keeps the last response with the
-header and the end of its turn; the last two give lessons (`memory.learn`). What the paper calls
-`kv_last`, the text of the last response alone, is `kv_last_response`.
+header and the end of its turn; the last four give lessons (`memory.learn`) and steps. What the
+paper calls `kv_last`, the text of the last response alone, is `kv_last_response`.
 """
 
 

@@ -66,6 +66,19 @@ class Segment:
         tensors = [self.token_ids, *(slot for pair in self.slots for slot in pair)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def part(self, tokens: range) -> Segment:
+        """Return some of its tokens, one after the other, as a segment; nothing is copied."""
+        start, stop = tokens.start, tokens.stop
+        slots = tuple(
+            (first[:, :, start:stop], second[:, :, start:stop]) for first, second in self.slots
+        )
+        background = max(0, min(self.background, stop) - start)
+        if background == stop - start:
+            background = 0  # it is what matters here
+        return replace(
+            self, token_ids=self.token_ids[start:stop], slots=slots, background=background
+        )
+
     def to(self, device: torch.device) -> Segment:
         """Return the segment with its slots on a device; a GPU copies pinned ones by itself."""
         aside = device.type == "cuda"

@@ -65,6 +65,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
     ``response_metadata["lag"]`` reports what was used:
 
     - ``log_ids``, ``scores`` and ``relevance``, best first; ``nearest_miss`` if there were none.
+    - ``steps``: which step of each log was given; None where it was the run.
     - ``form``: ``kv`` or ``text``; ``read_as_text``: the logs given as text, see
       `missing_segments`.
     - ``injected_tokens``, and ``reused_tokens`` of the prompt that were read lately.

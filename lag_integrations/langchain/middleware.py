@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from langchain.agents.middleware.types import (
@@ -37,7 +37,7 @@ from lag_integrations.traces.message import Message
 
 
 class LogState(AgentState[Any]):
-    """An agent's state, with the logs that were recalled for its run."""
+    """An agent's state, with the logs or steps that were recalled for its run, latest first."""
 
     lag_log_ids: NotRequired[Annotated[list[str], PrivateStateAttr]]
 
@@ -62,10 +62,12 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
 
     Args:
         memory: Where logs are recalled from.
-        recall: ``run``: once, when the agent begins, by the newest user message, or where that
-            recalls nothing, the newest two. ``step``: before every model call, by that message and
-            what came of the last step (the model's text and the results of its tools).
-        k: Most logs to recall; the memory's own setting by default.
+        recall: ``run``: whole runs, once, when the agent begins, by the newest user message, or
+            where that recalls nothing, the newest two. ``step``: single steps of runs, before every
+            model call, by what came of the last step (the model's text and the results of its
+            tools), or where that recalls nothing, by it behind the user's message; of what it found
+            in this run, a call is given the latest `k`.
+        k: Most logs to recall, or steps; the memory's own setting by default.
         min_score: Least similarity; the memory's own setting by default.
         where: Only logs with such metadata; or a function of the run's config that returns such a
             filter. If it fails or returns none, nothing is recalled.
@@ -97,7 +99,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         super().__init__()
         self._memory = memory
         self._each_step = recall == "step"
-        self._recall = SafeRecall(memory, k, min_score, where)
+        self._k = memory.k if k is None else k
+        self._recall = SafeRecall(memory, k, min_score, where, steps=self._each_step)
         self._query = query
         self._as_text = as_text
         self._max_chars = max_chars
@@ -105,14 +108,28 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
     def before_agent(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Recall for the whole run."""
         if self._each_step:
-            return None
+            return {"lag_log_ids": []}
         # Which turns a call's prompt will hold is not known yet: other middleware may trim it.
         logs = self._search(state["messages"])
-        return {"lag_log_ids": [log.id for log in logs]}  # those of an earlier turn are replaced
+        return {"lag_log_ids": _references(logs)}  # those of an earlier turn are replaced
 
     async def abefore_agent(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Recall for the whole run."""
         return await run_in_executor(None, self.before_agent, state, runtime)
+
+    def before_model(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Recall for the next step: what was not recalled before in this run."""
+        if not self._each_step:
+            return None
+        known = state.get("lag_log_ids", [])
+        logs = self._search(state["messages"], known=known)
+        return {"lag_log_ids": [*_references(logs), *known]}
+
+    async def abefore_model(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Recall for the next step."""
+        if not self._each_step:
+            return None
+        return await run_in_executor(None, self.before_model, state, runtime)
 
     def wrap_model_call(
         self,
@@ -147,32 +164,44 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         )
 
     def _ids(self, request: ModelRequest[Any]) -> list[str]:
-        return [log.id for log in self._logs(request)]
+        return _references(self._logs(request))
 
     def _logs(self, request: ModelRequest[Any]) -> list[RecalledLog]:
-        prompt = [step for message in request.messages if (step := as_step(message)) is not None]
-        if self._each_step:
-            return self._search(request.messages, prompt=prompt)
+        prompt = _steps(request.messages)
         state = cast(LogState, request.state)
         ids = state.get("lag_log_ids", [])
         logs = self._recall.by_id(ids, prompt=prompt, shown=retrieved())
+        if self._each_step:
+            return logs[: self._k]
         if len(logs) == len(ids):
             return logs
         # Others take the places of what the prompt holds, or documents found since outdate.
         return self._search(_as_asked(state["messages"]), prompt=prompt)
 
     def _search(
-        self, messages: Sequence[AnyMessage], *, prompt: Sequence[Message] = ()
+        self,
+        messages: Sequence[AnyMessage],
+        *,
+        prompt: Sequence[Message] = (),
+        known: Collection[str] = (),
     ) -> list[RecalledLog]:
         text, before = last_two([str(one.text) for one in messages if one.type == "human"])
-        if self._each_step:
-            text = "\n".join([text, *_last_step(messages)])
+        if self._each_step and (step := _last_step(messages)):
+            text, before = "\n".join(step), text
         query = query_of(self._query, messages)
         if query is not None:
             text, before = query, None
         config = config_of()
         recall = self._recall.of(config, current_owner(config))
-        return recall(text, before=before, prompt=prompt, shown=retrieved())
+        return recall(text, before=before, prompt=prompt, shown=retrieved(), known=known)
+
+
+def _references(logs: Sequence[RecalledLog]) -> list[str]:
+    return [log.reference for log in logs]
+
+
+def _steps(messages: Sequence[AnyMessage]) -> list[Message]:
+    return [step for message in messages if (step := as_step(message)) is not None]
 
 
 def _with_ids(request: ModelRequest[Any], ids: list[str]) -> ModelRequest[Any]:

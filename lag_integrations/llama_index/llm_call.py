@@ -124,7 +124,7 @@ class LLMCall:
             self.memory.attach(engine)
         if self.recalled is not None:
             logs = self.recalled.use(self.sources).logs
-            settings["kv_log_ids"] = [log.id for log in logs]
+            settings["kv_log_ids"] = [log.reference for log in logs]
         tools = settings.pop("tools", None) or ()
         one_call = settings.pop("parallel_tool_calls", None) is False
         request = build_request(

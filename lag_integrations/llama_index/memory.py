@@ -308,7 +308,7 @@ class LAGMemory(BaseMemory, RecallSettings):
         if memory is None or logs is None:
             return messages
         users = [place for place, message in enumerate(messages) if is_task(message)]
-        ids = [log.id for log in logs]
+        ids = [log.reference for log in logs]
         # Text is for LLMs that may hand an unknown field of a message to their API: no tag then.
         blocks = text_blocks(logs) if self.as_text else []
         if not users and not self.as_text:

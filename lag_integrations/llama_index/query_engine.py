@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Literal
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import (
@@ -75,6 +75,8 @@ class LAGQueryEngine(BaseQueryEngine):
     Args:
         query_engine: The engine that answers.
         memory: Where logs are recalled from and put.
+        recall: ``run``: whole runs; ``step``: of each run only the step that is nearest to the
+            question.
         k: Most logs to recall; the memory's own by default, as for all that follow.
         min_score: Least similarity.
         where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
@@ -97,6 +99,7 @@ class LAGQueryEngine(BaseQueryEngine):
         query_engine: SkipValidation[BaseQueryEngine],
         memory: SkipValidation[LogMemory],
         *,
+        recall: Literal["run", "step"] = "run",
         k: int | None = None,
         min_score: float | None = None,
         where: SkipValidation[Where | WhereFunction | None] = None,
@@ -119,7 +122,7 @@ class LAGQueryEngine(BaseQueryEngine):
         self._need = instrumentation.need()
         self._engine = query_engine
         self._memory = memory
-        self._recall = SafeRecall(memory, k, min_score, where)
+        self._recall = SafeRecall(memory, k, min_score, where, steps=recall == "step")
         self._as_text = as_text
         self._capture = capture
         self._metadata = checked_metadata(metadata)

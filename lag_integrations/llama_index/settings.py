@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +38,7 @@ class LAGLLMSettings(ModelSettingsDict, total=False):
 class RecallSettingsDict(TypedDict, total=False):
     """The fields of `RecallSettings`, which says what they mean."""
 
+    recall: Literal["run", "step"]
     k: int | None
     min_score: float | None
     where: dict[str, Any] | Callable[[Any], Any] | None
@@ -52,6 +53,8 @@ class RecallSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    recall: Literal["run", "step"] = "run"
+    """Whether whole runs are given, or of each only the step that is nearest to what is asked."""
     k: int | None = Field(default=None, ge=0)
     """Most logs to recall; the memory's own setting by default."""
     min_score: float | None = None
@@ -84,4 +87,6 @@ class RecallSettings(BaseModel):
     def _safe_recall(self, memory: LogMemory, session: str | None) -> SafeRecall:
         """Return the recall of these settings for the run that goes on."""
         owner = current_owner(self.metadata, session)
-        return SafeRecall(memory, self.k, self.min_score, self.where).of(current_tags(), owner)
+        steps = self.recall == "step"
+        recall = SafeRecall(memory, self.k, self.min_score, self.where, steps=steps)
+        return recall.of(current_tags(), owner)

@@ -112,6 +112,7 @@ class TaskRecall:
             recall.min_score,
             json.dumps(recall.where, default=repr),
             recall.owner,
+            recall.steps,
         )
         key = (settings, session, task, run)
         sources = retrieved()

@@ -181,7 +181,7 @@ class MemoryBase:
         )
         self._learn_with = None if isinstance(learn, bool) else learn
         self._background = BackgroundLearning(self.store, self._learner) if learn else None
-        self._segments = SegmentLoader(self._indexer.segments)
+        self._segments = SegmentLoader(self._indexer.segments, self._indexer.whole_traces)
         self._searcher = Searcher(
             self.store, self._indexer.embeddings, None if reranker is None else Reranker(reranker)
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lag_integrations.engine.token_selection import Selection
+from lag_integrations.engine.token_selection import Selection, WholeTrace
 from lag_integrations.errors import BusyError
 from lag_integrations.memory.embedding_indexer import EmbeddingIndexer
 from lag_integrations.memory.patient_locks import PatientLocks
@@ -53,6 +53,7 @@ class Indexer:
     Attributes:
         embeddings: Embeds logs and queries.
         segments: Loads and encodes segments.
+        whole_traces: The same of whole traces, for steps that the selection does not keep.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Indexer:
         locks = PatientLocks(store.locks)
         self.embeddings = EmbeddingIndexer(store, embedder, locks)
         self.segments = SegmentIndexer(store, selection, codec, locks)
+        self.whole_traces = SegmentIndexer(store, WholeTrace(), codec, locks)
         self._store = store
         self._budget = budget
         self._record_uses = record_uses

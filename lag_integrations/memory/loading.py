@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from lag_integrations.errors import LAGError, LogNotFoundError
+from lag_integrations.engine.encodable import Encodable
+from lag_integrations.errors import LAGError, LogNotFoundError, TraceError
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.segment_indexer import SegmentIndexer
@@ -28,7 +30,7 @@ class LoadedLog:
     Attributes:
         log: The log.
         tokens: How many it takes in the prompt.
-        segment: Its segment; None if its last response is to be read as text.
+        segment: Its segment; None if its last response, or the step, is to be read as text.
         encoded: Whether the segment had to be encoded first.
     """
 
@@ -39,14 +41,19 @@ class LoadedLog:
 
 
 class SegmentLoader:
-    """Loads logs of one namespace.
+    """Loads logs of one namespace, or single steps of them.
+
+    A step is a part of its log's segment. Where that does not hold all of it, it is a part of the
+    segment of the whole trace, which is kept from then on, too.
 
     Args:
         indexer: Has the segments, and encodes what is missing.
+        whole_traces: The same of whole traces.
     """
 
-    def __init__(self, indexer: SegmentIndexer) -> None:
+    def __init__(self, indexer: SegmentIndexer, whole_traces: SegmentIndexer) -> None:
         self._indexer = indexer
+        self._whole_traces = whole_traces
 
     def load(
         self,
@@ -64,17 +71,15 @@ class SegmentLoader:
             try:
                 segment, encoded = None, False
                 if not as_text:
-                    segment = self._stored(log, files, engine)
+                    source = self._source(log, files, engine)
+                    segment = source.stored()
                     encoded = segment is None and missing == "encode"
                     if encoded:
-                        segment = self._encode(log, engine, budget)
+                        _check_budget(source.tokens, budget)
+                        segment = source.encoded()
                     elif segment is None:
                         self._indexer.request(log.id, engine)
-                tokens = (
-                    len(engine.tokens_of(log.trace.last_response)) + 1
-                    if segment is None
-                    else len(segment)
-                )
+                tokens = len(engine.tokens_of(log.text)) + 1 if segment is None else len(segment)
                 _check_budget(tokens, budget)
             except (LAGError, RuntimeError, OSError) as error:  # of torch: out of memory
                 logger.warning("Log %s is not used: %s", log.id, error)
@@ -89,27 +94,76 @@ class SegmentLoader:
     def load_all(self, logs: Sequence[RecalledLog], engine: Engine) -> list[Segment]:
         """Load the segments of all logs; see `LogMemory.segments`."""
         files = self._indexer.files(logs, engine)
-        return [self._stored(log, files, engine) or self._encode(log, engine, None) for log in logs]
+        sources = [self._source(log, files, engine) for log in logs]
+        return [source.stored() or source.encoded() for source in sources]
 
-    def _stored(
-        self, log: RecalledLog, files: Mapping[str, str | None], engine: Engine
-    ) -> Segment | None:
-        """Return the stored segment of a log, if there is a valid one.
+    def _source(self, log: RecalledLog, files: Mapping[str, str | None], engine: Engine) -> _Source:
+        """Return where the segment of a log or a step comes from.
 
         Raises:
             LogNotFoundError: The log is gone.
+            LAGError: The model cannot read the trace.
         """
         if log.id not in files:
             raise LogNotFoundError(
                 f"There is no log {log.id} in {self._indexer.namespace} (any more)."
             )
-        return self._indexer.load(log.id, log.trace, files[log.id], engine)
+        if log.step is None:
+            return _Source(log, self._indexer, files[log.id], engine)
+        if self._indexer.selection(engine).in_context:
+            encodable = self._indexer.encodable(log.trace, engine)
+            part = engine.step_tokens(log.trace, log.step, encodable)
+            if part is not None:
+                return _Source(log, self._indexer, files[log.id], engine, part)
+        encodable = self._whole_traces.encodable(log.trace, engine)
+        part = engine.step_tokens(log.trace, log.step, encodable)
+        if part is None:
+            raise TraceError(f"The model's window does not hold step {log.step} of the trace.")
+        file = self._whole_traces.files([log], engine).get(log.id)
+        return _Source(log, self._whole_traces, file, engine, part)
 
-    def _encode(self, log: RecalledLog, engine: Engine, budget: int | None) -> Segment:
-        """Encode a log, if it will fit."""
-        encodable = self._indexer.encodable(log.trace, engine)
-        _check_budget(len(encodable.keep), budget)
-        return self._indexer.load_or_encode(log.id, log.trace, encodable, engine)
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the segment of a log comes from.
+
+    Attributes:
+        log: The log.
+        indexer: Has it, or encodes it.
+        file: Its file, if there is one.
+        engine: The model.
+        part: Which of its tokens are meant; all by default.
+    """
+
+    log: RecalledLog
+    indexer: SegmentIndexer
+    file: str | None
+    engine: Engine
+    part: range | None = None
+
+    @cached_property
+    def encodable(self) -> Encodable:
+        """The trace as the model is to read it."""
+        return self.indexer.encodable(self.log.trace, self.engine)
+
+    @property
+    def tokens(self) -> int:
+        """How many the segment will have."""
+        return len(self.encodable.keep if self.part is None else self.part)
+
+    def stored(self) -> Segment | None:
+        """Return the stored segment, if there is a valid one."""
+        segment = self.indexer.load(self.log.id, self.log.trace, self.file, self.engine)
+        return None if segment is None else self._cut(segment)
+
+    def encoded(self) -> Segment:
+        """Encode the log."""
+        return self._cut(
+            self.indexer.load_or_encode(self.log.id, self.log.trace, self.encodable, self.engine)
+        )
+
+    def _cut(self, segment: Segment) -> Segment:
+        return segment if self.part is None else segment.part(self.part)
 
 
 class _DoesNotFitError(Exception):

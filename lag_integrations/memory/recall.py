@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from lag_integrations.memory.base import MemoryBase
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
@@ -10,6 +11,7 @@ from lag_integrations.store.filters import Where
 from lag_integrations.store.floor import Floor
 from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.provenance import UnjudgedDocuments
+from lag_integrations.traces.steps import parse_reference, steps_of
 from lag_integrations.traces.trace import Outcome, Trace
 
 
@@ -29,6 +31,7 @@ class RecallMixin(MemoryBase):
         diversity: float | None = None,
         newest_only: bool = False,
         skip: Callable[[Trace], bool] | None = None,
+        steps: bool = False,
         count: bool = True,
         user: str | None = None,
         thread: str | None = None,
@@ -51,6 +54,8 @@ class RecallMixin(MemoryBase):
             newest_only: Of logs of one task only the newest; and newer ones first where tasks are
                 alike. So models and agents are given them.
             skip: Says whether a log is left out; the next one takes its place.
+            steps: Whether of each log only the step is meant that is nearest to the query, with
+                what came of it: what an agent did when it stood where the new one stands.
             count: Whether this counts as a use of the logs, which keeps them longer.
             user: Whose run asks: unjudged runs that read documents are its users' only. What the
                 filter says of ``user_id`` and ``thread_id`` goes before.
@@ -71,6 +76,7 @@ class RecallMixin(MemoryBase):
             diversity=diversity,
             newest_only=newest_only,
             skip=skip,
+            steps=steps,
             count=count,
             user=user,
             thread=thread,
@@ -90,6 +96,7 @@ class RecallMixin(MemoryBase):
         diversity: float | None = None,
         newest_only: bool = False,
         skip: Callable[[Trace], bool] | None = None,
+        steps: bool = False,
         count: bool = True,
         user: str | None = None,
         thread: str | None = None,
@@ -114,6 +121,8 @@ class RecallMixin(MemoryBase):
         )
         if count and found.logs:
             self.count_uses([log.id for log in found.logs])
+        if steps:
+            return replace(found, logs=[log.as_step() for log in found.logs])
         return found
 
     def count_uses(self, log_ids: Collection[str]) -> None:
@@ -183,10 +192,18 @@ class RecallMixin(MemoryBase):
     def get(self, log_ids: str | Iterable[str]) -> list[RecalledLog]:
         """Return logs by their ids, in the order asked for; those that do not exist are left out.
 
+        Args:
+            log_ids: The ids; or the references of steps (`RecalledLog.reference`).
+
         Raises:
             StoreError: The store fails.
         """
         self._check_open()
-        ids = [log_ids] if isinstance(log_ids, str) else list(dict.fromkeys(log_ids))
-        traces = self.store.ledger.get(ids)
-        return [RecalledLog(key, traces[key], None) for key in ids if key in traces]
+        asked = [log_ids] if isinstance(log_ids, str) else list(dict.fromkeys(log_ids))
+        references = [parse_reference(one) for one in asked]
+        traces = self.store.ledger.get([log_id for log_id, _ in references])
+        return [
+            RecalledLog(log_id, traces[log_id], None, step=step)
+            for log_id, step in references
+            if log_id in traces and (step is None or step < len(steps_of(traces[log_id])))
+        ]

@@ -34,6 +34,11 @@ def log_text(log: Trace) -> str:
     return f"Task: {task}\nAnswer: {answer}" if task else answer
 
 
+def _step_text(log: RecalledLog) -> str:
+    """Return what was asked, and what was done in one step."""
+    return f"Task: {log.trace.task.strip()}\nStep: {log.text}"
+
+
 def log_metadata(log: RecalledLog) -> dict[str, Any]:
     """Return what a document or node says of its log, besides the text."""
     return {
@@ -54,7 +59,7 @@ def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
     parts: list[str] = []
     room = max_chars
     for number, log in enumerate(logs, 1):
-        part = f"[{number}] {log_text(log.trace)}"
+        part = f"[{number}] {log_text(log.trace) if log.step is None else _step_text(log)}"
         if len(part) > room:
             if not parts and room > 0:
                 parts.append(f"{part[: room - 1]}…")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.utility import RunOutcomes
 from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
+from lag_integrations.traces.steps import step_reference, step_text
 from lag_integrations.traces.trace import Trace
 
 
@@ -23,6 +24,7 @@ class RecalledLog:
         key: That search key.
         relevance: The probability that it fits the query, as measured for the embedder; logs come
             in the order of it.
+        step: The one step of the run that is meant, counted from 0; None if it is the run.
     """
 
     id: str
@@ -30,6 +32,23 @@ class RecalledLog:
     score: float | None
     key: SearchKey | None = None
     relevance: float | None = None
+    step: int | None = None
+
+    @property
+    def reference(self) -> str:
+        """By what it is asked for again: the log's id, and the step if one is meant."""
+        return self.id if self.step is None else step_reference(self.id, self.step)
+
+    @property
+    def text(self) -> str:
+        """What a model reads of it as text: the last response, or the step."""
+        if self.step is None:
+            return self.trace.last_response
+        return step_text(self.trace, self.step)
+
+    def as_step(self) -> RecalledLog:
+        """Return the one step of it that is nearest to what was searched for."""
+        return self if self.key is None else replace(self, step=self.key.step)
 
     @classmethod
     def of(cls, found: SearchHit, trace: Trace) -> RecalledLog:

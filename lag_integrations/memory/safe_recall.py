@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,7 @@ class SafeRecall:
         min_score: Least similarity.
         where: Only logs with such metadata; a function is asked by `of`.
         owner: Whose run asks.
+        steps: Whether of each log only the step is meant that is nearest to the query.
 
     Raises:
         SettingsError: `k` is negative.
@@ -102,6 +103,7 @@ class SafeRecall:
     min_score: float | None = None
     where: AnyWhere | None = None
     owner: Owner = NOBODY
+    steps: bool = False
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 0:
@@ -119,9 +121,10 @@ class SafeRecall:
         before: str | None = None,
         prompt: Sequence[Message] = (),
         shown: Sequence[Source] = (),
+        known: Collection[str] = (),
     ) -> list[RecalledLog]:
         """Return the logs that fit a query, best first; see `search`."""
-        return self.search(query, before=before, prompt=prompt, shown=shown).logs
+        return self.search(query, before=before, prompt=prompt, shown=shown, known=known).logs
 
     def search(
         self,
@@ -130,6 +133,7 @@ class SafeRecall:
         before: str | None = None,
         prompt: Sequence[Message] = (),
         shown: Sequence[Source] = (),
+        known: Collection[str] = (),
         count: bool = True,
     ) -> SearchResult:
         """Return the logs that fit a query, or else the nearest miss.
@@ -139,6 +143,7 @@ class SafeRecall:
             before: What the user said before it.
             prompt: What the model is given anyway: no logs of which that holds task and response.
             shown: Documents that it is given: no logs of which one was changed since.
+            known: References of what is not to be found again.
             count: Whether this counts as a use of the logs.
 
         Raises:
@@ -148,18 +153,26 @@ class SafeRecall:
         if isinstance(where, Refused):
             return SearchResult(where.nothing())
         try:
-            return self.memory.search(
+            k = self.memory.k if self.k is None else self.k
+            found = self.memory.search(
                 query,
                 before=before,
-                k=self.k,
+                k=k + len(known) if k else 0,
                 min_score=self.min_score,
                 where=where,
                 newest_only=True,
                 skip=_Superfluous(prompt, shown),
-                count=count,
+                steps=self.steps,
+                count=False,
                 user=self.owner.user,
                 thread=self.owner.thread,
             )
+            found = replace(
+                found, logs=[log for log in found.logs if log.reference not in known][:k]
+            )
+            if count and found.logs:
+                self.memory.count_uses([log.id for log in found.logs])
+            return found
         except EmbedderMismatchError:
             raise
         except StoreError as error:

@@ -78,8 +78,12 @@ class SegmentIndexer:
 
     def key(self, log_id: str, engine: Engine) -> SegmentKey:
         """Return the key of a log's segment for a model."""
-        selection = self._selection or engine.selection
+        selection = self.selection(engine)
         return SegmentKey(log_id, engine.fingerprint.id, selection.name, self._codec)
+
+    def selection(self, engine: Engine) -> Selection:
+        """Return which tokens of a trace become its segment for a model."""
+        return self._selection or engine.selection
 
     def encodable(self, trace: Trace, engine: Engine) -> Encodable:
         """Render a trace as this model is to read it.

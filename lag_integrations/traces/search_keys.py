@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lag_integrations.traces.conversation import follow_up
@@ -30,10 +30,13 @@ class SearchKey:
             (the task with the last response, as in the LAG paper), or ``step`` (an earlier message
             of the agent, with its tool calls).
         text: The text that is embedded.
+        step: Which step of the trace fits who searches for it, counted from 0: for ``task`` the
+            first, for ``response`` the last; see `traces.steps`.
     """
 
     kind: KeyKind
     text: str
+    step: int = field(default=0, compare=False)
 
 
 def search_keys(trace: Trace) -> tuple[SearchKey, ...]:
@@ -80,17 +83,19 @@ def _task(trace: Trace) -> str:
 
 def _all_keys(trace: Trace) -> Iterator[SearchKey]:
     yield _key("task", _task(trace))
-    yield _key("response", response_text(trace))
+    number = sum(message.role == "assistant" for message in trace.messages)
+    yield _key("response", response_text(trace), max(0, number - 1))
     if is_marked(trace.metadata, LESSON):
         yield from (_key("task", one.text) for one in trace.earlier if one.role == "user")
-    for message in trace.messages:
+    said = (message for message in trace.messages if message.role == "assistant")
+    for step, message in enumerate(said):
         is_response = message.text == trace.last_response and not message.tool_calls
-        if message.role == "assistant" and not is_response:
-            yield _key("step", _step(message))
+        if not is_response:
+            yield _key("step", _step(message), step)
 
 
-def _key(kind: KeyKind, text: str) -> SearchKey:
-    return SearchKey(kind, text[:_MAX_CHARACTERS].strip())
+def _key(kind: KeyKind, text: str, step: int = 0) -> SearchKey:
+    return SearchKey(kind, text[:_MAX_CHARACTERS].strip(), step)
 
 
 def _step(message: Message) -> str:

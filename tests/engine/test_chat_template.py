@@ -13,6 +13,7 @@ from lag_integrations.engine.token_selection import (
     WithoutContext,
 )
 from lag_integrations.errors import PromptError, TraceError
+from tests.engine.tools import templates
 
 # The ways in which chat templates differ, in small.
 TEMPLATES = {
@@ -82,6 +83,23 @@ def chat_format(request, tokenizer):
 
 def decode(chat_format, token_ids):
     return chat_format.tokenizer.decode(token_ids)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_nemo", "harmony"])
+def test_a_template_that_shows_no_text_beside_calls(tokenizer, name):
+    """An agent that says something and calls a tool goes on."""
+    call = {"id": "123456789", "name": "hours", "args": {}}
+    run = Trace.from_messages(
+        [
+            {"role": "user", "content": "Is it open?"},
+            {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "123456789", "content": "9 to 5"},
+        ]
+    )
+    rendered = ChatTemplate(tokenizer, templates.ALL[name]).render(run.messages)
+    assert "hours" in rendered.text
+    assert "I look." not in rendered.text
+    assert rendered.text.index("hours") < rendered.text.index("9 to 5")
 
 
 def test_spans_cover_contents_in_every_template(chat_format):

@@ -17,7 +17,7 @@ from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
-from lag_integrations import KVLogMemory
+from lag_integrations import KVLogMemory, Trace
 from lag_integrations.chat.current import current_memory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
@@ -226,6 +226,10 @@ def test_a_budget_drops_the_worst_logs(memory):
 # When, and what for
 
 
+def logs_in(references):
+    return [reference.partition("#")[0] for reference in references]
+
+
 def test_a_run_recalls_once_and_keeps_the_ids_to_itself(memory, ids):
     model = FakeLAGChatModel(call("look_up", topic="x"), "done")
     agent = create_agent(model, [look_up], middleware=[memory.middleware()])
@@ -240,8 +244,8 @@ def test_a_step_recalls_by_the_task_and_what_came_of_the_last_step(memory, ids):
     model = FakeLAGChatModel(call("look_up", text="The ferry!", topic="bees"), "done")
     ask(model, memory.middleware(recall="step", k=2, min_score=0.4), tools=[look_up])
     first, second = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
-    assert first == ids[:1]
-    assert set(second) == set(ids)
+    assert first == [f"{ids[0]}#0"]
+    assert second == [f"{ids[1]}#0", *first]
     reader = FakeChatModel(call("look_up", text="The ferry!", topic="bees"), "done")
     ask(reader, memory.middleware(recall="step", min_score=0.4), tools=[look_up])
     assert "bees" not in reader.seen[0][0].text
@@ -253,7 +257,29 @@ def test_a_step_does_not_ask_for_what_an_earlier_turn_said(memory, ids):
     said = AIMessage(f"{FERRY.task} {FERRY.last_response} The Ostrava ferry carries bees.")
     history = [HumanMessage(ABOUT_FERRY), said, HumanMessage(QUESTION)]
     ask(model, memory.middleware(recall="step", min_score=0.4), history)
-    assert model.kwargs[0]["kv_log_ids"] == ids[:1]
+    assert model.kwargs[0]["kv_log_ids"] == [f"{ids[0]}#0"]
+
+
+def test_of_a_run_the_step_is_given_that_comes_next(memory):
+    """The one that was done when a run stood where the new one stands; none of them twice."""
+    said = [("I look for it.", "blue door"), ("I read the note.", "7741")]
+    messages = [{"role": "user", "content": "Open the vault in Lima."}]
+    for text, result in said:
+        tool_call = {"id": text, "name": "look_up", "args": {"topic": result}}
+        messages += [
+            {"role": "assistant", "content": text, "tool_calls": [tool_call]},
+            {"role": "tool", "tool_call_id": text, "content": result},
+        ]
+    messages.append({"role": "assistant", "content": "It is open."})
+    (log_id,) = added(memory, Trace.from_messages(messages))
+    model = FakeLAGChatModel(
+        call("look_up", text="I look for the note.", topic="I read the note."), "Open."
+    )
+    middleware = memory.middleware(recall="step", k=1, min_score=0.2)
+    ask(model, middleware, "Open the vault in Lima.", tools=[look_up])
+    first, second = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
+    assert first == [f"{log_id}#0"]
+    assert second == [f"{log_id}#1"]
 
 
 @pytest.mark.parametrize("recall", ["run", "step"])
@@ -265,7 +291,8 @@ async def test_the_newest_question_of_a_thread_is_recalled_for(memory, ids, reca
     config = {"configurable": {"thread_id": "t"}}
     for question in (QUESTION, ABOUT_FERRY, "Who painted the chapel?"):
         await agent.ainvoke({"messages": question}, config)
-    assert [kwargs["kv_log_ids"] for kwargs in model.kwargs] == [[ids[0]], [ids[1]], []]
+    given = [logs_in(kwargs["kv_log_ids"]) for kwargs in model.kwargs]
+    assert given == [[ids[0]], [ids[1]], []]
 
 
 @pytest.mark.parametrize("recall", ["run", "step"])
@@ -285,7 +312,7 @@ def test_turns_are_recalled_that_stand_in_no_prompt(memory, recall, trimmed):
     )
     for _ in range(3):
         agent.invoke({"messages": QUESTION}, {"configurable": {"thread_id": "mine"}})
-    first, *later = (kwargs["kv_log_ids"] for kwargs in model.kwargs)
+    first, *later = (logs_in(kwargs["kv_log_ids"]) for kwargs in model.kwargs)
     assert first == [mine]
     assert later == ([[mine]] * 2 if trimmed else [[]] * 2)  # nor is the older one
 
@@ -319,7 +346,7 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
 
     async def given(changed):
         model = kind(call("read_note", changed=changed), "done")
-        middleware = memory.middleware(recall=recall, k=1, min_score=0.3, as_text=as_text)
+        middleware = memory.middleware(recall=recall, k=k, min_score=0.3, as_text=as_text)
         agent = create_agent(model, [read_note], middleware=[middleware])
         config = {"callbacks": [memory.callback_handler()]}
         if way == "invoke":
@@ -327,11 +354,12 @@ async def test_a_log_of_a_document_that_changed_gives_its_place_to_another(
         else:
             await agent.ainvoke({"messages": QUESTION}, config)
         if kind is FakeLAGChatModel and not as_text:
-            return [kwargs["kv_log_ids"] for kwargs in model.kwargs]
+            return [logs_in(kwargs["kv_log_ids"]) for kwargs in model.kwargs]
         return [messages[0].additional_kwargs["lag"]["log_ids"] for messages in model.seen]
 
-    assert await given(changed=False) == [[old], [old]]
-    assert await given(changed=True) == [[old], [other]]
+    k = 1 if recall == "run" else 2  # no step is recalled twice
+    assert await given(changed=False) == [[old, other][:k]] * 2
+    assert await given(changed=True) == [[old, other][:k], [other]]
 
 
 def test_k_score_and_filter(memory, ids):
