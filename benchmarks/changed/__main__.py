@@ -40,6 +40,7 @@ class _Way:
     Attributes:
         with_memory: Whether there is a memory.
         as_text: Whether its logs are read as text.
+        by_step: Whether an agent is given single steps of them.
         told: Whether it was told which documents changed.
         must_look: Whether an agent has to search before it answers.
         unknown: Whether its logs do not say what they come from.
@@ -48,6 +49,7 @@ class _Way:
 
     with_memory: bool = True
     as_text: bool = False
+    by_step: bool = False
     told: bool = False
     must_look: bool = False
     unknown: bool = False
@@ -69,6 +71,7 @@ _AGAIN = {
         "no memory, has to search": _Way(with_memory=False, must_look=True),
         "KV, has to search": _Way(must_look=True),
         "text, has to search": _Way(as_text=True, must_look=True),
+        "KV of steps, has to search": _Way(by_step=True, must_look=True),
     },
 }
 
@@ -155,7 +158,7 @@ def _ask_again(
         if how.told:
             memory.sources_changed([page.id for page in asked if page.later is not None])
         memory.flush()
-        given = Memory(memory, how.as_text) if how.with_memory else None
+        given = Memory(memory, how.as_text, how.by_step) if how.with_memory else None
         for page in track(asked, description=way):
             if (name_of(engine), way, page.id) in file:
                 continue

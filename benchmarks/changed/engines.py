@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelCallLimitMiddleware
@@ -45,11 +45,13 @@ class Memory:
     Attributes:
         memory: Where runs are recalled from and put.
         as_text: Whether logs are read as text.
+        by_step: Whether an agent is given single steps of them, before each call.
         judge: Tells of a question and an answer whether it is right.
     """
 
     memory: KVLogMemory
     as_text: bool = False
+    by_step: bool = False
     judge: Callable[[str, str], bool] | None = None
 
 
@@ -136,7 +138,8 @@ class Agent:
         """Return the answer, and the last attributes of `Answered`."""
         middleware, callbacks = list(self._middleware), []
         if memory is not None:
-            middleware.append(memory.memory.middleware(as_text=memory.as_text))
+            recall: Literal["run", "step"] = "step" if memory.by_step else "run"
+            middleware.append(memory.memory.middleware(recall=recall, as_text=memory.as_text))
             callbacks.append(memory.memory.callback_handler(_judge(memory)))
         agent: Any = create_agent(
             self._model, [self._tool], system_prompt=_SYSTEM, middleware=middleware
