@@ -88,8 +88,9 @@ def retrieve_context(
     recalled = time.perf_counter()
     loaded: Sequence[LoadedLog] = ()
     if memory is not None and result.logs:
+        task = _said(messages, settings)[-1:]
         loaded = memory.load(
-            result.logs,
+            [log.for_task(*task) for log in result.logs] if task else result.logs,
             engine,
             budget=budget,
             missing=settings.missing,
@@ -107,8 +108,12 @@ def _recall(
         return SearchResult(safe.by_id(settings.log_ids, shown=settings.shown))
     if settings.query is not None:
         return safe.search(settings.query, prompt=messages, shown=settings.shown)
-    said = settings.said
-    if said is None:
-        said = [message.text for message in messages if message.role == "user"]
-    text, before = last_two(said)
+    text, before = last_two(_said(messages, settings))
     return safe.search(text, before=before, prompt=messages, shown=settings.shown)
+
+
+def _said(messages: Sequence[Message], settings: RetrievalSettings) -> Sequence[str]:
+    """Return what the user said, in order."""
+    if settings.said is not None:
+        return settings.said
+    return [message.text for message in messages if message.role == "user"]

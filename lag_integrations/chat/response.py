@@ -154,6 +154,7 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
             "scores": [log.score for log in logs],
             "relevance": [log.relevance for log in logs],
             "steps": [log.step for log in logs],
+            "without_answer": [log.id for log in logs if log.without_answer],
             "nearest_miss": miss_report(context.nearest_miss),
             "form": "kv" if as_kv else "text" if as_text else None,
             "read_as_text": [log.id for log in as_text],

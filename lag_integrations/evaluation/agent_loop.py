@@ -205,7 +205,7 @@ class Agent:
         if not self._arm.uses_logs or not self._loop.k:
             return
         if (given := self._given(run.question)) and not self._arm.uses_lessons:
-            run.logs = given
+            run.logs = [self._for_task(log, run.question) for log in given]
         else:
             recalled = {log.reference for log in run.logs}
             logs = self._memory.recall(
@@ -217,8 +217,13 @@ class Agent:
                 steps=self._arm.uses_steps,
                 count=False,
             )
-            run.logs += [log for log in logs if log.reference not in recalled][: self._loop.k]
+            logs = [log for log in logs if log.reference not in recalled][: self._loop.k]
+            run.logs += [self._for_task(log, run.question) for log in logs]
             run.logs.sort(key=lambda log: -(log.score or 0.0))
+
+    def _for_task(self, log: RecalledLog, question: Question) -> RecalledLog:
+        """Return what of a log is given where logs are given as they ship."""
+        return log.for_task(question.text) if self._arm.as_shipped else log
 
     def _given(self, question: Question) -> list[RecalledLog]:
         """Return the log that a question is given whatever is recalled, if there is one."""

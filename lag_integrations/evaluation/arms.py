@@ -77,6 +77,7 @@ class Arm(ABC):
         uses_lessons: Whether the logs are lessons that the model distilled from those of the
             others.
         uses_steps: Whether only the step of each log is given that is nearest to the query.
+        as_shipped: Whether of logs about other cases only what led to the answer is given.
     """
 
     selection: Selection | None = None
@@ -84,6 +85,7 @@ class Arm(ABC):
     uses_segments = False
     uses_lessons = False
     uses_steps = False
+    as_shipped = False
 
     @abstractmethod
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
@@ -116,6 +118,7 @@ class AsSegments(Arm):
 
     def __init__(self, selection: Selection | None = None) -> None:
         self.selection = selection
+        self.as_shipped = selection is None
 
     def give(self, asked: Asked, logs: Sequence[RecalledLog]) -> Given:
         """Return the conversation, with segments to inject."""

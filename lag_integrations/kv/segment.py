@@ -66,15 +66,17 @@ class Segment:
         tensors = [self.token_ids, *(slot for pair in self.slots for slot in pair)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def part(self, tokens: range) -> Segment:
-        """Return some of its tokens, one after the other, as a segment; nothing is copied."""
+    def part(self, tokens: range, background: int = 0) -> Segment:
+        """Return some of its tokens, one after the other, as a segment; nothing is copied.
+
+        Args:
+            tokens: Which.
+            background: The part's own.
+        """
         start, stop = tokens.start, tokens.stop
         slots = tuple(
             (first[:, :, start:stop], second[:, :, start:stop]) for first, second in self.slots
         )
-        background = max(0, min(self.background, stop) - start)
-        if background == stop - start:
-            background = 0  # it is what matters here
         return replace(
             self, token_ids=self.token_ids[start:stop], slots=slots, background=background
         )

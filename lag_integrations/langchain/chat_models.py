@@ -65,7 +65,8 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
     ``response_metadata["lag"]`` reports what was used:
 
     - ``log_ids``, ``scores`` and ``relevance``, best first; ``nearest_miss`` if there were none.
-    - ``steps``: which step of each log was given; None where it was the run.
+    - ``steps``: which step of each log was given; None where it was the run. ``without_answer``:
+      of which only what led to the answer was, since they are about other cases.
     - ``form``: ``kv`` or ``text``; ``read_as_text``: the logs given as text, see
       `missing_segments`.
     - ``injected_tokens``, and ``reused_tokens`` of the prompt that were read lately.

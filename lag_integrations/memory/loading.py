@@ -108,6 +108,10 @@ class SegmentLoader:
             raise LogNotFoundError(
                 f"There is no log {log.id} in {self._indexer.namespace} (any more)."
             )
+        if log.without_answer:
+            led = self._indexer.encodable(log.trace, engine).background
+            part = range(led) if led else None  # the selection may keep the answer alone
+            return _Source(log, self._indexer, files[log.id], engine, part, background=led)
         if log.step is None:
             return _Source(log, self._indexer, files[log.id], engine)
         if self._indexer.selection(engine).in_context:
@@ -133,6 +137,7 @@ class _Source:
         file: Its file, if there is one.
         engine: The model.
         part: Which of its tokens are meant; all by default.
+        background: How many of these led to what matters, see `Segment`.
     """
 
     log: RecalledLog
@@ -140,6 +145,7 @@ class _Source:
     file: str | None
     engine: Engine
     part: range | None = None
+    background: int = 0
 
     @cached_property
     def encodable(self) -> Encodable:
@@ -163,7 +169,7 @@ class _Source:
         )
 
     def _cut(self, segment: Segment) -> Segment:
-        return segment if self.part is None else segment.part(self.part)
+        return segment if self.part is None else segment.part(self.part, self.background)
 
 
 class _DoesNotFitError(Exception):

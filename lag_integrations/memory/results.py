@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.utility import RunOutcomes
+from lag_integrations.traces.particulars import other_case
 from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
-from lag_integrations.traces.steps import step_reference, step_text
+from lag_integrations.traces.steps import step_reference, step_text, steps_of
 from lag_integrations.traces.trace import Trace
 
 
@@ -25,6 +26,7 @@ class RecalledLog:
         relevance: The probability that it fits the query, as measured for the embedder; logs come
             in the order of it.
         step: The one step of the run that is meant, counted from 0; None if it is the run.
+        without_answer: Whether only what led to the last response is meant; see `for_task`.
     """
 
     id: str
@@ -33,6 +35,7 @@ class RecalledLog:
     key: SearchKey | None = None
     relevance: float | None = None
     step: int | None = None
+    without_answer: bool = False
 
     @property
     def reference(self) -> str:
@@ -41,10 +44,24 @@ class RecalledLog:
 
     @property
     def text(self) -> str:
-        """What a model reads of it as text: the last response, or the step."""
+        """What a model reads of it as text: the last response, the step, or what led to it."""
+        if self.without_answer:
+            before = range(len(steps_of(self.trace)) - 1)
+            return "\n".join(step_text(self.trace, step) for step in before)
         if self.step is None:
             return self.trace.last_response
         return step_text(self.trace, self.step)
+
+    def for_task(self, task: str) -> RecalledLog:
+        """Return what of it is given to a model for a task.
+
+        Of a run of several steps on another case (`particulars.other_case`), that is what led to
+        its answer, without the answer, which small models repeat although it does not hold
+        (docs/evaluation.md).
+        """
+        if self.step is not None or len(steps_of(self.trace)) < 2:
+            return self
+        return replace(self, without_answer=other_case(task, self.trace.task))
 
     def as_step(self) -> RecalledLog:
         """Return the one step of it that is nearest to what was searched for."""

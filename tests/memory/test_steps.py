@@ -123,3 +123,45 @@ def test_llama_index_is_given_steps(memory, engine):
     assert lengths["step"] < lengths["run"] / 2
     with pytest.raises(ValueError, match="recall"):
         LAGMemory(memory, recall="steps")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, engine, as_text):
+    """With other numbers, the old answer would be wrong, and small models repeat it."""
+    messages = [
+        {"role": "user", "content": "What is the quick ratio of 40 and 20?"},
+        {"role": "assistant", "content": "I look up the formula."},
+        {"role": "user", "content": "It is assets by debts."},
+        {"role": "assistant", "content": "40 / 20 = 2.00"},
+    ]
+    log_id = memory.add(Trace.from_messages(messages))
+    memory.flush()
+    model = LAGChatModel(engine, memory=memory, max_tokens=2)
+    tokens = {}
+    for task, others in (
+        ("The quick ratio of 40 and 20, please?", []),
+        ("The quick ratio of 90 and 30, please?", [log_id]),
+        ("What is the quick ratio?", []),
+    ):
+        for settings in ({"kv_log_ids": [log_id]}, {"min_score": -1}):
+            lag = model.invoke(task, logs_as_text=as_text, **settings).response_metadata["lag"]
+            assert (lag["log_ids"], lag["without_answer"]) == ([log_id], others)
+            tokens[task] = lag["injected_tokens"]
+    (found,) = memory.get(log_id)
+    assert found.for_task("Of 90 and 30?").text == "I look up the formula.\nIt is assets by debts."
+    assert found.for_task("Of 90 and 40?").text == "I look up the formula.\nIt is assets by debts."
+    assert found.for_task("Of 40 and 20?").text == "40 / 20 = 2.00"
+    if not as_text:
+        whole, led, again = tokens.values()
+        answer = engine.encode(found.trace, LastTurn())
+        assert (again, whole - led) == (whole, len(answer))
+    plain = memory.add(
+        Trace.from_messages(
+            [
+                {"role": "user", "content": "What is 40 plus 20?"},
+                {"role": "assistant", "content": "It is 60."},
+            ]
+        )
+    )
+    lag = model.invoke("What is 50 plus 10?", kv_log_ids=[plain]).response_metadata["lag"]
+    assert lag["without_answer"] == []  # nothing else would be left of it
