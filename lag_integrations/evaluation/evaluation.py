@@ -14,6 +14,7 @@ from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import EncodingError, EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
+from lag_integrations.evaluation.calculations import calculates
 from lag_integrations.evaluation.documents import Documents
 from lag_integrations.evaluation.gold import gold_trace
 from lag_integrations.evaluation.questions import Dataset, Question, Stratum
@@ -237,6 +238,7 @@ class Evaluation:
             answered_in=None if run.answer is None else len(run.responses),
             exact_match=right,
             f1=best,
+            calculated=_calculated(run),
             repetition=repetition(untagged(run.responses[-1])) if run.responses else None,
             log_likelihood=run.log_likelihood,
             parroted=None if old is None else not right and same(run.answer, old, run.question),
@@ -259,6 +261,14 @@ def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = No
         memory.flush(progress)
     except EncodingError as error:
         logger.warning("%s", error)
+
+
+def _calculated(run: Run) -> bool | None:
+    """Return whether a run wrote down the right calculation; None if no number was asked for."""
+    if not run.question.numeric:
+        return None
+    written = "\n".join(run.responses)
+    return any(calculates(written, gold) for gold in run.question.answers)
 
 
 def _source(log: RecalledLog) -> str:

@@ -24,6 +24,8 @@ class Record(BaseModel):
         answered_in: Round in which the answer was given, from 1; None if none was.
         exact_match: Whether it is a gold answer; for a multiple-choice question, accuracy.
         parroted: Whether it is the old answer of its log, and wrong; None if there is no such one.
+        calculated: Whether the response writes down a calculation whose result is right, whatever
+            the model makes of it; None where no number is asked for.
         f1: Best F1 with a gold answer, from 0 to 1.
         repetition: Share of runs of three words in the response that stood in it before; None if
             there is none.
@@ -54,6 +56,7 @@ class Record(BaseModel):
     exact_match: bool
     f1: float
     parroted: bool | None = None
+    calculated: bool | None = None
     repetition: float | None = None
     log_likelihood: float | None = None
     rounds: int

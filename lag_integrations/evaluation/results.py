@@ -67,6 +67,7 @@ class Figures:
         f1: F1.
         parroted: Share of the questions that were answered with their log's old answer, of those
             that have one; None if none has.
+        calculated: Share of responses with the right calculation; None if no number is asked for.
         repetition: Mean share of repeated runs of three words in a response; None if unknown.
         log_likelihood: Mean of the responses with the logs as text, nats a token; None if unknown.
         rounds: Mean of the rounds that were run.
@@ -89,6 +90,7 @@ class Figures:
     exact_match: Interval
     f1: Interval
     parroted: Interval | None
+    calculated: Interval | None
     repetition: float | None
     log_likelihood: float | None
     rounds: float
@@ -206,6 +208,7 @@ def _figures(arm: str, part: Part, arms: Mapping[str, _Asked]) -> Figures:
         exact_match=interval([r.exact_match for r in records]),
         f1=interval([r.f1 for r in records]),
         parroted=_interval(r.parroted for r in records),
+        calculated=_interval(r.calculated for r in records),
         repetition=_mean(r.repetition for r in records),
         log_likelihood=_mean(r.log_likelihood for r in records),
         rounds=fmean(r.rounds for r in records),

@@ -166,7 +166,7 @@ _COMPARED: Mapping[str, Callable[[Comparison], str]] = {
     "harmed %": lambda found: percent(found.harmed),
 }
 
-_MEASURED = {"parroted %", "nats a token, as text", "seconds", "first token s"}
+_MEASURED = {"parroted %", "calculated %", "nats a token, as text", "seconds", "first token s"}
 """Columns of what is not measured in every run."""
 
 _Columns = Mapping[str, Callable[[Figures], str]]
@@ -181,6 +181,7 @@ _ANSWERS: _Columns = {
     "harmed %": _compared(lambda found: percent(found.harmed)),
     "F1 %": lambda of: with_ends(of.f1),
     "parroted %": lambda of: with_ends(of.parroted) if of.parroted else "-",
+    "calculated %": lambda of: with_ends(of.calculated) if of.calculated else "-",
     "no log %": lambda of: percent(of.abstained),
 }
 
