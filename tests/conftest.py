@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from lag_integrations import Engine, KVLogMemory, Trace, packaged
 from lag_integrations.engine import log_settings
@@ -33,6 +38,13 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
+def small() -> Engine:
+    """Random weights on the real tokenizer: for tests in which words do not matter."""
+    tokenizer = AutoTokenizer.from_pretrained(packaged.chat_model())
+    return Engine(random_model(tokenizer, layers=3).eval(), tokenizer)
+
+
+@pytest.fixture(scope="session")
 def embedder() -> SentenceTransformer:
     return SentenceTransformer(str(packaged.embedder()))
 
@@ -49,14 +61,14 @@ def no_worker(memory: KVLogMemory) -> None:
     memory._worker.stop()
 
 
-def random_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def random_model(tokenizer: PreTrainedTokenizerBase, layers: int = 1) -> LlamaForCausalLM:
     """Random weights for a real tokenizer: the worst writer there is."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=2048,
         initializer_range=0.5,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lag_integrations import Engine, Trace, packaged
 from lag_integrations.engine.log_texts import around_logs
@@ -31,6 +31,7 @@ from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.kv.families import feed, full_logits, greedy
 
+BRIEF = {"do_sample": False, "max_new_tokens": 6}
 GREEDY = {"do_sample": False, "max_new_tokens": 16}
 TRACE = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 
@@ -87,23 +88,21 @@ def test_injection_equals_reading_the_text(engine):
         assert (mine - theirs).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("start", [0, 1, 997])
-def test_every_position_is_exact(engine, start):
+def test_every_position_is_exact(engine):
     text = "The old harbour of Velmora has four piers, and its lighthouse was built in 1874 by Ada "
     ids = engine.tokenizer(text + "Krenn, who later moved to Tolmin and kept bees.")["input_ids"]
     identity = engine.fingerprint.id
     segment = encode(engine.model, engine.positions, ids[:20], range(20), fingerprint=identity)
     expected = full_logits(engine.model, ids)[20:]
-    answers = []
-    for where in {0, start}:
+    whole = greedy(engine.model, new_cache(), ids, 0)
+    for where in (0, 997):
         cache = new_cache()
         inject(cache, engine.positions, [segment], start=where, fingerprint=identity)
         logits = feed(engine.model, cache, ids[20:], where + 20)
         assert (logits - expected).abs().max() < 1e-3
         cache = new_cache()
         inject(cache, engine.positions, [segment], start=where, fingerprint=identity)
-        answers.append(greedy(engine.model, cache, ids[20:], where + 20))
-    assert answers[0] == answers[-1] == greedy(engine.model, new_cache(), ids, 0)
+        assert greedy(engine.model, cache, ids[20:], where + 20) == whole
 
 
 class Passes:
@@ -126,14 +125,14 @@ class Passes:
 @pytest.mark.parametrize(
     "placement", ["before_turn", "before_question", "after_system", "before_prompt"]
 )
-def test_segments_stand_where_placement_says(engine, placement):
+def test_segments_stand_where_placement_says(small, placement):
     # A system message of its own: one that was read lately is not read again.
     before = [("system", f"You place segments {placement}."), ("user", "Hi"), ("assistant", "Hi.")]
     messages = user("Hello", *before)
-    rendered = engine.chat_template.render(messages)
-    segment = engine.encode(TRACE)
-    with Passes(engine) as passes:
-        result = engine.generate(messages, [segment], placement=placement, max_new_tokens=1)
+    rendered = small.chat_template.render(messages)
+    segment = small.encode(TRACE)
+    with Passes(small) as passes:
+        result = small.generate(messages, [segment], placement=placement, max_new_tokens=1)
     prompt, head, question = len(rendered.token_ids), rendered.head, rendered.question()
     turn = rendered.last_turn
     assert head < turn < question
@@ -148,7 +147,7 @@ def test_segments_stand_where_placement_says(engine, placement):
     expected[placement][0] -= known
     assert passes.tokens == expected[placement]
     assert result.prompt_tokens == sum(expected[placement]) + known
-    assert result.injected_tokens == len(engine.encode(TRACE))
+    assert result.injected_tokens == len(small.encode(TRACE))
 
 
 def test_segments_stand_before_the_line_of_the_question(engine):
@@ -172,12 +171,12 @@ def test_segments_stand_before_the_line_of_the_question(engine):
     assert plain.prompt_ids == engine.request(user(prompt)).prompt_ids
 
 
-def test_a_segment_is_never_changed_and_requests_share_nothing(engine):
-    segment = engine.encode(TRACE)
+def test_a_segment_is_never_changed_and_requests_share_nothing(small):
+    segment = small.encode(TRACE)
     before = [slot.clone() for pair in segment.slots for slot in pair]
-    first = engine.generate(user("Which code?"), [segment], **GREEDY)
-    engine.generate(user("Something else entirely, please."), [segment, segment], **GREEDY)
-    again = engine.generate(user("Which code?"), [segment], **GREEDY)
+    first = small.generate(user("Which code?"), [segment], **GREEDY)
+    small.generate(user("Something else entirely, please."), [segment, segment], **GREEDY)
+    again = small.generate(user("Which code?"), [segment], **GREEDY)
     after = [slot for pair in segment.slots for slot in pair]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert first.token_ids == again.token_ids
@@ -185,8 +184,8 @@ def test_a_segment_is_never_changed_and_requests_share_nothing(engine):
 
 def test_streaming_gives_the_same_text_in_pieces(engine):
     messages = user("Name three fruits, and write an emoji.")
-    whole = engine.generate(messages, do_sample=False, max_new_tokens=40)
-    stream = engine.stream(messages, do_sample=False, max_new_tokens=40)
+    whole = engine.generate(messages, do_sample=False, max_new_tokens=18)
+    stream = engine.stream(messages, do_sample=False, max_new_tokens=18)
     pieces = list(stream)
     assert len(pieces) > 5
     assert "".join(pieces) == whole.text == stream.generation.text
@@ -196,29 +195,36 @@ def test_streaming_gives_the_same_text_in_pieces(engine):
 
 def test_stop_sequences_of_several_tokens_are_never_shown(engine):
     messages = user("Count from one to ten in words, separated by commas.")
-    free = engine.generate(messages, do_sample=False, max_new_tokens=30)
+    free = engine.generate(messages, do_sample=False, max_new_tokens=12)
     stop = free.text[8:16]
-    pieces = list(engine.stream(messages, do_sample=False, max_new_tokens=30, stop=[stop]))
+    pieces = list(engine.stream(messages, do_sample=False, max_new_tokens=12, stop=[stop]))
     assert "".join(pieces) == free.text[: free.text.index(stop)]
-    stopped = engine.generate(messages, do_sample=False, max_new_tokens=30, stop=[stop])
+    stopped = engine.generate(messages, do_sample=False, max_new_tokens=12, stop=[stop])
     assert stopped.finish_reason == "stop"
     cut = engine.generate(messages, do_sample=False, max_new_tokens=3)
     assert cut.finish_reason == "length"
     assert len(cut.token_ids) == 3
 
 
+def wait_until_nothing_is_computed() -> None:
+    end = time.monotonic() + 30
+    while any(thread.name == "lag-inference" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_abandoning_a_stream_stops_the_model(engine):
     stream = engine.stream(user("Tell a long story."), do_sample=False, max_new_tokens=2000)
     next(stream)
     stream.close()
-    assert not [t for t in threading.enumerate() if t.name == "lag-generate"]
+    wait_until_nothing_is_computed()
     assert engine.generate(user("Hi"), max_new_tokens=2).text is not None
 
 
 def test_dropping_a_stream_stops_the_model_too(engine):
     for _ in engine.stream(user("Tell a long story."), do_sample=False, max_new_tokens=2000):
         break
-    assert not [t for t in threading.enumerate() if t.name == "lag-generate"]
+    wait_until_nothing_is_computed()
 
 
 def test_a_stop_text_that_the_prompt_ends_with_does_not_end_the_answer(engine):
@@ -233,53 +239,60 @@ def forgetful(engine):
     return Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
 
 
+@pytest.fixture(scope="module")
+def small_forgetful(small):
+    return Engine(small.model, small.tokenizer, prefix_cache_bytes=0)
+
+
 @pytest.mark.parametrize("segments", [0, 2])
 def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segments):
     logs = [TRACE, qa("Who has the key of Lima?", "Paula has the key.")][:segments]
     recalled = [engine.encode(log) for log in logs]
     chat = user("Which code?", ("system", f"You guard {segments} vaults, and answer briefly."))
-    first = engine.generate(chat, recalled, placement="after_system", **GREEDY)
+    first = engine.generate(chat, recalled, placement="after_system", **BRIEF)
     more = [
         *chat,
         Message(role="assistant", content=first.text),
         Message(role="user", content="Are you sure?"),
     ]
     with Passes(engine) as passes:
-        second = engine.generate(more, recalled, placement="after_system", **GREEDY)
+        second = engine.generate(more, recalled, placement="after_system", **BRIEF)
     known = engine.count_tokens(chat) + len(first.token_ids) - 1
     assert abs(passes.tokens[0] - (engine.count_tokens(more) - known)) <= 2
     assert abs(second.reused_tokens - known) <= 2
     assert second.injected_tokens == sum(map(len, recalled))
     assert second.injection_time == 0
     with Passes(forgetful) as all_passes:
-        anew = forgetful.generate(more, recalled, placement="after_system", **GREEDY)
+        anew = forgetful.generate(more, recalled, placement="after_system", **BRIEF)
     assert second.token_ids == anew.token_ids
     assert anew.reused_tokens == 0
     assert sum(all_passes.tokens) > sum(passes.tokens) + known - 4
 
 
-def test_a_long_prompt_behind_a_system_message_is_read_in_parts(engine, forgetful, monkeypatch):
+def test_a_long_prompt_behind_a_system_message_is_read_in_parts(
+    small, small_forgetful, monkeypatch
+):
     chat = user(" ".join(str(number) for number in range(40)), ("system", "You count boats."))
-    engine.generate(user("Ready?", ("system", "You count boats.")), **GREEDY)
+    small.generate(user("Ready?", ("system", "You count boats.")), **GREEDY)
     monkeypatch.setattr("lag_integrations.engine.scheduler._PART_CPU", 16)
-    with Passes(engine) as passes:
-        answer = engine.generate(chat, **GREEDY)
+    with Passes(small) as passes:
+        answer = small.generate(chat, **GREEDY)
     assert answer.reused_tokens > 0
-    unread = engine.count_tokens(chat) - answer.reused_tokens
+    unread = small.count_tokens(chat) - answer.reused_tokens
     assert unread > 64
     assert passes.tokens[: -(-unread // 16)] == [16] * (unread // 16) + [unread % 16] * (
         unread % 16 > 0
     )
-    assert answer.token_ids == forgetful.generate(chat, **GREEDY).token_ids
+    assert answer.token_ids == small_forgetful.generate(chat, **GREEDY).token_ids
 
 
-def test_the_system_message_is_read_once_whatever_is_recalled(engine):
+def test_the_system_message_is_read_once_whatever_is_recalled(small):
     chat = user("What is the code?", ("system", "You guard a vault on an island in the west."))
     first: list[int] = []
     for code in (7741, 3309, 1205):
-        segment = engine.encode(qa("What is the code of the vault?", f"The code is {code}."))
-        with Passes(engine) as passes:
-            engine.generate(chat, [segment], **GREEDY)
+        segment = small.encode(qa("What is the code of the vault?", f"The code is {code}."))
+        with Passes(small) as passes:
+            small.generate(chat, [segment], **GREEDY)
         if first:
             assert passes.tokens[0] == first[1], "the question, behind the segment"
         first = first or passes.tokens
@@ -309,7 +322,7 @@ def test_another_log_is_injected_after_the_same_beginning(engine, forgetful):
 
 def test_a_run_is_encoded_from_what_was_read_and_generated(engine, forgetful):
     chat = user("Name a colour of the sea.", ("system", "You are a painter by the sea."))
-    answer = engine.generate(chat, **GREEDY)
+    answer = engine.generate(chat, **BRIEF)
     trace = answered(chat, answer.text)
     with Passes(engine) as passes:
         live = engine.encode(trace)
@@ -323,7 +336,7 @@ def test_a_run_is_encoded_from_what_was_read_and_generated(engine, forgetful):
 
 def test_what_was_said_with_logs_in_mind_is_encoded_without_them(engine, forgetful):
     chat = user("What is the code?", ("system", "You guard one vault, deep in the south."))
-    answer = engine.generate(chat, [engine.encode(TRACE)], **GREEDY)
+    answer = engine.generate(chat, [engine.encode(TRACE)], **BRIEF)
     trace = answered(chat, answer.text)
     for mine, theirs in zip(engine.encode(trace).slots, forgetful.encode(trace).slots, strict=True):
         for one, other in zip(mine, theirs, strict=True):
@@ -344,48 +357,48 @@ def test_traces_that_begin_alike_are_read_from_where_they_differ(engine, forgetf
             assert (one - other).abs().max() < 1e-3
 
 
-def test_many_traces_are_encoded_together_as_alone(engine, forgetful):
+def test_many_traces_are_encoded_together_as_alone(small, small_forgetful):
     system = ("system", "You sort letters in Bergen, and never lose one. " * 2)
     short = [answered(user(f"Letter {number}?", system), "Box " * number) for number in range(1, 6)]
     long = answered(user("All letters?", system), "They are all here. " * 80)
     traces = [long, *short, qa("And who are you?", "I sort letters.")]
-    encodables = [engine.encodable(trace) for trace in traces]
-    with Passes(engine) as passes:
-        together = engine.encode_all(encodables)
+    encodables = [small.encodable(trace) for trace in traces]
+    with Passes(small) as passes:
+        together = small.encode_all(encodables)
     backgrounds = [encodable.background for encodable in encodables]
     assert [segment.background for segment in together] == backgrounds
     assert len(set(backgrounds)) > 1
     assert len(passes.tokens) < len(traces)
-    assert sum(passes.tokens) < sum(engine.count_tokens(trace.messages) for trace in traces)
+    assert sum(passes.tokens) < sum(small.count_tokens(trace.messages) for trace in traces)
     for trace, segment in zip(traces, together, strict=True):
-        alone = forgetful.encode(trace)
+        alone = small_forgetful.encode(trace)
         assert torch.equal(segment.token_ids, alone.token_ids)
         assert segment.info == alone.info
         for mine, theirs in zip(segment.slots, alone.slots, strict=True):
             for one, other in zip(mine, theirs, strict=True):
                 assert (one - other).abs().max() < 1e-3
-    assert engine.encode_all([]) == []
+    assert small.encode_all([]) == []
 
 
 def test_runs_are_encoded_from_what_each_has_read_also_together(engine):
     runs = []
     for name in ("Ada", "Bob"):
         chat = user(f"{name} asks: how are you?", ("system", "You are brief, in the far west."))
-        runs.append(answered(chat, engine.generate(chat, **GREEDY).text))
+        runs.append(answered(chat, engine.generate(chat, **BRIEF).text))
     with Passes(engine) as passes:
         engine.encode_all([engine.encodable(run) for run in runs])
     assert sum(passes.tokens) <= 6, "the ends of their turns"
 
 
-def test_nothing_but_the_system_message_is_kept_of_traces(engine):
-    engine._runner.prefixes.clear()
+def test_nothing_but_the_system_message_is_kept_of_traces(small):
+    small._runner.prefixes.clear()
     system = ("system", "You read letters aloud in Turku. " * 4)
     traces = [
         answered(user("A long, long letter. " * 8 + f"{n}?", system), "It is.") for n in range(3)
     ]
-    encodables = [engine.encodable(trace) for trace in traces]
-    engine.encode_all(encodables)
-    assert [engine._runner.prefixes.match_length(one.token_ids)[0] for one in encodables] == [
+    encodables = [small.encodable(trace) for trace in traces]
+    small.encode_all(encodables)
+    assert [small._runner.prefixes.match_length(one.token_ids)[0] for one in encodables] == [
         one.head for one in encodables
     ]
 
@@ -404,9 +417,9 @@ def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetf
         engine.model.model.layers[5].register_forward_pre_hook(fail),
         pytest.raises(RuntimeError, match="out of memory"),
     ):
-        engine.generate(chat, **GREEDY)
-    expected = forgetful.generate(chat, **GREEDY).token_ids
-    assert engine.generate(chat, **GREEDY).token_ids == expected
+        engine.generate(chat, **BRIEF)
+    expected = forgetful.generate(chat, **BRIEF).token_ids
+    assert engine.generate(chat, **BRIEF).token_ids == expected
 
 
 def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
@@ -429,11 +442,11 @@ def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
     assert waited < 5
 
 
-def test_what_was_read_lately_has_a_limit(engine):
+def test_what_was_read_lately_has_a_limit(small):
     for number in range(40):
-        engine.generate(user(f"{number}?", ("system", f"{number}!")), max_new_tokens=1)
-    assert len(engine._runner.prefixes) <= 32
-    assert engine._runner.prefixes.nbytes < 2**27
+        small.generate(user(f"{number}?", ("system", f"{number}!")), max_new_tokens=1)
+    assert len(small._runner.prefixes) <= 32
+    assert small._runner.prefixes.nbytes < 2**27
 
 
 def test_an_error_while_generating_reaches_the_caller(engine):
@@ -441,25 +454,25 @@ def test_an_error_while_generating_reaches_the_caller(engine):
         engine.generate(user("Hi"), unheard_of=1)
 
 
-def test_a_seed_makes_sampling_repeatable_and_leaves_other_randomness_alone(engine):
+def test_a_seed_makes_sampling_repeatable_and_leaves_other_randomness_alone(small):
     settings = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12}
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = engine.generate(user("Write a word."), seed=7, **settings)
+    first = small.generate(user("Write a word."), seed=7, **settings)
     assert torch.rand(1) == expected
-    second = engine.generate(user("Write a word."), seed=7, **settings)
-    other = engine.generate(user("Write a word."), seed=8, **settings)
+    second = small.generate(user("Write a word."), seed=7, **settings)
+    other = small.generate(user("Write a word."), seed=8, **settings)
     assert first.token_ids == second.token_ids != other.token_ids
 
 
-def test_concurrent_calls_answer_as_one_after_another(engine):
-    segment = engine.encode(TRACE)
+def test_concurrent_calls_answer_as_one_after_another(small):
+    segment = small.encode(TRACE)
     questions = [f"What is {n} plus {n}?" for n in range(6)]
 
     def ask(index: int) -> list[int]:
         segments = [segment] if index % 2 else []
-        return engine.generate(user(questions[index]), segments, **GREEDY).token_ids
+        return small.generate(user(questions[index]), segments, **GREEDY).token_ids
 
     alone = [ask(index) for index in range(6)]
     with ThreadPoolExecutor(6) as pool:
@@ -492,30 +505,29 @@ def test_what_does_not_fit_the_window_is_refused(engine):
         engine.generate(user("Hi"), placement="somewhere")
 
 
-def test_a_segment_of_another_model_is_refused(engine):
-    segment = engine.encode(TRACE)
+def test_a_segment_of_another_model_is_refused(small):
+    segment = small.encode(TRACE)
     foreign = Segment(segment.token_ids, segment.slots, "0" * 64)
     with pytest.raises(FingerprintMismatchError, match="encode its trace again"):
-        engine.generate(user("Hi"), [foreign], max_new_tokens=1)
+        small.generate(user("Hi"), [foreign], max_new_tokens=1)
 
 
-def test_fingerprint_sees_weights_template_and_dtype(engine):
-    def load(**kwargs):
-        return AutoModelForCausalLM.from_pretrained(packaged.chat_model(), **kwargs)
-
-    tokenizer = AutoTokenizer.from_pretrained(packaged.chat_model())
-    same = Engine(load(), tokenizer)
-    assert same.fingerprint.id == engine.fingerprint.id
+def test_fingerprint_sees_weights_template_and_dtype(small, tmp_path):
+    small.model.save_pretrained(tmp_path)
+    small.tokenizer.save_pretrained(tmp_path)
+    same, half = Engine.load(tmp_path), Engine.load(tmp_path, dtype="bfloat16")
+    assert same.fingerprint.id == small.fingerprint.id
     other_template = Engine(
-        same.model, tokenizer, chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}"
+        same.model,
+        same.tokenizer,
+        chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}",
     )
-    assert other_template.fingerprint.differences(engine.fingerprint.to_json()) == ["chat_template"]
+    assert other_template.fingerprint.differences(small.fingerprint.to_json()) == ["chat_template"]
+    assert {"weights", "dtype"} <= set(half.fingerprint.differences(small.fingerprint.to_json()))
     with torch.no_grad():
-        same.model.model.layers[7].mlp.up_proj.weight[3, 5] += 1e-3
-    changed = Engine(same.model, tokenizer)
-    assert changed.fingerprint.differences(engine.fingerprint.to_json()) == ["weights"]
-    half = Engine(load(dtype=torch.bfloat16), tokenizer)
-    assert {"weights", "dtype"} <= set(half.fingerprint.differences(engine.fingerprint.to_json()))
+        same.model.model.layers[2].mlp.up_proj.weight[3, 5] += 1e-3
+    changed = Engine(same.model, same.tokenizer)
+    assert changed.fingerprint.differences(small.fingerprint.to_json()) == ["weights"]
 
 
 def test_unknown_and_unsupported_models_are_refused_by_name(engine, tmp_path):
@@ -526,8 +538,8 @@ def test_unknown_and_unsupported_models_are_refused_by_name(engine, tmp_path):
         Engine(gpt2, engine.tokenizer)
 
 
-def test_a_closed_engine_says_so(engine):
-    closed = Engine(engine.model, engine.tokenizer)
+def test_a_closed_engine_says_so(small):
+    closed = Engine(small.model, small.tokenizer)
     closed.close()
     closed.close()
     with pytest.raises(LAGError, match="closed"):
@@ -539,11 +551,10 @@ import sys, threading
 from lag_integrations import Engine
 from lag_integrations.store.embedder import Embedder
 model, embedder = sys.argv[1:]
-for _ in range(3):
-    other = threading.Thread(target=lambda: Embedder(embedder).embed(["Hello"]))
-    other.start()
-    Engine.load(model)
-    other.join()
+other = threading.Thread(target=lambda: Embedder(embedder).embed(["Hello"]))
+other.start()
+Engine.load(model)
+other.join()
 print("loaded")
 """
 

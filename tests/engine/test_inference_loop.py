@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -20,10 +20,11 @@ from lag_integrations.kv.cache import JointCache
 from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.store.model import tiny_engine
+from tests.store.processes import start
 
 
 def ask(engine, question, segments=(), **settings):
-    settings = {"max_new_tokens": 24, "do_sample": False, **settings}
+    settings = {"max_new_tokens": 16, "do_sample": False, **settings}
     return engine.request([Message(role="user", content=question)], segments, **settings)
 
 
@@ -83,19 +84,19 @@ def test_different_segments_a_row(engine, sizes):
     assert "Tolmin" in together[1].text
 
 
-def test_threads_and_event_loops_share_passes(engine, sizes):
-    asked = questions(engine)
-    alone = [engine.generate_batch([request()])[0].text for request in asked]
+def test_threads_and_event_loops_share_passes(small, sizes):
+    asked = questions(small)
+    alone = [small.generate_batch([request()])[0].text for request in asked]
 
     async def read(request):
-        return "".join([piece async for piece in engine.start(request)])
+        return "".join([piece async for piece in small.start(request)])
 
     async def at_once():
         return await asyncio.gather(*(read(request()) for request in asked))
 
     with ThreadPoolExecutor(8) as pool:
         elsewhere = pool.submit(lambda: asyncio.run(at_once()))
-        here = list(pool.map(lambda request: "".join(engine.start(request())), asked))
+        here = list(pool.map(lambda request: "".join(small.start(request())), asked))
     assert here == alone
     assert elsewhere.result() == alone
     assert max(sizes) > 4
@@ -122,14 +123,14 @@ def test_models_whose_sequences_cannot_share_a_pass_take_turns(monkeypatch, capl
     assert "they take turns" in caplog.text
 
 
-def test_what_goes_wrong_with_one_is_its_own(engine, monkeypatch):
-    asked = questions(engine)
-    expected = engine.generate_batch([asked[0](), asked[2]()])
-    broken = ask(engine, "This one breaks.", max_new_tokens=20)
-    late = ask(engine, "This one is late.", timeout=0.0)
-    left = engine.start(ask(engine, "This one is left.", max_new_tokens=200))
+def test_what_goes_wrong_with_one_is_its_own(small, monkeypatch):
+    asked = questions(small)
+    expected = small.generate_batch([asked[0](), asked[2]()])
+    broken = ask(small, "This one breaks.", max_new_tokens=20)
+    late = ask(small, "This one is late.", timeout=0.0)
+    left = small.start(ask(small, "This one is left.", max_new_tokens=200))
     object.__setattr__(broken, "prompt_ids", [10**9])  # beyond the vocabulary
-    streams = [engine.start(request) for request in (asked[0](), broken, late, asked[2]())]
+    streams = [small.start(request) for request in (asked[0](), broken, late, asked[2]())]
     next(left)
     left.close()
     texts = ["".join(streams[0]), "".join(streams[3])]
@@ -142,9 +143,9 @@ def test_what_goes_wrong_with_one_is_its_own(engine, monkeypatch):
     assert left.generation.finish_reason == "cancelled"
 
 
-def test_any_mix_of_requests_gives_each_its_own(engine):
-    vault = engine.encode(qa("What is the code of the vault in Lima?", "The code is 7741."))
-    pet = engine.encode(qa("What is the name of Ada's cat?", "Ada's cat is named Tolmin."))
+def test_any_mix_of_requests_gives_each_its_own(small):
+    vault = small.encode(qa("What is the code of the vault in Lima?", "The code is 7741."))
+    pet = small.encode(qa("What is the name of Ada's cat?", "Ada's cat is named Tolmin."))
     kinds = [
         ("Which code opens the vault in Lima?", [vault], {}),
         ("How is Ada's cat named?", [vault, pet], {}),
@@ -153,7 +154,7 @@ def test_any_mix_of_requests_gives_each_its_own(engine):
         ("Name a fruit as JSON.", [], {"grammar": 'start: "{\\"fruit\\": \\"" /[a-z]+/ "\\"}"'}),
     ]
     expected = [
-        engine.generate_batch([ask(engine, question, logs, **settings)])[0].text
+        small.generate_batch([ask(small, question, logs, **settings)])[0].text
         for question, logs, settings in kinds
     ]
     chance = random.Random(3)
@@ -163,16 +164,16 @@ def test_any_mix_of_requests_gives_each_its_own(engine):
         time.sleep(its.random())
         kind = its.randrange(len(kinds))
         question, logs, settings = kinds[kind]
-        stream = engine.start(ask(engine, question, logs, cache_salt=str(kind), **settings))
+        stream = small.start(ask(small, question, logs, cache_salt=str(kind), **settings))
         if its.random() < 0.3:
             next(stream, None)
             stream.close()
             return kind, None
         if its.random() < 0.2:
-            broken = ask(engine, question)
+            broken = ask(small, question)
             object.__setattr__(broken, "prompt_ids", [10**9])
             with pytest.raises(IndexError):
-                list(engine.start(broken))
+                list(small.start(broken))
         return kind, "".join(stream)
 
     with ThreadPoolExecutor(12) as pool:
@@ -210,13 +211,13 @@ def test_a_long_prompt_and_encoding_come_between_tokens(monkeypatch):
     stream.close()
 
 
-def test_the_thread_ends_with_the_work(engine):
-    stream = engine.start(ask(engine, "Tell a long tale.", max_new_tokens=200))
+def test_the_thread_ends_with_the_work(small):
+    stream = small.start(ask(small, "Tell a long tale.", max_new_tokens=200))
     next(stream)
     assert loop_threads()
     stream.close()
     wait_until(lambda: not loop_threads())
-    assert engine.generate_batch([ask(engine, "Hi")])[0].text
+    assert small.generate_batch([ask(small, "Hi")])[0].text
 
 
 def test_a_stream_that_is_dropped_stops(engine):
@@ -229,10 +230,10 @@ def test_a_stream_that_is_dropped_stops(engine):
     assert len(generation.token_ids) < 40
 
 
-def test_an_answer_is_a_little_ahead_of_its_reader_and_goes_on_with_it(engine):
-    whole = engine.generate_batch([ask(engine, "Count to 40.", max_new_tokens=80)])[0]
+def test_an_answer_is_a_little_ahead_of_its_reader_and_goes_on_with_it(small):
+    whole = small.generate_batch([ask(small, "Count to 40.", max_new_tokens=80)])[0]
     assert len(whole.token_ids) > 40
-    stream = engine.start(ask(engine, "Count to 40.", max_new_tokens=80))
+    stream = small.start(ask(small, "Count to 40.", max_new_tokens=80))
     first = next(stream)
     wait_until(lambda: not loop_threads())
     assert len(stream.generation.token_ids) < 40
@@ -276,14 +277,14 @@ def test_the_garbage_collector_closes_streams_wherever_it_runs(engine):
     wait_until(lambda: not loop_threads())
 
 
-def test_a_prefix_that_cannot_be_kept_costs_no_answer(engine, monkeypatch):
-    expected = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
+def test_a_prefix_that_cannot_be_kept_costs_no_answer(small, monkeypatch):
+    expected = small.generate_batch([ask(small, "Hi")])[0].token_ids
 
     def full(*_: object) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr(ModelRunner, "keep_prefix", full)
-    found = engine.generate_batch([ask(engine, "Hi"), ask(engine, "Hello")])
+    found = small.generate_batch([ask(small, "Hi"), ask(small, "Hello")])
     assert found[0].token_ids == expected
 
 
@@ -306,41 +307,39 @@ def test_a_deadline_holds_while_nothing_is_computed(engine):
         list(stream)
 
 
-def test_an_answer_that_is_over_holds_no_cache(engine):
-    stream = engine.start(ask(engine, "Hi", max_new_tokens=3))
+def test_an_answer_that_is_over_holds_no_cache(small):
+    stream = small.start(ask(small, "Hi", max_new_tokens=3))
     list(stream)
     assert stream._answer.reading is None
 
 
-FORK = """
-import os, sys
-from tests.engine.test_inference_loop import ask, long, tiny_engine
-
-engine = tiny_engine()
-expected = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
-going = engine.start(long(engine))
-next(going)
-child = os.fork()
-if child == 0:
-    try:
-        list(going)
-    except Exception as error:
-        assert "forked" in str(error), error
-    else:
-        os._exit(3)
-    found = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
-    os._exit(0 if found == expected else 4)
-_, status = os.waitpid(child, 0)
-assert engine.generate_batch([ask(engine, "Hi")])[0].token_ids == expected
-going.close()
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
+def forks() -> None:
+    """Fork amid an answer; end with 0 where parent and child go on as they should."""
+    engine = tiny_engine()
+    expected = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
+    going = engine.start(long(engine))
+    next(going)
+    child = os.fork()
+    if child == 0:
+        try:
+            list(going)
+        except Exception as error:
+            assert "forked" in str(error), error
+        else:
+            os._exit(3)
+        found = engine.generate_batch([ask(engine, "Hi")])[0].token_ids
+        os._exit(0 if found == expected else 4)
+    _, status = os.waitpid(child, 0)
+    assert engine.generate_batch([ask(engine, "Hi")])[0].token_ids == expected
+    going.close()
+    sys.exit(os.waitstatus_to_exitcode(status))
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_has_a_loop_of_its_own():
-    done = subprocess.run([sys.executable, "-c", FORK], timeout=120, check=False)
-    assert done.returncode == 0
+    process = start(forks)
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def tensors():
@@ -348,11 +347,9 @@ def tensors():
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_many_requests_leave_nothing_behind(engine):
+def test_many_requests_leave_nothing_behind(small):
     def one(number: int) -> int:
-        return len(
-            engine.generate_batch([ask(engine, f"{number}?", max_new_tokens=2)])[0].token_ids
-        )
+        return len(small.generate_batch([ask(small, f"{number}?", max_new_tokens=2)])[0].token_ids)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(60)))

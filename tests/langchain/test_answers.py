@@ -39,8 +39,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture
-def model(engine, memory):
+def with_logs(engine, memory):
     memory.attach(engine)
     memory.add(qa("What is the code of the vault in Lima?", "The code of the vault is 7741."))
     memory.add(qa("What is the name of Ada's cat?", "Ada's cat is named Tolmin."))
@@ -49,8 +48,24 @@ def model(engine, memory):
 
 
 @pytest.fixture
+def model(engine, memory):
+    return with_logs(engine, memory)
+
+
+@pytest.fixture
 def plain(engine):
     return LAGChatModel(engine, temperature=0, max_tokens=60)
+
+
+@pytest.fixture
+def wild(small):
+    """Random weights, where it does not matter what is said in the form that was asked for."""
+    return LAGChatModel(small, temperature=0, max_tokens=60)
+
+
+@pytest.fixture
+def wild_with_logs(small, memory):
+    return with_logs(small, memory)
 
 
 class Count(BaseCallbackHandler):
@@ -79,19 +94,21 @@ def sizes(monkeypatch):
     return found
 
 
-def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(model, sizes):
-    alone = [model.invoke(question) for question in QUESTIONS]
+def test_a_batch_is_one_forward_pass_a_token_and_gives_what_single_calls_give(
+    wild_with_logs, sizes
+):
+    alone = [wild_with_logs.invoke(question) for question in QUESTIONS]
     assert set(sizes) == {1}
     handlers = [Count() for _ in QUESTIONS]
-    batched = model.batch(QUESTIONS, [{"callbacks": [handler]} for handler in handlers])
+    batched = wild_with_logs.batch(QUESTIONS, [{"callbacks": [handler]} for handler in handlers])
     assert contents(batched) == contents(alone)
     assert [len(a.response_metadata["lag"]["log_ids"]) for a in batched] == [1, 0, 1, *[0] * 5]
     assert [handler.starts for handler in handlers] == [1] * 8
     assert max(sizes) == 8
     sizes.clear()
-    assert contents(asyncio.run(model.abatch(QUESTIONS[:3]))) == contents(alone[:3])
+    assert contents(asyncio.run(wild_with_logs.abatch(QUESTIONS[:3]))) == contents(alone[:3])
     assert max(sizes) == 3
-    assert contents(model.batch(QUESTIONS, {"max_concurrency": 3})) == contents(alone)
+    assert contents(wild_with_logs.batch(QUESTIONS, {"max_concurrency": 3})) == contents(alone)
     assert max(sizes) == 3
 
 
@@ -102,27 +119,27 @@ def test_a_batch_through_a_chain_is_a_batch_too(model, sizes):
     assert "7741" in answers[0].content
 
 
-def test_one_bad_input_of_a_batch_costs_the_others_nothing(model):
+def test_one_bad_input_of_a_batch_costs_the_others_nothing(wild_with_logs):
     inputs = ["Say hello.", "word " * 9000, "Name a fruit."]
-    answers = model.batch(inputs, return_exceptions=True)
+    answers = wild_with_logs.batch(inputs, return_exceptions=True)
     assert isinstance(answers[1], ValueError)
     assert contents([answers[0], answers[2]]) == contents(
-        [model.invoke(inputs[0]), model.invoke(inputs[2])]
+        [wild_with_logs.invoke(inputs[0]), wild_with_logs.invoke(inputs[2])]
     )
     with pytest.raises(ValueError, match="window"):
-        model.batch(inputs)
+        wild_with_logs.batch(inputs)
 
 
-def test_concurrent_calls_share_passes_and_give_what_they_give_alone(model, sizes):
+def test_concurrent_calls_share_passes_and_give_what_they_give_alone(wild_with_logs, sizes):
     async def at_once():
-        return await asyncio.gather(*(model.ainvoke(question) for question in QUESTIONS))
+        return await asyncio.gather(*(wild_with_logs.ainvoke(question) for question in QUESTIONS))
 
-    alone = [model.invoke(question) for question in QUESTIONS]
+    alone = [wild_with_logs.invoke(question) for question in QUESTIONS]
     assert contents(asyncio.run(at_once())) == contents(alone)
     assert max(sizes) == len(QUESTIONS)
 
 
-def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
+def test_the_event_loop_goes_on_while_the_model_works(wild_with_logs, monkeypatch):
     workers = set()
 
     def note_thread(owner, name):
@@ -138,9 +155,9 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
     note_thread(KVLogMemory, "recall")
 
     async def ask():
-        await model.ainvoke("Name a fruit.", max_tokens=5)
-        await model.abatch(["Name a fruit.", "Name a tree."], max_tokens=5)
-        async for _ in model.astream("Name a fruit.", max_tokens=5):
+        await wild_with_logs.ainvoke("Name a fruit.", max_tokens=5)
+        await wild_with_logs.abatch(["Name a fruit.", "Name a tree."], max_tokens=5)
+        async for _ in wild_with_logs.astream("Name a fruit.", max_tokens=5):
             pass
         return threading.get_ident()
 
@@ -148,7 +165,7 @@ def test_the_event_loop_goes_on_while_the_model_works(model, monkeypatch):
     assert workers
 
 
-def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatch):
+def test_a_cancelled_or_abandoned_stream_computes_nothing_more(wild, monkeypatch):
     steps = []
     read = ModelRunner.read
     monkeypatch.setattr(ModelRunner, "read", lambda *args: steps.append(1) or read(*args))
@@ -157,7 +174,7 @@ def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatc
         reached = asyncio.Event()
 
         async def consume():
-            async for _ in plain.astream("Tell a long story.", max_tokens=500):
+            async for _ in wild.astream("Tell a long story.", max_tokens=500):
                 if len(steps) > 3:
                     reached.set()
                     await asyncio.Event().wait()
@@ -170,7 +187,7 @@ def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatc
 
     asyncio.run(cancel())
     assert len(steps) < 60
-    stream = plain.stream("Tell a long story.", max_tokens=500)
+    stream = wild.stream("Tell a long story.", max_tokens=500)
     steps.clear()
     for _ in range(3):
         next(stream)
@@ -180,7 +197,7 @@ def test_a_cancelled_or_abandoned_stream_computes_nothing_more(plain, monkeypatc
     time.sleep(0.3)
     assert len(steps) == seen
     stream.close()
-    assert plain.invoke("Hi").content
+    assert wild.invoke("Hi").content
 
 
 def test_an_answer_that_takes_too_long(engine):
@@ -238,14 +255,14 @@ def test_a_forced_call(plain):
 @pytest.mark.parametrize(
     "choice", ["find_price", {"type": "function", "function": {"name": "find_price"}}]
 )
-def test_a_named_tool_is_called_whatever_is_asked(plain, choice):
-    bound = plain.bind_tools([get_weather, find_price], tool_choice=choice)
+def test_a_named_tool_is_called_whatever_is_asked(wild, choice):
+    bound = wild.bind_tools([get_weather, find_price], tool_choice=choice)
     (call,) = bound.invoke("What is the weather in Oslo?").tool_calls
     assert call["name"] == "find_price"
 
 
-def test_a_streamed_call_is_the_invoked_one(plain):
-    bound = plain.bind_tools([get_weather], tool_choice=True)
+def test_a_streamed_call_is_the_invoked_one(wild):
+    bound = wild.bind_tools([get_weather], tool_choice=True)
     invoked = bound.invoke("What is the weather in Oslo?")
     chunks = list(bound.stream("What is the weather in Oslo?"))
     whole = chunks[0]
@@ -263,7 +280,7 @@ def test_no_tool_is_called_where_none_may_be(plain):
     asked = "Write exactly: <tool_call>"
     free = plain.bind_tools([get_weather]).invoke(asked)
     assert free.tool_calls
-    held = plain.bind_tools([get_weather], tool_choice="none").invoke(asked)
+    held = plain.bind_tools([get_weather], tool_choice="none").invoke(asked, max_tokens=30)
     assert not held.tool_calls
     assert not held.invalid_tool_calls
     assert "<tool_call>" not in held.content
@@ -277,16 +294,19 @@ def test_a_malformed_call_is_an_invalid_call(plain, monkeypatch):
         HumanMessage("Weather in Oslo?"),
         AIMessage('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Os'),
     ]
-    for answer in (bound.invoke(asked, max_tokens=3), *bound.stream("Write: <tool_call>")):
+    for answer in (
+        bound.invoke(asked, max_tokens=3),
+        *bound.stream("Write: <tool_call>", max_tokens=30),
+    ):
         assert isinstance(answer, AIMessage)
     monkeypatch.setattr(
         type(plain.engine.chat_template.tools), "starts", lambda self: ("The ",), raising=True
     )
-    broken = bound.invoke([HumanMessage("What is the capital of France?")])
+    broken = bound.invoke("What is the capital of France?", max_tokens=9)
     (invalid,) = broken.invalid_tool_calls
     assert invalid["error"]
     assert not broken.tool_calls
-    chunks = list(bound.stream([HumanMessage("What is the capital of France?")]))
+    chunks = list(bound.stream("What is the capital of France?", max_tokens=9))
     whole = chunks[0]
     for chunk in chunks[1:]:
         whole = whole + chunk
@@ -317,12 +337,12 @@ def test_results_of_tools_reach_the_model(plain):
     assert "hail" in plain.invoke(anthropic).content.lower()
 
 
-def test_tools_are_counted_and_shown(plain):
+def test_tools_are_counted_and_shown(wild):
     messages = [HumanMessage("Hi")]
-    bare = plain.get_num_tokens_from_messages(messages)
-    counted = plain.get_num_tokens_from_messages(messages, tools=[get_weather])
+    bare = wild.get_num_tokens_from_messages(messages)
+    counted = wild.get_num_tokens_from_messages(messages, tools=[get_weather])
     assert counted > bare + 30
-    answer = plain.bind_tools([get_weather]).invoke(messages, max_tokens=1)
+    answer = wild.bind_tools([get_weather]).invoke(messages, max_tokens=1)
     assert answer.usage_metadata["input_tokens"] == counted
 
 
@@ -343,24 +363,24 @@ class City(BaseModel):
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-def test_objects(plain, method):
+def test_objects(plain, wild, method):
     structured = plain.with_structured_output(City, method=method)
     found = structured.invoke("Paris is the capital of France, on the river Seine.")
     assert isinstance(found, City)
     assert found.country == "France"
-    raw = plain.with_structured_output(City.model_json_schema(), method=method, include_raw=True)
+    raw = wild.with_structured_output(City.model_json_schema(), method=method, include_raw=True)
     result = raw.invoke("Paris is the capital of France, on the river Seine.")
     assert City.model_validate(result["parsed"])
     assert isinstance(result["raw"], AIMessage)
 
 
-def test_json_mode(plain):
-    found = plain.with_structured_output(method="json_mode").invoke("Paris, as JSON.")
+def test_json_mode(wild):
+    found = wild.with_structured_output(method="json_mode").invoke("Paris, as JSON.")
     assert isinstance(found, dict)
 
 
-def test_objects_however_few_the_tokens(plain):
-    structured = plain.with_structured_output(City)
+def test_objects_however_few_the_tokens(wild):
+    structured = wild.with_structured_output(City)
     for most in (22, 25, 30):
         found = structured.invoke("Name a city with all its rivers.", max_tokens=most)
         assert isinstance(found, City)
@@ -377,17 +397,17 @@ def test_wrong_ways_to_ask_for_objects(plain):
         plain.invoke("Hi", response_format={"type": "json_schema"})
 
 
-def test_an_agent_with_a_response_format(plain):
+def test_an_agent_with_a_response_format(wild):
     """The profile says that it is honoured, so the agent asks for it rather than for a tool."""
-    assert plain.profile["structured_output"]
-    agent = create_agent(plain, [], response_format=City)
+    assert wild.profile["structured_output"]
+    agent = create_agent(wild, [], response_format=City)
     state = agent.invoke({"messages": "Paris, France, on the Seine."})
     assert isinstance(state["structured_response"], City)
 
 
-def test_a_loaded_module_and_its_tokenizer(engine):
+def test_a_loaded_module_and_its_tokenizer(small):
     """The module stays out of the settings, which agents copy and tracers write down."""
-    model = LAGChatModel(engine.model, tokenizer=engine.tokenizer, temperature=0, max_tokens=40)
+    model = LAGChatModel(small.model, tokenizer=small.tokenizer, temperature=0, max_tokens=40)
     agent = create_agent(model, [], response_format=City)
     state = agent.invoke({"messages": "Paris, France, on the Seine."})
     assert isinstance(state["structured_response"], City)
@@ -404,12 +424,12 @@ def test_nobody_is_shown_a_token():
     assert model.with_config(tags=["a"]).bound.loading["token"] == "hf_secret"
 
 
-def test_copies_keep_the_loaded_model(plain):
+def test_copies_keep_the_loaded_model(wild):
     field = ConfigurableField(id="t")
-    configurable = plain.configurable_fields(temperature=field)
+    configurable = wild.configurable_fields(temperature=field)
     hot = configurable.with_config(configurable={"t": 0.5})
     assert hot.invoke("Hi", max_tokens=2).content
-    assert copy.deepcopy(plain).engine is plain.engine
+    assert copy.deepcopy(wild).engine is wild.engine
     named = LAGChatModel(packaged.chat_model(), max_tokens=2)
     again = type(named)(**{**named.__dict__, "temperature": 0.5})
     assert again.engine is named.engine
@@ -418,8 +438,8 @@ def test_copies_keep_the_loaded_model(plain):
     named.close()
 
 
-def test_a_callback_of_a_batch_may_call_another_model(plain, engine):
-    other = LAGChatModel(engine, temperature=0, max_tokens=3)
+def test_a_callback_of_a_batch_may_call_another_model(wild, small):
+    other = LAGChatModel(small, temperature=0, max_tokens=3)
     inner = []
 
     class Asks(BaseCallbackHandler):
@@ -427,13 +447,13 @@ def test_a_callback_of_a_batch_may_call_another_model(plain, engine):
             inner.append(other.invoke("Name a colour.", {"callbacks": []}).content)
 
     asked = ["Say hello.", "Name a fruit."]
-    alone = [plain.invoke(question, max_tokens=6) for question in asked]
-    batched = plain.batch(asked, [{"callbacks": [Asks()]}, {}], max_tokens=6)
+    alone = [wild.invoke(question, max_tokens=6) for question in asked]
+    batched = wild.batch(asked, [{"callbacks": [Asks()]}, {}], max_tokens=6)
     assert contents(batched) == contents(alone)
     assert inner == [other.invoke("Name a colour.").content]
 
 
-def test_new_tokens_are_told_once(plain):
+def test_new_tokens_are_told_once(wild):
     """LangChain tells callbacks of each chunk; a model that does so, too, would tell it twice."""
 
     class Tokens(BaseCallbackHandler):
@@ -442,14 +462,14 @@ def test_new_tokens_are_told_once(plain):
         def on_llm_new_token(self, token: str, **_: object) -> None:
             self.told.append(token)
 
-    chunks = list(plain.stream("Name a fruit.", {"callbacks": [Tokens()]}, max_tokens=8))
+    chunks = list(wild.stream("Name a fruit.", {"callbacks": [Tokens()]}, max_tokens=8))
     assert "".join(Tokens.told) == "".join(chunk.text for chunk in chunks)
 
 
-def test_an_object_or_a_call(plain):
+def test_an_object_or_a_call(wild):
     """With tools and a response format, the model has the choice, but no other."""
     form = {"type": "json_schema", "json_schema": {"schema": City.model_json_schema()}}
-    bound = plain.bind_tools([get_weather], response_format=form)
+    bound = wild.bind_tools([get_weather], response_format=form)
     kinds = set()
     for asked in ("What is the weather in Oslo?", "Paris, France, on the Seine.", "{"):
         answer = bound.invoke(asked)
@@ -471,8 +491,8 @@ THINKING = (
 )
 
 
-def test_thoughts_are_kept_apart(engine):
-    thinking = Engine(engine.model, engine.tokenizer, chat_template=THINKING)
+def test_thoughts_are_kept_apart(small):
+    thinking = Engine(small.model, small.tokenizer, chat_template=THINKING)
     model = LAGChatModel(thinking, temperature=0, max_tokens=24)
     answer = model.invoke("What is 1 + 1?")  # this model never ends a thought
     assert answer.content == ""
@@ -484,26 +504,29 @@ def test_thoughts_are_kept_apart(engine):
     assert model.bind_tools([get_weather], tool_choice="any").invoke("Oslo?").tool_calls
 
 
-def test_logprobs(plain):
-    answer = plain.invoke("Hi", logprobs=True, top_logprobs=2, max_tokens=3)
+def test_logprobs(wild):
+    answer = wild.invoke("Hi", logprobs=True, top_logprobs=2, max_tokens=3)
     entries = answer.response_metadata["logprobs"]["content"]
     assert "".join(entry["token"] for entry in entries).startswith(answer.content)
     assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
     assert entries[0]["logprob"] == entries[0]["top_logprobs"][0]["logprob"]  # greedy
-    assert "logprobs" not in plain.invoke("Hi", max_tokens=1).response_metadata
+    assert "logprobs" not in wild.invoke("Hi", max_tokens=1).response_metadata
 
 
 def test_which_logs_a_call_uses(model, memory, embedder, tmp_path):
     both = [log.id for log in memory.recall("a vault, a cat", k=2, min_score=-1)]
 
     def used(**settings):
-        return model.invoke("Say hello.", **settings).response_metadata["lag"]["log_ids"]
+        return model.invoke("Say hello.", max_tokens=1, **settings).response_metadata["lag"][
+            "log_ids"
+        ]
 
     assert used() == []
     assert used(kv_log_ids=both) == both
     assert used(kv_log_ids=both[1:]) == both[1:]
     assert used(kv_log_ids=["no such log"]) == []
-    assert model.invoke(QUESTIONS[0], kv_log_ids=[]).response_metadata["lag"]["log_ids"] == []
+    without = model.invoke(QUESTIONS[0], kv_log_ids=[], max_tokens=1)
+    assert without.response_metadata["lag"]["log_ids"] == []
     bare = LAGChatModel(model.engine, temperature=0, max_tokens=16)
     with use_memory(memory):
         helped = bare.invoke(QUESTIONS[0], kv_log_ids=both)
