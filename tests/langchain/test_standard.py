@@ -1,4 +1,4 @@
-"""LangChain's own suites for chat models, on the real packaged model.
+"""LangChain's own suites for chat models; in `make test-slow` also on the real packaged model.
 
 Off, for the model's modality: image, image URL, PDF, audio and video inputs, and image and PDF tool
 messages. Off, because one object is one model: overriding the model's name in a call.
@@ -60,6 +60,9 @@ class _Abilities:
 
 TOO_SMALL = "A model of 135M parameters answers in words where it may; it must be made to call."
 
+WORDS = {"test_tool_calling", "test_tool_calling_async", "test_unicode_tool_call_integration"}
+"""Tests that look at what is said; the form alone is not enough."""
+
 
 class TestUnit(_Abilities, ChatModelUnitTests):
     @property
@@ -68,9 +71,12 @@ class TestUnit(_Abilities, ChatModelUnitTests):
 
 
 class TestIntegration(_Abilities, ChatModelIntegrationTests):
+    """On random weights: words may be any, and forms must be right all the same."""
+
     @pytest.fixture(autouse=True)
-    def _shared(self, engine: Engine, memory: KVLogMemory) -> None:
-        self._engine, self._memory = engine, memory
+    def _shared(self, request: pytest.FixtureRequest, memory: KVLogMemory) -> None:
+        model = "engine" if request.function.__name__ in WORDS else "small"
+        self._engine, self._memory = request.getfixturevalue(model), memory
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
@@ -100,3 +106,10 @@ class TestIntegration(_Abilities, ChatModelIntegrationTests):
         for chunk in chunks[1:]:
             whole = whole + chunk
         return whole
+
+
+@pytest.mark.slow
+class TestRealModel(TestIntegration):
+    @pytest.fixture(autouse=True)
+    def _shared(self, engine: Engine, memory: KVLogMemory) -> None:
+        self._engine, self._memory = engine, memory
