@@ -60,8 +60,8 @@ def test_an_answer_that_repeats_a_log_takes_few_passes(engine, passes):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"do_sample": True, "temperature": 1.2, "seed": 4},
-        {"repetition_penalty": 1.3},
+        {"do_sample": True, "temperature": 1.2, "seed": 4, "max_new_tokens": 60},
+        {"repetition_penalty": 1.3, "max_new_tokens": 60},
         {"presence_penalty": 0.5, "frequency_penalty": 0.5},
         {"no_repeat_ngram_size": 4},
         {"stop": ["wheel"]},
@@ -73,6 +73,7 @@ def test_an_answer_that_repeats_a_log_takes_few_passes(engine, passes):
 )
 def test_every_setting_gives_the_same_answer(engine, passes, settings):
     segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
+    settings = {"max_new_tokens": 28, **settings}
     (fast, _), (plain, _) = both(
         engine, passes, "How is the vault in Lima opened?", [segment], **settings
     )
@@ -86,7 +87,7 @@ def test_every_setting_gives_the_same_answer(engine, passes, settings):
 def test_what_comes_after_it_is_as_if_nothing_had_been_proposed(engine):
     segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
     asked = [Message(role="user", content="How is the vault in Lima opened?")]
-    said = engine.generate(asked, [segment], max_new_tokens=60, do_sample=False)
+    said = engine.generate(asked, [segment], max_new_tokens=40, do_sample=False)
     assert said.proposed_tokens > said.accepted_tokens > 0
     more = [
         *asked,
@@ -94,11 +95,11 @@ def test_what_comes_after_it_is_as_if_nothing_had_been_proposed(engine):
         Message(role="user", content="Is that all?"),
     ]
     kept = engine.generate(
-        more, [segment], max_new_tokens=20, do_sample=False, placement="before_prompt"
+        more, [segment], max_new_tokens=10, do_sample=False, placement="before_prompt"
     )
     engine._runner.prefixes.clear()
     anew = engine.generate(
-        more, [segment], max_new_tokens=20, do_sample=False, placement="before_prompt"
+        more, [segment], max_new_tokens=10, do_sample=False, placement="before_prompt"
     )
     assert kept.token_ids == anew.token_ids
 
