@@ -87,7 +87,7 @@ SCHEMAS = st.recursive(
 
 
 @settings(
-    max_examples=80,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
@@ -139,7 +139,7 @@ def test_the_real_model_says_what_it_knows_in_the_form_it_is_given(engine):
     assert answer.finish_reason == "stop"
 
 
-def test_batches_are_held_to_their_forms_too(engine):
+def test_batches_are_held_to_their_forms_too(wild):
     schemas = [
         {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
         for key in ("city", "river", "peak")
@@ -147,7 +147,7 @@ def test_batches_are_held_to_their_forms_too(engine):
 
     def requests():
         return [
-            engine.request(
+            wild.request(
                 [Message(role="user", content="Name one, as JSON.")],
                 grammar=json_answer(schema),
                 max_new_tokens=30,
@@ -156,8 +156,8 @@ def test_batches_are_held_to_their_forms_too(engine):
             for schema in schemas
         ]
 
-    together = engine.generate_batch(requests())
-    alone = [engine.generate_batch([request])[0] for request in requests()]
+    together = wild.generate_batch(requests())
+    alone = [wild.generate_batch([request])[0] for request in requests()]
     for answer, other, schema in zip(together, alone, schemas, strict=True):
         jsonschema.validate(json.loads(answer.text), schema)
         assert json.loads(answer.text) == json.loads(other.text)
