@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -16,17 +14,19 @@ from lag_integrations.cli.opening import Embedder, Place, at_store
 from lag_integrations.cli.options import (
     AsJson,
     ChatTemplateFile,
+    Loading,
     ModelDevice,
     ModelDtype,
     ModelQuantization,
 )
-from lag_integrations.cli.output import warn
+from lag_integrations.cli.output import progress_bars, warn
 from lag_integrations.cli.recall import evaluate_recall
 from lag_integrations.cli.report import Against, report
+from lag_integrations.cli.tool_tasks import DATASET, evaluate_tool_tasks, refuse_others
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from lag_integrations.evaluation.evaluation import Progress, Shard
+    from lag_integrations.evaluation.evaluation import Shard
     from lag_integrations.evaluation.questions import Stratum
     from lag_integrations.evaluation.settings import LogSource
 
@@ -34,6 +34,8 @@ _ROUNDS = {False: 8, True: 3}
 """By whether questions are multiple choice (paper)."""
 
 _BATCH = 8
+_MAX_TOKENS = 1_024
+_ARMS = "none,text_last,kv,kv_last"
 
 
 class PlacementName(str, Enum):
@@ -54,6 +56,7 @@ class Logs(str, Enum):
 
 @at_store
 def eval_(
+    context: typer.Context,
     place: Place | None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with a folder for each dataset.")
@@ -62,8 +65,8 @@ def eval_(
         str | None,
         typer.Option(
             help="musique, musique_closed, musique_dropped, musique_twins, formula, "
-            "formula_unseen, 2wiki, mmlupro, gpqa, react; or jsonl, for a folder "
-            "with your own questions.jsonl."
+            "formula_unseen, 2wiki, mmlupro, gpqa, react; jsonl, for a folder with your own "
+            "questions.jsonl; or bfcl, for an agent with tools, without --data."
         ),
     ] = None,
     out: Annotated[
@@ -107,8 +110,12 @@ def eval_(
         ),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Arms to run, separated by commas, or all.")
-    ] = "none,text_last,kv,kv_last",
+        str | None,
+        typer.Option(
+            help="Arms to run, separated by commas, or all.",
+            show_default=f"{_ARMS}; all for bfcl",
+        ),
+    ] = None,
     logs: Annotated[
         Logs,
         typer.Option(
@@ -131,7 +138,10 @@ def eval_(
     ] = False,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Most rounds a question; 3 for multiple choice, else 8."),
+        typer.Option(
+            min=1,
+            help="Most rounds a question, or model calls a turn; 3 for multiple choice, else 8.",
+        ),
     ] = None,
     documents: Annotated[int, typer.Option(min=0, help="Documents retrieved a round.")] = 2,
     k: Annotated[int, typer.Option("--k", min=0, help="Most logs recalled a round.")] = 3,
@@ -141,7 +151,12 @@ def eval_(
             min=-1, max=1, help="Least similarity of a log, instead of the memory's relevance."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens a round.")] = 1_024,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens a round.", show_default=f"{_MAX_TOKENS:,}; 128 for bfcl"
+        ),
+    ] = None,
     placement: Annotated[
         PlacementName | None,
         typer.Option(help="Where segments stand.", show_default="as calibrated, else before_turn"),
@@ -189,7 +204,11 @@ def eval_(
     ] = False,
     against: Against = "text_last",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most seen questions; 3/7 as many unseen ones.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most seen questions; 3/7 as many unseen ones. For bfcl, most unseen tasks.",
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the split and of the sample of questions.")
@@ -232,13 +251,29 @@ def eval_(
         raise typer.BadParameter(
             "--questions, --held-out, --min-relevance and --json go with --recall STORE."
         )
+    loading = Loading(device, dtype, quantization, chat_template, trust_remote_code)
+    if dataset == DATASET and out is not None:
+        refuse_others(context)
+        evaluate_tool_tasks(
+            out=out,
+            model=model,
+            arms=arms,
+            logs=logs.value,
+            rounds=rounds,
+            k=k,
+            max_tokens=max_tokens,
+            limit=limit,
+            seed=seed,
+            against=against,
+            embedder=embedder,
+            loading=loading,
+        )
+        return
     if data is None or dataset is None or out is None:
         raise typer.BadParameter(
             "an evaluation needs --data, --dataset and --out; or give --recall STORE and "
             "--questions, to see what a store recalls."
         )
-    from lag_integrations import packaged
-    from lag_integrations.engine.engine import Engine
     from lag_integrations.evaluation import report as reports
     from lag_integrations.evaluation.arms import ARMS, arm
     from lag_integrations.evaluation.datasets import load
@@ -251,7 +286,7 @@ def eval_(
     if online and part.count > 1:
         raise EvaluationError("An online run goes question by question; it cannot be sharded.")
     reports.require()
-    chosen = list(ARMS) if arms == "all" else [name.strip() for name in arms.split(",")]
+    chosen = list(ARMS) if arms == "all" else [name.strip() for name in (arms or _ARMS).split(",")]
     for name in chosen:
         arm(name)  # an unknown one is refused now, not hours later
     asked = _strata(strata)
@@ -286,7 +321,7 @@ def eval_(
         documents=documents,
         k=k,
         min_score=min_score,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or _MAX_TOKENS,
         placement=None if placement is None else placement.value,
         best_last=best_last,
         attention_temperature=attention_temperature,
@@ -298,23 +333,14 @@ def eval_(
     )
     # Loaded once, for documents and all arms.
     finder = load_embedder(embedder, trust_remote_code=trust_remote_code)
-    template = None if chat_template is None else chat_template.read_text("utf-8")
-    own_code: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     for label, source in chosen_models.items():
-        engine = Engine.load(
-            packaged.resolve(source),
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            chat_template=template,
-            **own_code,
-        )
+        engine = loading.load(source)
         folder = out / label
         folder.mkdir(parents=True, exist_ok=True)
         mine = settings.model_copy(update={"model": source or "packaged SmolLM2-135M-Instruct"})
         settle(folder / "run.json", mine, questions, engine.fingerprint.id, engine.log_settings)
         evaluation = Evaluation(mine, questions, engine, finder, folder, part, others, asked)
-        with _progress() as progress:
+        with progress_bars() as progress:
             evaluation.run(chosen, progress)
         engine.close()
     report(out, against)
@@ -365,20 +391,3 @@ def _shard(text: str) -> Shard:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise typer.BadParameter(f"{text!r} is no part of the work; write it like 2/8.")
     return Shard(int(found[1]), int(found[2]))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a progress bar for each thing that is being done."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    with Bars(console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show

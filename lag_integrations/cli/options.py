@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from lag_integrations.engine.quantization.scheme import Quantization
+
+if TYPE_CHECKING:
+    from lag_integrations.engine.engine import Engine
 
 _TIME_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -120,3 +124,44 @@ ChatTemplateFile = Annotated[
         help="Jinja chat template, for a model that has none.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded, as the options of a command say.
+
+    Attributes:
+        device: Where they go.
+        dtype: Data type of their weights.
+        quantization: Bits of their weights.
+        chat_template: File of a template.
+        trust_remote_code: Whether they may run their own code.
+    """
+
+    device: str | None
+    dtype: str
+    quantization: Quantization | None
+    chat_template: Path | None
+    trust_remote_code: bool
+
+    def load(self, name: str | None, **settings: Any) -> Engine:
+        """Load a model.
+
+        Args:
+            name: Hub id, folder or packaged model; SmolLM2 if None.
+            **settings: Further arguments of `Engine.load`.
+        """
+        from lag_integrations import packaged
+        from lag_integrations.engine.engine import Engine
+
+        template = None if self.chat_template is None else self.chat_template.read_text("utf-8")
+        own_code: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
+        return Engine.load(
+            packaged.resolve(name),
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            chat_template=template,
+            **own_code,
+            **settings,
+        )

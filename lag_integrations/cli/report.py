@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lag_integrations.cli.output import say, warn
+from lag_integrations.cli.tool_tasks import DATASET, report_tool_tasks
 from lag_integrations.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def report(
     )
     if len(folders) < 2:
         folder = folders[0] if folders else out
+        if described(folder / "run.json").get("dataset") == DATASET:
+            report_tool_tasks(folder, against)
+            return
         results, told = _report(folder, against)
         say(told)
         Console().print(reports.console(results))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
-from lag_integrations.errors import EncodingError, EvaluationError
+from lag_integrations.errors import EvaluationError
 from lag_integrations.evaluation.agent_loop import Agent, Run
 from lag_integrations.evaluation.arms import Arm, arm
 from lag_integrations.evaluation.calculations import calculates
@@ -21,16 +20,12 @@ from lag_integrations.evaluation.questions import Dataset, Question, Stratum
 from lag_integrations.evaluation.records import Record, Records, cut_to_lines
 from lag_integrations.evaluation.scoring import same, scores
 from lag_integrations.evaluation.settings import Settings
+from lag_integrations.evaluation.storing import Progress, flush
 from lag_integrations.evaluation.tags import untagged
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.traces.fluency import repetition
 from lag_integrations.traces.trace import Outcome, Trace
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many of it, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class Evaluation:
                 run = agent.run(question)
                 if trace := self._trace(run):
                     memory.add(trace)
-                    _flush(memory)
+                    flush(memory)
                     if one.uses_lessons:
                         self._learn(memory, lambda *_: None)
                 before = Dataset(self._dataset.name, seen=questions[:done], unseen=(question,))
@@ -176,14 +171,14 @@ class Evaluation:
     def _fill(self, memory: KVLogMemory, progress: Progress) -> None:
         """Store the logs; those that are there already stay."""
         memory.add_many(self._logs())
-        _flush(memory, lambda done, total: progress("storing logs", done, total))
+        flush(memory, lambda done, total: progress("storing logs", done, total))
 
     def _learn(self, memory: KVLogMemory, progress: Progress) -> None:
         """Have the model distil what it was given; lessons that are there already stay."""
         memory.learn(
             self._engine, progress=lambda done, total: progress("making lessons", done, total)
         )
-        _flush(memory)
+        flush(memory)
 
     def _logs(self) -> Iterator[Trace]:
         source = self._others or self._dataset
@@ -253,14 +248,6 @@ class Evaluation:
             scores=tuple(log.score for log in run.logs if log.score is not None),
             error=run.error,
         )
-
-
-def _flush(memory: KVLogMemory, progress: Callable[[int, int], None] | None = None) -> None:
-    """Wait for embeddings and segments; a log that cannot be encoded is one that is not given."""
-    try:
-        memory.flush(progress)
-    except EncodingError as error:
-        logger.warning("%s", error)
 
 
 def _calculated(run: Run) -> bool | None:

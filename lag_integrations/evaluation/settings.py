@@ -61,18 +61,38 @@ def settle(
     Raises:
         EvaluationError: Another evaluation, or one of other data or another model, is there.
     """
-    mine = {
-        **settings.model_dump(),
-        "seen": len(dataset.seen),
-        "unseen": len(dataset.unseen),
-        "related": len(dataset.related),
-        "searched": len(dataset.documents),
-        "data": dataset.digest,
-        "fingerprint": fingerprint,
-        # What `settings` leave open; a calibration may be made meanwhile, or defaults change.
-        "given": given.model_dump(include={"selection", "placement", "temperature"})
-        | {"version": VERSION},
+    write_or_compare(
+        path,
+        {
+            **settings.model_dump(),
+            "seen": len(dataset.seen),
+            "unseen": len(dataset.unseen),
+            "related": len(dataset.related),
+            "searched": len(dataset.documents),
+            "data": dataset.digest,
+            "fingerprint": fingerprint,
+            "given": left_open(given),
+        },
+    )
+
+
+def left_open(given: LogSettings) -> dict[str, Any]:
+    """Return what settings leave open: a calibration may be made meanwhile, or defaults change."""
+    return given.model_dump(include={"selection", "placement", "temperature"}) | {
+        "version": VERSION
     }
+
+
+def write_or_compare(path: Path, mine: Mapping[str, Any]) -> None:
+    """Write down what decides an evaluation's figures, or make sure that the same is there.
+
+    Args:
+        path: The file.
+        mine: What decides them, as JSON.
+
+    Raises:
+        EvaluationError: Something else is there.
+    """
     if not path.exists():
         # Shards may begin at once: none may see half of it.
         scratch = path.with_suffix(f".{os.getpid()}.tmp")

@@ -11,11 +11,12 @@ import pytest
 
 from benchmarks.bfcl import __main__ as command
 from benchmarks.bfcl.answers import Call, Records
-from benchmarks.bfcl.cases import CATEGORIES, Case, as_tool, is_even, read_cases
+from benchmarks.bfcl.cases import CATEGORIES, Case, is_even, read_cases
 from benchmarks.bfcl.scores import is_right, rows
 from lag_integrations import Engine, packaged
 from lag_integrations.engine.tools import HERMES
 from lag_integrations.errors import EvaluationError
+from lag_integrations.evaluation.tool_tasks.bfcl import as_tool
 from tests.engine.tools.parsing import parse
 
 installed = pytest.mark.skipif(

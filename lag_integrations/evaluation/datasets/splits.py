@@ -24,11 +24,11 @@ def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
     return items
 
 
-def split(questions: Sequence[Question], seed: int) -> Split:
-    """Split shuffled questions: the first 70 % are seen."""
-    questions = tuple(shuffled(questions, seed))
-    seen = round(_SEEN * len(questions))
-    return questions[:seen], questions[seen:]
+def split(items: Sequence[Item], seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Split shuffled questions, or tasks: the first 70 % are seen."""
+    items = tuple(shuffled(items, seed))
+    seen = round(_SEEN * len(items))
+    return items[:seen], items[seen:]
 
 
 def train_and_test(

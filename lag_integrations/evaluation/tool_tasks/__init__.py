@@ -1,0 +1,1 @@
+"""What `kvlog eval --dataset bfcl` runs: an agent with tools, on tasks of several turns."""
