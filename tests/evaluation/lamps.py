@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
+
+import pytest
 
 from lag_integrations.evaluation.tool_tasks.judge import Checkers
 from lag_integrations.evaluation.tool_tasks.tasks import Task, parse_call
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("bfcl_eval") is None,
+    reason="bfcl-eval is not installed; `make bfcl` installs it",
+)
 
 
 class Lamps:

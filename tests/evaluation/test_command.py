@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 from lag_integrations import packaged
 from lag_integrations.cli import app
 from lag_integrations.evaluation.records import read
+from lag_integrations.evaluation.tool_tasks import bfcl
+from lag_integrations.evaluation.tool_tasks.records import TaskRecords
+from tests.evaluation.lamps import installed
 
 QUESTIONS = [
     ("What is the code of the vault in Lima?", "7741", "seen"),
@@ -105,6 +108,7 @@ def test_several_models_have_one_report(data, tmp_path):
         (("--dataset", "jsonl", "--online", "--strata", "seen"), "leave out --strata"),
         (("--dataset", "jsonl", "--strata", "seen,odd"), "There is no stratum 'odd'"),
         (("--dataset", "jsonl", "--embedder", "no/such"), "embedder 'no/such' cannot be loaded"),
+        (("--dataset", "bfcl", "--online"), "--data, --online: no option of --dataset bfcl"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
@@ -125,3 +129,38 @@ def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
     done = kvlog("report", tmp_path / "nowhere")
     assert done.exit_code == 1
     assert done.output.startswith(f"kvlog: There is no folder {tmp_path / 'nowhere'}.")
+
+
+@installed
+def test_it_evaluates_an_agent_with_tools_and_reports(tmp_path, monkeypatch):
+    """On a task of BFCL; the agent is made an end of after one call of few tokens."""
+    seen, unseen = bfcl.load_tasks(0)
+    short = min(unseen, key=lambda task: len(task.tools))
+    monkeypatch.setattr(bfcl, "load_tasks", lambda seed: (seen[:1], [short]))
+    out = tmp_path / "out"
+    command = ("eval", "--dataset", "bfcl", "--out", out, "--max-tokens", 4, "--rounds", 1)
+    done = kvlog(*command, "--arms", "none,text_last")
+    assert done.exit_code == 0, done.output
+    records = {record.arm: record for record in TaskRecords(out / "records.jsonl")}
+    assert {record.task_id for record in records.values()} == {short.id}
+    assert records["none"].effort.prompt_tokens > 1_000, "the tools are in the prompt"
+    told = (out / "report.md").read_text("utf-8")
+    assert told.startswith("BFCL 2026.3.23, multi_turn_base; packaged SmolLM2")
+    assert "at most 1 model calls a turn, 3 logs a call, 4 tokens an answer" in told
+    assert "| text_last |" in told
+
+    (out / "report.md").unlink()
+    assert kvlog("report", out).exit_code == 0
+    assert (out / "report.md").read_text("utf-8") == told
+
+    other = kvlog(*command, "--arms", "none", "--k", 1)
+    assert other.exit_code == 1
+    assert "k 3 (now 1)" in " ".join(other.output.split())
+
+
+@installed
+def test_arms_that_an_agent_with_tools_cannot_have_are_refused(tmp_path):
+    done = kvlog("eval", "--dataset", "bfcl", "--out", tmp_path / "out", "--arms", "kv_last")
+    assert done.exit_code == 1
+    assert "no arm 'kv_last' for tasks with tools" in " ".join(done.output.split())
+    assert not (tmp_path / "out").exists()

@@ -12,12 +12,7 @@ from lag_integrations.evaluation.tool_tasks.gold import gold_traces
 from lag_integrations.evaluation.tool_tasks.judge import Judge
 from lag_integrations.evaluation.tool_tasks.simulator import Simulator
 from lag_integrations.evaluation.tool_tasks.tasks import parse_call
-from tests.evaluation.lamps import CHECKERS, PARAMETERS, task
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("bfcl_eval") is None,
-    reason="bfcl-eval is not installed; `make bfcl` installs it",
-)
+from tests.evaluation.lamps import CHECKERS, PARAMETERS, installed, task
 
 EVENING = task(
     "evening",
@@ -34,8 +29,16 @@ def test_calls_are_read_with_the_names_of_their_arguments():
 
 @pytest.mark.parametrize(
     "text",
-    ["light(", "light", "Lamps().light('hall')", "burn()", "count(1)", "light(**{'room': 'x'})"]
-    + ["light(room=open('x'))", "light('hall'); count()"],
+    [
+        "light(",
+        "light",
+        "Lamps().light('hall')",
+        "burn()",
+        "count(1)",
+        "light(**{'room': 'x'})",
+        "light(room=open('x'))",
+        "light('hall'); count()",
+    ],
 )
 def test_what_is_no_call_with_literal_arguments_is_refused(text):
     with pytest.raises(EvaluationError, match="cannot be read as a call of a tool"):
