@@ -11,6 +11,8 @@ from typing import Any
 from lag_integrations.evaluation.tool_tasks.tasks import Task
 
 _FAILED = "Error during execution: "
+_MOST = {"exponent": 1_000, "precision": 1_000}
+"""Arguments of BFCL's calculator that decide how long a call takes, and their limits."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Simulator:
             return refused(f"there is no tool {name!r}")
         if isinstance(args, str):
             return refused("the arguments are no JSON object")
+        for argument, most in _MOST.items():
+            value = args.get(argument)
+            if isinstance(value, int | float) and not abs(value) <= most:
+                return refused(f"{argument} must be at most {most}")
         method = getattr(self.systems[self._owners[name]], name)
         try:
             # A system may keep what it is given, and change it later.
