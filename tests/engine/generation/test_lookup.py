@@ -8,6 +8,7 @@ import pytest
 
 from lag_integrations.engine.generation.lookup import LogLookup
 from lag_integrations.engine.runner import ModelRunner
+from lag_integrations.engine.scheduler import Scheduler
 from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.store.model import tiny_engine
@@ -16,6 +17,12 @@ LONG = (
     "First take the blue key from the box by the door. Then turn the wheel twice to the left and "
     "once to the right. Enter the digits 7, 7, 4 and 1, and pull the lever down."
 )
+
+
+@pytest.fixture(autouse=True)
+def _usual_cost(monkeypatch):
+    """How long passes take is the machine's; on a busy one, nothing may be proposed."""
+    monkeypatch.setattr(Scheduler, "_cost", lambda self, answers: 0.8)
 
 
 @pytest.fixture
