@@ -211,8 +211,14 @@ def gguf():
 
 
 @pytest.fixture(scope="module")
-def packed(gguf):
-    return Engine.load(gguf)
+def chat(gguf):
+    """Loaded once, by the name of its file: it takes a while."""
+    return LAGChatModel(model=str(gguf), max_tokens=24, temperature=0, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def packed(chat):
+    return chat.engine
 
 
 def test_a_gguf_file_keeps_its_bits(packed, gguf, engine):
@@ -243,8 +249,8 @@ def test_a_gguf_file_answers_as_its_dense_weights_do(packed, engine):
     assert float((theirs.exp() * (theirs - mine)).sum(-1).mean()) < 0.01
 
 
-def test_frameworks_load_gguf_files_and_remember(gguf, memory):
-    chat = LAGChatModel(model=str(gguf), memory=memory, max_tokens=24, temperature=0, quiet=True)
+def test_frameworks_load_gguf_files_and_remember(chat, memory):
+    chat = chat.model_copy(update={"memory": memory})
     memory.add(qa("Which code opens the vault in Lima?", "The code is 7741.", outcome="success"))
     memory.attach(chat.engine)
     memory.flush()
