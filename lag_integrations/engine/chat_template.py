@@ -146,7 +146,7 @@ class ChatTemplate:
                 rendered.tokens(*content).stop,
                 rendered.tokens(start, end).stop,
                 content,
-                sum(turn.number for turn in chat[: index + 1]),
+                sum(turn.merged for turn in chat[: index + 1]),
             )
             for index, start, content, end in places
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encodable import Encodable, rendered_messages
+from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.errors import TraceError
 from lag_integrations.traces.steps import steps_of
 from lag_integrations.traces.trace import Trace
@@ -25,8 +26,9 @@ def step_tokens(
         PromptError: The template refuses a part of the trace.
     """
     messages = steps_of(trace)[step]
-    begin = _end(trace, messages.start, format)
-    end = _end(trace, messages.stop, format)
+    whole = format.render(rendered_messages(trace), generate=False)
+    begin = _end(trace, messages.start, whole, format)
+    end = _end(trace, messages.stop, whole, format)
     if begin >= end:
         raise TraceError(f"The chat template shows nothing of step {step}.")
     places = encodable.places()
@@ -36,9 +38,8 @@ def step_tokens(
     return found if len(found) == end - begin else None
 
 
-def _end(trace: Trace, messages: int, format: ChatTemplate) -> int:
+def _end(trace: Trace, messages: int, whole: RenderedPrompt, format: ChatTemplate) -> int:
     """Return the tokens of the rendered trace up to the end of its first messages."""
-    whole = format.render(rendered_messages(trace), generate=False)
     if messages == len(trace.messages):
         return len(whole.token_ids)
     before = rendered_messages(trace.model_copy(update={"messages": trace.messages[:messages]}))

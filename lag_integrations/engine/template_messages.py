@@ -17,11 +17,11 @@ class TemplateMessage(ChatMessage):
 
     Attributes:
         origin: The role that it had before it was made to fit one.
-        number: How many messages were merged into it.
+        merged: How many messages it is made of.
     """
 
     origin: Role = "user"
-    number: int = 1
+    merged: int = 1
 
 
 def merge_roles(chat: list[TemplateMessage]) -> list[TemplateMessage]:
@@ -31,7 +31,7 @@ def merge_roles(chat: list[TemplateMessage]) -> list[TemplateMessage]:
         role: Role = "assistant" if turn["role"] == "assistant" else "user"
         if merged and merged[-1]["role"] == role:
             merged[-1]["content"] += f"\n\n{turn['content']}"
-            merged[-1].number += turn.number
+            merged[-1].merged += turn.merged
         else:
             merged.append(TemplateMessage(role=role, content=turn["content"]))
             merged[-1].origin = "tool" if turn.origin == "tool" else role
@@ -39,7 +39,7 @@ def merge_roles(chat: list[TemplateMessage]) -> list[TemplateMessage]:
             merged[-1].origin = "user"
     if merged[0]["role"] == "assistant":
         merged.insert(0, TemplateMessage(role="user", content=""))
-        merged[0].number = 0
+        merged[0].merged = 0
     return merged
 
 
@@ -64,7 +64,7 @@ def without_mark(value: Any, mark: str) -> Any:
         found = {without_mark(key, mark): without_mark(one, mark) for key, one in value.items()}
         if isinstance(value, TemplateMessage):
             turn = TemplateMessage(found)
-            turn.origin, turn.number = value.origin, value.number
+            turn.origin, turn.merged = value.origin, value.merged
             return turn
         return found
     if isinstance(value, list | tuple):

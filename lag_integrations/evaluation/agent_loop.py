@@ -207,17 +207,16 @@ class Agent:
         if (given := self._given(run.question)) and not self._arm.uses_lessons:
             run.logs = [self._for_task(log, run.question) for log in given]
         else:
-            recalled = {log.reference for log in run.logs}
             logs = self._memory.recall(
                 query,
-                k=self._loop.k + len(recalled),
+                k=self._loop.k,
                 min_score=self._loop.min_score,
                 where=LESSON if self._arm.uses_lessons else None,
                 newest_only=True,
                 steps=self._arm.uses_steps,
+                known={log.reference for log in run.logs},
                 count=False,
             )
-            logs = [log for log in logs if log.reference not in recalled][: self._loop.k]
             run.logs += [self._for_task(log, run.question) for log in logs]
             run.logs.sort(key=lambda log: -(log.score or 0.0))
 

@@ -78,7 +78,7 @@ class SegmentLoader:
                         _check_budget(source.tokens, budget)
                         segment = source.encoded()
                     elif segment is None:
-                        self._indexer.request(log.id, engine)
+                        source.indexer.request(log.id, engine)
                 tokens = len(engine.tokens_of(log.text)) + 1 if segment is None else len(segment)
                 _check_budget(tokens, budget)
             except (LAGError, RuntimeError, OSError) as error:  # of torch: out of memory

@@ -32,6 +32,7 @@ class RecallMixin(MemoryBase):
         newest_only: bool = False,
         skip: Callable[[Trace], bool] | None = None,
         steps: bool = False,
+        known: Collection[str] = (),
         count: bool = True,
         user: str | None = None,
         thread: str | None = None,
@@ -56,6 +57,8 @@ class RecallMixin(MemoryBase):
             skip: Says whether a log is left out; the next one takes its place.
             steps: Whether of each log only the step is meant that is nearest to the query, with
                 what came of it: what an agent did when it stood where the new one stands.
+            known: References (`RecalledLog.reference`) of what is not to be found again; others take
+                their places.
             count: Whether this counts as a use of the logs, which keeps them longer.
             user: Whose run asks: unjudged runs that read documents are its users' only. What the
                 filter says of ``user_id`` and ``thread_id`` goes before.
@@ -77,6 +80,7 @@ class RecallMixin(MemoryBase):
             newest_only=newest_only,
             skip=skip,
             steps=steps,
+            known=known,
             count=count,
             user=user,
             thread=thread,
@@ -97,6 +101,7 @@ class RecallMixin(MemoryBase):
         newest_only: bool = False,
         skip: Callable[[Trace], bool] | None = None,
         steps: bool = False,
+        known: Collection[str] = (),
         count: bool = True,
         user: str | None = None,
         thread: str | None = None,
@@ -110,7 +115,7 @@ class RecallMixin(MemoryBase):
         found = self._searcher.search(
             query,
             before=before,
-            k=k,
+            k=k + len(known),
             floor=self._floor(min_relevance, min_score),
             outcomes=self.outcomes if outcomes is None else outcomes,
             where=where,
@@ -119,11 +124,11 @@ class RecallMixin(MemoryBase):
             skip=skip,
             owner=self._owner(user, thread, unjudged_documents),
         )
-        if count and found.logs:
-            self.count_uses([log.id for log in found.logs])
-        if steps:
-            return replace(found, logs=[log.as_step() for log in found.logs])
-        return found
+        logs = [log.as_step() if steps else log for log in found.logs]
+        logs = [log for log in logs if log.reference not in known][:k]
+        if count and logs:
+            self.count_uses([log.id for log in logs])
+        return replace(found, logs=logs)
 
     def count_uses(self, log_ids: Collection[str]) -> None:
         """Count logs as used, which keeps them longer; for a search that does not (`count`)."""

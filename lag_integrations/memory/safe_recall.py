@@ -153,26 +153,20 @@ class SafeRecall:
         if isinstance(where, Refused):
             return SearchResult(where.nothing())
         try:
-            k = self.memory.k if self.k is None else self.k
-            found = self.memory.search(
+            return self.memory.search(
                 query,
                 before=before,
-                k=k + len(known) if k else 0,
+                k=self.k,
                 min_score=self.min_score,
                 where=where,
                 newest_only=True,
                 skip=_Superfluous(prompt, shown),
                 steps=self.steps,
-                count=False,
+                known=known,
+                count=count,
                 user=self.owner.user,
                 thread=self.owner.thread,
             )
-            found = replace(
-                found, logs=[log for log in found.logs if log.reference not in known][:k]
-            )
-            if count and found.logs:
-                self.memory.count_uses([log.id for log in found.logs])
-            return found
         except EmbedderMismatchError:
             raise
         except StoreError as error:

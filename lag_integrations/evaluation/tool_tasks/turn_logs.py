@@ -49,14 +49,13 @@ class TurnLogs:
         """Recall what was not recalled before in this turn."""
         if self._memory is None or not self._k:
             return []
-        known = {log.reference for log in self._found or ()}
-        logs = self._memory.recall(
+        return self._memory.recall(
             query,
             before=before,
-            k=self._k + len(known),
+            k=self._k,
             where=LESSON if self._arm.uses_lessons else None,
             newest_only=True,
             steps=self._arm.uses_steps,
+            known={log.reference for log in self._found or ()},
             count=False,
         )
-        return [log for log in logs if log.reference not in known][: self._k]
