@@ -57,8 +57,8 @@ class RecallMixin(MemoryBase):
             skip: Says whether a log is left out; the next one takes its place.
             steps: Whether of each log only the step is meant that is nearest to the query, with
                 what came of it: what an agent did when it stood where the new one stands.
-            known: References (`RecalledLog.reference`) of what is not to be found again; others take
-                their places.
+            known: References (`RecalledLog.reference`) of what is not to be found again; others
+                take their places.
             count: Whether this counts as a use of the logs, which keeps them longer.
             user: Whose run asks: unjudged runs that read documents are its users' only. What the
                 filter says of ``user_id`` and ``thread_id`` goes before.
