@@ -45,4 +45,6 @@ def merge_import(known: Trace, imported: Trace) -> Trace | None:
 
 
 def _certainty(trace: Trace) -> int:
-    return OUTCOME_CERTAINTY[trace.outcome] + is_judged(trace)
+    # What a judge or a person said of a run is more certain than what its capture inferred.
+    judged = is_judged(trace) + is_marked(trace.metadata, JUDGED)
+    return OUTCOME_CERTAINTY[trace.outcome] + judged

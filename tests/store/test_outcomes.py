@@ -140,3 +140,17 @@ def test_only_what_somebody_judged_tells_of_the_logs_behind_it(open_store):
         memory.judge(run, "failure")
         assert counted() == (1, 0)
         assert memory.store.ledger.info([log])[0].times_helped == 0
+
+
+def test_what_a_judge_said_outlives_another_capture(open_store):
+    """A capture infers a success of what has ended; it does not know better."""
+    with open_store() as memory:
+        trace = qa("Which vault?", "The first.", outcome="success")
+        (run,) = memory.add_own([trace], judged=False)
+        memory.judge(run, "failure")
+        (again,) = memory.add_own([trace.model_copy(update={"id": "again"})], judged=False)
+        assert again == run
+        (log,) = memory.get([run])
+        assert log.trace.outcome == "failure"
+        memory.judge(run, "success")
+        assert memory.get([run])[0].trace.outcome == "success"
