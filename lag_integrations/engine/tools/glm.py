@@ -14,8 +14,12 @@ from lag_integrations.engine.tools.values import read_value, written_args
 from lag_integrations.traces.message import ToolCall
 
 _NAME = re.compile(r"\s*([^\s<>{}\[\]]+)\s*")
+# A key ends at the first closing tag: were it tried with later ones, it would take the square of
+# the text's length. A value may hold its closing tag.
 _PAIR = re.compile(
-    r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|$)", re.DOTALL
+    r"<arg_key>((?:(?!</arg_key>).)*)</arg_key>\s*"
+    r"<arg_value>(.*?)</arg_value>\s*(?=<arg_key>|$)",
+    re.DOTALL,
 )
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
