@@ -92,6 +92,33 @@ def misfit(args: Any, parameters: Schema | None) -> str | None:
     return f"The arguments do not fit the tool's schema{place}: {error.message}."
 
 
+def without_empty_options(args: Any, parameters: Schema | None) -> Any:
+    """Return arguments without those that are null and may be left out.
+
+    Models write null for an argument that they mean to leave out. One whose schema allows null is
+    kept; so is one that has to be there.
+    """
+    if not isinstance(args, dict) or not isinstance(parameters, dict):
+        return args
+    required = parameters.get("required")
+    needed = required if isinstance(required, list) else []
+    properties = parameters.get("properties")
+    known = properties if isinstance(properties, dict) else {}
+    return {
+        name: value
+        for name, value in args.items()
+        if value is not None
+        or name in needed
+        or name not in known
+        or misfit({name: None}, {"properties": {name: known[name]}, **_definitions(parameters)})
+        is None
+    }
+
+
+def _definitions(schema: Schema) -> Schema:
+    return {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+
 def _plain(schema: Any, closed: bool) -> Any:
     if isinstance(schema, list):
         return [_plain(item, closed) for item in schema]

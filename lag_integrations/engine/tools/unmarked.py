@@ -19,7 +19,7 @@ from lag_integrations.engine.tools.json_text import (
     load,
     reason_of,
 )
-from lag_integrations.engine.tools.schema import Schema, misfit
+from lag_integrations.engine.tools.schema import Schema, misfit, without_empty_options
 from lag_integrations.traces.message import ToolCall
 
 _TEXT = Block(0, is_text=True)
@@ -119,9 +119,12 @@ def _fitting(
 ) -> ToolCall | InvalidCall:
     if isinstance(call, InvalidCall):
         return call
-    error = misfit(call.args, schemas[call.name])
-    if error is None:
+    schema = schemas[call.name]
+    if (error := misfit(call.args, schema)) is None:
         return call
+    args = without_empty_options(call.args, schema)
+    if misfit(args, schema) is None:
+        return ToolCall(name=call.name, args=args)
     return InvalidCall(call.name, json.dumps(call.args, ensure_ascii=False), error)
 
 

@@ -257,3 +257,24 @@ def test_json_without_a_mark_calls_known_tools_only_where_it_is_the_models_form(
     assert parse(LLAMA, f"So: {call[:-9]}", TOOLS).invalid == (
         InvalidCall("weather", call[:-9], "The call is cut off."),
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "read"),
+    [
+        ({"unit": None}, {}),
+        ({"unit": None, "places": None, "days": 2}, {"days": 2}),
+        ({"days": None}, {"days": None}),  # the schema allows it
+        ({"days": None, "unit": None}, {"days": None}),
+        ({"city": None}, None),  # it has to be there
+        ({"unit": None, "days": "2"}, None),
+        ({"wind": None}, None),  # the tool has none
+        ({"places": [{"lat": None}]}, None),
+    ],
+)
+def test_null_leaves_an_option_out(args: dict[str, Any], read: dict[str, Any] | None) -> None:
+    found = parse(HERMES, weather(**args), TOOLS)
+    if read is None:
+        assert (found.calls, len(found.invalid)) == ((), 1)
+    else:
+        assert found.calls == (ToolCall(name="weather", args={"city": "Köln", **read}),)
