@@ -97,9 +97,9 @@ def test_tasks_are_as_long_as_asked_for_and_no_two_alike(engine):
         assert shared.reused_tokens <= head + 8
 
 
-def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, engine, embedder):
+def test_a_run_with_real_parts(tmp_path, monkeypatch, capsys, small, embedder):
     monkeypatch.setattr(bench, "load_embedder", lambda: embedder)
-    monkeypatch.setattr(bench.Engine, "load", lambda *_, **__: engine)
+    monkeypatch.setattr(bench.Engine, "load", lambda *_, **__: small)
     command = ["--rounds", "1", "--tokens", "128", "--logs", "--suites", "first-token", "loading"]
     monkeypatch.setattr(sys, "argv", ["bench", *command, "--out", str(tmp_path / "out")])
     bench.main()

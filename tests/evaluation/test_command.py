@@ -7,7 +7,6 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from lag_integrations import packaged
 from lag_integrations.cli import app
 from lag_integrations.evaluation.records import read
 from lag_integrations.evaluation.tool_tasks import bfcl
@@ -64,28 +63,39 @@ def test_it_evaluates_and_reports(data, tmp_path):
     assert "k 3 (now 1)" in " ".join(other.output.split())
 
 
-def test_several_models_have_one_report(data, tmp_path):
-    small = packaged.chat_model()
+@pytest.fixture
+def folder(small, tmp_path):
+    """A model of random weights, as a folder, with room for many tools."""
+    path = tmp_path / "small"
+    small.model.save_pretrained(path)
+    small.tokenizer.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    config["max_position_embeddings"] = 8_192
+    (path / "config.json").write_text(json.dumps(config), "utf-8")
+    return path
+
+
+def test_several_models_have_one_report(data, folder, tmp_path):
     twin = tmp_path / "twin"
-    twin.symlink_to(small)
+    twin.symlink_to(folder)
     out = tmp_path / "out"
     command = ("eval", "--data", data, "--dataset", "jsonl", "--out", out, "--direct")
     command = (*command, "--max-tokens", 4, "--arms", "none,kv_last", "--strata", "seen")
-    done = kvlog(*command, "--models", f"{small},{twin}")
+    done = kvlog(*command, "--models", f"{folder},{twin}")
     assert done.exit_code == 0, done.output
-    for label in (small.name, "twin"):
+    for label in (folder.name, "twin"):
         records = list(read([out / label / "records-1-of-1.jsonl"]))
         assert len(records) == 4
         assert "| kv_last |" in (out / label / "report.md").read_text("utf-8")
     told = (out / "report.md").read_text("utf-8")
-    assert f"{small.name}, twin; logs" in told.splitlines()[0]
+    assert f"{folder.name}, twin; logs" in told.splitlines()[0]
     answers = told.partition(": answers**")[2].partition("**")[0].strip().splitlines()
     assert answers[0].startswith("| model | arm | n | exact match % |")
     assert [line.split(" | ")[0:2] for line in answers[2:]] == [
-        [f"| {label}", arm] for label in (small.name, "twin") for arm in ("none", "kv_last")
+        [f"| {label}", arm] for label in (folder.name, "twin") for arm in ("none", "kv_last")
     ]
     page = (out / "report.html").read_text("utf-8")
-    assert f'href="{small.name}/report.html"' in page
+    assert f'href="{folder.name}/report.html"' in page
     assert "<caption>All questions (seen): answers</caption>" in page
     (out / "report.html").unlink()
     assert kvlog("report", out).exit_code == 0
@@ -132,20 +142,21 @@ def test_a_folder_without_an_evaluation_has_no_report(tmp_path):
 
 
 @installed
-def test_it_evaluates_an_agent_with_tools_and_reports(tmp_path, monkeypatch):
+def test_it_evaluates_an_agent_with_tools_and_reports(folder, tmp_path, monkeypatch):
     """On a task of BFCL; the agent is made an end of after one call of few tokens."""
     seen, unseen = bfcl.load_tasks(0)
     short = min(unseen, key=lambda task: len(task.tools))
     monkeypatch.setattr(bfcl, "load_tasks", lambda seed: (seen[:1], [short]))
     out = tmp_path / "out"
     command = ("eval", "--dataset", "bfcl", "--out", out, "--max-tokens", 4, "--rounds", 1)
+    command = (*command, "--model", folder)
     done = kvlog(*command, "--arms", "none,text_last")
     assert done.exit_code == 0, done.output
     records = {record.arm: record for record in TaskRecords(out / "records.jsonl")}
     assert {record.task_id for record in records.values()} == {short.id}
     assert records["none"].effort.prompt_tokens > 1_000, "the tools are in the prompt"
     told = (out / "report.md").read_text("utf-8")
-    assert told.startswith("BFCL 2026.3.23, multi_turn_base; packaged SmolLM2")
+    assert told.startswith(f"BFCL 2026.3.23, multi_turn_base; {folder};")
     assert "at most 1 model calls a turn, 3 logs a call, 4 tokens an answer" in told
     assert "| text_last |" in told
 

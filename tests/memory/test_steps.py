@@ -39,12 +39,12 @@ def stored(memory: KVLogMemory) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(engine):
-    return engine.encode(run(), WholeTrace())
+def whole(small):
+    return small.encode(run(), WholeTrace())
 
 
-def test_the_step_that_fits_is_found_and_its_kv_is_a_part_of_the_runs(memory, engine, whole):
-    memory.attach(engine)
+def test_the_step_that_fits_is_found_and_its_kv_is_a_part_of_the_runs(memory, small, whole):
+    memory.attach(small)
     log_id = memory.add(run())
     memory.flush()
     for query, step in ((TASK, 0), (STEPS[1][0], 1), (f"{TASK} {PRICE}", 2)):
@@ -53,7 +53,7 @@ def test_the_step_that_fits_is_found_and_its_kv_is_a_part_of_the_runs(memory, en
         (again,) = memory.get([found.reference])
         assert (again.id, again.step) == (log_id, step)
         (segment,) = memory.segments([again])
-        text = engine.tokenizer.decode(segment.token_ids)
+        text = small.tokenizer.decode(segment.token_ids)
         said = [part for text_, _, result in STEPS for part in (text_, result)] + [PRICE]
         assert [part in text for part in said] == [place // 2 == step for place in range(5)]
         start = next(
@@ -69,17 +69,17 @@ def test_the_step_that_fits_is_found_and_its_kv_is_a_part_of_the_runs(memory, en
 
 @pytest.mark.parametrize("settings", [{"selection": LastTurn()}, {}])
 def test_a_step_that_the_selection_does_not_keep_is_taken_of_the_whole_trace(
-    tmp_path, embedder, engine, settings, caplog
+    tmp_path, embedder, small, settings, caplog
 ):
     """Of a run of more than 512 tokens the first step is not kept, nor are others by `LastTurn`."""
     trace = run(padding=300)
     with KVLogMemory(tmp_path / "m", embedder=embedder, **settings) as memory:
-        memory.attach(engine)
+        memory.attach(small)
         log_id = memory.add(trace)
         memory.flush()
         before = stored(memory)
         (first,) = memory.segments(memory.get([f"{log_id}#0"]))
-        assert STEPS[0][0] in engine.tokenizer.decode(first.token_ids)
+        assert STEPS[0][0] in small.tokenizer.decode(first.token_ids)
         assert stored(memory) == before + 1
         (loaded,) = memory.load(memory.get([f"{log_id}#0"]))
         assert (loaded.encoded, len(loaded.segment)) == (False, len(first))
@@ -88,8 +88,8 @@ def test_a_step_that_the_selection_does_not_keep_is_taken_of_the_whole_trace(
         assert stored(memory) == 0
 
 
-def test_what_is_not_there_is_left_out(memory, engine):
-    memory.attach(engine)
+def test_what_is_not_there_is_left_out(memory, small):
+    memory.attach(small)
     log_id = memory.add(run())
     asked = [f"{log_id}#3", f"{log_id}#", f"{log_id}#x", "none#0", f"{log_id}#2"]
     (last,) = memory.get(asked)
@@ -100,9 +100,9 @@ def test_what_is_not_there_is_left_out(memory, engine):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_a_model_is_given_steps_and_says_so(memory, engine, as_text):
+def test_a_model_is_given_steps_and_says_so(memory, small, as_text):
     log_id = memory.add(run())
-    model = LAGChatModel(engine, memory=memory, max_tokens=2)
+    model = LAGChatModel(small, memory=memory, max_tokens=2)
     ids = [f"{log_id}#1", log_id]
     answer = model.invoke("And to Bergen?", kv_log_ids=ids, logs_as_text=as_text)
     lag = answer.response_metadata["lag"]
@@ -110,10 +110,10 @@ def test_a_model_is_given_steps_and_says_so(memory, engine, as_text):
     assert lag["steps"] == [1, None]
 
 
-def test_llama_index_is_given_steps(memory, engine):
+def test_llama_index_is_given_steps(memory, small):
     log_id = memory.add(run())
     memory.flush()
-    llm = LAGLLM(engine, max_tokens=2)
+    llm = LAGLLM(small, max_tokens=2)
     lengths = {}
     for recall in ("run", "step"):
         messages = LAGMemory(memory, recall=recall, capture=False).get(TASK)
@@ -126,7 +126,7 @@ def test_llama_index_is_given_steps(memory, engine):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, engine, as_text):
+def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, small, as_text):
     """With other numbers, the old answer would be wrong, and small models repeat it."""
     messages = [
         {"role": "user", "content": "What is the quick ratio of 40 and 20?"},
@@ -136,7 +136,7 @@ def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, engine,
     ]
     log_id = memory.add(Trace.from_messages(messages))
     memory.flush()
-    model = LAGChatModel(engine, memory=memory, max_tokens=2)
+    model = LAGChatModel(small, memory=memory, max_tokens=2)
     tokens = {}
     for task, others in (
         ("The quick ratio of 40 and 20, please?", []),
@@ -153,7 +153,7 @@ def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, engine,
     assert found.for_task("Of 40 and 20?").text == "40 / 20 = 2.00"
     if not as_text:
         whole, led, again = tokens.values()
-        answer = engine.encode(found.trace, LastTurn())
+        answer = small.encode(found.trace, LastTurn())
         assert (again, whole - led) == (whole, len(answer))
     plain = memory.add(
         Trace.from_messages(

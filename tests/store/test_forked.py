@@ -49,9 +49,9 @@ def work(folder, embedder, state):
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
     with KVLogMemory(folder, **settings) as mine:
         mine.attach(tiny_engine(1))
-        added = mine.add_many(numbered(number) for number in range(100, 240))
+        added = mine.add_many(numbered(number) for number in range(100, 160))
         mine.flush()
-        for number, key in ((3, first[3]), (7, first[7]), (103, added[3]), (239, added[-1])):
+        for number, key in ((3, first[3]), (7, first[7]), (103, added[3]), (159, added[-1])):
             assert mine.recall(question(number), k=1)[0].id == key
         assert len(mine.segments(mine.recall(question(103), k=3))) == 3
         assert mine.delete(first[0]).logs == 1

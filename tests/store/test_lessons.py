@@ -41,7 +41,9 @@ def test_a_lesson_goes_with_the_first_of_its_sources(open_store, tiny):
         receipt = memory.delete(two)
         assert set(receipt.ids) == {two, lesson}
         assert memory.recall("vault", where=LESSON) == []
-        assert "772" not in " ".join(log.trace.to_json() for log in memory.recall("vault", k=9))
+        said = [log.trace.last_response for log in memory.recall("vault", k=9)]
+        assert said  # ids may hold any digits
+        assert "772" not in " ".join(said)
         memory.flush()
         assert logs_in_index(memory) == {one, three}
         assert len(list(memory.store.segment_files.names(""))) == 2

@@ -181,7 +181,8 @@ def test_a_call_in_small_pieces_is_read_once(form: ToolFormat, text: str) -> Non
 
     one = AnswerReader(form, BOUND)
     assert whole(events) == whole(one.feed(text) + one.finish())
-    assert took < 1, f"{len(text)} characters took {took:.1f} s"
+    # As long as the square of the length would take, it is minutes; a slow machine takes 2 s.
+    assert took < 10, f"{len(text)} characters took {took:.1f} s"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,8 @@ def test_many_calls_that_are_left_open_are_each_read_up_to_their_end(
     reader.finish()
     took = time.process_time() - begin
 
-    assert took < 1, f"{len(text)} characters took {took:.1f} s"
+    # As long as the square of the length would take, it is minutes; a slow machine takes 2 s.
+    assert took < 10, f"{len(text)} characters took {took:.1f} s"
 
 
 @settings(max_examples=50, deadline=None)
