@@ -76,13 +76,17 @@ def arguments_schema(parameters: Schema | None) -> Schema:
 def misfit(args: Any, parameters: Schema | None) -> str | None:
     """Return what is wrong with a call's arguments by the schema of its tool; None if they fit.
 
-    The schema is that of `arguments_schema`, to which calls are held, too.
+    The schema is that of `arguments_schema`, to which calls are held, too. It is foreign: no
+    reference is fetched from elsewhere, and patterns, which may take for ever, are not compared.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
+    from referencing import Registry
 
+    schema = _without_patterns(arguments_schema(parameters))
     try:
-        error = best_match(Draft202012Validator(arguments_schema(parameters)).iter_errors(args))
+        validator = Draft202012Validator(schema, registry=Registry())
+        error = best_match(validator.iter_errors(args))
     except Exception:  # A schema is foreign: whatever is wrong with it, the call is not.
         return None
     if error is None:
@@ -138,6 +142,24 @@ def _plain(schema: Any, closed: bool) -> Any:
     if closed and "properties" in plain and not plain.keys() & _COMBINED:
         plain.setdefault("additionalProperties", False)
     return plain
+
+
+def _without_patterns(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return list(map(_without_patterns, schema))
+    if not isinstance(schema, dict):
+        return schema
+    kept: Schema = {}
+    for key, value in schema.items():
+        if key in ("pattern", "patternProperties"):
+            continue
+        if key in _MAPS and isinstance(value, dict):
+            kept[key] = {name: _without_patterns(item) for name, item in value.items()}
+        else:
+            kept[key] = value if key in _DATA else _without_patterns(value)
+    if "patternProperties" in schema:
+        kept.pop("additionalProperties", None)  # what these allow
+    return kept
 
 
 def _refers(schema: Any) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from lag_integrations.engine.tools import HERMES, ToolFormat
 from lag_integrations.engine.tools.json_format import GRANITE, LLAMA
+from lag_integrations.engine.tools.schema import misfit
 
 
 class Point(BaseModel):
@@ -144,3 +147,26 @@ def test_keys_and_lists_of_the_format() -> None:
     assert not validator.is_valid([])
     assert not validator.is_valid([call, call])
     assert schema_of([tool("now")], LLAMA)["required"] == ["name", "parameters"]
+
+
+def test_no_reference_of_a_tools_schema_is_fetched() -> None:
+    """Tools may come from a server: what their schemas name, they must not reach by us."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        assert misfit({"at": 1}, {"properties": {"at": {"$ref": address}}}) is None
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_pattern_of_a_tools_schema_takes_no_time() -> None:
+    slow = {"type": "string", "pattern": "^(a+)+$"}
+    schema = {
+        "properties": {"text": slow, "pattern": {"type": "integer"}},
+        "patternProperties": {"^(b+)+$": slow},
+    }
+    begun = time.process_time()
+    assert misfit({"text": "a" * 40 + "!", "pattern": 1}, schema) is None
+    assert misfit({"b" * 40 + "!": "c"}, schema) is None
+    assert time.process_time() - begun < 1
+    assert misfit({"pattern": "x"}, schema) is not None  # the name of an argument
