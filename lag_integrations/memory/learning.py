@@ -9,6 +9,9 @@ from lag_integrations.errors import DistillationError, LAGError
 from lag_integrations.memory.lessons.learner import MAX_NEW_TOKENS, MAX_TOKENS, LearnResult
 from lag_integrations.memory.maintenance import MaintenanceMixin
 
+_MOST_FAILURES = 3
+"""Groups for which a model fails, before it is not asked for others."""
+
 
 class LearningMixin(MaintenanceMixin):
     """Makes lessons."""
@@ -56,6 +59,7 @@ class LearningMixin(MaintenanceMixin):
         groups = self._learner.due()
         wanted = groups if max_lessons is None else groups[:max_lessons]
         lessons: list[str] = []
+        failures: list[Exception] = []
         refused = 0
         for done, group in enumerate(wanted):
             if progress is not None:
@@ -66,19 +70,22 @@ class LearningMixin(MaintenanceMixin):
             except LAGError:
                 raise
             except Exception as error:
-                # The type only: a message may repeat a text.
-                raise DistillationError(
-                    f"The model that distils lessons failed ({type(error).__name__}), after "
-                    f"{len(lessons)} lessons, which are kept. Call learn again to go on."
-                ) from error
-            if made is None:
+                failures.append(error)  # of one group, it may be what its runs say
+                if len(failures) == _MOST_FAILURES:
+                    break
                 continue
-            key, is_lesson = made
-            if is_lesson:
-                lessons.append(key)
-            else:
-                refused += 1
-            self._worker.notify(added=1)
+            refused += made.refused
+            if made.key is not None:
+                self._worker.notify(added=1)
+                if not made.refused:
+                    lessons.append(made.key)
+        if failures:
+            # The type only: a message may repeat a text.
+            raise DistillationError(
+                f"The model that distils lessons failed ({type(failures[0]).__name__}) for "
+                f"{len(failures)} of {len(wanted)} groups of runs; {len(lessons)} lessons were "
+                "made, and are kept. Call learn again to go on."
+            ) from failures[0]
         if progress is not None:
             progress(len(wanted), len(wanted))
         return LearnResult(tuple(lessons), refused, len(groups) - len(wanted))

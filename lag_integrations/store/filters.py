@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, and_, not_, or_, select
 from sqlalchemy.sql.elements import Grouping
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.lesson_links import is_lesson
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.store.tags import BOOLEAN, Scalar, encode_scalar, plain
 
@@ -40,7 +41,8 @@ def condition(where: Where) -> ColumnElement[bool]:
             $nin``; several keys must all hold; ``{"$and": […]}`` and ``{"$or": […]}`` combine.
             Values are text, numbers or booleans. A list in the metadata fits if one of its items
             does. ``{"sources": "…"}`` asks for a document, or a piece of one, that a run was shown.
-            As in Chroma, ``$ne`` and ``$nin`` hold where the key is missing.
+            As in Chroma, ``$ne`` and ``$nin`` hold where the key is missing, but for lessons: these
+            lack what their sources differ in.
 
     Raises:
         StoreError: The filter is malformed.
@@ -101,14 +103,14 @@ def _operator(key: str, name: str, operand: Any) -> ColumnElement[bool]:
     if name in _COMPARISONS:
         return _has(key, name, operand)
     if name == "$ne":
-        return not_(_has(key, "$eq", operand))
+        return _unless(_has(key, "$eq", operand), key)
     if name in ("$in", "$nin"):
         if not isinstance(operand, list | tuple | set | frozenset) or not operand:
             raise _malformed(operand, f"{name} needs a list of values")
         if len(operand) > _MAX_VALUES:
             raise _malformed(name, f"it has more than {_MAX_VALUES:,} values")
         found = _has_any(key, operand)
-        return found if name == "$in" else not_(found)
+        return found if name == "$in" else _unless(found, key)
     known = ", ".join([*_COMPARISONS, "$ne", "$in", "$nin"])
     raise _malformed(name, f"known operators are {known}")
 
@@ -122,6 +124,12 @@ def _has(key: str, name: str, value: Any) -> ColumnElement[bool]:
     if number is None and name != "$eq":  # text; booleans have no order
         fits = and_(fits, tags.c.text.not_in(_BOOLEANS))
     return logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == plain(key), fits))
+
+
+def _unless(found: ColumnElement[bool], key: str) -> ColumnElement[bool]:
+    """Return the condition that a log has no such value, or, of a lesson, another one."""
+    has_key = logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == plain(key)))
+    return and_(not_(found), or_(not_(is_lesson()), has_key))
 
 
 def _has_any(key: str, values: Iterable[Any]) -> ColumnElement[bool]:

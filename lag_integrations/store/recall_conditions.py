@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, not_, or_, select
+from sqlalchemy import ColumnElement, and_, not_, or_, select
 
 from lag_integrations.store.filters import Where, condition
+from lag_integrations.store.lesson_links import is_lesson
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.store.tags import OWN
 from lag_integrations.traces.owner import Owner
@@ -24,6 +25,17 @@ def readable_by(owner: Owner) -> ColumnElement[bool]:
     """Return the condition that everybody, or this owner, may recall a log."""
     own = select(tags.c.log_id).where(tags.c.log_id == logs.c.id, tags.c.key == OWN)
     return or_(~own.exists(), own.where(tags.c.text.in_(owner.readable_tags)).exists())
+
+
+def has_outcome(outcomes: Sequence[Outcome]) -> ColumnElement[bool]:
+    """Return the condition that a log has one of these outcomes.
+
+    A lesson is no run that could succeed: where successes are asked for, unjudged ones are, too.
+    """
+    found = logs.c.outcome.in_(outcomes)
+    if "success" not in outcomes:
+        return found
+    return or_(found, and_(logs.c.outcome == "unknown", is_lesson()))
 
 
 def recall_conditions(
@@ -43,7 +55,7 @@ def recall_conditions(
     """
     filtered = None if where is None else condition(where)
     found = {
-        "its outcome is not asked for": logs.c.outcome.in_(outcomes),
+        "its outcome is not asked for": has_outcome(outcomes),
         "it harmed more often than it helped": logs.c.times_harmed <= logs.c.times_helped,
         "it is not for recall": not_(condition(NOT_RECALLED)),
         "it is in quarantine": not_(in_quarantine()),

@@ -13,7 +13,7 @@ from lag_integrations.store.deletion_queue import queue_removals
 from lag_integrations.store.failures import failed
 from lag_integrations.store.filters import condition
 from lag_integrations.store.ledger import Ledger
-from lag_integrations.store.recall_conditions import in_quarantine
+from lag_integrations.store.recall_conditions import has_outcome, in_quarantine
 from lag_integrations.store.schema import logs, segments
 from lag_integrations.traces.reserved_metadata import NOT_RECALLED
 from lag_integrations.traces.trace import Outcome
@@ -76,7 +76,7 @@ class SegmentTable:
     def _missing(self, key: SegmentKey, outcomes: Sequence[Outcome]) -> ColumnElement[bool]:
         return and_(
             self._ledger.mine,
-            logs.c.outcome.in_(outcomes),
+            has_outcome(outcomes),
             not_(condition(NOT_RECALLED)),
             not_(in_quarantine()),
             logs.c.id.not_in(select(segments.c.log_id).where(_kind(key))),

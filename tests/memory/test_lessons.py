@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from lag_integrations import KVLogMemory
+from lag_integrations import KVLogMemory, Refuse, Trace
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import DistillationError, SettingsError, StoreError
+from lag_integrations.memory.lessons.learner import LearnResult
 from lag_integrations.traces.reserved_metadata import LESSON
 from tests.conftest import qa
 from tests.fake_engine import FakeEngine
@@ -99,7 +100,7 @@ def test_a_call_that_was_interrupted_goes_on(memory, no_worker, teacher):
             raise OSError("a secret")
         return teacher(prompt)
 
-    with pytest.raises(DistillationError, match=r"failed \(OSError\), after 1 lessons") as caught:
+    with pytest.raises(DistillationError, match=r"\(OSError\) for 1 of 2 groups.*; 1 l") as caught:
         memory.learn(dies)
     assert "secret" not in str(caught.value)
     assert len(lessons(memory)) == 1
@@ -109,6 +110,59 @@ def test_a_call_that_was_interrupted_goes_on(memory, no_worker, teacher):
         "When: Norway, Sweden. Do: book first.",
         "When: rain, snow. Do: book first.",
     ]
+
+
+def test_a_model_that_fails_for_one_group_is_asked_for_others(memory, no_worker, teacher):
+    def fails(prompt: str) -> str:
+        if "parcel" in prompt:
+            raise OSError
+        return teacher(prompt)
+
+    memory.add_many([NORWAY, SWEDEN, HAIKU, VERSE])
+    for groups, made in ((2, 1), (1, 0)):
+        with pytest.raises(DistillationError, match=f"for 1 of {groups} groups.*; {made} lessons"):
+            memory.learn(fails)
+    assert said(memory) == ["When: rain, snow. Do: book first."]
+    assert len(memory.learn(teacher).lessons) == 1
+
+
+def test_a_group_that_cannot_be_recorded_holds_up_no_other(tmp_path, embedder, teacher, caplog):
+    """Its tasks are refused themselves, so that not even that can be recorded."""
+
+    def screen(trace: Trace) -> Refuse | None:
+        is_lesson = "What is to be known" in trace.task
+        return Refuse("no parcels") if is_lesson and "parcel" in trace.task else None
+
+    with KVLogMemory(tmp_path / "m", embedder=embedder, screen=screen) as memory:
+        memory.add_many([NORWAY, SWEDEN, HAIKU, VERSE])
+        made = memory.learn(teacher)
+        assert (len(made.lessons), made.refused) == (1, 1)
+        assert "lets nothing be recorded that was learned of 2 runs" in caplog.text
+        assert memory.learn(teacher) == LearnResult()
+        assert len(teacher.prompts) == 2
+
+
+@pytest.mark.parametrize("how", ["harmed", "failed", "gone", None])
+def test_what_is_withdrawn_while_another_lesson_is_made_is_not_taught(
+    memory, no_worker, teacher, how
+):
+    ids = memory.add_many([NORWAY, SWEDEN, HAIKU, VERSE])
+
+    def withdraws(prompt: str) -> str:
+        if not teacher.prompts:
+            other = ids[0] if "haiku" in prompt else ids[2]
+            if how == "harmed":
+                memory.feedback([other], helped=False)
+            elif how == "failed":
+                memory.feedback(other, outcome="failure")
+            elif how == "gone":
+                memory.delete(other)
+        return teacher(prompt)
+
+    made = memory.learn(withdraws)
+    # Of failures, lessons are made, too.
+    assert len(made.lessons) == (2 if how in ("failed", None) else 1)
+    assert len(lessons(memory)) == len(made.lessons)
 
 
 def test_no_more_lessons_are_made_than_asked_for(memory, no_worker, teacher):
