@@ -9,22 +9,18 @@ from functools import partial
 from sqlalchemy import ColumnElement
 
 from lag_integrations.memory.embedding_indexer import EmbeddingIndexer
-from lag_integrations.memory.results import (
-    Candidate,
-    RecalledLog,
-    SearchResult,
-    newest_of_each_task,
-)
+from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
 from lag_integrations.store.diversity import most_diverse
 from lag_integrations.store.filters import Where
 from lag_integrations.store.floor import Floor
-from lag_integrations.store.recency import newest_first
+from lag_integrations.store.recency import newest_first, newest_of_each_task
 from lag_integrations.store.reranker import Reranker
 from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.store import LogStore
 from lag_integrations.store.utility import most_useful
 from lag_integrations.traces.conversation import follow_up
 from lag_integrations.traces.owner import Owner
+from lag_integrations.traces.search_keys import task_identity
 from lag_integrations.traces.trace import Outcome, Trace
 
 _FETCH = 5
@@ -128,6 +124,7 @@ class Searcher:
     ) -> _Fitting:
         """Look for as many logs as are wanted, and further where some are left out."""
         logs = wanted
+        traces: dict[str, Trace] = {}
         while True:
             found = look(logs)
             near = [one for one in found if is_near(one)]
@@ -136,14 +133,15 @@ class Searcher:
                 logs = wanted * _FETCH  # what is less relevant may have been of more use
                 continue
             useful = most_useful(near, runs)
-            ordered, kept = self._reranked(query, useful, self._with_traces(useful))
+            ordered, kept = self._reranked(query, useful, self._with_traces(useful, traces))
             if newest_only:
                 kept = self._newest(ordered, kept)
             if skip is not None:
                 kept = [log for log in kept if not skip(log.trace)]
             if len(kept) >= wanted or len(kept) == len(near) or len(near) < logs:
                 return _Fitting(found, near, kept)
-            logs *= 2  # others take the places of those that are left out
+            # Others take the places of those that are left out.
+            logs = max(2 * logs, len(near) + 1)
 
     def explain(
         self,
@@ -229,11 +227,13 @@ class Searcher:
             return list(logs)
         by_id = {log.id: log for log in logs}
         times = self._store.ledger.captured_at(list(by_id))
+        names = {log.id: task_identity(log.trace) or log.id for log in logs}
+        # First of all, since a task may come daily.
+        found = newest_of_each_task([one for one in near if one.id in by_id], names, times)
         # A turn of a conversation is alike to the one before, of which its task speaks, too.
-        alone = [log.id for log in logs if not log.trace.earlier and log.id in times]
+        alone = [one.id for one in found if not by_id[one.id].trace.earlier and one.id in times]
         tasks, relevance = self._store.embeddings.tasks(alone), self._embeddings.relevance
-        ordered = newest_first([one for one in near if one.id in by_id], tasks, times, relevance)
-        return newest_of_each_task([by_id[one.id] for one in ordered], times)
+        return [by_id[one.id] for one in newest_first(found, tasks, times, relevance)]
 
     def _most_diverse(
         self, near: Sequence[SearchHit], logs: Sequence[RecalledLog], k: int, diversity: float
@@ -243,12 +243,19 @@ class Searcher:
         candidates = [found[log_id] for log_id in by_id]
         return [by_id[one.id] for one in most_diverse(candidates, tasks, k=k, diversity=diversity)]
 
-    def _with_traces(self, found: Sequence[SearchHit]) -> list[RecalledLog]:
+    def _with_traces(
+        self, found: Sequence[SearchHit], traces: dict[str, Trace] | None = None
+    ) -> list[RecalledLog]:
         """Add the traces from the ledger, which knows what was deleted.
 
         Two users' runs may have said the same: once is enough.
+
+        Args:
+            found: What was found.
+            traces: Those that were read before, to which the others are added.
         """
-        traces = self._store.ledger.get([one.id for one in found])
+        traces = {} if traces is None else traces
+        traces |= self._store.ledger.get([one.id for one in found if one.id not in traces])
         kept: dict[str, RecalledLog] = {}
         for one in found:
             if one.id in traces:

@@ -15,6 +15,27 @@ _RELEVANCE_MARGIN = 0.2
 """By how much less relevant to the query the newer log may be."""
 
 
+def newest_of_each_task(
+    found: Sequence[SearchHit], tasks: Mapping[str, str], captured_at: Mapping[str, float]
+) -> list[SearchHit]:
+    """Keep the newest log of each task, in the place of the best that it may come before.
+
+    Args:
+        found: Logs that fit a query, best first.
+        tasks: What tells tasks apart, by log.
+        captured_at: When each was captured, in Unix seconds.
+    """
+    newest: dict[str, SearchHit] = {}
+    for one in sorted(found, key=lambda one: captured_at.get(one.id, 0.0)):
+        newest[tasks[one.id]] = one
+    kept: dict[str, SearchHit] = {}
+    for one in found:
+        new = newest[tasks[one.id]]
+        if new is one or _may_come_before(new, one):
+            kept.setdefault(new.id, new)
+    return list(kept.values())
+
+
 def newest_first(
     found: Sequence[SearchHit],
     tasks: Mapping[str, Vectors],
@@ -38,8 +59,7 @@ def newest_first(
         return (
             old.id in tasks
             and captured_at[new.id] > captured_at[old.id]
-            and new.words >= old.words
-            and new.relevance >= old.relevance - _RELEVANCE_MARGIN
+            and _may_come_before(new, old)
             and relevance.of(float(tasks[new.id] @ tasks[old.id]), 0.0) >= SAME_TASK
         )
 
@@ -50,3 +70,8 @@ def newest_first(
         )
         ordered.insert(next(older, len(ordered)), one)
     return ordered
+
+
+def _may_come_before(new: SearchHit, old: SearchHit) -> bool:
+    """Return whether a newer log fits the query about as well as an older one."""
+    return new.words >= old.words and new.relevance >= old.relevance - _RELEVANCE_MARGIN

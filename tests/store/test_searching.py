@@ -39,6 +39,27 @@ def test_a_log_that_is_left_out_costs_no_look_at_the_whole_store(thousands, monk
     assert max(asked) < 500
 
 
+def test_a_task_that_comes_daily_is_not_read_again_and_again(tmp_path, monkeypatch):
+    """Each of its runs fits; the newest is given, and others of other tasks beside it."""
+    task = "Which ships are in the harbour today ?"
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1.0) as memory:
+        memory.add(qa("Which ships are in the other harbour ?", "None ."))
+        daily = memory.add_many(qa(task, f"The ships are {day} .") for day in range(300))
+        memory.embed_pending()
+        read = []
+        get = memory.store.ledger.get
+
+        def counted(ids):
+            read.extend(ids)
+            return get(ids)
+
+        monkeypatch.setattr(memory.store.ledger, "get", counted)
+        first, second = memory.recall(task, k=3, newest_only=True)
+        assert first.id == daily[-1]
+        assert second.trace.last_response == "None ."
+        assert len(read) == 301
+
+
 PAINT = {"red": "at noon .", "blue": "at night .", "grey": "at ten ."}
 
 
