@@ -25,14 +25,17 @@ def merge_recapture(trace: Trace, known: Trace, keep: Collection[str]) -> Trace:
         keep: Keys of metadata that the new capture takes from the stored one.
     """
     kept = {key: known.metadata[key] for key in keep if key in known.metadata}
-    outcome, metadata = trace.outcome, {**trace.metadata, **kept}
+    outcome, helped_by = trace.outcome, trace.helped_by
+    metadata = {**trace.metadata, **kept}
     if VERDICT in known.metadata or _certainty(trace) < _certainty(known):
-        outcome = known.outcome
+        # Whatever was said of the known run, was said of the logs that it was given.
+        outcome, helped_by = known.outcome, known.helped_by
         metadata = without(metadata, *UNJUDGED, *JUDGED)
         for mark in (UNJUDGED, JUDGED):
             if is_marked(known.metadata, mark):
                 metadata |= mark
-    return trace.model_copy(update={"outcome": outcome, "metadata": metadata})
+    changes = {"outcome": outcome, "metadata": metadata, "helped_by": helped_by}
+    return trace.model_copy(update=changes)
 
 
 def merge_import(known: Trace, imported: Trace) -> Trace | None:

@@ -154,3 +154,15 @@ def test_what_a_judge_said_outlives_another_capture(open_store):
         assert log.trace.outcome == "failure"
         memory.judge(run, "success")
         assert memory.get([run])[0].trace.outcome == "success"
+
+
+def test_what_was_said_of_a_run_stays_with_the_logs_that_it_was_given(open_store):
+    with open_store() as memory:
+        first, second = memory.add_many([numbered(1), numbered(2)])
+        trace = qa("Which vault?", "The first.", outcome="success")
+        for given, said in ((first, "failure"), (second, None)):
+            run = trace.model_copy(update={"id": given, "helped_by": (given,)})
+            memory.add_own([run], judged=False)
+            if said:
+                memory.feedback(given, outcome=said)
+        assert memory.store.ledger.run_outcomes([first, second]) == {first: (0, 1)}
