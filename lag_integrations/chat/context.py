@@ -67,6 +67,7 @@ def retrieve_context(
     messages: Sequence[Message],
     settings: RetrievalSettings,
     budget: int,
+    question: str | None = None,
 ) -> RetrievedContext:
     """Recall for what the user said last, and load what fits.
 
@@ -79,6 +80,7 @@ def retrieve_context(
         messages: The conversation.
         settings: How logs are recalled.
         budget: Most tokens that they may take.
+        question: The task, where the user's last message holds more, such as documents.
 
     Raises:
         EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
@@ -88,9 +90,9 @@ def retrieve_context(
     recalled = time.perf_counter()
     loaded: Sequence[LoadedLog] = ()
     if memory is not None and result.logs:
-        task = _said(messages, settings)[-1:]
+        task = question or settings.query or last_two(_said(messages, settings))[0]
         loaded = memory.load(
-            [log.for_task(*task) for log in result.logs] if task else result.logs,
+            [log.for_task(task) for log in result.logs],
             engine,
             budget=budget,
             missing=settings.missing,

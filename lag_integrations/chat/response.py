@@ -52,7 +52,9 @@ def respond(
     # A quarter of the window is kept for the answer at most: it may well be shorter.
     kept = min(request.max_tokens, engine.window // 4)
     budget = engine.window - len(prompt.token_ids) - around - kept
-    context = retrieve_context(memory, engine, messages, request.retrieval, budget)
+    context = retrieve_context(
+        memory, engine, messages, request.retrieval, budget, request.question_text
+    )
     if context.texts:  # which are part of what the template renders
         messages = with_texts(messages, context.texts, request.question_text)
         prompt = engine.render(messages, plan.tools)

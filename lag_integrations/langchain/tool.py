@@ -58,7 +58,8 @@ def recall_tool(
 
     def recall_logs(query: str, config: RunnableConfig) -> tuple[str, dict[str, Any]]:
         merged = config_of(config)
-        text, ids = logs_text(recall.of(merged, current_owner(merged))(query), max_chars)
+        found = recall.of(merged, current_owner(merged))(query)
+        text, ids = logs_text([log.for_task(query) for log in found], max_chars)
         if ids:
             text = f"Similar earlier runs, most similar first:\n\n{text}"
         else:

@@ -296,7 +296,7 @@ class LAGMemory(BaseMemory, RecallSettings):
             "scores": [log.score for log in found.logs],
             "nearest_miss": miss_report(found.nearest_miss),
         }
-        return memory, found.logs
+        return memory, [log.for_task(task.text) for log in found.logs]
 
     def _with_logs(
         self,

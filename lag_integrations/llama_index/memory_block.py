@@ -112,7 +112,8 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
         # A block is not told of new tasks: outside of a run, nothing says that it is the same one.
         once = TaskRecall() if run_id is None else self._tasks
         found = await asyncio.to_thread(once, recall, task, messages or [], session, run_id)
-        logs, ids = found.logs, [log.reference for log in found.logs]
+        logs = [log.for_task(task.text) for log in found.logs]
+        ids = [log.reference for log in logs]
         return text_blocks(logs) if self.as_text else [carrier(memory, ids)]
 
     async def _aput(self, messages: list[ChatMessage]) -> None:

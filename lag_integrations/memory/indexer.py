@@ -69,7 +69,7 @@ class Indexer:
         locks = PatientLocks(store.locks)
         self.embeddings = EmbeddingIndexer(store, embedder, locks)
         self.segments = SegmentIndexer(store, selection, codec, locks)
-        self.whole_traces = SegmentIndexer(store, WholeTrace(), codec, locks)
+        self.whole_traces = SegmentIndexer(store, WholeTrace(), codec, locks, on_demand=True)
         self._store = store
         self._budget = budget
         self._record_uses = record_uses
@@ -79,7 +79,7 @@ class Indexer:
         self._lock = threading.RLock()
 
     def run_once(
-        self, engines: Iterable[Engine], outcomes: Sequence[Outcome], *, full_scan: bool = False
+        self, engines: Sequence[Engine], outcomes: Sequence[Outcome], *, full_scan: bool = False
     ) -> bool:
         """Do a little of what is to do.
 
@@ -101,6 +101,7 @@ class Indexer:
             partial(self._on_index, self._store.sweep, full_scan),
             partial(self.embeddings.embed_some, wait=full_scan),
             partial(self._on_index, merge, full_scan),
+            *(partial(self.whole_traces.encode_requested, engine) for engine in engines),
             *(partial(self._encode, engine, outcomes, full_scan) for engine in engines),
         ]
         failure: Exception | None = None

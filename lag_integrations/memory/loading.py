@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from lag_integrations.errors import LAGError, LogNotFoundError, TraceError
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.segment_indexer import SegmentIndexer
+from lag_integrations.traces.steps import answer_step
 
 if TYPE_CHECKING:
     from lag_integrations.engine.engine import Engine
@@ -79,6 +80,8 @@ class SegmentLoader:
                         segment = source.encoded()
                     elif segment is None:
                         source.indexer.request(log.id, engine)
+                    if segment is not None:
+                        log = source.log
                 tokens = len(engine.tokens_of(log.text)) + 1 if segment is None else len(segment)
                 _check_budget(tokens, budget)
             except (LAGError, RuntimeError, OSError) as error:  # of torch: out of memory
@@ -109,9 +112,13 @@ class SegmentLoader:
                 f"There is no log {log.id} in {self._indexer.namespace} (any more)."
             )
         if log.without_answer:
-            led = self._indexer.encodable(log.trace, engine).background
-            part = range(led) if led else None  # the selection may keep the answer alone
-            return _Source(log, self._indexer, files[log.id], engine, part, background=led)
+            encodable = self._indexer.encodable(log.trace, engine)
+            answer = engine.step_tokens(log.trace, answer_step(log.trace), encodable)
+            led = encodable.background if answer is None else answer.start
+            if not led:  # the selection keeps the answer alone
+                log = replace(log, without_answer=False)
+                return _Source(log, self._indexer, files[log.id], engine)
+            return _Source(log, self._indexer, files[log.id], engine, range(led), background=led)
         if log.step is None:
             return _Source(log, self._indexer, files[log.id], engine)
         if self._indexer.selection(engine).in_context:

@@ -114,7 +114,6 @@ class LogMemory(RecallMixin, FeedbackMixin, LearningMixin):
         self._check_deletions()
         loaded = self._segments.load(logs, engine, budget=budget, missing=missing, as_text=as_text)
         if missing == "text" and not as_text and any(one.segment is None for one in loaded):
-            self._indexer.segments.rescan()
             self._worker.notify()
         return loaded
 

@@ -34,9 +34,12 @@ def log_text(log: Trace) -> str:
     return f"Task: {task}\nAnswer: {answer}" if task else answer
 
 
-def _step_text(log: RecalledLog) -> str:
-    """Return what was asked, and what was done in one step."""
-    return f"Task: {log.trace.task.strip()}\nStep: {log.text}"
+def _text(log: RecalledLog) -> str:
+    """Return what was asked, and what is meant of it: the last response, a step, or some."""
+    if log.step is None and not log.without_answer:
+        return log_text(log.trace)
+    name = "Steps" if log.step is None else "Step"
+    return f"Task: {log.trace.task.strip()}\n{name}: {log.text}"
 
 
 def log_metadata(log: RecalledLog) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def logs_texts(logs: Sequence[RecalledLog], max_chars: int) -> list[str]:
     parts: list[str] = []
     room = max_chars
     for number, log in enumerate(logs, 1):
-        part = f"[{number}] {log_text(log.trace) if log.step is None else _step_text(log)}"
+        part = f"[{number}] {_text(log)}"
         if len(part) > room:
             if not parts and room > 0:
                 parts.append(f"{part[: room - 1]}…")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lag_integrations.store.search_hit import SearchHit
 from lag_integrations.store.utility import RunOutcomes
 from lag_integrations.traces.particulars import other_case
-from lag_integrations.traces.search_keys import SearchKey, search_keys, task_identity
-from lag_integrations.traces.steps import step_reference, step_text, steps_of
+from lag_integrations.traces.search_keys import SearchKey, search_keys
+from lag_integrations.traces.steps import answer_step, step_reference, step_text
 from lag_integrations.traces.trace import Trace
 
 
@@ -46,7 +45,7 @@ class RecalledLog:
     def text(self) -> str:
         """What a model reads of it as text: the last response, the step, or what led to it."""
         if self.without_answer:
-            before = range(len(steps_of(self.trace)) - 1)
+            before = range(answer_step(self.trace))
             return "\n".join(step_text(self.trace, step) for step in before)
         if self.step is None:
             return self.trace.last_response
@@ -59,7 +58,7 @@ class RecalledLog:
         its answer, without the answer, which small models repeat although it does not hold
         (docs/evaluation.md).
         """
-        if self.step is not None or len(steps_of(self.trace)) < 2:
+        if self.step is not None or answer_step(self.trace) == 0:
             return self
         return replace(self, without_answer=other_case(task, self.trace.task))
 
@@ -107,18 +106,3 @@ class Candidate:
     def is_recalled(self) -> bool:
         """Whether it is recalled."""
         return not self.missed
-
-
-def newest_of_each_task(
-    logs: Sequence[RecalledLog], captured_at: Mapping[str, float]
-) -> list[RecalledLog]:
-    """Return the newest log of each task, in their order; see `task_identity`.
-
-    Args:
-        logs: The logs.
-        captured_at: When each was captured, in Unix seconds.
-    """
-    newest: dict[str, str] = {}
-    for log in sorted(logs, key=lambda log: captured_at.get(log.id, 0.0)):
-        newest[task_identity(log.trace) or log.id] = log.id
-    return [log for log in logs if log.id in newest.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class SegmentIndexer:
             default.
         codec: How segments are stored.
         locks: Keep other processes from encoding the same.
+        on_demand: Whether only those are encoded in the background that were asked for.
 
     Attributes:
         namespace: The namespace.
@@ -66,7 +68,13 @@ class SegmentIndexer:
     """
 
     def __init__(
-        self, store: LogStore, selection: Selection | None, codec: str, locks: PatientLocks
+        self,
+        store: LogStore,
+        selection: Selection | None,
+        codec: str,
+        locks: PatientLocks,
+        *,
+        on_demand: bool = False,
     ) -> None:
         self.namespace = store.namespace
         self.written = 0
@@ -75,6 +83,9 @@ class SegmentIndexer:
         self._codec = codec
         self._locks = locks
         self._progress: dict[SegmentKey, _Progress] = {}
+        self._on_demand = on_demand
+        self._requested: dict[tuple[str, str], None] = {}  # of a log and a model, the first first
+        self._requests_lock = threading.Lock()
 
     def key(self, log_id: str, engine: Engine) -> SegmentKey:
         """Return the key of a log's segment for a model."""
@@ -121,6 +132,11 @@ class SegmentIndexer:
             LogNotFoundError: It was deleted.
             LAGError: The trace cannot be encoded by this model, or not be stored.
         """
+        return self._load_or_encode(log_id, trace, encodable, engine, patience=0.0)
+
+    def _load_or_encode(
+        self, log_id: str, trace: Trace, encodable: Encodable, engine: Engine, patience: float
+    ) -> Segment:
         with self._locks.hold(_slot(log_id)):
             files = self._store.segments.files(self.key(log_id, engine), [log_id])
             if log_id not in files:
@@ -128,13 +144,49 @@ class SegmentIndexer:
             stored = self.load(log_id, trace, files[log_id], engine)
             if stored is not None:
                 return stored
-            (segment,) = engine.encoder.encode_batch([encodable])
+            (segment,) = engine.encoder.encode_batch([encodable], patience=patience)
             return self._save(log_id, segment, engine)
 
     def request(self, log_id: str, engine: Engine) -> None:
-        """Have the worker encode a log again whose segment was evicted."""
-        if not self._store.read_only:
-            self._store.segments.forget(self.key(log_id, engine), None)
+        """Have the worker encode a log that was evicted, or that is encoded on demand alone."""
+        if self._store.read_only:
+            return
+        if not self._on_demand:
+            if self._store.segments.forget(self.key(log_id, engine), None):
+                self.rescan()
+            return
+        with self._requests_lock:
+            if len(self._requested) < _LOOK_AHEAD:
+                self._requested[log_id, engine.fingerprint.id] = None
+
+    def encode_requested(self, engine: Engine) -> bool:
+        """Encode one log that was asked for; return False if there is none.
+
+        Raises:
+            BusyError: Another process is at it for long.
+            StoreError: The segment cannot be written.
+        """
+        with self._requests_lock:
+            mine = (log for log, model in self._requested if model == engine.fingerprint.id)
+            log_id = next(mine, None)
+            if log_id is None:
+                return False
+            del self._requested[log_id, engine.fingerprint.id]
+        encodable = self._encodable_of(log_id, engine)
+        trace = self._store.ledger.get([log_id]).get(log_id)
+        if encodable is None or trace is None:
+            return True
+        try:
+            self._load_or_encode(log_id, trace, encodable, engine, patience=_PATIENCE)
+        except LogNotFoundError:
+            pass  # deleted meanwhile
+        except StoreError:
+            raise
+        except Exception as error:
+            if engine.closed:
+                raise  # no log's fault
+            self._record_failure(log_id, engine, error)
+        return True
 
     def rescan(self) -> None:
         """Look at all logs again: an old one may have lost its segment."""

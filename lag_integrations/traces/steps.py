@@ -8,6 +8,7 @@ from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace
 
 _MARK = "#"
+_MOST_DIGITS = 9
 
 
 def steps_of(trace: Trace) -> tuple[range, ...]:
@@ -20,6 +21,12 @@ def steps_of(trace: Trace) -> tuple[range, ...]:
     return tuple(starmap(range, pairwise([*starts, len(trace.messages)])))
 
 
+def answer_step(trace: Trace) -> int:
+    """Return the step of the last response: the last in which the agent said something."""
+    said = [trace.messages[messages.start].text.strip() for messages in steps_of(trace)]
+    return max((step for step, text in enumerate(said) if text), default=max(0, len(said) - 1))
+
+
 def step_reference(log_id: str, step: int) -> str:
     """Return by what a step of a log is asked for, as a log is by its id."""
     return f"{log_id}{_MARK}{step}"
@@ -28,7 +35,9 @@ def step_reference(log_id: str, step: int) -> str:
 def parse_reference(reference: str) -> tuple[str, int | None]:
     """Return the id of a log, and which of its steps is meant, if one is."""
     log_id, mark, step = reference.partition(_MARK)
-    return (log_id, int(step)) if mark and step.isdecimal() else (reference, None)
+    if mark and step.isdecimal() and len(step) <= _MOST_DIGITS:
+        return log_id, int(step)
+    return reference, None
 
 
 def step_text(trace: Trace, step: int) -> str:

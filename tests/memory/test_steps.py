@@ -12,6 +12,7 @@ from lag_integrations.errors import LogNotFoundError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory
 from lag_integrations.store.statistics import statistics_of
+from lag_integrations.traces.message import Message, ToolCall
 
 TASK = "Ship the cello to Oslo."
 STEPS = [
@@ -165,3 +166,67 @@ def test_of_another_case_a_model_is_given_what_led_to_the_answer(memory, small, 
     )
     lag = model.invoke("What is 50 plus 10?", kv_log_ids=[plain]).response_metadata["lag"]
     assert lag["without_answer"] == []  # nothing else would be left of it
+
+
+RATIO = Trace.from_messages(
+    [
+        {"role": "user", "content": "What is the quick ratio of 40 and 20?"},
+        {"role": "assistant", "content": "I look up the formula."},
+        {"role": "user", "content": "It is assets by debts."},
+        {"role": "assistant", "content": "40 / 20 = 2.00"},
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "other"),
+    [
+        ("In 2019, revenue was 12.\nWhat is the quick ratio?", "What is the quick ratio?", False),
+        ("Known: 40, 20, 90.\nThe ratio of 90 and 30?", "The ratio of 90 and 30?", True),
+    ],
+)
+def test_documents_of_a_turn_are_no_part_of_its_case(memory, small, prompt, question, other):
+    log_id = memory.add(RATIO)
+    model = LAGChatModel(small, memory=memory, max_tokens=2)
+    answer = model.invoke(prompt, question=question, kv_log_ids=[log_id])
+    assert answer.response_metadata["lag"]["without_answer"] == [log_id] * other
+
+
+def test_a_segment_that_is_the_answer_alone_is_given_and_said_so(tmp_path, embedder, small):
+    with KVLogMemory(tmp_path / "m", embedder=embedder, selection=LastTurn()) as memory:
+        log_id = memory.add(RATIO)
+        model = LAGChatModel(small, memory=memory, max_tokens=2)
+        lag = model.invoke("Of 90 and 30?", kv_log_ids=[log_id]).response_metadata["lag"]
+        assert (lag["form"], lag["without_answer"]) == ("kv", [])
+        lag = model.invoke("Of 90 and 30?", kv_log_ids=[log_id], logs_as_text=True)
+        assert lag.response_metadata["lag"]["without_answer"] == [log_id]
+
+
+def test_a_call_after_the_answer_is_no_part_of_what_led_to_it(memory, small):
+    call = {"id": "1", "name": "save", "args": {"ratio": "2.00"}}
+    messages = [
+        *RATIO.messages,
+        Message(role="assistant", tool_calls=(ToolCall(**call),)),
+        Message(role="tool", tool_call_id="1", content="saved"),
+    ]
+    trace = RATIO.model_copy(update={"messages": tuple(messages)})
+    (log,) = memory.get(memory.add(trace))
+    given = log.for_task("Of 90 and 30?")
+    assert given.text == "I look up the formula.\nIt is assets by debts."
+    (loaded,) = memory.load([given], small)
+    assert "2.00" not in small.tokenizer.decode(loaded.segment.token_ids)
+
+
+def test_a_step_beyond_the_selection_is_encoded_when_it_was_read_as_text(tmp_path, embedder, small):
+    trace = run(padding=300)
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
+        memory.attach(small)
+        log_id = memory.add(trace)
+        memory.flush()
+        step = memory.get([f"{log_id}#0"])
+        (loaded,) = memory.load(step, missing="text")
+        assert loaded.segment is None
+        memory.flush()
+        (loaded,) = memory.load(step, missing="text")
+        assert loaded.segment is not None
+        assert STEPS[0][0] in small.tokenizer.decode(loaded.segment.token_ids)

@@ -3,7 +3,13 @@
 import pytest
 
 from lag_integrations import Trace
-from lag_integrations.traces.steps import parse_reference, step_reference, step_text, steps_of
+from lag_integrations.traces.steps import (
+    answer_step,
+    parse_reference,
+    step_reference,
+    step_text,
+    steps_of,
+)
 
 RUN = Trace.from_messages(
     [
@@ -43,7 +49,15 @@ def test_a_step_is_what_the_agent_did_and_what_came_of_it():
         ("abc#", ("abc#", None)),
         ("abc#-1", ("abc#-1", None)),
         ("abc#x", ("abc#x", None)),
+        (f"abc#{'9' * 5_000}", (f"abc#{'9' * 5_000}", None)),
     ],
 )
 def test_references(reference, parsed):
     assert parse_reference(reference) == parsed
+
+
+def test_the_step_of_the_answer_is_the_last_that_says_something():
+    assert answer_step(RUN) == 2
+    assert answer_step(RUN.model_copy(update={"messages": RUN.messages[:7]})) == 0
+    said = Trace.from_messages([{"role": "user", "content": "Is it open?"}])
+    assert answer_step(said) == 0
