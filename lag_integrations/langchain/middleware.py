@@ -121,9 +121,13 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         """Recall for the next step: what was not recalled before in this run."""
         if not self._each_step:
             return None
-        known = state.get("lag_log_ids", [])
-        logs = self._search(state["messages"], known=known)
-        return {"lag_log_ids": [*_references(logs), *known]}
+        known, messages = state.get("lag_log_ids", []), state["messages"]
+        ids = _references(self._search(messages, known=known))
+        prompt = _steps(messages)
+        if len(self._recall.by_id(ids, prompt=prompt)) < len(ids):
+            # Others take the places of earlier turns, unless a call's prompt was trimmed.
+            ids += _references(self._search(messages, prompt=prompt, known=[*ids, *known]))
+        return {"lag_log_ids": [*ids, *known]}
 
     async def abefore_model(self, state: LogState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Recall for the next step."""
@@ -156,7 +160,9 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
             return _with_ids(request, self._ids(request))
         if takes_kv:
             request = _with_ids(request, [])
-        text, ids = logs_text(self._logs(request), self._max_chars)
+        task, _ = _texts(request.state["messages"])
+        logs = [log.for_task(task) for log in self._logs(request)]
+        text, ids = logs_text(logs, self._max_chars)
         if not ids:
             return request
         return request.override(
@@ -176,7 +182,9 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         if len(logs) == len(ids):
             return logs
         # Others take the places of what the prompt holds, or documents found since outdate.
-        return self._search(_as_asked(state["messages"]), prompt=prompt)
+        asked = _as_asked(state["messages"])
+        is_first = len(asked) == len(state["messages"])
+        return self._search(asked, prompt=prompt, count=is_first)
 
     def _search(
         self,
@@ -184,8 +192,9 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         *,
         prompt: Sequence[Message] = (),
         known: Collection[str] = (),
+        count: bool = True,
     ) -> list[RecalledLog]:
-        text, before = last_two([str(one.text) for one in messages if one.type == "human"])
+        text, before = _texts(messages)
         if self._each_step and (step := _last_step(messages)):
             text, before = "\n".join(step), text
         query = query_of(self._query, messages)
@@ -193,11 +202,18 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
             text, before = query, None
         config = config_of()
         recall = self._recall.of(config, current_owner(config))
-        return recall(text, before=before, prompt=prompt, shown=retrieved(), known=known)
+        return recall.search(
+            text, before=before, prompt=prompt, shown=retrieved(), known=known, count=count
+        ).logs
 
 
 def _references(logs: Sequence[RecalledLog]) -> list[str]:
     return [log.reference for log in logs]
+
+
+def _texts(messages: Sequence[AnyMessage]) -> tuple[str, str | None]:
+    """Return what the user said last, and before that."""
+    return last_two([str(one.text) for one in messages if one.type == "human"])
 
 
 def _steps(messages: Sequence[AnyMessage]) -> list[Message]:

@@ -71,7 +71,7 @@ def test_what_is_no_tool_is_not_called(name):
 
 
 @pytest.mark.parametrize("value", [1_001, -1e9, float("nan"), float("inf")])
-@pytest.mark.parametrize("argument", ["exponent", "precision"])
+@pytest.mark.parametrize("argument", ["exponent", "precision", "decimal_places"])
 def test_a_call_that_would_never_end_is_refused(argument, value):
     result = Simulator(EVENING).call("light", {"room": "hall", argument: value})
     assert result.text == f"Error during execution: {argument} must be at most 1000"

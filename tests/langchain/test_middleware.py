@@ -317,6 +317,35 @@ def test_turns_are_recalled_that_stand_in_no_prompt(memory, recall, trimmed):
     assert later == ([[mine]] * 2 if trimmed else [[]] * 2)  # nor is the older one
 
 
+@pytest.mark.parametrize("recall", ["run", "step"])
+def test_another_log_takes_the_place_of_an_earlier_turn(memory, recall):
+    other, _mine = added(
+        memory, qa("Which code opens the safe in Lima?", "8000."), qa(QUESTION, "It is 7741.")
+    )
+    model = FakeLAGChatModel(call("look_up", topic="x"), "It is open.")
+    history = [HumanMessage(QUESTION), AIMessage("It is 7741."), HumanMessage(QUESTION)]
+    middleware = memory.middleware(recall=recall, k=1, min_score=0.3)
+    ask(model, middleware, history, tools=[look_up])
+    assert [logs_in(kwargs["kv_log_ids"]) for kwargs in model.kwargs] == [[other]] * 2
+    assert uses(memory)[other] == 1  # once a run
+
+
+@pytest.mark.parametrize("kind", [FakeChatModel, FakeLAGChatModel])
+def test_as_text_the_answer_of_another_case_is_left_out(memory, kind):
+    messages = [
+        {"role": "user", "content": "What is the quick ratio of 40 and 20?"},
+        {"role": "assistant", "content": "I look up the formula."},
+        {"role": "user", "content": "It is assets by debts."},
+        {"role": "assistant", "content": "40 / 20 = 2.00"},
+    ]
+    added(memory, Trace.from_messages(messages))
+    for numbers, told in (("90 and 30", False), ("40 and 20", True)):
+        model = kind()
+        ask(model, memory.middleware(as_text=True), f"What is the quick ratio of {numbers}?")
+        text = model.seen[0][0].text
+        assert ("It is assets by debts." in text, "2.00" in text) == (not told, told)
+
+
 NOTES = [
     Document("The code in Lima is 7741.", id="n1"),
     Document("The code in Lima is 9006.", id="n1"),  # the same note, changed

@@ -11,7 +11,7 @@ from typing import Any
 from lag_integrations.evaluation.tool_tasks.tasks import Task
 
 _FAILED = "Error during execution: "
-_MOST = {"exponent": 1_000, "precision": 1_000}
+_MOST = {"exponent": 1_000, "precision": 1_000, "decimal_places": 1_000}
 """Arguments of BFCL's calculator that decide how long a call takes, and their limits."""
 
 
