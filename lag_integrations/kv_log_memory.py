@@ -89,8 +89,11 @@ class MiddlewareSettings(RecallSettings, total=False):
 class KVLogMemory(LogMemory):
     """Remember what agents did as KV segments, and recall it for their next tasks.
 
-    Everything but the forms for frameworks is in `LogMemory`. A framework is imported when one of
-    its forms is called for.
+    It is a folder of logs, and of the segments that models made of them. `add` records a trace at
+    once; a worker thread embeds it, and encodes it with the attached model. What a model has not
+    encoded yet is encoded when it is recalled. Any number of threads and processes may use a
+    folder. A framework is imported when one of its forms (`middleware`, `as_retriever`, …) is
+    called for.
     """
 
     if not TYPE_CHECKING:  # type checkers shall report unknown attributes

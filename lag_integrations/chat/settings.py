@@ -61,9 +61,9 @@ class ModelSettings(BaseModel):
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
     ``before_turn`` without one."""
     attention_temperature: float | None = None
-    """How the model attends to recalled segments: below 1 it is drawn to what fits best in their
-    last responses, and less to what led to these, which below 0.9 can hardly be asked for. By
-    default what the model's calibration says, 0.9 without one; 1 changes nothing."""
+    """How sharply the model attends to recalled logs. Below 1, it attends more to their last
+    responses and less to the steps before, which below 0.9 can hardly be asked for; 1 changes
+    nothing. By default what the model's calibration says, 0.9 without one."""
     missing_segments: MissingSegments = "encode"
     """What to do with a recalled log that has no valid segment for this model: encode its trace
     now, or give its last response as text this time (the worker encodes it meanwhile)."""
@@ -97,7 +97,7 @@ class ModelSettings(BaseModel):
     top_logprobs: int | None = None
     """Alternatives to give with each token's log probability."""
     timeout: float | None = None
-    """Most seconds of generating; then `TimeoutError` is raised. Not for batches."""
+    """Most seconds from the call until the answer is whole; then `TimeoutError` is raised."""
     cache_salt: str = Field(default="", exclude=True, repr=False)
     """Whose prompts these are, where users share a model. What was read lately is reused under the
     same salt only, so that nobody can tell by the time, or by the tokens reused, what others asked.

@@ -60,7 +60,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
     For the last user message it recalls logs from its memory and injects their KV segments into the
     model's cache, so that their text is not read again. A log is skipped if its task and last
     response stand in the conversation, or if documents retrieved in the same captured root run
-    outdate it (see `is_outdated`).
+    outdate it.
 
     ``response_metadata["lag"]`` reports what was used:
 

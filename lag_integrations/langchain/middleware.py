@@ -48,8 +48,8 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
     Only log ids are put into the model's settings and the agent's state. If the memory fails, a
     warning is logged and the agent goes on without. Logs of earlier turns that stand in a call's
     prompt are skipped; those of turns that were trimmed or summarised may be recalled. Logs that
-    documents retrieved in the same captured root run outdate are skipped, too (see
-    `is_outdated`). Others take the places of what is skipped.
+    documents retrieved in the same captured root run outdate are skipped, too. Others take the
+    places of what is skipped.
 
     Put it after middleware that changes the model of a call (fallbacks, routing): it looks at the
     model of the request. To capture runs, use `KVLogMemory.callback_handler`.

@@ -60,8 +60,9 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     and ``tool_choice`` are enforced token by token (extra ``constrained``), and so is structured
     prediction, which calls a tool.
 
-    A call may override any setting: ``llm.chat(messages, temperature=0, k=1)``. It also takes
-    ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none) and ``logs_as_text=True``, to compare.
+    A call may override settings, but those of loading: ``llm.chat(messages, temperature=0, k=1)``.
+    It also takes ``kv_log_ids=[…]`` (exactly these logs; ``[]`` for none) and
+    ``logs_as_text=True``, to compare.
 
     Example:
         .. code-block:: python
@@ -151,14 +152,14 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a conversation, on a thread."""
+        """Answer a conversation; recall on a thread, and wait for tokens on the event loop."""
         return await self._achat(messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """Stream the answer to a conversation, each step on a thread."""
+        """Stream the answer to a conversation; recall on a thread, wait on the event loop."""
         return self._astream(messages, kwargs)
 
     @llm_completion_callback()
@@ -178,14 +179,14 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """Answer a text, on a thread."""
+        """Answer a text; recall on a thread, and wait for tokens on the event loop."""
         return _completion(await self._achat(_turn(prompt), kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """Stream the answer to a text, each step on a thread."""
+        """Stream the answer to a text; recall on a thread, wait on the event loop."""
         stream = self._astream(_turn(prompt), kwargs)
 
         async def completions() -> CompletionResponseAsyncGen:

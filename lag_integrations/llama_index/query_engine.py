@@ -46,7 +46,7 @@ dispatcher = get_dispatcher(__name__)
 
 
 class LAGQueryEngine(BaseQueryEngine):
-    """Gives any query engine a memory of the queries that it answered.
+    """Give any query engine a memory of the queries that it answered.
 
     The logs that fit the question are injected into every call that the engine's `LAGLLM` answers
     from, in all response modes, streaming or not; not where it selects, ranks or rewrites. The
@@ -63,7 +63,7 @@ class LAGQueryEngine(BaseQueryEngine):
     - ``run_id``, for `KVLogMemory.feedback`.
     - ``within``: the reports of each `LAGQueryEngine` within this one, for sub-questions say.
 
-    A log is left out of a call that is shown a document which was changed since (`is_outdated`);
+    A log is left out of a call that is shown a document which was changed since;
     another one takes its place.
 
     Example:
@@ -77,8 +77,8 @@ class LAGQueryEngine(BaseQueryEngine):
         memory: Where logs are recalled from and put.
         recall: ``run``: whole runs; ``step``: of each run only the step that is nearest to the
             question.
-        k: Most logs to recall; the memory's own by default, as for all that follow.
-        min_score: Least similarity.
+        k: Most logs to recall; the memory's own by default.
+        min_score: Least similarity; the memory's own by default.
         where: Only logs with such metadata; or a function of the ``instrument_tags`` at hand (a
             dict) that returns such a filter. If it fails or returns none, nothing is recalled.
         as_text: Let the `LAGLLM` read the logs as text, to compare.

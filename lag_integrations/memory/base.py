@@ -124,13 +124,13 @@ class MemoryBase:
                 and all, or None to drop it. Where it fails, the trace is not stored.
             untrusted_tools: Names of tools that read what others wrote, as web pages and mail, or
                 patterns of them (`fnmatch`, whatever the case): their results are documents. By
-                default a guess by common names (`provenance.UNTRUSTED_TOOLS`).
+                default a guess by common names (`UNTRUSTED_TOOLS`).
             unjudged_documents: Who is given logs of runs that read documents and that nobody
                 judged: with ``own``, runs of the same user (metadata ``user_id``, or ``user``), or
                 without users, of the same thread; with ``any``, all.
             learn: Make lessons in the background, while nothing else is to do (see `learn`): True
-                has the attached model distil them, or say which model does. What is being
-                answered then is waited for when the memory is closed, but for the model's own.
+                has the attached model distil them, or say which model does. Closing the memory
+                waits for a lesson that another model is writing; the attached model stops.
             ledger: SQLAlchemy URL of a PostgreSQL database; an SQLite file in the folder by
                 default.
             segments: Folder or fsspec URL for the segments; in the folder by default.

@@ -38,7 +38,7 @@ class FeedbackMixin(MemoryBase):
         A log that harmed more often than it helped is not recalled any more; what helps is kept
         longer when a budget demands evictions. A run's outcome becomes its log's, whatever a judge
         says. It also tells of the logs that were recalled into it: those whose runs succeed come
-        first, those whose runs fail again and again are not recalled (see `RunOutcomes`). Said
+        first, those whose runs fail again and again are not recalled. Said
         again or otherwise of the same run, the last word counts.
 
         Args:

@@ -38,20 +38,21 @@ class RecallMixin(MemoryBase):
         thread: str | None = None,
         unjudged_documents: UnjudgedDocuments | None = None,
     ) -> list[RecalledLog]:
-        """Return the logs that fit a query, the most relevant first.
+        """Return the logs that fit a query, the best first.
 
         Args:
             query: The new task.
             before: What the user said before it. Where the task alone recalls nothing, it is
                 searched for behind that, since "And how much does it cost?" says too little; what
                 fits the message before better than both is left out.
-            k: Most logs to return; the memory's own by default, as for all that follow.
-            min_relevance: Least probability that a log fits.
+            k: Most logs to return; the memory's own by default.
+            min_relevance: Least probability that a log fits; the memory's own by default.
             min_score: Least cosine similarity instead.
-            where: Only logs with such metadata, in Chroma's filter language (see
-                `store.filters.condition`): ``{"project": "x", "year": {"$gte": 2025}}``.
+            where: Only logs with such metadata: ``{"project": "x", "year": {"$gte": 2025}}``, with
+                ``$eq $ne $gt $gte $lt $lte $in $nin``, ``{"$and": […]}`` and ``{"$or": […]}``. Of a
+                list, one item has to fit. ``$ne`` and ``$nin`` hold where the key is missing, too.
             outcomes: Only logs with these outcomes.
-            diversity: How much the logs shall differ from each other.
+            diversity: How much the logs shall differ from each other; the memory's own by default.
             newest_only: Of logs of one task only the newest; and newer ones first where tasks are
                 alike. So models and agents are given them.
             skip: Says whether a log is left out; the next one takes its place.

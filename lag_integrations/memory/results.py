@@ -22,8 +22,8 @@ class RecalledLog:
         score: Cosine similarity of the query and the nearest of the log's search keys; None if it
             was asked for by its id.
         key: That search key.
-        relevance: The probability that it fits the query, as measured for the embedder; logs come
-            in the order of it.
+        relevance: The probability that it fits the query, as measured for the embedder. Logs come
+            in this order, weighted by how judged runs ended that were given them.
         step: The one step of the run that is meant, counted from 0; None if it is the run.
         without_answer: Whether only what led to the last response is meant; see `for_task`.
     """
