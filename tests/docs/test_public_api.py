@@ -81,3 +81,12 @@ def test_files_that_the_guide_names_exist() -> None:
 
     assert len(named) > 20
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_tutorials_are_included_as_they_are() -> None:
+    """A formatter once wrote ``--8 < --``, so that the site showed that and no code."""
+    text = (ROOT / "docs" / "tutorials.md").read_text("utf-8")
+    shown = re.findall(r'^```python title="(.+)"\n--8<-- "(.+)"\n```$', text, re.MULTILINE)
+    assert [title for title, _ in shown] == [file for _, file in shown]
+    programs = {str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("*.py")}
+    assert {file for _, file in shown} == programs

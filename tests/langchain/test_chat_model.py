@@ -191,7 +191,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
     memory.flush()
     _ = model.engine
 
-    def refuse(*_):
+    def refuse(*_, **settings):
         raise TraceError("no good")
 
     monkeypatch.setattr(Encoder, "encode_batch", refuse)
