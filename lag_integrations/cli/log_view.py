@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lag_integrations.cli.output import human_size, iso_time
-from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.traces.message import Message
 from lag_integrations.traces.reserved_metadata import LESSON, is_marked
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def contains(trace: Trace, text: str) -> bool:
     """
     messages = (*trace.earlier, *trace.messages)
     calls = (call for message in messages for call in message.tool_calls)
-    parts = (trace.task, *(message.text for message in messages), *map(_call, calls))
+    parts = (trace.task, *(message.text for message in messages), *(call.text for call in calls))
     return any(text in part.casefold() for part in parts)
 
 
@@ -99,10 +99,4 @@ def _message(message: Message, note: str | None = None) -> Iterator[str]:
         if others:
             yield f"[not shown: {', '.join(others)}]"
     for call in message.tool_calls:
-        yield f"-> {_call(call)}"
-
-
-def _call(call: ToolCall) -> str:
-    if isinstance(call.args, str):
-        return f"{call.name}({call.args})"
-    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.args.items())})"
+        yield f"-> {call.text}"

@@ -25,7 +25,7 @@ def log_text(log: Trace) -> str:
     if not answer:  # the run ended with an action
         answer = next(
             (
-                ", ".join(f"{call.name}({call.args})" for call in message.tool_calls)
+                ", ".join(call.text for call in message.tool_calls)
                 for message in reversed(log.messages)
                 if message.tool_calls
             ),

@@ -24,6 +24,13 @@ class ToolCall(StorableModel):
     args: dict[str, JsonValue] | str = Field(default_factory=dict)
     id: str | None = None
 
+    @property
+    def text(self) -> str:
+        """The call as Python writes it, for people, and models that no template shows it."""
+        if isinstance(self.args, str):
+            return f"{self.name}({self.args})"
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.args.items())})"
+
 
 class Message(StorableModel):
     """One step of a run.

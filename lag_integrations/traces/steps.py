@@ -46,5 +46,5 @@ def step_text(trace: Trace, step: int) -> str:
 
 
 def _said(message: Message) -> str:
-    calls = (f"{call.name}({call.args})" for call in message.tool_calls)
+    calls = (call.text for call in message.tool_calls)
     return "\n".join(filter(None, [message.text.strip(), *calls]))

@@ -33,8 +33,8 @@ RUN = Trace.from_messages(
 def test_a_step_is_what_the_agent_did_and_what_came_of_it():
     assert steps_of(RUN) == (range(2, 4), range(4, 7), range(7, 8))
     assert [step_text(RUN, step) for step in range(3)] == [
-        "I look.\nhours({'day': 'today'})\n9 to 5",
-        "time({})\nzone({})\n16:30\nCET",
+        "I look.\nhours(day='today')\n9 to 5",
+        "time()\nzone()\n16:30\nCET",
         "Yes.",
     ]
     said = Trace.from_messages([{"role": "user", "content": "Is it open?"}])

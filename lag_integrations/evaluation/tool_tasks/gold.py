@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lag_integrations.evaluation.tool_tasks.simulator import Simulator
-from lag_integrations.evaluation.tool_tasks.tasks import Task, written
+from lag_integrations.evaluation.tool_tasks.tasks import Task
 from lag_integrations.traces.conversation import earlier_turns
 from lag_integrations.traces.message import Message, ToolCall
 from lag_integrations.traces.trace import Trace
@@ -54,4 +54,4 @@ def _step(simulator: Simulator, call: ToolCall, id: str) -> Iterator[Message]:
 def _report(calls: Sequence[ToolCall]) -> str:
     if not calls:
         return "There was nothing to do."
-    return f"Done: {', '.join(map(written, calls))}."
+    return f"Done: {', '.join(call.text for call in calls)}."

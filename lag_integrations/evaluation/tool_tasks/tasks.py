@@ -60,10 +60,3 @@ def parse_call(text: str, parameters: Mapping[str, Sequence[str]]) -> ToolCall:
     except (KeyError, SyntaxError, ValueError) as error:
         raise EvaluationError(f"{text!r} cannot be read as a call of a tool ({error}).") from error
     return ToolCall(name=call.func.id, args=args)
-
-
-def written(call: ToolCall) -> str:
-    """Return a call as Python writes it."""
-    if isinstance(call.args, str):
-        return f"{call.name}({call.args})"
-    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.args.items())})"
