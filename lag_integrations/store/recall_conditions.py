@@ -12,7 +12,12 @@ from lag_integrations.store.lesson_links import is_lesson
 from lag_integrations.store.schema import logs, tags
 from lag_integrations.store.tags import OWN
 from lag_integrations.traces.owner import Owner
-from lag_integrations.traces.reserved_metadata import NOT_RECALLED, OUTDATED, QUARANTINED
+from lag_integrations.traces.reserved_metadata import (
+    LESSON_OF,
+    NOT_RECALLED,
+    OUTDATED,
+    QUARANTINED,
+)
 from lag_integrations.traces.trace import Outcome
 
 
@@ -36,6 +41,17 @@ def has_outcome(outcomes: Sequence[Outcome]) -> ColumnElement[bool]:
     if "success" not in outcomes:
         return found
     return or_(found, and_(logs.c.outcome == "unknown", is_lesson()))
+
+
+def _is_as_new_as(since: float) -> ColumnElement[bool]:
+    """Return the condition that a log was captured since then; of a lesson, its sources, too."""
+    sources = logs.alias()
+    of_older = (
+        select(tags.c.log_id)
+        .join(sources, sources.c.id == tags.c.text)
+        .where(tags.c.key == LESSON_OF, sources.c.captured_at < since)
+    )
+    return and_(logs.c.captured_at >= since, logs.c.id.not_in(of_older))
 
 
 def recall_conditions(
@@ -65,7 +81,7 @@ def recall_conditions(
         reason = "it read documents, nobody judged it, and it is of another user or thread"
         found[reason] = readable_by(owner.overridden_by(where))
     if ttl is not None:
-        found["it is too old"] = logs.c.captured_at >= time.time() - ttl
+        found["it is too old"] = _is_as_new_as(time.time() - ttl)
     if filtered is not None:
         found["the filter leaves it out"] = filtered
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
 from lag_integrations import Refuse, Trace
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.store.budget import Budget
+from lag_integrations.store.schema import logs
 from lag_integrations.traces.reserved_metadata import LESSON
 from tests.conftest import qa
 from tests.helpers import stored_segments
@@ -95,6 +97,19 @@ def test_lessons_are_recalled_whatever_outcomes_are(open_store, tiny, outcomes):
         assert lesson not in ids(memory.recall("vault", k=9, outcomes=["failure"]))
         memory.feedback(lesson, outcome="failure")
         assert lesson not in ids(memory.recall("vault", k=9))
+
+
+def test_a_lesson_is_as_old_as_its_oldest_source(open_store):
+    with open_store(ttl=1_000.0) as memory:
+        memory._worker.stop()  # which deletes what is too old, a moment later
+        first, second = memory.add_many([vault(1), vault(2)])
+        (lesson,) = memory.learn(teacher).lessons
+        memory.embed_pending()
+        assert set(ids(memory.recall("vault", k=9))) == {first, second, lesson}
+        with memory.store.database.write() as connection:
+            older = logs.c.captured_at - 2_000.0
+            connection.execute(update(logs).where(logs.c.id == first).values(captured_at=older))
+        assert ids(memory.recall("vault", k=9)) == [second]
 
 
 def test_deleting_a_lesson_leaves_what_it_was_made_of(open_store):
