@@ -93,7 +93,7 @@ class JudgeQueue:
         """Queue a log, and start the thread if none runs."""
         with self._lock:
             self._jobs.put((memory, judge, trace, log_id))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="lag-judge", daemon=True)
                 self._thread.start()
 
@@ -152,7 +152,7 @@ def add_judged(memory: LogMemory, judge: Judge | None, trace: Trace) -> str:
 def _judge(memory: LogMemory, judge: Judge, trace: Trace, log_id: str) -> None:
     try:
         outcome = _to_outcome(judge(trace))
-    except Exception as error:
+    except BaseException as error:  # a cancelled judge must not end the thread of all others
         # The type only: a message may repeat a text.
         logger.warning(
             "The judge of log %s failed (%s); its outcome stays unknown.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lag_integrations.chat.request import RetrievalSettings
 from lag_integrations.engine.engine import Engine
+from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.loading import LoadedLog
 from lag_integrations.memory.memory import LogMemory
@@ -15,6 +17,8 @@ from lag_integrations.memory.results import RecalledLog, SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
 from lag_integrations.traces.conversation import last_two
 from lag_integrations.traces.message import Message
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,16 @@ def retrieve_context(
     loaded: Sequence[LoadedLog] = ()
     if memory is not None and result.logs:
         task = question or settings.query or last_two(_said(messages, settings))[0]
-        loaded = memory.load(
-            [log.for_task(task) for log in result.logs],
-            engine,
-            budget=budget,
-            missing=settings.missing,
-            as_text=settings.as_text or engine.log_form == "text",
-        )
+        try:
+            loaded = memory.load(
+                [log.for_task(task) for log in result.logs],
+                engine,
+                budget=budget,
+                missing=settings.missing,
+                as_text=settings.as_text or engine.log_form == "text",
+            )
+        except StoreError as error:
+            logger.warning("No log is used. %s", error)
     timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
     return RetrievedContext(loaded, result.nearest_miss, settings.best_last, timings)
 

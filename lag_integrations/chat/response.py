@@ -5,6 +5,7 @@ Framework-free: LangChain and LlamaIndex classes only translate what goes in and
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -43,6 +44,7 @@ def respond(
         PromptError: There is no message to answer.
         LAGError: As `RequestBuilder.build`, `retrieve_context` and `tools.choice.select` say.
     """
+    begun = time.monotonic()
     if not request.messages:
         raise PromptError("There is no message to answer; give at least one.")
     plan = OutputPlan(engine, request.output, begins=request.messages[-1].role != "assistant")
@@ -70,12 +72,17 @@ def respond(
         stop=request.stop,
         grammar=plan.grammar,
         top_logprobs=request.top_logprobs,
-        timeout=request.timeout,
+        timeout=_left(request.timeout, begun),
         cache_salt=_salt(engine, memory or owner, request.cache_salt),
         share_system=request.share_system,
         **request.sampling,
     )
     return ModelResponse(engine, built, plan, context)
+
+
+def _left(timeout: float | None, begun: float) -> float | None:
+    """Return what is left of a timeout that counts from the call."""
+    return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
 
 
 def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:

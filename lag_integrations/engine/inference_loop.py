@@ -113,7 +113,8 @@ class InferenceLoop:
             BaseException: What it raises.
         """
         work = _Background(parts, time.monotonic() + patience)
-        self._background.append(work)
+        with self._lock:
+            self._background.append(work)
         self.wake()
         try:
             return cast("Result", work.future.result())
@@ -128,9 +129,15 @@ class InferenceLoop:
             with torch.no_grad():
                 while self._goes_on():
                     pass
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._thread = None  # the next call begins with another one
+                waiting = [future for _, future in self._calls]
+                waiting += [work.future for work in self._background]
+                self._calls.clear()
+                self._background.clear()
+            for future in waiting:  # else they would wait for ever
+                future.set_exception(error)
             raise
 
     def _goes_on(self) -> bool:
@@ -150,7 +157,8 @@ class InferenceLoop:
             compute, future = self._calls.popleft()
             _settle(future, compute)
         # Who waits with the least patience goes first: recall before what nobody waits for.
-        work = min(self._background, key=lambda one: one.patient_until, default=None)
+        with self._lock:
+            work = min(self._background, key=lambda one: one.patient_until, default=None)
         extra = None if work is None else self._next_part(work)
         self._answering, error = self._step(extra)
         if work is not None and extra is not None:
@@ -170,7 +178,8 @@ class InferenceLoop:
                 work.future.set_result(end.value)
             except BaseException as error:
                 work.future.set_exception(error)
-        self._background.remove(work)
+        with self._lock:
+            self._background.remove(work)
         return None
 
     def after_fork(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lag_integrations.traces.message import Message
 
@@ -15,14 +14,12 @@ def with_texts(chat: Sequence[Message], texts: list[str], words: str | None) -> 
         return chat
     question = chat[places[-1]]
     logs = "\n".join(texts)
-    content: Any
-    if isinstance(question.content, str):
-        place = line_of(words, question.content)
-        begin, end = around_logs(place > 0)
-        content = question.content[:place] + begin + logs + end + question.content[place:]
-    else:
-        content = [{"type": "text", "text": f"{logs}\n"}, *question.content]
-    changed = question.model_copy(update={"content": content})
+    said = question.text
+    place = line_of(words, said)
+    begin, end = around_logs(place > 0)
+    changed = question.model_copy(
+        update={"content": said[:place] + begin + logs + end + said[place:]}
+    )
     return [*chat[: places[-1]], changed, *chat[places[-1] + 1 :]]
 
 

@@ -15,7 +15,7 @@ from lag_integrations.engine.log_settings import LogSettings
 from lag_integrations.engine.rendered import RenderedPrompt
 from lag_integrations.engine.runner import ModelRunner
 from lag_integrations.engine.segment_placement import Placement, place_segments
-from lag_integrations.errors import ContextWindowError, SettingsError
+from lag_integrations.errors import ContextWindowError, PromptError, SettingsError
 from lag_integrations.kv.segment import Segment
 
 
@@ -95,6 +95,10 @@ class RequestBuilder:
         public = min(prompt.head, split) if share_system and (not segments or split > 0) else 0
         if answer_prefix:
             prompt_ids = prompt_ids + self._runner.tokens_of(answer_prefix)
+        if not prompt_ids:
+            raise PromptError("The chat template renders nothing of this conversation.")
+        if segments:
+            split = min(split, len(prompt_ids) - 1)  # something is to be read behind them
         window = self._runner.positions.window
         injected = sum(len(segment) for segment in segments)
         total = len(prompt_ids) + injected
@@ -122,7 +126,7 @@ class RequestBuilder:
             split=split,
             segments=tuple(segments),
             max_new_tokens=most,
-            stop=tuple(stop),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
             sampling=settings,
             constraint=None if grammar is None else self._grammars.constraint(grammar, most),
             top_logprobs=top_logprobs,

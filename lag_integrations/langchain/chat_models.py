@@ -44,7 +44,7 @@ from lag_integrations.langchain.messages import (
     usage_metadata,
 )
 from lag_integrations.langchain.tool_calling import ToolCallingChatModel
-from lag_integrations.memory.safe_recall import filter_for
+from lag_integrations.memory.safe_recall import attach_safely, filter_for
 from lag_integrations.traces.owner import NOBODY
 from lag_integrations.traces.sources import Source
 
@@ -148,7 +148,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         assert self.shared is not None
         engine = self.shared.get()
         if self.memory is not None:
-            self.memory.attach(engine)
+            attach_safely(self.memory, engine)
         return engine
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from lag_integrations.llama_index.capture.handlers import Need, instrumentation
 from lag_integrations.llama_index.llm_call import LLMCall
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
 from lag_integrations.llama_index.messages import Reply
+from lag_integrations.memory.safe_recall import attach_safely
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,7 +113,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         """Return the wrapped model, loading it at first use."""
         engine = self._shared.get()
         if self.memory is not None:
-            self.memory.attach(engine)
+            attach_safely(self.memory, engine)
         return engine
 
     def close(self) -> None:

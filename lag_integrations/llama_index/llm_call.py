@@ -26,7 +26,7 @@ from lag_integrations.llama_index.messages import Reply, as_chat
 from lag_integrations.llama_index.task_recall import user_texts
 from lag_integrations.memory.base import open_memories
 from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.safe_recall import Recalled, filter_for
+from lag_integrations.memory.safe_recall import Recalled, attach_safely, filter_for
 from lag_integrations.traces.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class LLMCall:
         """
         settings = dict(self.settings)
         if self.memory is not None and self.memory is not self.llm.memory:
-            self.memory.attach(engine)
+            attach_safely(self.memory, engine)
         if self.recalled is not None:
             logs = self.recalled.use(self.sources).logs
             settings["kv_log_ids"] = [log.reference for log in logs]

@@ -129,13 +129,14 @@ class KVLogMemoryBlock(BaseMemoryBlock[Any], RecallSettings):
         return kept or None
 
     def _keep(self, messages: Sequence[ChatMessage]) -> None:
-        try:
-            metadata = {**run_metadata(current_tags()), **self.metadata}
-            for turn in _turns(messages, in_scope(metadata)):
-                if not self._is_known(turn, metadata):
-                    self._memory.add_own([turn], judged=False)
-        except LAGError as error:
-            logger.warning("Messages that left the memory did not become logs. %s", error)
+        metadata = {**run_metadata(current_tags()), **self.metadata}
+        for turn in _turns(messages):
+            try:  # one that is refused costs the others nothing
+                trace = _as_trace(turn, in_scope(metadata))
+                if not self._is_known(trace, metadata):
+                    self._memory.add_own([trace], judged=False)
+            except LAGError as error:
+                logger.warning("A turn that left the memory did not become a log. %s", error)
 
     def _is_known(self, turn: Trace, metadata: Metadata) -> bool:
         """Return whether a captured run, maybe with more around it, is a log that says the same."""
@@ -169,8 +170,8 @@ def _with_metadata(metadata: Metadata) -> Where | None:
     return {"$and": values} if values else None
 
 
-def _turns(messages: Sequence[ChatMessage], metadata: Metadata) -> Iterator[Trace]:
-    """Return a trace for each task that was answered."""
+def _turns(messages: Sequence[ChatMessage]) -> Iterator[list[ChatMessage]]:
+    """Yield the messages of each task that was answered."""
     turns: list[list[ChatMessage]] = []
     for message in messages:
         if is_task(message):
@@ -178,11 +179,14 @@ def _turns(messages: Sequence[ChatMessage], metadata: Metadata) -> Iterator[Trac
         if turns:
             turns[-1].append(_without_media(message))
     for turn in turns:
-        if not any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
-            continue
-        session = turn[0].additional_kwargs.get("session_id")
-        own = {"source": "llama_index"} | ({"thread_id": session} if session else {})
-        yield Trace.from_messages(as_chat(turn), metadata={**metadata, **own})
+        if any(m.role == MessageRole.ASSISTANT and (m.content or "").strip() for m in turn):
+            yield turn
+
+
+def _as_trace(turn: Sequence[ChatMessage], metadata: Metadata) -> Trace:
+    session = turn[0].additional_kwargs.get("session_id")
+    own = {"source": "llama_index"} | ({"thread_id": session} if session else {})
+    return Trace.from_messages(as_chat(turn), metadata={**metadata, **own})
 
 
 def _without_media(message: ChatMessage) -> ChatMessage:

@@ -19,6 +19,7 @@ from lag_integrations.traces.sources import Source, is_outdated, sources_in
 from lag_integrations.traces.trace import Trace
 
 if TYPE_CHECKING:
+    from lag_integrations.engine.engine import Engine
     from lag_integrations.memory.memory import LogMemory
     from lag_integrations.memory.results import RecalledLog
 
@@ -192,6 +193,14 @@ class SafeRecall:
             return _nothing(error)
         skip = _Superfluous(prompt, shown)
         return [log for log in logs if not skip(log.trace)]
+
+
+def attach_safely(memory: LogMemory, engine: Engine) -> None:
+    """Attach a model for an answer; a memory that fails costs no more than its logs."""
+    try:
+        memory.attach(engine)
+    except StoreError as error:
+        logger.warning("The memory cannot be used for now. %s", error)
 
 
 class Recalled:

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, PIIMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -442,3 +443,115 @@ def test_a_resumed_run_keeps_what_its_first_half_said(memory):
     said_of_it = [trace.metadata[name] for name in ("user_id", "first", "second")]
     assert said_of_it == ["u1", 1, 2]
     assert len(trace.metadata["earlier_runs"]) == 1
+
+
+@tool
+def mail_of(person: str) -> str:
+    """Look a mail address up."""
+    return f"Her mail is {person.lower()}@example.com"
+
+
+def test_what_was_redacted_is_in_no_log(memory):
+    """Neither what the user said, nor what a tool returned, nor the answer."""
+    rules = {"strategy": "redact", "apply_to_input": True, "apply_to_output": True}
+    agent = create_agent(
+        FakeChatModel(call("mail_of", "c1", person="Ann"), "Mail ann@example.com now."),
+        [mail_of],
+        middleware=[PIIMiddleware("email", **rules, apply_to_tool_results=True)],
+    )
+    answer = agent.invoke(ask("Write to bob@example.com please."), config(memory))
+    assert answer["messages"][-1].text == "Mail [REDACTED_EMAIL] now."
+    (trace,) = captured(memory)
+    assert "example.com" not in trace.to_json()
+    assert trace.task == "Write to [REDACTED_EMAIL] please."
+    assert said(trace) == [
+        "user: Write to [REDACTED_EMAIL] please.",
+        "assistant: mail_of(c1)",
+        "tool: Her mail is [REDACTED_EMAIL]",
+        "assistant: Mail [REDACTED_EMAIL] now.",
+    ]
+
+
+def test_an_answer_that_a_later_step_replaced_is_the_one_that_was_given(memory):
+    model = FakeChatModel("Your number is 123-45-6789.")
+
+    def answer(state):
+        return {"messages": [model.invoke(state["messages"])]}
+
+    def guard(state):
+        last = state["messages"][-1]
+        return {"messages": [AIMessage("[blocked by policy]", id=last.id)]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_node("guard", guard)
+    graph.add_edge(START, "answer")
+    graph.add_edge("answer", "guard")
+    graph.compile().invoke(ask("My number?"), config(memory))
+    (trace,) = captured(memory)
+    assert said(trace) == ["user: My number?", "assistant: [blocked by policy]"]
+
+
+def test_a_call_before_the_agents_own_hides_no_earlier_turn(memory):
+    """Such as for a summary, or for a search query."""
+    model = FakeChatModel("A1.", "summary", "A2.")
+    graph = StateGraph(MessagesState)
+    steps = iter([False, True])
+
+    def answer(state):
+        if next(steps):
+            model.invoke([HumanMessage("Summarise: Q1? A1.")])
+        return {"messages": [model.invoke(state["messages"])]}
+
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    app = graph.compile(checkpointer=InMemorySaver())
+    for question in ("Q1?", "Q2?"):
+        app.invoke(ask(question), config(memory))
+    _, trace = sorted(captured(memory), key=lambda trace: trace.started_at)
+    assert trace.task == "Q2?"
+    assert said(trace) == [
+        "user: Summarise: Q1? A1.",
+        "assistant: summary",
+        "user: Q2?",
+        "assistant: A2.",
+    ]
+    assert [message.text for message in trace.earlier] == ["Q1?", "A1."]
+
+
+def test_a_turn_that_no_model_answers_holds_what_is_new(memory):
+    model = FakeChatModel("A1.")
+
+    def answer(state):
+        canned = state["messages"][-1].text == "Office hours?"
+        said = AIMessage("Nine to five.") if canned else model.invoke(state["messages"])
+        return {"messages": [said]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    app = graph.compile(checkpointer=InMemorySaver())
+    for question in ("Q1?", "Office hours?"):
+        app.invoke(ask(question), config(memory))
+    _, trace = sorted(captured(memory), key=lambda trace: trace.started_at)
+    assert said(trace) == ["user: Office hours?", "assistant: Nine to five."]
+    assert [message.text for message in trace.earlier] == ["Q1?", "A1."]
+
+
+def test_another_call_with_the_threads_id_does_not_go_on_with_it(memory):
+    """A title that an application asks for while the agent waits for a human."""
+    agent = weatherman(call("look", "c1", city="Oslo"), "It rains.", middleware=[human()])
+    agent.invoke(ask(), config(memory))
+    title = {**config(memory), "metadata": {"thread_id": "t1"}}
+    FakeChatModel("Weather").invoke("Write a title.", title)
+    (RunnableLambda(lambda text: text) | FakeChatModel("Rain")).invoke("Another title.", title)
+    agent.invoke(APPROVE, config(memory))
+    told = {trace.task: said(trace) for trace in captured(memory)}
+    assert told["Write a title."] == ["user: Write a title.", "assistant: Weather"]
+    assert told["Another title."] == ["user: Another title.", "assistant: Rain"]
+    assert told["Weather?"] == [
+        "user: Weather?",
+        "assistant: look(c1)",
+        "tool: Rain in Oslo",
+        "assistant: It rains.",
+    ]

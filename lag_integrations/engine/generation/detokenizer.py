@@ -29,17 +29,37 @@ class AnswerText:
         self._stop = tuple(text for text in stop if text)
         self._hidden = suppressed_tokens
         self._held = ""
+        self._tokens: list[int] = []  # from the last one of which all text is known
+        self._shown = 0  # of these
 
     def add(self, token: int) -> str:
         """Take a token, and return the text that is certain now."""
         if token in self._hidden or self.stopped:
             return ""
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        self._held += self._decode(token)
         places = [place for text in self._stop if (place := self._held.find(text)) >= 0]
         if places:
             self.stopped = True
             return self._give(min(places))
         return self._give(len(self._held) - _unsafe_tail(self._held, self._stop))
+
+    def _decode(self, token: int) -> str:
+        """Return the text that a token completes, if it does."""
+        self._tokens.append(token)
+        try:
+            text = self._stream.step(self._tokenizer, token) or ""
+        except Exception:
+            # Of broken bytes behind a byte token, tokenizers says "Invalid prefix encountered".
+            shown, text = self._text_of(self._tokens[: self._shown]), self._text_of(self._tokens)
+            text = text.removeprefix(shown)
+            self._stream = DecodeStream(skip_special_tokens=False)
+            self._stream.step(self._tokenizer, token)  # so that the next is not the first one
+        if text:
+            self._tokens, self._shown = [token], 1
+        return text
+
+    def _text_of(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False)) if tokens else ""
 
     def finish(self) -> str:
         """Return the text held back; a character that was cut in half is left out."""

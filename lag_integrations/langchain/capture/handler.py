@@ -104,7 +104,7 @@ class CaptureHandler(_Handler):
         **kwargs: Any,
     ) -> None:
         """Begin a chain, graph or node."""
-        root = self._enter(run_id, parent_run_id, metadata, kwargs, inputs)
+        root = self._enter(run_id, parent_run_id, metadata, kwargs, inputs, is_chain=True)
         if root is not None and root.id != run_id and getattr(inputs, "resume", None) is not None:
             root.paused = False
 
@@ -247,6 +247,8 @@ class CaptureHandler(_Handler):
         metadata: dict[str, Any] | None,
         fields: Mapping[str, Any],
         inputs: Any = None,
+        *,
+        is_chain: bool = False,
     ) -> Run | None:
         """Add a run that begins, and return its root; ``fields`` hold its ``name`` and ``tags``."""
         if is_uncaptured():
@@ -265,7 +267,10 @@ class CaptureHandler(_Handler):
             root.is_graph = root.is_graph or "langgraph_step" in metadata
             if root.thread is None and thread is not None:
                 root.thread = thread
-                if earlier := self._pending.resume(thread, root.metadata):
+                # A model may be called with the thread's id while its graph waits.
+                goes_on = inputs is None or getattr(inputs, "resume", None) is not None
+                name = None if goes_on else root.name
+                if is_chain and (earlier := self._pending.resume(thread, root.metadata, name)):
                     root.continue_from(earlier)
             stale = self._runs.give_up_stale() if root.id == run_id else []
         for run in stale:

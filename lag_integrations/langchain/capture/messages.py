@@ -126,6 +126,14 @@ def answer_texts(outputs: Any) -> Iterable[str]:
                 yield outputs[key]
 
 
+def asks_in_messages(inputs: Any) -> bool:
+    """Return whether the question in a chain's inputs is the last of its messages."""
+    if not isinstance(inputs, Mapping):
+        return False
+    key = next((key for key in _TASK_KEYS if key in inputs and task_of(inputs[key])), None)
+    return key == "messages"
+
+
 def task_of(inputs: Any) -> str | None:
     """Return the question in a chain's inputs; None if they hold none."""
     if isinstance(inputs, str):

@@ -51,16 +51,18 @@ class PendingRuns:
                 _, oldest = self._pending.popitem(last=False)
                 logger.debug("Run %s was interrupted and never resumed; it is dropped.", oldest.id)
 
-    def resume(self, thread: str, metadata: Metadata) -> Run | None:
+    def resume(self, thread: str, metadata: Metadata, name: str | None) -> Run | None:
         """Remove and return the interrupted run of a thread, if there is one.
 
         Args:
             thread: The thread; two users may each have one of that name.
             metadata: Metadata of the run that goes on, which must not contradict that run's.
+            name: Only a run of this name: others may have the same thread; None for any.
         """
         with self._lock:
             for key, run in reversed(self._pending.items()):
-                if key[0] == thread and may_be_one_run(run.metadata, metadata):
+                is_named = name is None or run.name == name
+                if key[0] == thread and is_named and may_be_one_run(run.metadata, metadata):
                     return self._pending.pop(key)
         return None
 
