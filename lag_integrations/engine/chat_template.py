@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
@@ -138,6 +139,7 @@ class ChatTemplate:
         places = self._locate(chat, text, generate, tools)
         token_ids, starts = self._control.tokens(cut)
         rendered = RenderedPrompt(text, token_ids, starts, ())
+        furthest = accumulate((index for index, *_ in places), max)
         spans = tuple(
             Span(
                 chat[index].origin,
@@ -146,9 +148,9 @@ class ChatTemplate:
                 rendered.tokens(*content).stop,
                 rendered.tokens(start, end).stop,
                 content,
-                sum(turn.merged for turn in chat[: index + 1]),
+                sum(turn.merged for turn in chat[: last + 1]),
             )
-            for index, start, content, end in places
+            for (index, start, content, end), last in zip(places, furthest, strict=True)
         )
         return RenderedPrompt(text, token_ids, starts, spans)
 
@@ -284,14 +286,13 @@ class ChatTemplate:
             rest = self._apply(marked, generate, tools)
         except _REFUSALS as error:
             raise PromptError(f"The chat template reads what messages say: {error}") from error
-        shown: list[int] = []
+        # Some show the system message in the last turn (Mistral).
+        found = {index: rest.find(mark) for index, mark in placeholders.items()}
+        shown = sorted((index for index in found if found[index] >= 0), key=lambda one: found[one])
         glue: list[str] = []
-        for index, mark in placeholders.items():
-            before, found, after = rest.partition(mark)
-            if found:
-                shown.append(index)
-                glue.append(before)
-                rest = after
+        for index in shown:
+            before, _, rest = rest.partition(placeholders[index])
+            glue.append(before)
         # Some show no text beside calls (Llama 3.1), which are shown then.
         said = (
             index

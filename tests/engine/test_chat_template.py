@@ -24,6 +24,11 @@ TEMPLATES = {
     "{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
     "{% for m in rest %}{% if m.role == 'user' %}[I] {% if loop.first and s %}<<{{ s }}>>\n\n"
     "{% endif %}{{ m.content }} [/I]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}",
+    "system_last": "{{ '<s>' }}{% if messages[0].role == 'system' %}"
+    "{% set s = messages[0].content %}{% set rest = messages[1:] %}{% else %}{% set s = '' %}"
+    "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}[I] "
+    "{% if loop.last and s %}{{ s }}\n\n{% endif %}{{ m.content }} [/I]{% else %} {{ m.content }}"
+    "</s>{% endif %}{% endfor %}",
     "strict": "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}<t>{{ m.role }}\n{{ m.content }}</t>\n"
     "{% endfor %}{% if add_generation_prompt %}<t>assistant\n{% endif %}",
@@ -118,6 +123,22 @@ def test_spans_cover_contents_in_every_template(chat_format):
     assert any("And the sea?" in content for content in contents)
     responses = [span for span in rendered.spans if span.role == "assistant"]
     assert responses[-1].characters == rendered.spans[-1].characters
+
+
+def test_a_system_message_that_stands_in_the_last_turn(tokenizer):
+    """As in Mistral's templates."""
+    messages = Trace.from_messages([*CHAT, {"role": "user", "content": "Why?"}]).messages
+    rendered = ChatTemplate(tokenizer, TEMPLATES["system_last"]).render(messages)
+    assert [span.role for span in rendered.spans] == [
+        *("user", "assistant", "user", "assistant", "system", "user"),
+    ]
+    assert [rendered.text[slice(*span.characters)].strip() for span in rendered.spans] == [
+        *(message["content"].strip() for message in CHAT[1:]),
+        "Be brief.",
+        "Why?",
+    ]
+    assert [span.messages for span in rendered.spans] == [2, 3, 4, 5, 5, 6]
+    assert rendered.head == rendered.spans[0].start, "no turn is shared with others"
 
 
 def test_head_ends_before_the_first_turn_and_is_shared(chat_format):

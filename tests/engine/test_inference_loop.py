@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from lag_integrations import Engine
+from lag_integrations.engine.inference_loop import InferenceLoop
 from lag_integrations.engine.runner import ModelRunner
-from lag_integrations.errors import LAGError
+from lag_integrations.errors import LAGError, PromptError
 from lag_integrations.kv.cache import JointCache
 from lag_integrations.traces.message import Message
 from tests.conftest import qa
@@ -353,3 +355,52 @@ def test_many_requests_leave_nothing_behind(small):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(60)))
     assert tensors() < live + 50
+
+
+def test_many_who_encode_at_once_do_not_stop_the_loop():
+    """Work was chosen while other threads added to it, which ended the thread for all of them."""
+    loop = InferenceLoop(lambda extra: (False, None), lambda: None)
+
+    def work():
+        yield from ()
+        return 1
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: loop.in_parts(work()), range(3_000), timeout=60))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [1] * 3_000
+
+
+def test_a_loop_that_breaks_lets_nobody_wait():
+    def step(extra):
+        raise MemoryError("none left")
+
+    def work():
+        yield None
+
+    loop = InferenceLoop(step, lambda: None)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(loop.in_parts, work()) for _ in range(2)]
+        for future in waiting:
+            with pytest.raises(MemoryError):
+                future.result(timeout=30)
+    assert loop.call(lambda: 2) == 2
+
+
+def test_requests_that_say_too_little_or_end_with_logs():
+    engine = tiny_engine()
+    plain = Engine(
+        engine.model,
+        engine.tokenizer,
+        chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
+    )
+    with pytest.raises(PromptError, match="renders nothing"):
+        plain.request([Message(role="user", content="")])
+    segment = plain.encode(qa("Code?", "It is 7741."))
+    request = plain.request([Message(role="system", content="Be short.")], [segment])
+    assert request.split < len(request.prompt_ids)
+    assert plain.request([Message(role="user", content="Hi")], stop="END").stop == ("END",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from uuid import uuid4
 
@@ -64,6 +65,17 @@ def test_a_judge_that_fails_leaves_it_unknown(memory, caplog):
     warnings = [record.getMessage() for record in records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert not any("secret" in text or "splendid" in text for text in warnings)
+
+
+def test_a_judge_that_is_cancelled_ends_no_other(memory):
+    def judge(trace):
+        if trace.task == "Code?":
+            raise asyncio.CancelledError
+        return True
+
+    run(memory, judge=judge)
+    run(memory, "Other?", judge=judge).wait_for_judge()
+    assert sorted(outcomes(memory)) == ["success", "unknown"]
 
 
 def test_runs_that_came_to_no_good_end_are_not_put_to_a_judge(memory):

@@ -19,7 +19,7 @@ from langchain_core.tools import tool
 from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.token_selection import WholeTrace
-from lag_integrations.errors import PromptError, SettingsError, TraceError
+from lag_integrations.errors import PromptError, SettingsError, StoreError, TraceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa, random_model
@@ -199,6 +199,50 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
     assert answer.content
     assert answer.response_metadata["lag"]["log_ids"] == []
     assert "no good" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["add_model", "files"])
+def test_a_ledger_that_fails_does_not_cost_the_answer(
+    engine, memory, no_worker, monkeypatch, caplog, broken
+):
+    memory.add(VAULT)
+    memory.embed_pending()
+
+    def fails(*_, **settings):
+        raise StoreError("the disk is full")
+
+    owner = memory.store.metadata if broken == "add_model" else memory.store.segments
+    monkeypatch.setattr(owner, broken, fails)
+    model = LAGChatModel(engine, memory=memory, temperature=0, max_tokens=2)
+    assert model.invoke(QUESTION).content
+    assert "the disk is full" in caplog.text
+
+
+def test_a_timeout_counts_from_the_call(model, memory, no_worker, monkeypatch):
+    memory.add(VAULT)
+    memory.embed_pending()
+    search = type(memory).search
+
+    def slow(*arguments, **settings):
+        time.sleep(0.6)
+        return search(*arguments, **settings)
+
+    monkeypatch.setattr(type(memory), "search", slow)
+    with pytest.raises(TimeoutError):
+        model.invoke(QUESTION, timeout=0.5)
+
+
+def test_logs_as_text_stand_before_the_question_of_a_list_of_blocks(model, memory):
+    memory.add(VAULT)
+    memory.flush()
+    prompts = []
+    text = f"The weather is fine.\n{QUESTION}"
+    for content in (text, [{"type": "text", "text": text}]):
+        answer = model.invoke(
+            [HumanMessage(content)], question=QUESTION, logs_as_text=True, min_score=-1
+        )
+        prompts.append(answer.usage_metadata["input_tokens"])
+    assert prompts[0] == prompts[1]
 
 
 # Capture

@@ -162,7 +162,7 @@ def test_a_closed_memory_breaks_no_conversation(memory, logs, caplog):
         assert str(engine.chat(question)) == "Fine."
     assert named(seen[0]) == []
     assert "Nothing is recalled" in caplog.text
-    assert "did not become logs" in caplog.text
+    assert "did not become a log" in caplog.text
     assert QUESTION not in caplog.text
 
 
@@ -232,6 +232,17 @@ async def test_turns_that_are_ejected_become_logs(memory, no_worker, short):
     assert log.metadata == {"source": "llama_index", "thread_id": "mine"}
     assert [step.role for step in log.messages] == ["user", "assistant", "assistant"]
     assert log.messages[1].tool_calls[0].name == "weather"
+
+
+async def test_a_turn_that_is_refused_costs_the_others_nothing(tmp_path, embedder, caplog):
+    def redact(trace):
+        return None if "secret" in trace.task else trace
+
+    with KVLogMemory(tmp_path / "m", embedder=embedder, redact=redact) as memory:
+        made = KVLogMemoryBlock(memory)
+        await made.aput([*turn("My secret is 1?", "Yes."), *turn("Capital of France?", "Paris.")])
+        assert [log.trace.task for log in memory.store.ledger.info()] == ["Capital of France?"]
+    assert "did not become a log" in caplog.text
 
 
 @pytest.mark.parametrize("thread", ["mine", None])
