@@ -46,6 +46,10 @@ class LogBaseStore(BaseStore):
     conversation; of any other value, the text becomes the last response. Logs that are not items
     are not visible here.
 
+    A namespace of the store tells items apart here alone: a model or middleware that recalls from
+    the memory is given items of all of them. For items of single users, take a memory (with a
+    ``namespace=`` of its own) for each, or put them with ``index=False``.
+
     It behaves as `InMemoryStore`, with these differences:
 
     - A search without a query, or of what is not indexed, returns the newest first.
