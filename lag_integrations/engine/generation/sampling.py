@@ -81,7 +81,12 @@ class Sampling:
         if sampling.do_sample and sampling.temperature == 0:
             raise SettingsError("temperature=0 is greedy: do_sample=True contradicts it.")
         sampling._check()
-        return sampling
+        whole = {name: getattr(sampling, name) for name in _RANGES if _RANGES[name][2]}
+        as_int: dict[str, Any] = {
+            name: int(value) for name, value in whole.items() if value is not None
+        }
+        bias = {int(token): value for token, value in sampling.logit_bias.items()}
+        return replace(sampling, **as_int, logit_bias=bias)
 
     def _check(self) -> None:
         for name, (low, high, whole) in _RANGES.items():
@@ -92,7 +97,7 @@ class Sampling:
                 kind = "a whole number" if whole else "a number"
                 raise SettingsError(f"{name} is {value}; it must be {kind} from {low} to {high}.")
         for token, bias in self.logit_bias.items():
-            if int(token) < 0 or not math.isfinite(bias):
+            if not str(token).isdecimal() or not math.isfinite(bias):
                 raise SettingsError(
                     f"logit_bias is {bias} for token {token}; give finite numbers by token id."
                 )
@@ -137,8 +142,8 @@ class Sampler:
         """Pick the next token, given logits ``[vocabulary]`` (fp32; they may be changed)."""
         sampling = self._sampling
         for token, bias in sampling.logit_bias.items():
-            if int(token) < len(logits):
-                logits[int(token)] += bias
+            if token < len(logits):
+                logits[token] += bias
         if self._drawn < sampling.min_new_tokens:
             logits[self._end_tokens] = -torch.inf
         if self._counts and (sampling.presence_penalty or sampling.frequency_penalty):

@@ -26,7 +26,8 @@ def write_value(value: Any) -> str:
 
 def read_value(text: str, tool: str, argument: str, tools: Sequence[dict[str, Any]]) -> Any:
     """Read a value from its text: of the type the tool's schema wants, or what it looks like."""
-    types = _types(_schema(tool, argument, tools))
+    parameters = _parameters(tool, tools)
+    types = _types((parameters.get("properties") or {}).get(argument), parameters)
     if text.strip() in _PYTHON:
         value = _PYTHON[text.strip()]
     else:
@@ -41,22 +42,38 @@ def read_value(text: str, tool: str, argument: str, tools: Sequence[dict[str, An
     return text if "string" in types and not fits else value
 
 
-def _schema(tool: str, argument: str, tools: Sequence[dict[str, Any]]) -> Any:
+def _parameters(tool: str, tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for known in tools:
         function = known["function"]
         if function["name"] == tool:
-            return ((function.get("parameters") or {}).get("properties") or {}).get(argument)
-    return None
+            return function.get("parameters") or {}
+    return {}
 
 
-def _types(schema: Any) -> set[str]:
-    if not isinstance(schema, dict):
+def _types(schema: Any, root: dict[str, Any], levels: int = 10) -> set[str]:
+    """Return the types that a schema allows; an empty set if it does not say.
+
+    Args:
+        schema: The schema.
+        root: What its references are relative to.
+        levels: How deep to follow these, which may go in circles.
+    """
+    if not isinstance(schema, dict) or not levels:
         return set()
+    if isinstance(reference := schema.get("$ref"), str):
+        return _types(_referred(reference, root), root, levels - 1)
     written = schema.get("type", [])
     types = {written} if isinstance(written, str) else set(written)
-    for options in ("anyOf", "oneOf"):
+    for options in ("anyOf", "oneOf", "allOf"):
         for option in schema.get(options, []):
-            types |= _types(option)
+            types |= _types(option, root, levels - 1)
     if not types and all(isinstance(value, str) for value in schema.get("enum", [None])):
         return {"string"}
     return types
+
+
+def _referred(reference: str, root: dict[str, Any]) -> Any:
+    found: Any = root
+    for part in reference.removeprefix("#").strip("/").split("/"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found if reference.startswith("#/") else None

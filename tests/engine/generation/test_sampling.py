@@ -79,6 +79,8 @@ def test_logprobs_are_the_models(tiny):
         ({"temperature": 1e-40}, "temperature is 1e-40"),
         ({"top_k": 1.5}, "whole number"),
         ({"logit_bias": {3: float("inf")}}, "finite"),
+        ({"logit_bias": {"x": 1.0}}, "by token id"),
+        ({"logit_bias": {-1: 1.0}}, "by token id"),
         ({"seed": 2**70}, "seed"),
         ({"top_logprobs": -1}, "top_logprobs is -1"),
         ({"temperature": 0, "do_sample": True}, "contradicts"),
@@ -88,3 +90,11 @@ def test_logprobs_are_the_models(tiny):
 def test_bad_settings_are_refused(tiny, settings, said):
     with pytest.raises(SettingsError, match=said):
         generate(tiny, **settings)
+
+
+def test_whole_numbers_may_be_written_as_others(tiny):
+    settings = {"top_k": 5, "seed": 1, "no_repeat_ngram_size": 2}
+    expected = generate(tiny, temperature=1.0, logit_bias={7: 2.0}, **settings)
+    written = {name: float(value) for name, value in settings.items()}
+    found = generate(tiny, temperature=1.0, logit_bias={"7": 2.0}, **written)
+    assert found.token_ids == expected.token_ids

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from lag_integrations.engine.tools import HERMES, ToolFormat
 from lag_integrations.engine.tools.json_format import GRANITE, LLAMA
 from lag_integrations.engine.tools.schema import misfit
+from lag_integrations.engine.tools.values import read_value
 
 
 class Point(BaseModel):
@@ -170,3 +171,27 @@ def test_a_pattern_of_a_tools_schema_takes_no_time() -> None:
     assert misfit({"b" * 40 + "!": "c"}, schema) is None
     assert time.process_time() - begun < 1
     assert misfit({"pattern": "x"}, schema) is not None  # the name of an argument
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"$ref": "#/$defs/Zip"}, "10115"),
+        ({"allOf": [{"$ref": "#/$defs/Zip"}]}, "10115"),
+        ({"anyOf": [{"$ref": "#/$defs/Zip"}, {"type": "null"}]}, "10115"),
+        ({"$ref": "#/$defs/Count"}, 10115),
+        ({"$ref": "#/$defs/Circle"}, 10115),
+        ({"$ref": "#/$defs/None"}, 10115),
+        ({"$ref": "http://127.0.0.1/x"}, 10115),
+    ],
+)
+def test_text_becomes_what_a_reference_of_the_schema_wants(schema: Any, value: Any) -> None:
+    parameters = {
+        "properties": {"zip": schema},
+        "$defs": {
+            "Zip": {"type": "string"},
+            "Count": {"type": "integer"},
+            "Circle": {"$ref": "#/$defs/Circle"},
+        },
+    }
+    assert read_value("10115", "find", "zip", [tool("find", parameters)]) == value
