@@ -242,3 +242,17 @@ def test_what_cannot_be_said(memory):
     with pytest.raises(StoreError, match="log ids"):
         memory.feedback(uuid4(), helped=True)
     assert outcomes(memory) == ["unknown"]
+
+
+def test_what_several_handlers_say_of_a_run_is_joined(memory):
+    """One of the application, one of the request: they record it once."""
+    handlers = [
+        memory.callback_handler(),
+        memory.callback_handler(judge=lambda _: False, metadata={"team": "x"}),
+    ]
+    with memory.capture(metadata={"user_id": "ann"}):
+        FakeChatModel("7741.").invoke("Code?", {"callbacks": handlers})
+    handlers[1].wait_for_judge()
+    (trace,) = captured(memory)
+    assert trace.outcome == "failure"
+    assert (trace.metadata["user_id"], trace.metadata["team"]) == ("ann", "x")

@@ -257,6 +257,7 @@ class CaptureHandler(_Handler):
         thread = None if (thread_id := metadata.get("thread_id")) is None else str(thread_id)
 
         def create_root() -> Run:
+            self._pending.begin(run_id, self.metadata, self._judge)
             labels = {**run_metadata(metadata, fields.get("tags")), **self.metadata}
             return Run(run_id, inputs, fields.get("name"), labels)
 
@@ -309,10 +310,12 @@ class CaptureHandler(_Handler):
         try:
             if not self._pending.claim(run.id):
                 return
+            metadata, judge = self._pending.end(run.id, self.metadata, self._judge)
+            run.metadata |= metadata
             if run.thread is not None and run.waits_for_more:
                 self._pending.suspend(run.thread, run)
                 return
-            add_judged(self.memory, self._judge, run.trace())
+            add_judged(self.memory, judge, run.trace())
         except TraceError as reason:
             logger.debug("Run %s was not captured: %s", run.id, reason)
         except StoreError as reason:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from lag_integrations.capture.judges import Judge
 from lag_integrations.capture.run_metadata import Metadata, may_be_one_run
 from lag_integrations.langchain.capture.run import Run
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_PENDING = 1_000
+_MAX_OPEN = 10_000
 _MAX_CLAIMED = 1_000
 """Remembered ids: two handlers of one run end it one right after the other."""
 
@@ -30,6 +32,28 @@ class PendingRuns:
         self._lock = threading.Lock()
         self._pending: OrderedDict[tuple[str, str], Run] = OrderedDict()
         self._claimed: OrderedDict[UUID, None] = OrderedDict()
+        self._handlers: OrderedDict[UUID, tuple[Metadata, Judge | None]] = OrderedDict()
+
+    def begin(self, run_id: UUID, metadata: Metadata, judge: Judge | None) -> None:
+        """Note what a handler says of a run that begins: one of them records it for all."""
+        with self._lock:
+            known, first = self._handlers.get(run_id, ({}, None))
+            self._handlers[run_id] = ({**known, **metadata}, first or judge)
+            if len(self._handlers) > _MAX_OPEN:
+                self._handlers.popitem(last=False)
+
+    def end(
+        self, run_id: UUID, metadata: Metadata, judge: Judge | None
+    ) -> tuple[Metadata, Judge | None]:
+        """Return what all handlers of a run say of it: their metadata, and the first judge.
+
+        Args:
+            run_id: The run, which is over.
+            metadata: What the one that records it says.
+            judge: Its judge.
+        """
+        with self._lock:
+            return self._handlers.pop(run_id, (metadata, judge))
 
     def claim(self, run_id: UUID) -> bool:
         """Return whether the caller is the first handler to record a run."""
