@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,16 +35,23 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL server; gives the URL of its databases, without a name."""
+    # No folder of pytest's: each new session takes from others the right to enter these, and a
+    # server that cannot reach its files ends.
+    with tempfile.TemporaryDirectory(prefix="lag-postgres-") as folder, _postgres(folder) as url:
+        yield url
+
+
+@contextmanager
+def _postgres(name: str) -> Iterator[str]:
+    folder = Path(name)
     programs = postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
     as_user: list[str] = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = pwd.getpwnam("postgres")
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(parent.stat().st_mode | 0o011)
         os.chown(folder, user.pw_uid, user.pw_gid)
         as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     data, port = folder / "data", free_port()
