@@ -93,7 +93,7 @@ class JudgeQueue:
         """Queue a log, and start the thread if none runs."""
         with self._lock:
             self._jobs.put((memory, judge, trace, log_id))
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lag-judge", daemon=True)
                 self._thread.start()
 

@@ -492,10 +492,21 @@ def test_an_answer_that_a_later_step_replaced_is_the_one_that_was_given(memory):
     assert said(trace) == ["user: My number?", "assistant: [blocked by policy]"]
 
 
+def second_turn(memory, answer, question):
+    """The log of a second turn of a graph of one node."""
+    graph = StateGraph(MessagesState)
+    graph.add_node("answer", answer)
+    graph.add_edge(START, "answer")
+    app = graph.compile(checkpointer=InMemorySaver())
+    for asked in ("Q1?", question):
+        app.invoke(ask(asked), config(memory))
+    _, trace = sorted(captured(memory), key=lambda trace: trace.started_at)
+    return trace
+
+
 def test_a_call_before_the_agents_own_hides_no_earlier_turn(memory):
     """Such as for a summary, or for a search query."""
     model = FakeChatModel("A1.", "summary", "A2.")
-    graph = StateGraph(MessagesState)
     steps = iter([False, True])
 
     def answer(state):
@@ -503,12 +514,7 @@ def test_a_call_before_the_agents_own_hides_no_earlier_turn(memory):
             model.invoke([HumanMessage("Summarise: Q1? A1.")])
         return {"messages": [model.invoke(state["messages"])]}
 
-    graph.add_node("answer", answer)
-    graph.add_edge(START, "answer")
-    app = graph.compile(checkpointer=InMemorySaver())
-    for question in ("Q1?", "Q2?"):
-        app.invoke(ask(question), config(memory))
-    _, trace = sorted(captured(memory), key=lambda trace: trace.started_at)
+    trace = second_turn(memory, answer, "Q2?")
     assert trace.task == "Q2?"
     assert said(trace) == [
         "user: Summarise: Q1? A1.",
@@ -527,13 +533,7 @@ def test_a_turn_that_no_model_answers_holds_what_is_new(memory):
         said = AIMessage("Nine to five.") if canned else model.invoke(state["messages"])
         return {"messages": [said]}
 
-    graph = StateGraph(MessagesState)
-    graph.add_node("answer", answer)
-    graph.add_edge(START, "answer")
-    app = graph.compile(checkpointer=InMemorySaver())
-    for question in ("Q1?", "Office hours?"):
-        app.invoke(ask(question), config(memory))
-    _, trace = sorted(captured(memory), key=lambda trace: trace.started_at)
+    trace = second_turn(memory, answer, "Office hours?")
     assert said(trace) == ["user: Office hours?", "assistant: Nine to five."]
     assert [message.text for message in trace.earlier] == ["Q1?", "A1."]
 

@@ -127,9 +127,9 @@ def answer_texts(outputs: Any) -> Iterable[str]:
 
 
 def asks_in_messages(inputs: Any) -> bool:
-    """Return whether the question in a chain's inputs is the last of its messages."""
+    """Return whether the question in a run's inputs is the last of their messages."""
     if not isinstance(inputs, Mapping):
-        return False
+        return bool(messages_in(inputs))
     key = next((key for key in _TASK_KEYS if key in inputs and task_of(inputs[key])), None)
     return key == "messages"
 

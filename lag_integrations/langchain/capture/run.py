@@ -68,7 +68,7 @@ class Run:
         self.model_calls: set[UUID] = set()  # those that go on
         self.parents: dict[UUID, UUID] = {}
         self.task = task_of(inputs)
-        self._is_message = bool(messages_in(inputs)) or asks_in_messages(inputs)
+        self._is_message = asks_in_messages(inputs)
         self._task_was_seen = False  # by a model, as it stands in the inputs
         self._question: BaseMessage | None = None
         self._history: Sequence[BaseMessage] = ()  # messages of earlier turns
