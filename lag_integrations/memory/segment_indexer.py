@@ -132,11 +132,6 @@ class SegmentIndexer:
             LogNotFoundError: It was deleted.
             LAGError: The trace cannot be encoded by this model, or not be stored.
         """
-        return self._load_or_encode(log_id, trace, encodable, engine, patience=0.0)
-
-    def _load_or_encode(
-        self, log_id: str, trace: Trace, encodable: Encodable, engine: Engine, patience: float
-    ) -> Segment:
         with self._locks.hold(_slot(log_id)):
             files = self._store.segments.files(self.key(log_id, engine), [log_id])
             if log_id not in files:
@@ -144,7 +139,7 @@ class SegmentIndexer:
             stored = self.load(log_id, trace, files[log_id], engine)
             if stored is not None:
                 return stored
-            (segment,) = engine.encoder.encode_batch([encodable], patience=patience)
+            (segment,) = engine.encoder.encode_batch([encodable])
             return self._save(log_id, segment, engine)
 
     def request(self, log_id: str, engine: Engine) -> None:
@@ -172,20 +167,12 @@ class SegmentIndexer:
             if log_id is None:
                 return False
             del self._requested[log_id, engine.fingerprint.id]
-        encodable = self._encodable_of(log_id, engine)
-        trace = self._store.ledger.get([log_id]).get(log_id)
-        if encodable is None or trace is None:
-            return True
-        try:
-            self._load_or_encode(log_id, trace, encodable, engine, patience=_PATIENCE)
-        except LogNotFoundError:
-            pass  # deleted meanwhile
-        except StoreError:
-            raise
-        except Exception as error:
-            if engine.closed:
-                raise  # no log's fault
-            self._record_failure(log_id, engine, error)
+        with self._locks.hold(_slot(log_id)):
+            files = self._store.segments.files(self.key(log_id, engine), [log_id])
+            if files.get(log_id, "deleted") is None:
+                encodable = self._encodable_of(log_id, engine)
+                if encodable is not None:
+                    self._encode_batch({log_id: encodable}, engine, _PATIENCE)
         return True
 
     def rescan(self) -> None:
