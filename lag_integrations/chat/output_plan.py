@@ -47,11 +47,14 @@ class OutputFormat:
         tools: Tools, in OpenAI's form.
         tool_choice: Which of them may or must be called; see `tools.choice`.
         schema: JSON schema of the answer.
+        parallel_tool_calls: Whether an answer may hold several calls; else all but the first are
+            left out.
     """
 
     tools: Sequence[dict[str, Any]] = ()
     tool_choice: ToolChoice = None
     schema: Schema | None = None
+    parallel_tool_calls: bool = True
 
 
 class OutputPlan:
@@ -64,6 +67,7 @@ class OutputPlan:
 
     Attributes:
         tools: The tools that the prompt shows.
+        parallel_tool_calls: Whether an answer may hold several calls.
         prefix: What the answer begins with, given to the model.
         before: What of it belongs to the answer.
         after: What is added at the end of the answer.
@@ -78,6 +82,7 @@ class OutputPlan:
         self._format: ToolFormat | None = None
         self._schema = form.schema
         self.tools = select(form.tools, form.tool_choice)
+        self.parallel_tool_calls = form.parallel_tool_calls
         self.prefix = self.before = self.after = ""
         self.grammar: str | None = None
         forced = bool(self.tools) and must_call(form.tool_choice)
@@ -89,7 +94,8 @@ class OutputPlan:
         self._is_free = begins and not forced and form.schema is None
         if self.tools:
             self._format = format
-            calls = format.forms(self.tools, most=1 if forced else _MOST_CALLS)
+            one = forced or not form.parallel_tool_calls
+            calls = format.forms(self.tools, most=1 if one else _MOST_CALLS)
             if forced:
                 # The model gets the beginning for granted, and writes the rest alone.
                 self.prefix = self.before = calls.opening

@@ -11,6 +11,7 @@ from lag_integrations.chat.query import query_of
 from lag_integrations.chat.settings import SAMPLING, ModelSettings
 from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.engine.tools.schema import Schema
+from lag_integrations.errors import SettingsError
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.safe_recall import AnyWhere
 from lag_integrations.traces.message import Message
@@ -18,7 +19,7 @@ from lag_integrations.traces.owner import NOBODY, Owner
 from lag_integrations.traces.sources import Source
 
 # Said by agents and other integrations to models behind an API; there is nothing to do for them.
-_MEANINGLESS = ("strict", "parallel_tool_calls", "stream", "stream_usage")
+_MEANINGLESS = ("strict", "stream", "stream_usage")
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,18 @@ def build_request(
     Args:
         settings: The model.
         messages: The conversation.
-        overrides: Settings of the call, by the same names; also ``tool_choice``, ``kv_log_ids``,
-            ``logs_as_text``, ``question`` (its words), ``owner`` (see `RetrievalSettings`), and
-            OpenAI's names of ``max_tokens``. What is left over is for sampling, which refuses what
-            it does not know.
+        overrides: Settings of the call, by the same names; also ``tool_choice``,
+            ``parallel_tool_calls``, ``kv_log_ids``, ``logs_as_text``, ``question`` (its words),
+            ``owner`` (see `RetrievalSettings`), and OpenAI's names of ``max_tokens``. What is left
+            over is for sampling, which refuses what it does not know.
         framework_messages: The conversation, as the framework has it.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
         shown: Documents that the conversation holds, if logs are to be as new as these.
         said: What the user said, if not all that stands in their name.
+
+    Raises:
+        SettingsError: The call says ``max_tokens`` twice, by two of its names.
     """
     rest = {name: value for name, value in overrides.items() if name not in _MEANINGLESS}
 
@@ -121,14 +125,23 @@ def build_request(
         return getattr(settings, name) if value is None else value
 
     for name in ("max_new_tokens", "max_completion_tokens"):
-        if name in rest:
-            rest.setdefault("max_tokens", rest.pop(name))
+        if name in rest and rest.setdefault("max_tokens", limit := rest.pop(name)) != limit:
+            raise SettingsError(
+                f"The call says max_tokens={rest['max_tokens']} and {name}={limit}, which are two "
+                "names of one setting; give one."
+            )
     with_logprobs, top_logprobs = setting("logprobs"), setting("top_logprobs")
     stop = setting("stop") or ()
+    output = OutputFormat(
+        tools=tools,
+        tool_choice=rest.pop("tool_choice", None),
+        schema=schema,
+        parallel_tool_calls=rest.pop("parallel_tool_calls", None) is not False,
+    )
     sampling = {name: setting(name) for name in SAMPLING}
     return ChatRequest(
         messages=messages,
-        output=OutputFormat(tools=tools, tool_choice=rest.pop("tool_choice", None), schema=schema),
+        output=output,
         retrieval=RetrievalSettings(
             k=setting("k"),
             min_score=setting("min_score"),

@@ -6,7 +6,7 @@ Framework-free: LangChain and LlamaIndex classes only translate what goes in and
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from lag_integrations.chat.context import RetrievedContext, retrieve_context
@@ -214,6 +214,7 @@ class ResponseReader:
     def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
         self._splitter, self._calls = plan.splitter(), plan.reader()
+        self._called = False
         if self._calls is not None:
             self._calls.feed(plan.before)
 
@@ -225,9 +226,9 @@ class ResponseReader:
         """Yield what is left at the end."""
         yield from self._parts(self._splitter.finish())
         if self._calls is not None:
-            yield from self._calls.feed(self._plan.after)
+            yield from self._allowed(self._calls.feed(self._plan.after))
             cut_off = generation.finish_reason == "length"
-            yield from self._calls.finish(cut_off=cut_off)
+            yield from self._allowed(self._calls.finish(cut_off=cut_off))
 
     def _parts(self, read: list[ReasoningDelta | TextDelta]) -> Iterator[Part]:
         for part in read:
@@ -236,4 +237,13 @@ class ResponseReader:
             elif self._calls is None:
                 yield Text(part.text)
             else:
-                yield from self._calls.feed(part.text)
+                yield from self._allowed(self._calls.feed(part.text))
+
+    def _allowed(self, parts: Iterable[Text | CallEnded | CallFailed]) -> Iterator[Part]:
+        """Yield parts; of the calls, the first alone where there may be no more."""
+        for part in parts:
+            if isinstance(part, CallEnded):
+                if self._called and not self._plan.parallel_tool_calls:
+                    continue
+                self._called = True
+            yield part

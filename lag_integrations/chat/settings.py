@@ -60,7 +60,7 @@ class ModelSettings(BaseModel):
     placement: Placement | None = None
     """Where recalled segments stand in the prompt; by default what the model's calibration says,
     ``before_turn`` without one."""
-    attention_temperature: float | None = None
+    attention_temperature: float | None = Field(default=None, gt=0)
     """How sharply the model attends to recalled logs. Below 1, it attends more to their last
     responses and less to the steps before, which below 0.9 can hardly be asked for; 1 changes
     nothing. By default what the model's calibration says, 0.9 without one."""
@@ -69,7 +69,7 @@ class ModelSettings(BaseModel):
     now, or give its last response as text this time (the worker encodes it meanwhile)."""
     best_last: bool = True
     """Whether the most relevant log stands nearest to the question (else farthest)."""
-    max_tokens: int = 512
+    max_tokens: int = Field(default=512, ge=1)
     """Most tokens to generate."""
     temperature: float | None = None
     """Sampling temperature; 0 is greedy. By default as the model's generation config says, as for
@@ -94,9 +94,9 @@ class ModelSettings(BaseModel):
     """Texts that end the answer."""
     logprobs: bool = False
     """Whether to give the log probability of each generated token."""
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(default=None, ge=0)
     """Alternatives to give with each token's log probability."""
-    timeout: float | None = None
+    timeout: float | None = Field(default=None, ge=0)
     """Most seconds from the call until the answer is whole; then `TimeoutError` is raised."""
     cache_salt: str = Field(default="", exclude=True, repr=False)
     """Whose prompts these are, where users share a model. What was read lately is reused under the
@@ -151,9 +151,11 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
     """Return the engine of a model that is given loaded; None if it is to be loaded by its name.
 
     Raises:
-        ValueError: A model is given without its tokenizer, or with settings that only matter while
-            a model is loaded.
+        ValueError: A model is given without its tokenizer, or what has one is given another; or
+            settings are given that only matter while a model is loaded.
     """
+    if tokenizer is not None and isinstance(model, str | Path | Engine):
+        raise ValueError("tokenizer= is for a loaded model; any other has its own.")
     if isinstance(model, str | Path):
         return None
     if isinstance(model, Engine):
@@ -173,7 +175,7 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
     )
 
 
-_LOADING = ("device", "dtype", "quantization")
+_LOADING = ("device", "dtype", "quantization", "quiet")
 _RENDERING = ("chat_template", "chat_template_kwargs")
 
 

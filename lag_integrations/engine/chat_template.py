@@ -43,7 +43,7 @@ class ChatTemplate:
     Attributes:
         tools: How tools are shown to this model, and how it calls them.
         special_tokens: Tokens that are not text, for grammars.
-        hidden_tokens: Special tokens that are no part of an answer's text. Those that thoughts
+        suppressed_tokens: Special tokens that are no part of an answer's text. Those that thoughts
             and calls are made of are part of it.
         opens_reasoning: Whether a prompt ends with ``<think>``, so that answers begin inside.
 

@@ -18,7 +18,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.configurable import DynamicRunnable
 from langgraph.config import get_config
 from langgraph.runtime import Runtime
-from pydantic import ConfigDict, SkipValidation, validate_call
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, SkipValidation, validate_call
 from typing_extensions import NotRequired
 
 from lag_integrations.chat.current import use_memory
@@ -89,12 +89,12 @@ class KVLogMiddleware(AgentMiddleware[LogState, Any, Any]):
         memory: LogMemory,
         *,
         recall: Literal["run", "step"] = "run",
-        k: int | None = None,
+        k: NonNegativeInt | None = None,
         min_score: float | None = None,
         where: SkipValidation[Where | WhereFunction | None] = None,
         query: QueryOf | None = None,
         as_text: bool = False,
-        max_chars: int = MAX_CHARS,
+        max_chars: PositiveInt = MAX_CHARS,
     ) -> None:
         super().__init__()
         self._memory = memory

@@ -57,7 +57,7 @@ class LogRetriever(BaseRetriever):
     If it fails or returns none, nothing is retrieved."""
     outcomes: tuple[Outcome, ...] | None = None
     """Only logs with these outcomes; the memory's own setting by default."""
-    diversity: float | None = None
+    diversity: float | None = Field(default=None, ge=0, le=1)
     """How much the logs shall differ from each other; the memory's own setting by default."""
     newest_only: bool = True
     """Of logs of one task only the newest; and newer ones first where tasks are alike."""

@@ -6,7 +6,15 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, validate_call
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SkipValidation,
+    validate_call,
+)
 
 from lag_integrations.langchain.capture.configs import config_of
 from lag_integrations.langchain.capture.current import current_owner
@@ -31,10 +39,10 @@ def recall_tool(
     *,
     name: str = "recall_logs",
     description: str = DESCRIPTION,
-    k: int | None = None,
+    k: NonNegativeInt | None = None,
     min_score: float | None = None,
     where: SkipValidation[Where | WhereFunction | None] = None,
-    max_chars: int = MAX_CHARS,
+    max_chars: PositiveInt = MAX_CHARS,
 ) -> BaseTool:
     """Return a tool whose result says what similar past runs did.
 

@@ -126,7 +126,6 @@ class LLMCall:
             logs = self.recalled.use(self.sources).logs
             settings["kv_log_ids"] = [log.reference for log in logs]
         tools = settings.pop("tools", None) or ()
-        one_call = settings.pop("parallel_tool_calls", None) is False
         request = build_request(
             self.llm,
             as_chat(self.messages),
@@ -137,7 +136,7 @@ class LLMCall:
             said=user_texts(self.messages),
         )
         response = respond(engine, self.memory, request, self.captured_in)
-        return response, Reply(response, engine, self.llm.model, one_call=one_call)
+        return response, Reply(response, engine, self.llm.model)
 
     def end(self, reply: Reply) -> ChatResponse:
         """Return the whole response, and report it to the query engine that recalled."""

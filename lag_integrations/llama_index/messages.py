@@ -114,16 +114,12 @@ class Reply:
         response: The response of the model.
         engine: The model.
         model: Its name.
-        one_call: Leave out all calls but the first.
     """
 
-    def __init__(
-        self, response: ModelResponse, engine: Engine, model: str, *, one_call: bool = False
-    ) -> None:
+    def __init__(self, response: ModelResponse, engine: Engine, model: str) -> None:
         self._response = response
         self._engine = engine
         self._model = model
-        self._one_call = one_call
         self._text = self._thoughts = ""
         self._calls: list[ToolCallBlock] = []
         self._invalid: list[dict[str, Any]] = []
@@ -135,8 +131,6 @@ class Reply:
         elif isinstance(part, ReasoningDelta):
             self._thoughts += part.text
         elif isinstance(part, CallEnded):
-            if self._calls and self._one_call:
-                return
             name, args, id = part.call.name, part.call.args, new_call_id()
             self._calls.append(ToolCallBlock(tool_name=name, tool_kwargs=args, tool_call_id=id))
         else:

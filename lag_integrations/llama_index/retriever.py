@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from pydantic import NonNegativeInt, SkipValidation, validate_call
+from pydantic import Field, NonNegativeInt, SkipValidation, validate_call
 
 from lag_integrations.errors import SettingsError
 from lag_integrations.llama_index.capture.current import current_owner
@@ -57,7 +58,7 @@ class LogRetriever(BaseRetriever):
         min_score: float | None = None,
         where: SkipValidation[Where | WhereFunction | None] = None,
         outcomes: tuple[Outcome, ...] | None = None,
-        diversity: float | None = None,
+        diversity: Annotated[float, Field(ge=0, le=1)] | None = None,
         newest_only: bool = True,
     ) -> None:
         if not isinstance(memory, LogMemory):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 from weakref import WeakMethod, WeakSet, WeakValueDictionary, finalize
 
@@ -28,6 +28,7 @@ from lag_integrations.memory.loading import SegmentLoader
 from lag_integrations.memory.quarantine import LogQuarantine
 from lag_integrations.memory.registry import Registry
 from lag_integrations.memory.search import Searcher
+from lag_integrations.memory.setting_checks import check_outcomes, check_settings
 from lag_integrations.memory.usage import UsageCounter
 from lag_integrations.memory.worker import Worker
 from lag_integrations.store.budget import Budget
@@ -137,16 +138,25 @@ class MemoryBase:
             index: URL of a Chroma server, or a Chroma client; embedded in the folder by default.
 
         Raises:
-            StoreError: A name or number is not valid, or the store cannot be opened.
-            SettingsError: `learn` is no model.
+            StoreError: A namespace, codec or budget is not valid, or the store cannot be opened.
+            SettingsError: A setting is not valid.
         """
+        check_settings(
+            k=k,
+            min_relevance=min_relevance,
+            min_score=min_score,
+            diversity=diversity,
+            hot_bytes=hot_bytes,
+            max_pending=max_pending,
+            unjudged_documents=unjudged_documents,
+        )
         self.id = uuid4().hex
         self.k = k
         self.min_relevance = min_relevance
         self.min_score = min_score
-        self.outcomes = tuple(outcomes)
+        self.outcomes = check_outcomes(outcomes)
         self.diversity = diversity
-        self.unjudged_documents = _checked(unjudged_documents)
+        self.unjudged_documents = unjudged_documents
         codec_of(codec)  # an unknown one is refused now, not by the worker
         seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
         budget = Budget(max_bytes, max_logs, seconds)
@@ -363,14 +373,6 @@ class MemoryBase:
     def _maintain(self, *, full_scan: bool = False) -> None:
         self._indexer.maintain(full_scan=full_scan)
         self.usage.record()
-
-
-def _checked(unjudged_documents: UnjudgedDocuments) -> UnjudgedDocuments:
-    if unjudged_documents not in get_args(UnjudgedDocuments):
-        raise StoreError(
-            f"unjudged_documents is {str(unjudged_documents)[:80]!r}; it must be 'own' or 'any'."
-        )
-    return unjudged_documents
 
 
 def _release(usage: UsageCounter, store: LogStore) -> None:

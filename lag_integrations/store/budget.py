@@ -45,8 +45,10 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_logs", "ttl"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise StoreError(f"{name} is {value}; give a number above 0, or None for no limit.")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise StoreError(
+                    f"{name} is {value!r}; give a number above 0, or None for no limit."
+                )
 
 
 @dataclass(frozen=True)

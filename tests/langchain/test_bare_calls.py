@@ -86,6 +86,8 @@ def test_parallel_calls(model, puppet):
         for answer in ways_of(model.bind_tools([weather])):
             assert named(answer) == [("weather", {"city": city}) for city in ("Oslo", "Lima")]
             assert len({call["id"] for call in answer.tool_calls}) == 2
+        for answer in ways_of(model.bind_tools([weather], parallel_tool_calls=False)):
+            assert named(answer) == [("weather", {"city": "Oslo"})]
 
 
 @pytest.mark.parametrize(

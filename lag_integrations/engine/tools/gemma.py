@@ -61,7 +61,6 @@ def _read(text: str) -> ToolCall | InvalidCall:
     if call is None:
         return InvalidCall(None, text.strip(), "The call is not written as call:name{arguments}.")
     name, args = call.groups()
-    parts = args.split(_QUOTE)
     # Outside of strings only keys are not JSON yet; strings stand at the odd places.
     parts = args.split(_QUOTE)
     strings = [json.dumps(part) for part in parts[1::2]]

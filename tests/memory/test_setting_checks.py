@@ -1,0 +1,41 @@
+"""What a memory is told is checked when it is opened."""
+
+from __future__ import annotations
+
+import pytest
+
+from lag_integrations import KVLogMemory
+from lag_integrations.errors import LAGError, SettingsError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("k", "three"),
+        ("k", -1),
+        ("k", 2.5),
+        ("k", True),
+        ("min_relevance", 7),
+        ("min_relevance", float("nan")),
+        ("min_score", -2),
+        ("outcomes", ("sucess",)),
+        ("outcomes", ()),
+        ("diversity", 5),
+        ("hot_bytes", -1),
+        ("max_pending", 0),
+        ("unjudged_documents", "all"),
+    ],
+)
+def test_a_setting_that_is_not_valid_is_refused_at_once(tmp_path, name, value):
+    with pytest.raises(SettingsError, match="outcome" if name == "outcomes" else name):
+        KVLogMemory(tmp_path / "m", **{name: value})
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_bytes", "1 GB"), ("max_logs", 0), ("ttl", -5), ("codec", "int3")]
+)
+def test_so_are_budgets_and_codecs(tmp_path, name, value):
+    with pytest.raises(LAGError, match=name if name != "codec" else "int3"):
+        KVLogMemory(tmp_path / "m", **{name: value})
+    assert not (tmp_path / "m").exists()
