@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from lag_integrations.chat.context import RetrievedContext, retrieve_context
 from lag_integrations.chat.output_plan import OutputPlan
@@ -19,6 +20,7 @@ from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.engine.log_texts import around_logs, with_texts
 from lag_integrations.engine.tools import CallEnded, CallFailed, Text
 from lag_integrations.errors import PromptError
+from lag_integrations.kv.prefix_cache import SEPARATOR
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import miss_report
 
@@ -38,7 +40,7 @@ def respond(
         engine: The model.
         memory: Where logs are recalled from.
         request: What is asked.
-        owner: Without a memory, the one that captures the run: what is read is reused for it alone.
+        owner: The memory that captures the run: what is read is reused for it alone.
 
     Raises:
         PromptError: There is no message to answer.
@@ -73,7 +75,7 @@ def respond(
         grammar=plan.grammar,
         top_logprobs=request.top_logprobs,
         timeout=_left(request.timeout, begun),
-        cache_salt=_salt(engine, memory or owner, request.cache_salt),
+        cache_salt=_salt(engine, (memory, owner), request.cache_salt),
         share_system=request.share_system,
         **request.sampling,
     )
@@ -85,13 +87,16 @@ def _left(timeout: float | None, begun: float) -> float | None:
     return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
 
 
-def _salt(engine: Engine, memory: LogMemory | None, salt: str) -> str:
-    """Return under which salt a prompt is read: that of the memory, and within it the caller's.
+def _salt(engine: Engine, memories: Iterable[LogMemory | None], salt: str) -> str:
+    """Return under which salt a prompt is read: that of its memories, and within it the caller's.
+
+    The prompt holds what one memory recalls and another one's run: either forgets it.
 
     Without a memory it begins with a colon, so that no caller's can be a memory's.
     """
-    own = "" if memory is None else memory.cache_salt(engine)
-    return f"{own}:{salt}" if salt else own
+    salts = dict.fromkeys(memory.cache_salt(engine) for memory in memories if memory is not None)
+    own = SEPARATOR.join(salts)
+    return f"{own}:{quote(salt, safe='', errors='surrogatepass')}" if salt else own
 
 
 class ModelResponse(Iterator[Part], AsyncIterator[Part]):

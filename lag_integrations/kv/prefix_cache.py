@@ -49,6 +49,8 @@ def count_slots(items: Sequence[PromptItem]) -> int:
 
 PUBLIC: None = None
 """The salt of what everybody may reuse."""
+SEPARATOR = "|"
+"""Between the salts of what belongs to two: it is forgotten with either."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,10 @@ class PrefixCache:
             )
 
     def clear_salt(self, salt: str) -> None:
-        """Drop all that was read under a salt, or one that begins with it and a colon."""
+        """Drop all that was read under a salt, or one that begins with it and a colon.
+
+        Of salts that are joined by `SEPARATOR`, one is enough.
+        """
         with self._lock:
             self._cleared[salt] = next(self._numbers)
             for number, entry in list(self._entries.items()):
@@ -234,7 +239,7 @@ class PrefixCache:
 
 
 def _is_within(salt: str, outer: str) -> bool:
-    return salt == outer or salt.startswith(f"{outer}:")
+    return any(one == outer or one.startswith(f"{outer}:") for one in salt.split(SEPARATOR))
 
 
 def _common_length(one: Sequence[PromptItem], other: Sequence[PromptItem]) -> int:

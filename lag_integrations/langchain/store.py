@@ -57,6 +57,7 @@ class LogBaseStore(BaseStore):
     - The fields that ``index=[…]`` names are searched together, by one vector.
     - An item put with ``index=False`` is never recalled, neither by a model.
     - Namespaces without items are not listed.
+    - An item that the memory's screen puts in quarantine is not there until it is released.
     - Values must be JSON; a namespace (with its dots) and a key have 500 characters at most.
     - There is no ``ttl`` of single items (`NotImplementedError`); the memory's own ``ttl`` and
       budget hold for items, too.
@@ -93,7 +94,8 @@ class LogBaseStore(BaseStore):
 
     def _read(self, op: Op) -> Result:
         if isinstance(op, GetOp):
-            items = (_item(log) for _, log in self._at(op.namespace, op.key))
+            found = self._at(op.namespace, op.key, with_quarantine=False)
+            items = (_item(log) for _, log in found)
             return next((item for item in items if item is not None), None)
         if isinstance(op, SearchOp):
             return self._search_by_query(op) if op.query else self._search(op)
@@ -122,9 +124,12 @@ class LogBaseStore(BaseStore):
         if deleted:
             self._memory.delete(deleted)
 
-    def _at(self, namespace: _Namespace, key: str) -> list[tuple[str, Trace]]:
+    def _at(
+        self, namespace: _Namespace, key: str, *, with_quarantine: bool = True
+    ) -> list[tuple[str, Trace]]:
         """Return the logs of an item, newest first; it has several while it is replaced."""
-        found = self._ledger.having({_NAMESPACE: ".".join(namespace), _KEY: key})
+        where = {_NAMESPACE: ".".join(namespace), _KEY: key}
+        found = self._ledger.having(where, with_quarantine=with_quarantine)
         return sorted(found.items(), key=lambda log: (_updated_at(log[1]), log[0]), reverse=True)
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
@@ -158,7 +163,8 @@ class LogBaseStore(BaseStore):
         return scored[op.offset : end]
 
     def _unscored(self, op: SearchOp, limit: int | None = None) -> list[SearchItem]:
-        logs = self._ledger.having({_WITHIN: ".".join(op.namespace_prefix)}, limit=limit)
+        where = {_WITHIN: ".".join(op.namespace_prefix)}
+        logs = self._ledger.having(where, limit=limit, with_quarantine=False)
         newest = _newest(_items((log, None) for log in logs.values()))
         if limit is not None and len(newest) < len(logs):
             return self._unscored(op)

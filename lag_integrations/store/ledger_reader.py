@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, select, true
+from sqlalchemy import ColumnElement, Row, and_, func, not_, select, true
 
 from lag_integrations.errors import TraceError
 from lag_integrations.store.chunks import CHUNK, chunks, pages
@@ -15,7 +15,7 @@ from lag_integrations.store.database import Database
 from lag_integrations.store.filters import Where, condition
 from lag_integrations.store.log_id import log_id, validate_namespace
 from lag_integrations.store.log_info import LogInfo, state_of
-from lag_integrations.store.recall_conditions import recall_conditions
+from lag_integrations.store.recall_conditions import in_quarantine, recall_conditions
 from lag_integrations.store.schema import embeddings, logs, segments, tags
 from lag_integrations.store.tags import RECALLED, SOURCE
 from lag_integrations.store.utility import RunOutcomes
@@ -74,16 +74,24 @@ class LedgerReader:
                     found[row.id] = trace
         return found
 
-    def having(self, where: Where, *, limit: int | None = None) -> dict[str, Trace]:
+    def having(
+        self, where: Where, *, limit: int | None = None, with_quarantine: bool = True
+    ) -> dict[str, Trace]:
         """Return the intact traces that fit a filter, by id, last captured first.
+
+        Args:
+            where: The filter.
+            limit: Most traces.
+            with_quarantine: Whether those in quarantine are among them.
 
         Raises:
             StoreError: The filter is malformed.
         """
+        quarantine = () if with_quarantine else (not_(in_quarantine()),)
         with self._db.read() as connection:
             rows = connection.execute(
                 select(logs.c.id, logs.c.trace)
-                .where(self.mine_by_id, condition(where))
+                .where(self.mine_by_id, condition(where), *quarantine)
                 .order_by(*_NEWEST_FIRST)
                 .limit(limit)
             ).all()

@@ -139,6 +139,22 @@ def test_a_captured_run_is_encoded_from_what_was_read(engine, open_memory):
     assert (batch, another) == ([0], [1]), "they are not read together"
 
 
+def test_who_shares_a_memory_to_recall_from_is_told_nothing_of_others_runs(engine, open_memory):
+    shared, ada, ben = map(open_memory, ("shared", "ada", "ben"))
+    model = LAGChatModel(engine, memory=shared)
+
+    def asked(tenant):
+        return reused(model, config={"callbacks": [tenant.callback_handler()]})
+
+    assert asked(ada) == asked(ben) == reused(model) == 0
+    assert asked(ada) > 60
+    ada.flush()
+    ada.delete(next(iter(ada.store.ledger.ids())))
+    assert asked(ada) == 0, "it is forgotten with the run"
+    shared.delete(shared.add(qa("A question", "An answer")))
+    assert asked(ben) == 0, "and with what the memory recalled for it"
+
+
 def test_no_caller_can_name_a_memorys_salt(engine, open_memory):
     memory = open_memory()
     assert reused(LAGChatModel(engine, memory=memory)) == 0
