@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAl
 from lag_integrations.errors import StoreError
 from lag_integrations.store.chroma.files import STATE_FILE
 from lag_integrations.store.file_permissions import create_private_file, remove_others_access
+from lag_integrations.store.foreign_files import refuse_foreign_ledger
 from lag_integrations.store.locks import LOCK_TIMEOUT, Locks, busy, pause, sqlstate
 from lag_integrations.store.migrations import BACKUPS, bring_up_to_date
 from lag_integrations.store.read_only import is_read_only, open_read_only
@@ -68,6 +69,8 @@ class Database:
             raise StoreError(
                 "An SQLite ledger is always in the store's folder: give that folder as the path."
             )
+        if url is None:
+            refuse_foreign_ledger(folder / LEDGER_FILE)
         self.read_only = url is None and is_read_only(folder / LEDGER_FILE)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
         if url is None and not self.read_only:

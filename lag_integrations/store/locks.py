@@ -18,6 +18,7 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from lag_integrations.errors import BusyError, StoreError
+from lag_integrations.store.foreign_files import refuse_foreign_lock
 
 _Result = TypeVar("_Result")
 
@@ -35,7 +36,12 @@ _ADVICE = (
 
 
 def acquire_file(path: Path, timeout: float) -> FileLock | None:
-    """Lock a lock file; return None if that takes longer than a timeout in seconds."""
+    """Lock a lock file; return None if that takes longer than a timeout in seconds.
+
+    Raises:
+        StoreError: Something that is not this store's stands in its place.
+    """
+    refuse_foreign_lock(path)
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     lock = FileLock(str(path), thread_local=False)
     try:

@@ -1,6 +1,8 @@
 """Nothing is ever removed that is not the store's own (attack S0)."""
 
+import contextlib
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -226,3 +228,56 @@ def test_what_somebody_put_beside_damaged_segments_stays(tmp_path):
     with open_memory(tmp_path / "m") as memory:
         memory.delete(ids[0], wait=True)
     assert tree(aside) == before
+
+
+@pytest.mark.parametrize("name", ["migrate", "index", "merge-default", "orphans"])
+@pytest.mark.parametrize("linked", ["", "file", "folder"])
+def test_a_foreign_lock_file_is_not_emptied(tmp_path, name, linked):
+    ids = filled(tmp_path / "m", number=2)
+    locks, precious = tmp_path / "m" / "locks", tmp_path / "precious" / f"{name}.lock"
+    for lock in locks.iterdir():
+        lock.unlink()
+    if name == "migrate":  # is held when a ledger is made
+        (tmp_path / "m" / "ledger.sqlite").unlink()
+    precious.parent.mkdir()
+    if linked == "folder":
+        locks.rmdir()
+        locks.symlink_to(precious.parent)
+    elif linked:
+        (locks / f"{name}.lock").symlink_to(precious)
+    else:
+        precious = locks / f"{name}.lock"
+    precious.write_text("precious")
+    with contextlib.suppress(StoreError), open_memory(tmp_path / "m") as memory:
+        memory.store.vectors.rebuild()
+        memory.delete(ids[0], wait=True)
+        memory.purge()
+    assert precious.read_text() == "precious"
+    (locks if linked == "folder" else locks / f"{name}.lock").unlink()
+    with open_memory(tmp_path / "m") as memory:
+        assert memory.verify() == []
+
+
+def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path):
+    for place in ("plain", "linked"):
+        (tmp_path / place).mkdir()
+    ledger = tmp_path / "plain" / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("CREATE TABLE invoices (id INTEGER)")
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.commit()
+    (tmp_path / "linked" / "ledger.sqlite").symlink_to(tmp_path / "other.sqlite")
+    before = tree(tmp_path)
+    for place, why in (("plain", "another program"), ("linked", "is a link")):
+        with pytest.raises(StoreError, match=rf"{why}.*Choose another folder"):
+            KVLogMemory(tmp_path / place)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
+def test_a_ledgers_journal_is_no_link(tmp_path, end):
+    filled(tmp_path / "m", number=2)
+    (tmp_path / "m" / f"ledger.sqlite{end}").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match="is a link"):
+        KVLogMemory(tmp_path / "m")
+    assert not (tmp_path / "precious").exists()
