@@ -11,12 +11,13 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
 from lag_integrations.chat.query import QueryOf, query_of
 from lag_integrations.llama_index.capture.current import note_recalled, retrieved
-from lag_integrations.llama_index.capture.messages import CODE_RESULT, as_step, is_observation
+from lag_integrations.llama_index.capture.messages import as_step, is_observation
 from lag_integrations.llama_index.message_tag import is_carrier
 from lag_integrations.memory.rendering import HEADING, MAX_CHARS, logs_texts
 from lag_integrations.memory.results import RecalledLog, SearchResult
 from lag_integrations.memory.safe_recall import Recalled, SafeRecall
 from lag_integrations.traces.conversation import last_two
+from lag_integrations.traces.provenance import CODE_RESULT
 
 _TASKS = 64
 """Most tasks that go on at once, in all sessions that share a memory block."""

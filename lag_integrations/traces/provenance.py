@@ -58,6 +58,8 @@ _SOURCE_OF_ROLE: dict[Role, MessageSource] = {
 # How agents of the ReAct kind call tools, and are told their results, in texts.
 _ACTION = re.compile(r"^\s*Action:\s*([\w.-]+)", re.MULTILINE)
 _OBSERVATION = re.compile(r"^\s*Observation:", re.MULTILINE)
+CODE_RESULT = "Result of executing the code given:"
+"""How LlamaIndex's ``CodeActAgent`` begins the user message that holds a result."""
 
 
 def message_sources(
@@ -82,6 +84,9 @@ def _sources(messages: Sequence[Message], patterns: Sequence[str]) -> Iterator[M
                 by_id[call.id] = call.name
         if message.role != "tool":
             called.update(_ACTION.findall(message.text))
+        if message.role == "user" and message.text.startswith(CODE_RESULT):
+            yield "document"  # code may have read anything
+            continue
         is_result = message.role == "tool"
         if is_result or (message.role == "user" and _OBSERVATION.search(message.text)):
             name = message.name or by_id.get(message.tool_call_id or "")

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -580,7 +581,7 @@ def test_what_changes_while_it_is_read_is_not_taken(source, open_, tmp_path, mon
 @pytest.mark.parametrize(
     "names",
     [
-        ("line", "values", "less", "manifest", "many"),
+        ("line", "values", "less", "manifest", "many", "files"),
         pytest.param(("eight", "most", "logs"), marks=pytest.mark.slow),
     ],
     ids=["small", "large"],
@@ -627,8 +628,15 @@ def test_bombs_take_little_memory(source, tmp_path, names):
         "logs": ((trace(n, 2**24) for n in range(8)), {"logs": 8}, ""),
     }
     bombs = {
-        bomb(f"{name}.zip", pieces[name][0], **pieces[name][1]): pieces[name][2] for name in names
+        bomb(f"{name}.zip", pieces[name][0], **pieces[name][1]): pieces[name][2]
+        for name in names
+        if name in pieces
     }
+    if "files" in names:
+        entries = struct.pack("<4s2x4xH34x", b"PK\x01\x02", 0) * 1_500_000
+        end = struct.pack("<4s4x2H2L2x", b"PK\x05\x06", 0xFFFE, 0xFFFE, len(entries), 0)
+        (tmp_path / "files.zip").write_bytes(entries + end)
+        bombs[tmp_path / "files.zip"] = "more files than any export"
     receive, send = context.Pipe(duplex=False)
     process = start(importing, tmp_path / "target", list(bombs), send)
     for path, expected in bombs.items():

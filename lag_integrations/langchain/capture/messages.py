@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
+from lag_integrations.memory.recognition import is_log
 from lag_integrations.traces.message import Message, Role
 from lag_integrations.traces.message_conversion import as_message
 from lag_integrations.traces.sources import Source, hash_of
@@ -46,8 +47,6 @@ def as_step(message: BaseMessage) -> Message | None:
     if message.type == "system" and "system" in lag:
         text = lag["system"]
         return None if text is None else Message(role="system", content=text, id=message.id)
-    if "original" in lag:
-        return Message(role="user", content=str(lag["original"]), id=message.id)
     try:
         step = as_message(message)
     except TraceError:
@@ -91,7 +90,8 @@ def is_unreadable(message: BaseMessage) -> bool:
 def log_id_of(document: Document) -> str | None:
     """Return the log id of a document; None if the document is no log."""
     log_id = document.metadata.get("log_id")  # maybe a document's own field
-    return document.id if log_id is not None and log_id == document.id else None
+    same = log_id is not None and log_id == document.id
+    return log_id if same and is_log(log_id, document.page_content) else None
 
 
 def source_of(document: Document) -> Source:

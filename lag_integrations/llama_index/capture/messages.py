@@ -28,8 +28,10 @@ from pydantic import BaseModel
 from lag_integrations.capture.outcomes import STOP_KEYS, is_length_stop
 from lag_integrations.errors import TraceError
 from lag_integrations.llama_index.messages import ROLES, calls_in, text_in
+from lag_integrations.memory.recognition import is_log
 from lag_integrations.traces.message import Message, ToolCall
 from lag_integrations.traces.message_conversion import as_message
+from lag_integrations.traces.provenance import CODE_RESULT
 from lag_integrations.traces.sources import Source, hash_of
 
 # Names that engines and workflows commonly have for their question.
@@ -52,10 +54,8 @@ _ANSWER_KEYS = ("response", "output", "answer", "result", "text")
 _FILE_KEYS = ("file_path", "url")
 NO_ANSWER = "Empty Response"
 """What a query engine answers if it found nothing, or if an LLM said nothing."""
-CODE_RESULT = "Result of executing the code given:"
-"""How a ``CodeActAgent`` begins the user message that holds a result."""
 _OBSERVATION = "Observation: "
-"""How a ``ReActAgent`` begins it."""
+"""How a ``ReActAgent`` begins the user message that holds a result."""
 
 
 Key = tuple[Any, ...]
@@ -219,13 +219,18 @@ def sources_of(result: Any) -> list[Source]:
 
 def node_sources(nodes: Iterable[NodeWithScore]) -> list[Source]:
     """Return nodes as sources; without those that are logs."""
-    return [_source(found) for found in nodes if log_id_of(found) is None]
+    return [_source(found) for found in nodes if not _is_log(found)]
 
 
-def log_id_of(found: NodeWithScore) -> str | None:
-    """Return the id of the log that a node is; None if it is a document's."""
-    log_id = found.node.metadata.get("log_id")  # maybe a document's own field
-    return found.node.node_id if log_id == found.node.node_id else None
+def logs_in(nodes: Iterable[NodeWithScore]) -> dict[str, str]:
+    """Return the ids of the logs that are among nodes, by their text."""
+    return {found.node.get_content(): found.node.node_id for found in nodes if _is_log(found)}
+
+
+def _is_log(found: NodeWithScore) -> bool:
+    node = found.node
+    log_id = node.metadata.get("log_id")  # maybe a document's own field
+    return log_id == node.node_id and is_log(log_id, node.get_content())
 
 
 def _source(found: NodeWithScore) -> Source:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
-from llama_index.core.schema import NodeWithScore
 
 from lag_integrations.capture.judges import Judge
 from lag_integrations.capture.outcomes import is_cancellation
@@ -23,7 +22,6 @@ from lag_integrations.llama_index.capture.messages import (
     is_observation,
     is_unreadable,
     key_of,
-    log_id_of,
     log_ids_of,
     message_of,
     sources_of,
@@ -188,11 +186,8 @@ class Run:
             step = step.model_copy(update={"tool_call_id": None})
         self._unseen_results.append(step)
 
-    def add_retrieved(self, nodes: Iterable[NodeWithScore]) -> None:
-        """Note which of the nodes that a retriever found are logs."""
-        texts = {
-            node.get_content(): log_id for node in nodes if (log_id := log_id_of(node)) is not None
-        }
+    def add_retrieved(self, texts: Mapping[str, str]) -> None:
+        """Note the ids of logs that a retriever found, by their text."""
         self._helped_by.update(dict.fromkeys(texts.values()))
         self.add_recalled(
             {text: key for text, key in texts.items() if len(text) >= _MIN_RECALLED_TEXT}

@@ -26,7 +26,7 @@ from llama_index_instrumentation.base import BaseEvent
 from lag_integrations.capture.judges import is_uncaptured
 from lag_integrations.capture.log_exceptions import log_exceptions
 from lag_integrations.llama_index.capture.blocks import Block, Blocks
-from lag_integrations.llama_index.capture.messages import node_sources, result_of
+from lag_integrations.llama_index.capture.messages import logs_in, node_sources, result_of
 from lag_integrations.llama_index.capture.model_calls import ModelCalls
 from lag_integrations.llama_index.capture.open_runs import OpenRuns
 from lag_integrations.llama_index.capture.pending_streams import PendingStreams
@@ -142,12 +142,13 @@ class RunTracker:
 
     def _retrieved(self, event: RetrievalEndEvent) -> None:
         sources = dict.fromkeys(node_sources(event.nodes))
+        logs = logs_in(event.nodes)  # looked up before others have to wait
         with self.runs.lock:
             span = self.runs.spans.get(event.span_id)
             for each in () if span is None else span.upwards():
                 each.retrieved.update(sources)
             if (run := self.runs.at(event.span_id)) is not None:
-                run.add_retrieved(event.nodes)
+                run.add_retrieved(logs)
 
     def _returned(self, span: Span, run: Run, result: Any) -> None:
         if span.calls and isinstance(result, Generator | AsyncGenerator):

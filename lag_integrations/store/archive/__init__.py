@@ -35,9 +35,9 @@ was made of is in the store.
 
 **Limits.** Everything is read as a stream, and hashed before it is used: a line of ``logs.jsonl``
 can be as long as the ledger's longest trace, a segment as long as its line says, at most 4 GiB.
-There are no more lines and files than the manifest says. Logs are added in pages of 16 MiB, in
-which a JSON value counts 64 bytes more than its text, so that an import takes memory for a page or
-for the longest line, whatever the archive holds.
+There are no more lines and files than the manifest says, and 250,000 segments at most. Logs are
+added in pages of 16 MiB, in which a JSON value counts 64 bytes more than its text, so that an
+import takes memory for a page or for the longest line, whatever the archive holds.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ LOG_BYTES = MAX_TRACE_BYTES + 2**12
 SEGMENT_LINE_BYTES = 2**11
 SEGMENT_BYTES = 4 * 2**30
 """Most bytes of a segment: some 8,000 tokens of a model of 70 billion parameters have 2.6 GB."""
+MAX_SEGMENTS = 250_000
+"""Most segments of an archive; those of the other logs are encoded again from their traces."""
 _KEY_BYTES = 32
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _SELECTION = re.compile(r"[A-Za-z0-9_.-]{1,64}")

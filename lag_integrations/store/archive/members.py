@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from lag_integrations.errors import StoreError
+from lag_integrations.store.archive.format import MAX_SEGMENTS
 from lag_integrations.store.chunks import pages
 
 _COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed methods; others may take any amount of memory."""
 _BUFFER = 2**16
 _VALUE_BYTES = 64
+_ENTRY_BYTES = 80
+"""Of the directory, for each file."""
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -28,6 +31,20 @@ _DAMAGE = (
     ValueError,
 )
 """Exceptions of reading a damaged or hostile zip file."""
+
+
+class _File(io.BufferedReader):
+    """A zip file of which no more than so many bytes are read at once: its directory, at opening.
+
+    Each entry of the directory takes up to ten times the memory that it takes there.
+    """
+
+    most: int | None = MAX_SEGMENTS * _ENTRY_BYTES
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.most is not None and size is not None and size > self.most:
+            raise zipfile.BadZipFile("it has more files than any export")
+        return super().read(size)
 
 
 class Members:
@@ -43,11 +60,17 @@ class Members:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._file = _File(io.FileIO(path))
         except FileNotFoundError:
             raise StoreError(f"There is no archive {path}.") from None
-        except _DAMAGE as error:
+        except OSError as error:
             raise self._not_whole(error) from error
+        try:
+            self._archive = zipfile.ZipFile(self._file)
+        except _DAMAGE as error:
+            self._file.close()
+            raise self._not_whole(error) from error
+        self._file.most = None
 
     def __len__(self) -> int:
         return len(self._archive.filelist)
@@ -55,6 +78,7 @@ class Members:
     def close(self) -> None:
         """Release the archive."""
         self._archive.close()
+        self._file.close()
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a file's content, or its first ``limit + 1`` bytes if it is longer.

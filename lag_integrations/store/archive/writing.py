@@ -17,6 +17,7 @@ from lag_integrations.kv.segment_file import sha256_hex
 from lag_integrations.store.archive.format import (
     LOGS,
     MANIFEST,
+    MAX_SEGMENTS,
     SEGMENTS,
     VERSION,
     ArchiveResult,
@@ -155,6 +156,14 @@ class _Writer:
             for key, file, _ in self._store.segments.all_files()
             if key.log_id in self._written  # else a log of the last seconds
         ]
+        if len(stored) > MAX_SEGMENTS:
+            logger.warning(
+                "An archive holds %s segments at most; the other logs of %s are encoded again "
+                "from their traces where it is imported.",
+                MAX_SEGMENTS,
+                len(stored),
+            )
+            stored = stored[:MAX_SEGMENTS]
         digest = hashlib.sha256()
         for done, (key, file) in enumerate(stored, 1):
             try:
