@@ -9,6 +9,7 @@ from typing import Any
 
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.grammar import (
+    SpecialTokens,
     json_answer,
     json_or_calls,
     rest_of_call,
@@ -31,6 +32,7 @@ from lag_integrations.engine.tools import (
     select,
 )
 from lag_integrations.engine.tools.schema import Schema
+from lag_integrations.errors import ToolChoiceError
 from lag_integrations.traces.message import Message
 
 ANY_JSON: Schema = {"type": "object"}
@@ -65,6 +67,9 @@ class OutputPlan:
         form: The output format.
         begins: Whether the model begins an answer, rather than continue one.
 
+    Raises:
+        ToolChoiceError: The choice names no known tool, or a name holds a control token.
+
     Attributes:
         tools: The tools that the prompt shows.
         parallel_tool_calls: Whether an answer may hold several calls.
@@ -82,6 +87,8 @@ class OutputPlan:
         self._format: ToolFormat | None = None
         self._schema = form.schema
         self.tools = select(form.tools, form.tool_choice)
+        for tool in self.tools:
+            _check_name(tool["function"]["name"], special_tokens)
         self.parallel_tool_calls = form.parallel_tool_calls
         self.prefix = self.before = self.after = ""
         self.grammar: str | None = None
@@ -132,3 +139,12 @@ class OutputPlan:
         if self._format is None:
             return None
         return (AnswerReader if self._is_free else MarkReader)(self._format, self.tools)
+
+
+def _check_name(name: str, special_tokens: SpecialTokens) -> None:
+    """Refuse what would be written into a call as more than a name: servers name their tools."""
+    if held := special_tokens.within(name):
+        raise ToolChoiceError(
+            f"The name of a tool, {name[:80]!r}, holds the control token {held[0]!r} of this "
+            "model; give the tool another name."
+        )

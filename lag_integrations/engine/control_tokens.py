@@ -18,8 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message, ToolCall
 
+_MARKED = re.compile(r"<[|｜].+[|｜]>")  # noqa: RUF001
+"""How tokens look that are never meant as text, special or not: ``<|fim_prefix|>``."""
 _PRIVATE = range(0xE000, 0xF8FF)
 """Characters that Unicode leaves to private use: one of them marks a text."""
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+"""How a template that writes JSON in ASCII writes one."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ class ControlTokens:
         control = [
             text
             for text, special in added.items()
-            if len(text) > 1 and text.strip() and (special or text in template)
+            if len(text) > 1
+            and text.strip()
+            and (special or text in template or _MARKED.fullmatch(text))
         ]
-        self._all = _any_of(control)
-        self._foreign = _any_of(text for text in control if text not in own)
+        self._all = _Finder(control, tokenizer)
+        self._foreign = _Finder([text for text in control if text not in own], tokenizer)
         self._added = frozenset(tokenizer.added_tokens_decoder)
 
     def mark_for(self, messages: Sequence[Message], tools: Any) -> str | None:
@@ -67,17 +73,18 @@ class ControlTokens:
         """
         said = [text for message in messages for text in _texts(message)]
         said += list(_strings(tools))
-        if not any(self._all.search(text) for text in said):
+        if not any(self._all.starts(text) for text in said):
             return None
         used = set().union(*said)
+        escaped = {found.lower() for text in said for found in _ESCAPED.findall(text)}
         for code in _PRIVATE:
-            if chr(code) not in used:
+            if chr(code) not in used and f"{code:04x}" not in escaped:
                 return chr(code)
         raise PromptError("The conversation uses every private character of Unicode; remove one.")
 
     def marked(self, message: Message, mark: str) -> Message:
         """Return a message with a mark in all that looks like a control token."""
-        pattern = self._foreign if message.role in ("assistant", "system") else self._all
+        finder = self._foreign if message.role in ("assistant", "system") else self._all
         calls = [
             ToolCall(
                 name=_marked(call.name, self._all, mark),
@@ -88,7 +95,7 @@ class ControlTokens:
         ]
         return message.model_copy(
             update={
-                "content": _marked(message.text, pattern, mark),
+                "content": _marked(message.text, finder, mark),
                 "tool_calls": tuple(calls),
                 "name": message.name and _marked(message.name, self._all, mark),
             }
@@ -142,21 +149,49 @@ class ControlTokens:
         return found
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern of any of some texts, the longest first, as tokenizers look for them."""
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
+class _Finder:
+    """Finds where control tokens begin in a text.
+
+    Args:
+        texts: The tokens.
+        tokenizer: Their tokenizer.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        # The longest first, as tokenizers look for them.
+        ordered = sorted(texts, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
+        self._tokenizer = tokenizer
+        # Such tokens are found in what a text is normalized to: ``<|IM_END|>`` in lower case.
+        self._normalized = {
+            index
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.normalized and token.content in set(texts)
+        }
+        if tokenizer.backend_tokenizer.normalizer is None:
+            self._normalized.clear()
+
+    def starts(self, text: str) -> list[int]:
+        """Return where they begin, ascending."""
+        found = {match.start() for match in self._pattern.finditer(text)}
+        if self._normalized and text:
+            read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            for token, (start, _) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+                if token in self._normalized:
+                    found.add(start)
+        return sorted(found)
 
 
-def _marked(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
+def _marked(value: Any, finder: _Finder, mark: str) -> Any:
     if isinstance(value, str):
-        return pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
+        ends = [start + 1 for start in finder.starts(value)]
+        return mark.join(value[a:b] for a, b in zip([0, *ends], [*ends, None], strict=True))
     if isinstance(value, Mapping):
         return {
-            _marked(key, pattern, mark): _marked(one, pattern, mark) for key, one in value.items()
+            _marked(key, finder, mark): _marked(one, finder, mark) for key, one in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_marked(one, pattern, mark) for one in value]
+        return [_marked(one, finder, mark) for one in value]
     return value
 
 

@@ -154,6 +154,6 @@ def _operand(value: Any) -> tuple[str | None, float | None]:
 def _malformed(part: object, why: str) -> StoreError:
     try:
         shown = str(part)[:80]
-    except ValueError:  # Python writes no integers of more than 4,300 digits
+    except (ValueError, RecursionError):  # no integers of over 4,300 digits, nothing deep
         shown = "…"
     return StoreError(f"The filter {shown!r} cannot be used: {why}.")
