@@ -2,7 +2,8 @@
 
 Runs are logged, and their tasks asked again. Beside the time to the first token, what is measured
 is what stands in it only for safety: the hash of a segment's file, the comparison of the
-segment with model and trace, and the look whether another process has deleted something.
+segment with model and trace, the look whether another process has deleted something (with which
+the prefix cache's salt comes), and the search for control tokens in what is said.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lag_integrations import KVLogMemory, packaged
+from lag_integrations.engine.control_tokens import ControlTokens
 from lag_integrations.engine.engine import Engine
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.kv.segment import Segment
@@ -41,24 +43,30 @@ class Cost:
         held: The same with the segment in memory.
         file_hash: Of one file.
         comparison: Of one segment with model and trace.
-        deletions: The look whether another process has deleted something, twice an answer.
+        salt: The salt, and the look whether another process has deleted something, twice an answer.
+        control_tokens: The search for control tokens in prompt and trace.
     """
 
     first_token: float
     held: float
     file_hash: float
     comparison: float
-    deletions: float
+    salt: float
+    control_tokens: float
 
     @property
     def share(self) -> float:
         """What part of the time to the first token is for safety, if a file is read."""
-        return (self.file_hash + self.comparison + 2 * self.deletions) / self.first_token
+        return (self.file_hash + self.comparison + self._both_times) / self.first_token
 
     @property
     def share_held(self) -> float:
         """The same if the segment is in memory."""
-        return 2 * self.deletions / self.held
+        return self._both_times / self.held
+
+    @property
+    def _both_times(self) -> float:
+        return 2 * self.salt + self.control_tokens
 
 
 def measure(engine: Engine, logs: int, *, embedder: Any = None, rounds: int = _ROUNDS) -> Cost:
@@ -86,12 +94,20 @@ def measure(engine: Engine, logs: int, *, embedder: Any = None, rounds: int = _R
                 (*store.read(key, name), store.ledger.get([key.log_id])[key.log_id])
                 for key, name, _ in store.segments.all_files()
             ]
-            deletions = _milliseconds(lambda: store.metadata.last_deletion(memory.namespace))
+            salt = median(
+                _milliseconds(partial(memory.cache_salt, engine)) for _ in range(10 * rounds)
+            )
+            template = engine.chat_template
+            control = ControlTokens(template.tokenizer, template.source, own=())
+            searches = [
+                _milliseconds(partial(control.mark_for, [trace.messages[0], *trace.messages], None))
+                for trace in traces * rounds
+            ]
             hashes, comparisons = [], []
             for segment, data, trace in files * rounds:
                 hashes.append(_milliseconds(partial(sha256_hex, data)))
                 comparisons.append(_milliseconds(partial(_compare, engine, segment, trace)))
-    return Cost(first_token, held, median(hashes), median(comparisons), deletions)
+    return Cost(first_token, held, median(hashes), median(comparisons), salt, median(searches))
 
 
 def _trace(number: int) -> Trace:
@@ -137,7 +153,8 @@ def show(cost: Cost, name: str) -> Table:
         ("first token, segment in memory", cost.held),
         ("hash of the file", cost.file_hash),
         ("comparison with model and trace", cost.comparison),
-        ("look for deletions of others", cost.deletions),
+        ("salt, with a look for deletions of others", cost.salt),
+        ("search for control tokens", cost.control_tokens),
     ):
         table.add_row(what, f"{value:.2f}")
     table.add_row("share of safety, from a file", f"{cost.share:.1%}")

@@ -7,24 +7,24 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from sentence_transformers import SentenceTransformer
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-)
 
-from lag_integrations import Engine, KVLogMemory, Trace, packaged
-from lag_integrations.engine import log_settings
+from lag_integrations import Trace, packaged
+
+if TYPE_CHECKING:  # the process that only hands tests to others needs none of it
+    from sentence_transformers import SentenceTransformer
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+    from lag_integrations import Engine, KVLogMemory
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Models of tests have the settings of a model that nobody has calibrated on this machine."""
+    from lag_integrations.engine import log_settings
+
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_settings, "cache_folder", lambda: folder)
@@ -34,23 +34,33 @@ def _no_calibrations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """The real packaged model, shared: it takes seconds to load."""
+    from lag_integrations import Engine
+
     return Engine.load(packaged.chat_model())
 
 
 @pytest.fixture(scope="session")
 def small() -> Engine:
     """Random weights on the real tokenizer: for tests in which words do not matter."""
+    from transformers import AutoTokenizer
+
+    from lag_integrations import Engine
+
     tokenizer = AutoTokenizer.from_pretrained(packaged.chat_model())
     return Engine(random_model(tokenizer, layers=3).eval(), tokenizer)
 
 
 @pytest.fixture(scope="session")
 def embedder() -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(packaged.embedder()))
 
 
 @pytest.fixture
 def memory(tmp_path: Path, embedder: SentenceTransformer) -> Iterator[KVLogMemory]:
+    from lag_integrations import KVLogMemory
+
     with KVLogMemory(tmp_path / "memory", embedder=embedder) as memory:
         yield memory
 
@@ -63,6 +73,9 @@ def no_worker(memory: KVLogMemory) -> None:
 
 def random_model(tokenizer: PreTrainedTokenizerBase, layers: int = 1) -> LlamaForCausalLM:
     """Random weights for a real tokenizer: the worst writer there is."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 
-from lag_integrations.errors import TraceError
+from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.store.capture_merge import OUTCOME_CERTAINTY, merge_recapture
 from lag_integrations.store.chunks import chunks
 from lag_integrations.store.database import Database
@@ -21,6 +22,7 @@ from lag_integrations.store.recall_conditions import in_quarantine
 from lag_integrations.store.schema import logs, segments, tags
 from lag_integrations.store.store_metadata import note_deletion
 from lag_integrations.store.tags import OWN, RUN, SOURCE, log_tags, run_tag
+from lag_integrations.traces.owner import Owner
 from lag_integrations.traces.provenance import (
     MessageSource,
     is_untrusted,
@@ -144,9 +146,9 @@ class Ledger(LedgerReader):
         else:
             found, runs = [response_source(trace, self.gate.untrusted_tools)], [*trace.helped_by]
         behind: list[ColumnElement[bool]] = [logs.c.id.in_(chunk) for chunk in chunks(runs)]
-        thread = trace.metadata.get("thread_id")
-        if trace.earlier and isinstance(thread, str):
-            behind.append(condition({"thread_id": thread}))
+        if trace.earlier and Owner.of(trace.metadata).thread is not None:
+            with suppress(StoreError):  # no filter can name it, as an integer of 400 digits
+                behind.append(condition({"thread_id": trace.metadata["thread_id"]}))
         unjudged = logs.c.id.in_(select(tags.c.log_id).where(tags.c.key == OWN))
         for these in behind:
             known = self._tag_texts(these, unjudged, tags.c.key == SOURCE)

@@ -41,19 +41,26 @@ def chroma_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_url: str) -> str:
+def database_url(postgres_url: str) -> Iterator[str]:
     """A new, empty database."""
     name = f"lag_{uuid4().hex[:12]}"
     engine = sqlalchemy.create_engine(f"{postgres_url}/postgres", isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        yield f"{postgres_url}/{name}"
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
     engine.dispose()
-    return f"{postgres_url}/{name}"
 
 
-@pytest.fixture(params=["local", "postgres", "chroma server", "all remote"])
+every_backend = pytest.mark.parametrize(
+    "backend", ["local", "postgres", "chroma server", "all remote"], indirect=True
+)
+"""For tests of how ledger and index work together: in every mixture of local and served ones."""
+
+
+@pytest.fixture(params=["local", "all remote"])
 def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Where a store keeps its parts."""
+    """Where a store keeps its parts: each of them local, or on a server."""
     settings: dict[str, Any] = {}
     if request.param in ("postgres", "all remote"):
         settings["ledger"] = request.getfixturevalue("database_url")

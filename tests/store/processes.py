@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,22 @@ def start(target: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
+def result_of(target: Callable[..., None], *arguments: Any) -> Any:
+    """What a process sends over its last argument, a connection; it must end well."""
+    receive, send = context.Pipe(duplex=False)
+    process = start(target, *arguments, send)
+    send.close()
+    try:
+        assert receive.poll(120), "the process said nothing"
+        result = receive.recv()
+        process.join(120)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+    return result
+
+
 def busy(folder: Path, archive: Path, seed: int, done: Connection) -> None:
     """Adds, recalls, deletes, imports and evicts until it is killed; says what it has finished."""
     chance = random.Random(seed)
@@ -86,11 +103,17 @@ def busy(folder: Path, archive: Path, seed: int, done: Connection) -> None:
 
 
 def adder(
-    folder: Path, process: int, threads: int, own: int, shared: int, done: Connection
+    folder: Path,
+    ledger: str | None,
+    process: int,
+    threads: int,
+    own: int,
+    shared: int,
+    done: Connection,
 ) -> None:
     """Adds its own logs, and those that every process adds, from several threads."""
     errors: list[str] = []
-    memory = open_memory(folder)
+    memory = open_memory(folder, ledger=ledger)
 
     def add(thread: int) -> None:
         try:
@@ -114,10 +137,10 @@ def adder(
     done.send(errors)
 
 
-def reader(folder: Path, stop: Event, done: Connection) -> None:
+def reader(folder: Path, ledger: str | None, stop: Event, done: Connection) -> None:
     """Recalls until told to stop; says how often, and what was wrong."""
     errors: list[str] = []
-    memory = open_memory(folder)
+    memory = open_memory(folder, ledger=ledger)
     recalls = found = 0
     try:
         while not stop.is_set():
@@ -189,3 +212,30 @@ def holding(folder: Path, what: str, done: Connection) -> None:
             held.enter_context(memory.store.locks.hold(f"{what}-{memory.namespace}"))
         done.send("held")
         threading.Event().wait()
+
+
+def importing_without_langgraph(done: Connection) -> None:
+    """Uses what works for LangChain without langchain and langgraph; tells what the rest says."""
+    for name in ("langchain", "langgraph"):
+        sys.modules[name] = None  # type: ignore[assignment]
+    import lag_integrations.langchain as ours
+
+    errors: list[str] = []
+    _ = (ours.LAGChatModel, ours.CaptureHandler, ours.LogRetriever, ours.recall_tool)
+    for name in ("KVLogMiddleware", "LogBaseStore"):
+        try:
+            getattr(ours, name)
+        except ImportError as error:
+            errors.append(str(error))
+    done.send(errors)
+
+
+def importing_for_llama_index(done: Connection) -> None:
+    """Imports what is for LlamaIndex; tells which handlers of LlamaIndex are ours then."""
+    from llama_index_instrumentation import get_dispatcher
+
+    import lag_integrations.llama_index  # noqa: F401
+
+    root = get_dispatcher()
+    names = [each.class_name() for each in (*root.span_handlers, *root.event_handlers)]
+    done.send([name for name in names if "LAG" in name])

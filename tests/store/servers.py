@@ -61,6 +61,8 @@ def _postgres(name: str) -> Iterator[str]:
         [
             *(*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port)),
             *("-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"),
+            # No test takes the machine's power.
+            *("-c", "fsync=off", "-c", "full_page_writes=off"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,19 @@ PROCESSES, THREADS = 4, 4
 
 @pytest.mark.parametrize(
     ("own", "shared"),
-    [(20, 5), pytest.param(120, 20, marks=pytest.mark.slow)],
+    [(10, 5), pytest.param(120, 20, marks=pytest.mark.slow)],
     ids=["few", "many"],
 )
-def test_many_adders_and_readers(tmp_path: Path, own: int, shared: int) -> None:
-    folder = tmp_path / "m"
+@pytest.mark.parametrize("backend", ["local", "postgres"], indirect=True)
+def test_many_adders_and_readers(
+    tmp_path: Path, backend: dict[str, Any], own: int, shared: int
+) -> None:
+    folder, ledger = tmp_path / "m", backend.get("ledger")
     stop = context.Event()
     pipes, processes = [], []
     for target, arguments in [
-        *((adder, (folder, number, THREADS, own, shared)) for number in range(PROCESSES)),
-        *((reader, (folder, stop)) for _ in range(2)),
+        *((adder, (folder, ledger, number, THREADS, own, shared)) for number in range(PROCESSES)),
+        *((reader, (folder, ledger, stop)) for _ in range(2)),
     ]:
         receive, send = context.Pipe(duplex=False)
         processes.append(start(target, *arguments, send))
@@ -45,7 +49,7 @@ def test_many_adders_and_readers(tmp_path: Path, own: int, shared: int) -> None:
         for process in processes:
             process.kill()
             process.join()
-    with open_memory(folder) as memory:
+    with open_memory(folder, ledger=ledger) as memory:
         memory.flush()
         logs = memory.store.ledger.info()
         assert len(logs) == PROCESSES * THREADS * own + THREADS * shared

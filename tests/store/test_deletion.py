@@ -9,8 +9,10 @@ from lag_integrations.errors import (
     StoreError,
 )
 from tests.conftest import qa
-from tests.store.conftest import ids, logs_in_index, shown
+from tests.store.conftest import every_backend, ids, logs_in_index, shown
 from tests.store.processes import numbered
+
+pytestmark = every_backend
 
 
 def test_logs_are_deleted_by_their_metadata(open_store):

@@ -11,26 +11,24 @@ from lag_integrations.errors import (
 )
 from tests.conftest import qa
 
+FOUND = [
+    ({"color": "red"}, {0, 2, 4}),
+    ({"color": {"$ne": "red"}}, {1, 3, 5}),
+    ({"color": {"$in": ["blue", "green"]}}, {1, 3}),
+    ({"color": {"$nin": ["blue", "green"]}}, {0, 2, 4, 5}),
+    ({"size": {"$gte": 3}}, {3, 4}),
+    ({"size": {"$gt": 1, "$lt": 4}}, {2, 3}),
+    ({"size": {"$lte": 0}, "color": "red"}, {0}),
+    ({"$or": [{"size": 1}, {"size": 4.0}]}, {1, 4}),
+    ({"$and": [{"color": "red"}, {"$or": [{"size": 2}, {"size": 3}]}]}, {2}),
+    ({"tags": "odd"}, {1, 3}),
+    ({"done": True}, {0, 3}),
+    ({"color": "red' OR '1'='1"}, set()),
+    ({"it's": "here"}, {4}),
+]
 
-@pytest.mark.parametrize(
-    ("where", "numbers"),
-    [
-        ({"color": "red"}, {0, 2, 4}),
-        ({"color": {"$ne": "red"}}, {1, 3, 5}),
-        ({"color": {"$in": ["blue", "green"]}}, {1, 3}),
-        ({"color": {"$nin": ["blue", "green"]}}, {0, 2, 4, 5}),
-        ({"size": {"$gte": 3}}, {3, 4}),
-        ({"size": {"$gt": 1, "$lt": 4}}, {2, 3}),
-        ({"size": {"$lte": 0}, "color": "red"}, {0}),
-        ({"$or": [{"size": 1}, {"size": 4.0}]}, {1, 4}),
-        ({"$and": [{"color": "red"}, {"$or": [{"size": 2}, {"size": 3}]}]}, {2}),
-        ({"tags": "odd"}, {1, 3}),
-        ({"done": True}, {0, 3}),
-        ({"color": "red' OR '1'='1"}, set()),
-        ({"it's": "here"}, {4}),
-    ],
-)
-def test_metadata_filters(open_store, where, numbers):
+
+def test_metadata_filters(open_store):
     with open_store() as memory:
         for number, color in enumerate(["red", "blue", "red", "green", "red"]):
             metadata = {"color": color, "size": number, "done": number % 3 == 0}
@@ -41,21 +39,34 @@ def test_metadata_filters(open_store, where, numbers):
         memory.add(qa("What about 5 ?", "Fine.", metadata={"nested": {"color": "red"}}))
         memory.flush()
         memory.add(qa("What about 99 ?", "Fine.", metadata={"color": "violet"}))
-        found = memory.recall("What about it ?", k=9, where=where)
-        assert {int(log.trace.task.split()[2]) for log in found} - {99} == numbers
-        assert len(memory.recall("What about it ?", k=1, where=where)) == min(1, len(numbers))
+        for where, numbers in FOUND:
+            found = memory.recall("What about it ?", k=9, where=where)
+            assert {int(log.trace.task.split()[2]) for log in found} - {99} == numbers, where
+            one = memory.recall("What about it ?", k=1, where=where)
+            assert len(one) == min(1, len(numbers)), where
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        *({}, "color", {"$not": []}, {"a": {}}, {"a": {"$like": 1}}, {"a": {"$in": "x"}}),
-        *({"a": None}, {"$or": {}}, {"$and": "x"}, {"a": {"$eq": [1]}}, {1: 2}),
-    ],
-)
-def test_a_malformed_filter_is_refused(open_store, where):
-    with open_store() as memory, pytest.raises(StoreError, match="filter"):
-        memory.recall("What about it ?", where=where)
+def nested(make, depth=5_000):
+    value = make(1)
+    for _ in range(depth):
+        value = make(value)
+    return value
+
+
+NESTED = nested(lambda it: [it])
+MALFORMED = [
+    *({}, "color", {"$not": []}, {"a": {}}, {"a": {"$like": 1}}, {"a": {"$in": "x"}}),
+    *({"a": None}, {"$or": {}}, {"$and": "x"}, {"a": {"$eq": [1]}}, {1: 2}),
+    *({"a": NESTED}, {"a": {"$eq": NESTED}}, {"a": {"$in": NESTED}}, NESTED),
+    *({"a": nested(lambda it: {"b": it})}, nested(lambda it: {"$or": [it]})),
+]
+
+
+def test_a_malformed_filter_is_refused(open_store):
+    with open_store() as memory:
+        for where in MALFORMED:
+            with pytest.raises(StoreError, match="filter"):
+                memory.recall("What about it ?", where=where)
 
 
 def test_metadata_keys_that_a_database_cannot_tell_apart(open_store):

@@ -94,11 +94,9 @@ def test_filters_and_outcomes_hold_for_words_too(memory):
     assert [log.id for log in memory.recall("OPS-7", outcomes=["failure"])] == [wrong]
 
 
-@pytest.mark.parametrize(
-    "query", ["'); DROP TABLE logs; --", '" OR words NOT', "x" * 100_000, "?!"]
-)
-def test_odd_queries(memory, query):
+def test_odd_queries(memory):
     memory.add(numbered(1))
     memory.flush()
-    assert len(memory.recall(query)) == 1
-    assert memory.store.ledger.count() == 1
+    for query in ("'); DROP TABLE logs; --", '" OR words NOT', "x" * 100_000, "?!"):
+        assert len(memory.recall(query)) == 1, query[:20]
+        assert memory.store.ledger.count() == 1

@@ -24,9 +24,11 @@ from lag_integrations.traces.search_keys import SearchKey
 from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
 from tests.helpers import stored_segments
-from tests.store.conftest import ids, logs_in_index
+from tests.store.conftest import every_backend, ids, logs_in_index
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import numbered, open_memory
+
+pytestmark = every_backend
 
 
 def test_a_log_outlives_its_memory(open_store, tiny):

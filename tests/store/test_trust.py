@@ -13,7 +13,13 @@ import pytest
 from sqlalchemy import event
 
 from lag_integrations import KVLogMemory, Quarantine, Refuse, Trace
-from lag_integrations.errors import LogNotFoundError, StoreError, TraceError, TraceRefusedError
+from lag_integrations.errors import (
+    LogNotFoundError,
+    SettingsError,
+    StoreError,
+    TraceError,
+    TraceRefusedError,
+)
 from lag_integrations.traces.provenance import message_sources
 from tests.conftest import qa
 from tests.store.model import hash_embedder, tiny_engine
@@ -155,19 +161,20 @@ def test_why_it_is_not_recalled_is_explained(open_here):
     assert memory.explain(QUESTION, thread="t1")[0].is_recalled
 
 
-def test_what_follows_an_unjudged_document_follows_it_too(open_here):
+@pytest.mark.parametrize("thread", ["t1", 1, 1.5, 10**400])
+def test_what_follows_an_unjudged_document_follows_it_too(open_here, thread):
     """By a log that was recalled into a run, or by an earlier turn of its thread."""
     memory = open_here()
-    poisoned = memory.add(read(metadata={"thread_id": "t1"}))
+    poisoned = memory.add(read(metadata={"thread_id": thread}))
     helped = memory.add(qa("Ship ?", "Send it.", helped_by=(poisoned,), metadata={"user_id": "a"}))
     earlier = read().messages[:1] + read().messages[3:]
-    turn = memory.add(qa("And ?", "Too.", earlier=earlier, metadata={"thread_id": "t1"}))
+    turn = memory.add(qa("And ?", "Too.", earlier=earlier, metadata={"thread_id": thread}))
     apart = memory.add(qa("And ?", "Not.", earlier=earlier, metadata={"thread_id": "t2"}))
-    assert [source_of(memory, one) for one in (helped, turn, apart)] == [
-        *("document", "document"),
-        "assistant",
-    ]
-    assert recalled(memory) == {apart}
+    assert source_of(memory, helped) == "document"
+    assert source_of(memory, apart) == "assistant"
+    if thread != 10**400:  # which no filter can name
+        assert source_of(memory, turn) == "document"
+        assert recalled(memory) == {apart}
     memory.feedback(poisoned, outcome="success")
     late = memory.add(qa("Ship ?", "Again.", helped_by=(poisoned,)))
     assert source_of(memory, late) == "assistant"
@@ -206,7 +213,7 @@ def test_the_few_that_a_user_may_recall_are_found_without_reading_all_vectors(op
 
 
 def test_a_setting_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(StoreError, match="unjudged_documents"):
+    with pytest.raises(SettingsError, match="unjudged_documents"):
         KVLogMemory(tmp_path, unjudged_documents="none")
 
 
