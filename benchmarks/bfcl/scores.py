@@ -99,7 +99,8 @@ def _checker() -> tuple[Any, Any]:
     # All that it asks of a model is whether its names have underscores for dots; the module that
     # knows it imports the clients of every vendor.
     config = ModuleType("bfcl_eval.constants.model_config")
-    config.MODEL_CONFIG_MAPPING = {_MODEL: SimpleNamespace(underscore_to_dot=True)}  # type: ignore[attr-defined]
+    known = {_MODEL: SimpleNamespace(underscore_to_dot=True)}
+    config.MODEL_CONFIG_MAPPING = known  # type: ignore[attr-defined]
     sys.modules.setdefault(config.__name__, config)
     from bfcl_eval.constants.enums import Language
     from bfcl_eval.eval_checker.ast_eval import ast_checker

@@ -23,6 +23,7 @@ from lag_integrations.engine.template_messages import (
     without_mark,
 )
 from lag_integrations.engine.tools import learn_tool_format, tool_result_text
+from lag_integrations.engine.tools.detect import common_length
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_order import in_call_order
@@ -307,7 +308,7 @@ class ChatTemplate:
         position = 0
         for number, index in enumerate(shown):
             # Templates that wrap reasoning write less before it than before a plain answer.
-            begin = position + _common_length(glue[number], text[position:])
+            begin = position + common_length(glue[number], text[position:])
             end = self._content_end(
                 chat[index], text, begin, glue[number + 1], number + 1 == len(shown)
             )
@@ -355,14 +356,6 @@ def _split(text: str, placeholders: Iterable[str]) -> list[str] | None:
             return None
         pieces.append(before)
     return [*pieces, text]
-
-
-def _common_length(first: str, second: str) -> int:
-    """Return the length of the common prefix."""
-    for length, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return length
-    return min(len(first), len(second))
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -34,3 +34,14 @@ def test_ways_are_short() -> None:
         assert [int(number) for number, _ in stops] == list(range(1, len(stops) + 1))
         assert len(stops) <= 10
         assert len({name for _, name in stops}) == len(stops)
+
+
+def test_every_module_is_named() -> None:
+    package = ROOT / "lag_integrations"
+    modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
+    skipped = ("store/migrations/", "store/chroma/", "store/relevance/", "evaluation/datasets/", "evaluation/recall/")
+    skipped += ("engine/quantization/", "engine/tools/", "kv/codecs/")  # named as folders
+    for path in modules:
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(skipped):
+            assert f"{path.name}`" in TEXT or f"`{path.stem}`" in TEXT, name

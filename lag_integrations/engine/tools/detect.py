@@ -187,7 +187,7 @@ def _answer(text: str, asked: str, tail: str) -> str:
     """Return the assistant's turn without its header and its end."""
     # From the question on: where the tools are shown may depend on what comes last.
     asked, text = asked.rpartition(_USER)[2], text.rpartition(_USER)[2]
-    start = _common_length(asked, text)
+    start = common_length(asked, text)
     # The header may go on otherwise (with reasoning, say) within a tag that begins alike.
     start = next(
         (tag.start() for tag in _TAG.finditer(text) if tag.start() < start < tag.end()), start
@@ -248,9 +248,9 @@ def _frame(before: str, after: str, between: str | None) -> _Frame:
     """Tell what stands around all calls and around each, by the texts around and between them."""
     if between is None:
         return _Frame(begin="", opener=_last_tag(before), closer=after, separator="\n", end="")
-    opener = before[len(before) - _common_length(before[::-1], between[::-1]) :]
+    opener = before[len(before) - common_length(before[::-1], between[::-1]) :]
     rest = between[: len(between) - len(opener)]
-    closer = after[: _common_length(after, rest)]
+    closer = after[: common_length(after, rest)]
     begin = _last_tag(before[: len(before) - len(opener)]) if opener.strip() else _last_tag(before)
     return _Frame(
         begin="" if begin == opener else begin,
@@ -301,7 +301,7 @@ def _is_arguments(value: Any) -> bool:
     return bool(value == _CALL.args)
 
 
-def _common_length(first: str, second: str) -> int:
+def common_length(first: str, second: str) -> int:
     """Return the length of the common prefix."""
     for length, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
