@@ -65,7 +65,7 @@ class ChatRequest:
         retrieval: How logs are recalled.
         placement: Where their segments stand.
         attention_temperature: How the model attends to them; see `RequestBuilder.build`.
-        question_text: The question's text, where the last user message holds more, as documents.
+        question: The question's text, where the last user message holds more, as documents.
         max_tokens: Most tokens to generate.
         stop: Texts that end the answer.
         top_logprobs: See `RequestBuilder.build`, as for ``timeout``.
@@ -79,7 +79,7 @@ class ChatRequest:
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     placement: Placement | None = None
     attention_temperature: float | None = None
-    question_text: str | None = None
+    question: str | None = None
     max_tokens: int = 512
     stop: Sequence[str] = ()
     top_logprobs: int | None = None
@@ -157,7 +157,7 @@ def build_request(
         ),
         placement=setting("placement"),
         attention_temperature=setting("attention_temperature"),
-        question_text=rest.pop("question", None),
+        question=rest.pop("question", None),
         max_tokens=setting("max_tokens"),
         stop=[stop] if isinstance(stop, str) else stop,
         top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,

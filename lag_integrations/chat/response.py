@@ -57,10 +57,10 @@ def respond(
     kept = min(request.max_tokens, engine.window // 4)
     budget = engine.window - len(prompt.token_ids) - around - kept
     context = retrieve_context(
-        memory, engine, messages, request.retrieval, budget, request.question_text
+        memory, engine, messages, request.retrieval, budget, request.question
     )
     if context.texts:  # which are part of what the template renders
-        messages = with_texts(messages, context.texts, request.question_text)
+        messages = with_texts(messages, context.texts, request.question)
         prompt = engine.render(messages, plan.tools)
     built = engine.requests.build(
         prompt,
@@ -68,7 +68,7 @@ def respond(
         engine.log_settings,
         placement=request.placement,
         attention_temperature=request.attention_temperature,
-        question=request.question_text,
+        question=request.question,
         answer_prefix=plan.prefix,
         max_new_tokens=request.max_tokens,
         stop=request.stop,

@@ -117,21 +117,22 @@ class SegmentLoader:
             led = encodable.background if answer is None else answer.start
             if not led:  # the selection keeps the answer alone
                 log = replace(log, without_answer=False)
-                return _Source(log, self._indexer, files[log.id], engine)
-            return _Source(log, self._indexer, files[log.id], engine, range(led), background=led)
+                return _Source(log, self._indexer, files[log.id], engine, rendered=encodable)
+            kept = range(led)
+            return _Source(log, self._indexer, files[log.id], engine, kept, led, encodable)
         if log.step is None:
             return _Source(log, self._indexer, files[log.id], engine)
         if self._indexer.selection(engine).in_context:
             encodable = self._indexer.encodable(log.trace, engine)
             part = engine.step_tokens(log.trace, log.step, encodable)
             if part is not None:
-                return _Source(log, self._indexer, files[log.id], engine, part)
+                return _Source(log, self._indexer, files[log.id], engine, part, 0, encodable)
         encodable = self._whole_traces.encodable(log.trace, engine)
         part = engine.step_tokens(log.trace, log.step, encodable)
         if part is None:
             raise TraceError(f"The model's window does not hold step {log.step} of the trace.")
         file = self._whole_traces.files([log], engine).get(log.id)
-        return _Source(log, self._whole_traces, file, engine, part)
+        return _Source(log, self._whole_traces, file, engine, part, 0, encodable)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class _Source:
         engine: The model.
         part: Which of its tokens are meant; all by default.
         background: How many of these led to what matters, see `Segment`.
+        rendered: The trace as the model is to read it, where it had to be looked at.
     """
 
     log: RecalledLog
@@ -153,11 +155,12 @@ class _Source:
     engine: Engine
     part: range | None = None
     background: int = 0
+    rendered: Encodable | None = None
 
     @cached_property
     def encodable(self) -> Encodable:
         """The trace as the model is to read it."""
-        return self.indexer.encodable(self.log.trace, self.engine)
+        return self.rendered or self.indexer.encodable(self.log.trace, self.engine)
 
     @property
     def tokens(self) -> int:
@@ -166,14 +169,12 @@ class _Source:
 
     def stored(self) -> Segment | None:
         """Return the stored segment, if there is a valid one."""
-        segment = self.indexer.load(self.log.id, self.log.trace, self.file, self.engine)
+        segment = self.indexer.load(self.log.id, self.file, self.engine, lambda: self.encodable)
         return None if segment is None else self._cut(segment)
 
     def encoded(self) -> Segment:
         """Encode the log."""
-        return self._cut(
-            self.indexer.load_or_encode(self.log.id, self.log.trace, self.encodable, self.engine)
-        )
+        return self._cut(self.indexer.load_or_encode(self.log.id, self.encodable, self.engine))
 
     def _cut(self, segment: Segment) -> Segment:
         return segment if self.part is None else segment.part(self.part, self.background)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -108,8 +108,20 @@ class SegmentIndexer:
         """Return the segment file of each log that exists; None if it has none for this model."""
         return self._store.segments.files(self.key("", engine), [log.id for log in logs])
 
-    def load(self, log_id: str, trace: Trace, file: str | None, engine: Engine) -> Segment | None:
+    def load(
+        self,
+        log_id: str,
+        file: str | None,
+        engine: Engine,
+        encodable: Callable[[], Encodable],
+    ) -> Segment | None:
         """Load the stored segment of a log, if there is one, and it is what its trace says.
+
+        Args:
+            log_id: The log.
+            file: The segment's file.
+            engine: The model.
+            encodable: Returns its trace as the model is to read it; asked if the file is read.
 
         Raises:
             LAGError: The trace cannot be read by this model.
@@ -118,14 +130,12 @@ class SegmentIndexer:
             return None
 
         def checked(segment: Segment) -> Segment:
-            engine.encoder.check(segment, self.encodable(trace, engine))
+            engine.encoder.check(segment, encodable())
             return engine.encoder.stage(segment)
 
         return self._store.load(self.key(log_id, engine), file, checked)
 
-    def load_or_encode(
-        self, log_id: str, trace: Trace, encodable: Encodable, engine: Engine
-    ) -> Segment:
+    def load_or_encode(self, log_id: str, encodable: Encodable, engine: Engine) -> Segment:
         """Encode a log now, unless somebody else has meanwhile.
 
         Raises:
@@ -136,7 +146,7 @@ class SegmentIndexer:
             files = self._store.segments.files(self.key(log_id, engine), [log_id])
             if log_id not in files:
                 raise LogNotFoundError(f"There is no log {log_id} in {self.namespace} now.")
-            stored = self.load(log_id, trace, files[log_id], engine)
+            stored = self.load(log_id, files[log_id], engine, lambda: encodable)
             if stored is not None:
                 return stored
             (segment,) = engine.encoder.encode_batch([encodable])

@@ -39,8 +39,11 @@ def test_ways_are_short() -> None:
 def test_every_module_is_named() -> None:
     package = ROOT / "lag_integrations"
     modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
-    skipped = ("store/migrations/", "store/chroma/", "store/relevance/", "evaluation/datasets/", "evaluation/recall/")
-    skipped += ("engine/quantization/", "engine/tools/", "kv/codecs/")  # named as folders
+    skipped = (  # named as folders
+        *("store/migrations/", "store/chroma/", "store/relevance/"),
+        *("evaluation/datasets/", "evaluation/recall/"),
+        *("engine/quantization/", "engine/tools/", "kv/codecs/"),
+    )
     for path in modules:
         name = path.relative_to(package).as_posix()
         if not name.startswith(skipped):
