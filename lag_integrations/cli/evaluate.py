@@ -190,7 +190,7 @@ def eval_(
         int | None,
         typer.Option(
             min=1,
-            help="Questions answered together, which is faster, but takes their seconds from the "
+            help="Questions worked on at once, which is faster, but takes their seconds from the "
             "report; 8 where questions have one round, else 1.",
         ),
     ] = None,
@@ -299,13 +299,11 @@ def eval_(
     if not can_search and not direct and rounds is None:
         warn(f"{dataset} has no documents to search here: one round a question.")
     most_rounds = rounds or (1 if direct or not can_search else _ROUNDS[is_choice])
-    alone = most_rounds > 1 or online
-    if alone and batch and batch > 1:
+    if online and batch and batch > 1:
         raise EvaluationError(
-            "Only questions of one round that need no other's log can be answered together; leave "
-            "out --batch, or add --rounds 1 (and no --online)."
+            "Each question of an online run needs the logs of those before it; leave out --batch."
         )
-    if alone and likelihood:
+    if likelihood and (most_rounds > 1 or online):
         raise EvaluationError(
             "Only answers of one round are rated; leave out --likelihood, or add --rounds 1."
         )
@@ -326,7 +324,7 @@ def eval_(
         best_last=best_last,
         attention_temperature=attention_temperature,
         direct=direct,
-        batch=batch or (1 if alone else _BATCH),
+        batch=batch or (1 if online or most_rounds > 1 else _BATCH),
         likelihood=likelihood,
         limit=limit,
         seed=seed,

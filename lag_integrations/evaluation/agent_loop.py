@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -24,8 +24,6 @@ from lag_integrations.memory.results import RecalledLog
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.reserved_metadata import LESSON
 from lag_integrations.traces.trace import Trace
-
-logger = logging.getLogger(__name__)
 
 _QA = (
     "Answer the question below from the information that you are given; do not guess.\n"
@@ -52,7 +50,8 @@ _SHORT_CHOICE = (
 
 
 # Prompts beyond the window or the memory, and traces that cannot be encoded.
-_TOO_MUCH = (LAGError, torch.OutOfMemoryError)
+_Errors = tuple[type[Exception], ...]
+_TOO_MUCH: _Errors = (LAGError, torch.OutOfMemoryError)
 
 
 class Loop(BaseModel):
@@ -69,7 +68,7 @@ class Loop(BaseModel):
         attention_temperature: Of the attention to segments; see `Engine.request`.
         direct: Whether a round begins with the answer's tag, so that there is nothing but the
             answer: for models that are too small to reason, and for quick runs.
-        batch: Questions of one round that are answered together.
+        batch: Questions that are worked on at once.
         likelihood: Whether to find out how likely answers of one round would have been with the
             logs as text, which costs reading that once more.
     """
@@ -157,8 +156,19 @@ class Agent:
         self._documents = documents
         self._loop = loop
 
-    def run(self, question: Question) -> Run:
-        """Work on a question until it is answered, or the rounds are over."""
+    def _try(self, question: Question) -> Run | None:
+        try:
+            return self.run(question, too_much=(LAGError,))
+        except torch.OutOfMemoryError:
+            return None
+
+    def run(self, question: Question, *, too_much: _Errors = _TOO_MUCH) -> Run:
+        """Work on a question until it is answered, or the rounds are over.
+
+        Args:
+            question: The question.
+            too_much: Errors after which the least relevant log is left out.
+        """
         run = Run(question)
         started = time.perf_counter()
         query = question.text
@@ -166,37 +176,32 @@ class Agent:
             begun = time.perf_counter()
             self._look_up(run, query)
             try:
-                self._respond(run, begun)
-            except _TOO_MUCH as error:
+                self._respond(run, begun, too_much)
+            except too_much as error:
                 _give_up(run, error)
                 break
             query = query_of(run.responses[-1])
         run.seconds = time.perf_counter() - started
         return run
 
-    def run_together(self, questions: Sequence[Question]) -> list[Run]:
-        """Work on questions for one round, the answers in one batch.
+    def run_all(self, questions: Sequence[Question]) -> Iterator[Run]:
+        """Work on questions, on as many at once as the loop says; yield the runs in their order.
 
-        What a question takes alone is not measured then, so the runs have no seconds.
+        What a question takes alone is not measured where there are others, so that these runs have
+        no seconds.
         """
-        runs = [Run(question) for question in questions]
-        ready: list[tuple[Run, Given, Request]] = []
-        for run in runs:
-            self._look_up(run, run.question.text)
-            try:
-                ready.append((run, *self._fitting(run)))
-            except _TOO_MUCH as error:
-                _give_up(run, error)
+        if self._loop.batch == 1:
+            yield from map(self.run, questions)
+            return
+        pool = ThreadPoolExecutor(self._loop.batch)
         try:
-            generations = self._engine.generate_batch([request for _, _, request in ready])
-        except torch.OutOfMemoryError:
-            logger.warning("%d questions at once are too many; they go one by one.", len(ready))
-            return [self.run(question) for question in questions]
-        for (run, given, _), generation in zip(ready, generations, strict=True):
-            if self._loop.likelihood and run.logs:
-                run.log_likelihood = self._rated(run, generation)
-            self._take(run, given, generation)
-        return runs
+            for question, run in zip(questions, pool.map(self._try, questions), strict=True):
+                # With others it was too much for the memory; they have gone on, or come to an end.
+                run = run or self.run(question)
+                run.seconds = run.time_to_first_token = None
+                yield run
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _look_up(self, run: Run, query: str) -> None:
         """Logs and documents for a query that are not there yet."""
@@ -231,7 +236,7 @@ class Agent:
         of = {"question_id": question.log_of}
         return self._memory.get(self._memory.store.ledger.having(of, limit=1))
 
-    def _respond(self, run: Run, begun: float) -> None:
+    def _respond(self, run: Run, begun: float, too_much: _Errors = _TOO_MUCH) -> None:
         """Run a round, without the least relevant logs if it is too much for the model."""
         while True:
             given, request = self._fitting(run)
@@ -239,13 +244,15 @@ class Agent:
             try:
                 for _ in stream:
                     pass
-            except _TOO_MUCH:
+            except too_much:
                 if not run.logs:
                     raise
                 run.logs.pop()
                 continue
             if not run.responses:
                 run.time_to_first_token = stream.generation.time_to_first_token
+            if self._loop.likelihood and run.logs:
+                run.log_likelihood = self._rated(run, stream.generation)
             return self._take(run, given, stream.generation)
 
     def _fitting(self, run: Run) -> tuple[Given, Request]:

@@ -120,16 +120,12 @@ class Evaluation:
                 self._learn(memory, progress)
             agent = Agent(self._engine, memory, one, self._documents, self._settings)
             seen = {question.id for question in self._dataset.seen}
-            size = self._settings.batch
-            together = size > 1 or self._settings.likelihood
-            for done in range(0, len(todo), size):
+            progress(name, 0, len(todo))
+            for done, run in enumerate(agent.run_all(todo), 1):
+                if self._settings.logs == "self" and name == "none" and run.question.id in seen:
+                    self._keep(run)
+                self._records.add(self._record(name, run, self._dataset))
                 progress(name, done, len(todo))
-                batch = todo[done : done + size]
-                runs = agent.run_together(batch) if together else [agent.run(batch[0])]
-                for run in runs:
-                    if self._settings.logs == "self" and name == "none" and run.question.id in seen:
-                        self._keep(run)
-                    self._records.add(self._record(name, run, self._dataset))
         progress(name, len(todo), len(todo))
 
     def _run_online(self, name: str, one: Arm, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -292,20 +293,19 @@ def test_the_standard_agent_goes_first(evaluate, puppet):
     assert records["text_last", "vault"].logs == ("vault",)
 
 
-def test_questions_of_one_round_are_answered_together(evaluate, puppet, tmp_path, monkeypatch):
-    sizes = []
-    together = puppet.generate_batch
+def test_questions_are_worked_on_at_once(evaluate, puppet, tmp_path):
+    together = threading.Barrier(2, timeout=60)  # who is alone waits in vain
 
-    def counted(requests):
-        sizes.append(len(requests))
-        return together(requests)
+    def says(prompt):
+        if "Tonga" not in prompt:  # the fifth has nobody to go with
+            together.wait()
+        return knows(prompt)
 
-    monkeypatch.setattr(puppet, "generate_batch", counted)
-    puppet.says(knows)
+    puppet.says(says)
     records = evaluate(["none", "kv_last"], batch=2)
-    assert sizes == [2, 2, 1, 2, 2, 1]
     other = tmp_path / "alone"
     other.mkdir()
+    puppet.says(knows)
     alone = evaluate(["none", "kv_last"], out=other)
     assert alone["kv_last", "vault"].seconds > 0
     assert alone["kv_last", "vault"].time_to_first_token > 0
@@ -328,7 +328,7 @@ def test_a_batch_that_was_killed_is_asked_again(evaluate, puppet):
         evaluate(["none"], batch=2)
     puppet.says(knows)
     assert len(evaluate(["none"], batch=2)) == 5
-    assert len(puppet.prompts) == 3
+    assert len(puppet.prompts) in (2, 3)  # whichever of the two died
 
 
 def test_in_a_batch_what_is_too_much_for_the_window_costs_its_own_logs(
@@ -348,10 +348,14 @@ def test_in_a_batch_what_is_too_much_for_the_window_costs_its_own_logs(
 
 
 def test_a_batch_that_is_too_much_for_the_memory_goes_one_by_one(evaluate, puppet, monkeypatch):
-    def full(requests):
-        raise torch.OutOfMemoryError
+    start = puppet.start
 
-    monkeypatch.setattr(puppet, "generate_batch", full)
+    def full(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError
+        return start(*arguments)
+
+    monkeypatch.setattr(puppet, "start", full)
     puppet.says(knows)
     records = evaluate(["none"], batch=2)
     assert len(records) == 5
@@ -460,8 +464,8 @@ def test_answers_are_rated_as_if_the_logs_were_text(evaluate, puppet, monkeypatc
     assert records["kv_last", "tea"].log_likelihood is None  # no log was near enough
     assert records["kv_last", "vault"].log_likelihood == -0.5
     log = f"The answer is <ans>7741</ans>{LOGS_END}Question: What is the code of the vault in Lima?"
-    assert log in rated[0]
-    assert rated[0].endswith("<ans>")
+    (vault,) = (prompt for prompt in rated if log in prompt)
+    assert vault.endswith("<ans>")
     assert len(rated) == sum(bool(record.logs) for record in records.values())
 
 
