@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lag_integrations import Engine, Trace, packaged
+from lag_integrations import Engine, Trace
 from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import (
@@ -234,18 +232,13 @@ def test_a_stop_text_that_the_prompt_ends_with_does_not_end_the_answer(engine):
 
 
 @pytest.fixture(scope="module")
-def forgetful(engine):
-    """The same model, which reads everything anew."""
-    return Engine(engine.model, engine.tokenizer, prefix_cache_bytes=0)
-
-
-@pytest.fixture(scope="module")
 def small_forgetful(small):
+    """The same model, which reads everything anew."""
     return Engine(small.model, small.tokenizer, prefix_cache_bytes=0)
 
 
 @pytest.mark.parametrize("segments", [0, 2])
-def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segments):
+def test_a_conversation_that_goes_on_is_not_read_again(engine, segments):
     logs = [TRACE, qa("Who has the key of Lima?", "Paula has the key.")][:segments]
     recalled = [engine.encode(log) for log in logs]
     chat = user("Which code?", ("system", f"You guard {segments} vaults, and answer briefly."))
@@ -262,8 +255,9 @@ def test_a_conversation_that_goes_on_is_not_read_again(engine, forgetful, segmen
     assert abs(second.reused_tokens - known) <= 2
     assert second.injected_tokens == sum(map(len, recalled))
     assert second.injection_time == 0
-    with Passes(forgetful) as all_passes:
-        anew = forgetful.generate(more, recalled, placement="after_system", **BRIEF)
+    engine._runner.prefixes.clear()
+    with Passes(engine) as all_passes:
+        anew = engine.generate(more, recalled, placement="after_system", **BRIEF)
     assert second.token_ids == anew.token_ids
     assert anew.reused_tokens == 0
     assert sum(all_passes.tokens) > sum(passes.tokens) + known - 4
@@ -308,51 +302,55 @@ def test_the_attention_temperature_is_one_default_for_any_number_of_logs(engine)
     assert engine.request(user("Hi"), [segment], attention_temperature=1).attention_temperature == 1
 
 
-def test_another_log_is_injected_after_the_same_beginning(engine, forgetful):
+def test_another_log_is_injected_after_the_same_beginning(engine):
     chat = user("What is the code?", ("system", "You guard one vault, far in the north."))
     codes = (7741, 3309)
     logs = [qa("What is the code of the vault?", f"The code is {code}.") for code in codes]
     for code, segment in zip(codes, [engine.encode(log) for log in logs], strict=True):
         mine = engine.generate(chat, [segment], **GREEDY)
-        assert mine.token_ids == forgetful.generate(chat, [segment], **GREEDY).token_ids
+        engine._runner.prefixes.clear()
+        anew = engine.generate(chat, [segment], **GREEDY)
+        assert anew.reused_tokens == 0
+        assert mine.token_ids == anew.token_ids
         assert str(code) in mine.text
         assert mine.injection_time > 0
     assert mine.reused_tokens > 10
 
 
-def test_a_run_is_encoded_from_what_was_read_and_generated(engine, forgetful):
+def test_a_run_is_encoded_from_what_was_read_and_generated(small, small_forgetful):
     chat = user("Name a colour of the sea.", ("system", "You are a painter by the sea."))
-    answer = engine.generate(chat, **BRIEF)
+    answer = small.generate(chat, **BRIEF)
     trace = answered(chat, answer.text)
-    with Passes(engine) as passes:
-        live = engine.encode(trace)
+    with Passes(small) as passes:
+        live = small.encode(trace)
     assert sum(passes.tokens) <= 3, "the end of the turn"
-    anew = forgetful.encode(trace)
+    anew = small_forgetful.encode(trace)
     assert torch.equal(live.token_ids, anew.token_ids)
     for mine, theirs in zip(live.slots, anew.slots, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert (one - other).abs().max() < 1e-3
 
 
-def test_what_was_said_with_logs_in_mind_is_encoded_without_them(engine, forgetful):
+def test_what_was_said_with_logs_in_mind_is_encoded_without_them(small, small_forgetful):
     chat = user("What is the code?", ("system", "You guard one vault, deep in the south."))
-    answer = engine.generate(chat, [engine.encode(TRACE)], **BRIEF)
+    answer = small.generate(chat, [small.encode(TRACE)], **BRIEF)
     trace = answered(chat, answer.text)
-    for mine, theirs in zip(engine.encode(trace).slots, forgetful.encode(trace).slots, strict=True):
+    live, anew = small.encode(trace), small_forgetful.encode(trace)
+    for mine, theirs in zip(live.slots, anew.slots, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert (one - other).abs().max() < 1e-3
 
 
-def test_traces_that_begin_alike_are_read_from_where_they_differ(engine, forgetful):
+def test_traces_that_begin_alike_are_read_from_where_they_differ(small, small_forgetful):
     system = ("system", "You are a librarian in Porto, kind, and of few words. " * 3)
     traces = [
         answered(user(f"Where is shelf {number}?", system), "On the left.") for number in range(2)
     ]
-    engine.encode(traces[0])
-    with Passes(engine) as passes:
-        second = engine.encode(traces[1])
-    assert passes.tokens[0] < 30 < engine.count_tokens(traces[1].messages) - passes.tokens[0]
-    for mine, theirs in zip(second.slots, forgetful.encode(traces[1]).slots, strict=True):
+    small.encode(traces[0])
+    with Passes(small) as passes:
+        second = small.encode(traces[1])
+    assert passes.tokens[0] < 30 < small.count_tokens(traces[1].messages) - passes.tokens[0]
+    for mine, theirs in zip(second.slots, small_forgetful.encode(traces[1]).slots, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert (one - other).abs().max() < 1e-3
 
@@ -403,7 +401,7 @@ def test_nothing_but_the_system_message_is_kept_of_traces(small):
     ]
 
 
-def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetful):
+def test_an_error_within_a_forward_pass_leaves_nothing_half_read(small, small_forgetful):
     chat = user("Count to five.", ("system", "You count slowly, one by one."))
     calls = 0
 
@@ -414,12 +412,12 @@ def test_an_error_within_a_forward_pass_leaves_nothing_half_read(engine, forgetf
             raise RuntimeError("out of memory")
 
     with (
-        engine.model.model.layers[5].register_forward_pre_hook(fail),
+        small.model.model.layers[1].register_forward_pre_hook(fail),
         pytest.raises(RuntimeError, match="out of memory"),
     ):
-        engine.generate(chat, **BRIEF)
-    expected = forgetful.generate(chat, **BRIEF).token_ids
-    assert engine.generate(chat, **BRIEF).token_ids == expected
+        small.generate(chat, **BRIEF)
+    expected = small_forgetful.generate(chat, **BRIEF).token_ids
+    assert small.generate(chat, **BRIEF).token_ids == expected
 
 
 def test_who_leaves_a_stream_does_not_wait_for_the_model(engine):
@@ -544,28 +542,6 @@ def test_a_closed_engine_says_so(small):
     closed.close()
     with pytest.raises(LAGError, match="closed"):
         closed.generate(user("Hi"))
-
-
-LOADS = """
-import sys, threading
-from lag_integrations import Engine
-from lag_integrations.store.embedder import Embedder
-model, embedder = sys.argv[1:]
-other = threading.Thread(target=lambda: Embedder(embedder).embed(["Hello"]))
-other.start()
-Engine.load(model)
-other.join()
-print("loaded")
-"""
-
-
-def test_the_embedder_may_load_while_the_model_does():
-    """The memory's worker does so; transformers alone would spoil the process for good."""
-    paths = [str(packaged.chat_model()), str(packaged.embedder())]
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS, *paths], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "loaded", done.stderr[-2000:]
 
 
 def test_a_token_that_ends_answers_is_never_shown(engine, monkeypatch):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from langchain_core.messages import HumanMessage
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lag_integrations import Engine, packaged
+from lag_integrations import Engine, KVLogMemory, packaged
 from lag_integrations.engine.quantization import int4
 from lag_integrations.engine.quantization import quantize as quantize_module
 from lag_integrations.engine.quantization.int4 import Int4Linear, quantize_groups
@@ -22,6 +25,8 @@ from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.traces.message import Message
 from tests.conftest import qa
+from tests.engine.tiny_gguf import write_gguf
+from tests.store.model import hash_embedder
 
 ROWS = (1, 3, 16, 17, 96, 97, 300)
 """Below and above what each kernel is used for."""
@@ -205,60 +210,77 @@ def test_what_cannot_be_quantized_is_refused():
         LAGChatModel(llama(), tokenizer=object(), quantization="int8")
 
 
-@pytest.fixture(scope="module")
-def gguf():
-    return packaged.gguf("smollm2-135m")
+@dataclass(frozen=True)
+class Loaded:
+    """A GGUF file as a chat model loads it, and a model of the same weights in fp32."""
+
+    file: Path
+    chat: LAGChatModel
+    dense: Engine
+
+    @property
+    def packed(self) -> Engine:
+        return self.chat.engine
 
 
-@pytest.fixture(scope="module")
-def chat(gguf):
-    """Loaded once, by the name of its file: it takes a while."""
-    return LAGChatModel(model=str(gguf), max_tokens=24, temperature=0, quiet=True)
+@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2", marks=pytest.mark.slow)])
+def loaded(request, tmp_path_factory) -> Loaded:
+    """Loaded once, by the name of its file: SmolLM2 takes a while."""
+    if request.param == "tiny":
+        file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+        model = write_gguf(file)
+    else:
+        file, model = packaged.gguf("smollm2-135m"), None
+    chat = LAGChatModel(model=str(file), max_tokens=24, temperature=0, quiet=True)
+    if model is None:
+        return Loaded(file, chat, request.getfixturevalue("engine"))
+    return Loaded(file, chat, Engine(model, chat.engine.tokenizer))
 
 
-@pytest.fixture(scope="module")
-def packed(chat):
-    return chat.engine
-
-
-def test_a_gguf_file_keeps_its_bits(packed, gguf, engine):
-    """SmolLM2's file holds its layers in 4 bits, its embedding in 8."""
+def test_a_gguf_file_keeps_its_bits(loaded):
+    """Both files hold their layers in 4 bits, their embedding in 8."""
+    packed, dense = loaded.packed, loaded.dense
     kinds = {type(module) for module in packed.model.modules()}
     assert Int4Linear in kinds
     assert nn.Linear not in kinds
-    assert packed.name == str(gguf)
-    assert packed.fingerprint.id != engine.fingerprint.id
+    assert packed.name == str(loaded.file)
+    assert packed.fingerprint.id != dense.fingerprint.id
     weights = sum(buffer.numel() for buffer in packed.model.buffers())  # of one byte, nearly all
-    assert weights < 0.3 * 4 * sum(weight.numel() for weight in engine.model.parameters())
-    for packed_layer, dense in zip(
-        packed.model.model.layers, engine.model.model.layers, strict=True
+    assert weights < 0.3 * 4 * sum(weight.numel() for weight in dense.model.parameters())
+    for packed_layer, dense_layer in zip(
+        packed.model.model.layers, dense.model.model.layers, strict=True
     ):
         for name in ("q_proj", "o_proj"):
             weight = getattr(packed_layer.self_attn, name).dequantized(torch.float32)
-            assert distance(weight, getattr(dense.self_attn, name).weight) < 0.01
+            assert distance(weight, getattr(dense_layer.self_attn, name).weight) < 0.01
 
 
-def test_a_gguf_file_answers_as_its_dense_weights_do(packed, engine):
+def test_a_gguf_file_answers_as_its_dense_weights_do(loaded):
     """The logits of a text: as near as bf16 is."""
-    ids = torch.tensor(
-        [engine.tokenizer("The lighthouse of Velmora was built in 1874.")["input_ids"]]
-    )
+    text = "The lighthouse of Velmora was built in 1874."
+    ids = torch.tensor([loaded.dense.tokenizer(text)["input_ids"]])
     with torch.inference_mode():
-        mine = packed.model(ids).logits.log_softmax(-1)
-        theirs = engine.model(ids).logits.log_softmax(-1)
+        mine = loaded.packed.model(ids).logits.log_softmax(-1)
+        theirs = loaded.dense.model(ids).logits.log_softmax(-1)
     assert float((theirs.exp() * (theirs - mine)).sum(-1).mean()) < 0.01
+    # The comparison is worth something only where not all tokens are as likely.
+    assert float((theirs.exp() * theirs).sum(-1).mean()) + math.log(theirs.shape[-1]) > 0.5
 
 
-def test_frameworks_load_gguf_files_and_remember(chat, memory):
-    chat = chat.model_copy(update={"memory": memory})
-    memory.add(qa("Which code opens the vault in Lima?", "The code is 7741.", outcome="success"))
-    memory.attach(chat.engine)
-    memory.flush()
-    answer = chat.invoke([HumanMessage("Which code opens the vault in Lima?")])
-    assert "7741" in answer.text
-    assert answer.response_metadata["lag"]["injected_tokens"] > 0
-    llm = LAGLLM(chat.engine, memory=memory, temperature=0, max_tokens=24)
-    assert "7741" in str(llm.complete("Which code opens the vault in Lima?"))
+def test_frameworks_load_gguf_files_and_remember(loaded, tmp_path):
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
+        chat = loaded.chat.model_copy(update={"memory": memory})
+        memory.add(
+            qa("Which code opens the vault in Lima?", "The code is 7741.", outcome="success")
+        )
+        memory.attach(chat.engine)
+        memory.flush()
+        answer = chat.invoke([HumanMessage("Which code opens the vault in Lima?")])
+        assert answer.response_metadata["lag"]["injected_tokens"] > 0
+        llm = LAGLLM(chat.engine, memory=memory, temperature=0, max_tokens=24)
+        answers = answer.text, str(llm.complete("Which code opens the vault in Lima?"))
+        if loaded.file.name != "tiny.gguf":  # whose random weights answer anything
+            assert all("7741" in answer for answer in answers)
 
 
 def test_settings_of_frameworks_reach_the_loader():
@@ -279,7 +301,9 @@ def test_a_gguf_file_that_is_none_is_refused(tmp_path):
         Engine.load(tmp_path / "model.gguf")
 
 
-def test_a_segment_of_dense_weights_does_not_fit(packed, engine):
-    segment = engine.encode(qa("Which code opens the vault?", "The code is 7741."))
+def test_a_segment_of_dense_weights_does_not_fit(loaded):
+    segment = loaded.dense.encode(qa("Which code opens the vault?", "The code is 7741."))
     with pytest.raises(FingerprintMismatchError):
-        packed.generate([Message(role="user", content="Which code?")], [segment], max_new_tokens=2)
+        loaded.packed.generate(
+            [Message(role="user", content="Which code?")], [segment], max_new_tokens=2
+        )

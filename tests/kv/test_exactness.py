@@ -36,6 +36,16 @@ from tests.kv.families import (
     with_segments,
 )
 
+BOTH_SCHEMES = {
+    "llama",
+    "qwen2_moe",
+    "gemma3n",
+    "gemma4",
+    "deepseek_v3",
+    "gpt_oss",
+    "phi",
+    "bloom",
+}
 # fp32 angles at positions near 1000 are exact to 6e-5; sharp random attention amplifies that.
 TOLERANCE = 1e-3
 
@@ -93,8 +103,9 @@ def test_splice_equals_full_prefill(case: Case, start: int) -> None:
     cache = with_segments(case.positions, case.segment, start)
     logits = feed(case.model, cache, rest, start + PREFIX)
     assert distance(logits, case.logits[PREFIX:]) < TOLERANCE
-    cache = with_segments(case.positions, case.segment, start)
-    assert greedy(case.model, cache, rest, start + PREFIX) == case.answer
+    if start == STARTS[-1]:  # the farthest move, from which answers differ first
+        cache = with_segments(case.positions, case.segment, start)
+        assert greedy(case.model, cache, rest, start + PREFIX) == case.answer
 
 
 def test_wrong_position_is_noticed(case: Case) -> None:
@@ -314,8 +325,15 @@ def test_bfloat16(family: Family) -> None:
         assert difference.abs().mean().item() < 5e-2 * spread
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def quantized() -> Iterator[object]:
+    """Families with schemes, which replace the same layers: both for a few of every structure."""
+    schemes = ("int8", "int4")
+    for number, family in enumerate(FAMILIES):
+        for scheme in schemes if family.name in BOTH_SCHEMES else (schemes[number % 2],):
+            yield pytest.param(family, scheme, id=f"{family}-{scheme}")
+
+
+@pytest.mark.parametrize(("family", "scheme"), quantized())
 def test_quantized_weights(family: Family, scheme: Quantization) -> None:
     """As near as with bf16: what is multiplied with quantised weights is bf16."""
     model = load(family)

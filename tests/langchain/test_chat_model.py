@@ -16,13 +16,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tools import tool
 
-from lag_integrations import Engine, KVLogMemory, packaged
+from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.encoder import Encoder
 from lag_integrations.engine.token_selection import WholeTrace
 from lag_integrations.errors import PromptError, SettingsError, StoreError, TraceError
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.sources import hash_of
-from tests.conftest import qa, random_model
+from tests.conftest import qa
 from tests.langchain.fake_chat_model import FakeChatModel, call, captured
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
@@ -30,7 +30,14 @@ QUESTION = "Which code opens the vault in Lima?"
 
 
 @pytest.fixture
-def model(engine, memory):
+def model(small, memory):
+    """Random weights: which tokens it says does not matter, only what it is given."""
+    return LAGChatModel(model=small, memory=memory, temperature=0, max_tokens=16)
+
+
+@pytest.fixture
+def real(engine, memory):
+    """The real model, whose answers end: a run that is cut off for length is not recalled."""
     return LAGChatModel(model=engine, memory=memory, temperature=0, max_tokens=16)
 
 
@@ -125,27 +132,28 @@ def test_per_call_settings(model, memory):
         model.invoke([])
     assert model.invoke(QUESTION, max_tokens=2).usage_metadata["output_tokens"] == 2
     told = model.invoke("Tell me of the sea.", max_tokens=40).content
-    stop = " ".join(told.split()[3:5])  # of several tokens
-    assert model.invoke("Tell me of the sea.", stop=[stop]).content == told.split(stop)[0]
+    stop = told[8:16]  # of several tokens
+    answer = model.invoke("Tell me of the sea.", stop=[stop])
+    assert answer.content == told[: told.index(stop)]
 
 
-def test_the_best_log_stands_last(engine, memory, monkeypatch):
-    memory.attach(engine)
+def test_the_best_log_stands_last(small, memory, monkeypatch):
+    memory.attach(small)
     near, far = memory.add(VAULT), memory.add(qa("Code of a vault?", "A vault has a code: 1."))
     memory.flush()
     seen = []
-    build = engine.requests.build
+    build = small.requests.build
 
     def spy(prompt, segments, *args, **kwargs):
         seen.append(segments)
         return build(prompt, segments, *args, **kwargs)
 
-    monkeypatch.setattr(engine.requests, "build", spy)
+    monkeypatch.setattr(small.requests, "build", spy)
     for best_last in (True, False):
-        model = LAGChatModel(model=engine, memory=memory, best_last=best_last, max_tokens=1)
+        model = LAGChatModel(model=small, memory=memory, best_last=best_last, max_tokens=1)
         message = model.invoke(QUESTION, min_score=0.2)
         assert message.response_metadata["lag"]["log_ids"] == [near, far]
-    best = len(engine.encode(VAULT))
+    best = len(small.encode(VAULT))
     assert len(seen[0][-1]) == best != len(seen[0][0])
     assert len(seen[1][0]) == best
 
@@ -161,8 +169,8 @@ def test_logs_that_do_not_fit_the_window_are_left_out_worst_first(model, memory,
     assert lag["injected_tokens"] > 0
 
 
-def test_without_memory_it_is_a_plain_chat_model(engine):
-    model = LAGChatModel(model=engine, temperature=0, max_tokens=8)
+def test_without_memory_it_is_a_plain_chat_model(small):
+    model = LAGChatModel(model=small, temperature=0, max_tokens=8)
     answer = model.invoke([SystemMessage("Be brief."), HumanMessage("Say hello.")])
     assert answer.content
     assert answer.response_metadata["lag"]["injected_tokens"] == 0
@@ -203,7 +211,7 @@ def test_a_log_that_cannot_be_used_does_not_cost_the_answer(
 
 @pytest.mark.parametrize("broken", ["add_model", "files"])
 def test_a_ledger_that_fails_does_not_cost_the_answer(
-    engine, memory, no_worker, monkeypatch, caplog, broken
+    small, memory, no_worker, monkeypatch, caplog, broken
 ):
     memory.add(VAULT)
     memory.embed_pending()
@@ -213,7 +221,7 @@ def test_a_ledger_that_fails_does_not_cost_the_answer(
 
     owner = memory.store.metadata if broken == "add_model" else memory.store.segments
     monkeypatch.setattr(owner, broken, fails)
-    model = LAGChatModel(engine, memory=memory, temperature=0, max_tokens=2)
+    model = LAGChatModel(small, memory=memory, temperature=0, max_tokens=2)
     assert model.invoke(QUESTION).content
     assert "the disk is full" in caplog.text
 
@@ -248,16 +256,16 @@ def test_logs_as_text_stand_before_the_question_of_a_list_of_blocks(model, memor
 # Capture
 
 
-def test_a_log_knows_what_helped_it_and_holds_nothing_recalled(model, memory):
+def test_a_log_knows_what_helped_it_and_holds_nothing_recalled(real, memory):
     key = memory.add(VAULT)
     memory.flush()
-    model.invoke(QUESTION, {"callbacks": [memory.callback_handler()]})
+    real.invoke(QUESTION, {"callbacks": [memory.callback_handler()]})
     (log,) = [log for log in logs(memory) if log.task == QUESTION]
     assert log.helped_by == (key,)
     assert [message.role for message in log.messages] == ["user", "assistant"]
 
 
-def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
+def test_capture_encodes_nothing_in_the_run(real, memory, monkeypatch):
     encoding_threads = set()
     encoding = threading.Event()
     encode = Encoder.encode_batch
@@ -268,7 +276,7 @@ def test_capture_encodes_nothing_in_the_run(model, memory, monkeypatch):
         return encode(*args, **kwargs)
 
     monkeypatch.setattr(Encoder, "encode_batch", spy)
-    model.invoke("Hi", {"callbacks": [memory.callback_handler()]})
+    real.invoke("Hi", {"callbacks": [memory.callback_handler()]})
     assert encoding.wait(60)
     assert encoding_threads == {"lag-memory"}
 
@@ -308,6 +316,7 @@ def test_a_log_without_a_segment_can_be_given_as_text(engine, memory):
 
 def test_a_deleted_log_leaves_the_prefix_cache_too(model, memory):
     prefixes = model.engine._runner.prefixes
+    prefixes.clear()  # of what other tests asked
     key = memory.add(VAULT)
     memory.flush()
     model.invoke(QUESTION)
@@ -315,12 +324,6 @@ def test_a_deleted_log_leaves_the_prefix_cache_too(model, memory):
     memory.delete(key)
     gc.collect()
     assert not any(entry.watched for entry in prefixes._entries.values())
-
-
-@pytest.fixture(scope="module")
-def small(engine) -> Engine:
-    """Random weights: which tokens it says does not matter, only what it is given."""
-    return Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from tests.tutorials import sections_of
 
 
 @pytest.fixture
-def told(request, capsys):
+def told(request, capsys, engine):
     """What a tutorial prints, section by section."""
-    return sections_of(f"langchain/{request.param}", capsys)
+    return sections_of(f"langchain/{request.param}", capsys, engine)
 
 
 @pytest.mark.parametrize("told", ["chain"], indirect=True)

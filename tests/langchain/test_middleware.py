@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
 
 import pytest
 from langchain.agents import create_agent
@@ -24,6 +22,7 @@ from lag_integrations.langchain import KVLogMiddleware
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa
 from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, added, call
+from tests.store.processes import importing_without_langgraph, result_of
 
 VAULT = qa("What is the code of the vault in Lima?", "The vault's code is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", metadata={"team": "ships"})
@@ -502,15 +501,6 @@ def test_wrong_settings_are_refused_at_once(memory):
 
 
 def test_without_langgraph_the_rest_works_and_the_extra_is_named():
-    script = (
-        "import sys\n"
-        "for name in ('langchain', 'langgraph'): sys.modules[name] = None\n"
-        "import lag_integrations.langchain as ours\n"
-        "ours.LAGChatModel, ours.CaptureHandler, ours.LogRetriever, ours.recall_tool\n"
-        "for name in ('KVLogMiddleware', 'LogBaseStore'):\n"
-        "    try: getattr(ours, name)\n"
-        "    except ImportError as error: print(error)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("lag_integrations[agents]") == 2
+    errors = result_of(importing_without_langgraph)
+    assert len(errors) == 2
+    assert all("lag_integrations[agents]" in error for error in errors)

@@ -11,10 +11,8 @@ from langchain_core.messages import HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 
-from lag_integrations import Engine
 from lag_integrations.errors import StoreError
 from lag_integrations.langchain import LAGChatModel
-from tests.conftest import random_model
 from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, call
 
 QUESTION = "What is the code of my vault?"
@@ -35,12 +33,6 @@ NO_FILTERS = [fails, lambda config: None, lambda config: {}, lambda config: {"us
 
 def config(user, **fields):
     return {"metadata": {"user_id": user}, **fields}
-
-
-@pytest.fixture(scope="module")
-def small(engine) -> Engine:
-    """Random weights: what it says does not matter here, only what it is given."""
-    return Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import contextvars
 import copy
 import gc
 import pickle
-import subprocess
-import sys
 import threading
 import weakref
 from typing import Any
@@ -37,6 +35,7 @@ from tests.llama_index.fake_llm import (
     our_handlers,
     transcript,
 )
+from tests.store.processes import importing_for_llama_index, result_of
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 
@@ -333,15 +332,7 @@ def test_no_log_is_written_by_the_garbage_collector(memory, monkeypatch):
 
 
 def test_importing_instruments_nothing():
-    code = (
-        "import lag_integrations.llama_index\n"
-        "from llama_index_instrumentation import get_dispatcher\n"
-        "root = get_dispatcher()\n"
-        "handlers = [*root.span_handlers, *root.event_handlers]\n"
-        "print([each.class_name() for each in handlers if 'LAG' in each.class_name()])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
+    assert result_of(importing_for_llama_index) == []
 
 
 @pytest.fixture

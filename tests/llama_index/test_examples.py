@@ -10,9 +10,9 @@ from tests.tutorials import sections_of
 
 
 @pytest.fixture
-def lines(request, capsys):
+def lines(request, capsys, engine):
     """What a tutorial prints, section by section."""
-    return sections_of(f"llama_index/{request.param}", capsys)
+    return sections_of(f"llama_index/{request.param}", capsys, engine)
 
 
 @pytest.mark.parametrize("lines", ["query_engine"], indirect=True)

@@ -1,4 +1,4 @@
-"""LAGLLM, on the real packaged model."""
+"""LAGLLM: its words rarely matter, so most tests have the small engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import copy
 import inspect
 import json
 import threading
-import time
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
@@ -33,6 +32,7 @@ from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.messages import as_chat
 from tests.conftest import qa
+from tests.engine.test_inference_loop import loop_threads, wait_until
 
 TALE = [ChatMessage(role="user", content="Tell me of the sea.")]
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
@@ -53,8 +53,8 @@ class Seen(BaseEventHandler):
 
 
 @pytest.fixture
-def llm(engine):
-    return LAGLLM(engine, temperature=0, max_tokens=12)
+def llm(small):
+    return LAGLLM(small, temperature=0, max_tokens=12)
 
 
 @pytest.fixture
@@ -125,25 +125,25 @@ def test_each_call_is_told_once(llm, events):
     assert set(told[1:-1]) == {"LLMChatInProgressEvent"}
 
 
-def test_legacy_callbacks_and_token_counts(engine):
+def test_legacy_callbacks_and_token_counts(small):
     def count(text):
-        return engine.tokenizer(text)["input_ids"]
+        return small.tokenizer(text)["input_ids"]
 
     counter = TokenCountingHandler(tokenizer=count)
-    llm = LAGLLM(engine, max_tokens=5, temperature=0, callback_manager=CallbackManager([counter]))
+    llm = LAGLLM(small, max_tokens=5, temperature=0, callback_manager=CallbackManager([counter]))
     response = llm.chat(TALE)
     usage = response.raw["usage"]
     assert counter.prompt_llm_token_count == usage["prompt_tokens"]
     assert counter.completion_llm_token_count == usage["completion_tokens"] == 5
-    assert usage["prompt_tokens"] == engine.count_tokens(as_chat(TALE))
+    assert usage["prompt_tokens"] == small.count_tokens(as_chat(TALE))
     assert len(counter.llm_token_counts) == 1
 
 
-def test_the_system_prompt_is_there_on_every_path(engine, monkeypatch):
-    llm = LAGLLM(engine, temperature=0, max_tokens=1, system_prompt="Talk like a pirate.")
+def test_the_system_prompt_is_there_on_every_path(small, monkeypatch):
+    llm = LAGLLM(small, temperature=0, max_tokens=1, system_prompt="Talk like a pirate.")
     prompts = []
-    render = engine.render
-    monkeypatch.setattr(engine, "render", lambda chat, *a: prompts.append(chat) or render(chat, *a))
+    render = small.render
+    monkeypatch.setattr(small, "render", lambda chat, *a: prompts.append(chat) or render(chat, *a))
 
     async def later():
         await llm.acomplete("Hi.")
@@ -171,8 +171,8 @@ def test_settings_of_a_call_are_honoured(llm):
     assert llm.chat(TALE, max_tokens=2).raw["usage"]["completion_tokens"] == 2
     assert llm.complete("Tell me of the sea.", max_tokens=2).raw["finish_reason"] == "length"
     told = llm.chat(TALE, max_tokens=40).message.content
-    stop = " ".join(told.split()[3:5])
-    assert llm.chat(TALE, stop=[stop]).message.content == told.split(stop)[0]
+    stop = told[8:16]
+    assert llm.chat(TALE, stop=[stop]).message.content == told[: told.index(stop)]
     hot = {llm.chat(TALE, temperature=2.0, seed=seed).message.content for seed in (1, 2, 2)}
     assert len(hot) == 2
     with pytest.raises(SettingsError, match="misspelt"):
@@ -186,9 +186,9 @@ def test_settings_of_a_call_are_honoured(llm):
     assert all(entries[0].logprob >= entries[1].logprob for entries in logprobs)
 
 
-def test_an_empty_answer_is_one_response(llm, engine):
-    first = engine.tokenizer(llm.chat(TALE, max_tokens=1).message.content)["input_ids"][0]
-    text = engine.tokenizer.decode([first])
+def test_an_empty_answer_is_one_response(llm, small):
+    first = small.tokenizer(llm.chat(TALE, max_tokens=1).message.content)["input_ids"][0]
+    text = small.tokenizer.decode([first])
     parts = list(llm.stream_complete("Tell me of the sea.", stop=[text]))
     assert [part.text for part in parts] == [""]
     assert llm.complete("Tell me of the sea.", stop=[text]).text == ""
@@ -220,10 +220,7 @@ def test_who_stops_reading_stops_the_model(llm, monkeypatch):
     monkeypatch.setattr(ModelRunner, "read", lambda *args: steps.append(1) or read(*args))
 
     def stops() -> None:
-        seen = -1
-        while seen != len(steps):
-            seen = len(steps)
-            time.sleep(0.5)
+        wait_until(lambda: not loop_threads())  # nothing is computed any more
         assert len(steps) < 40
 
     stream = llm.stream_chat(TALE, max_tokens=500)
@@ -328,8 +325,8 @@ def test_structured_prediction_is_always_valid(llm):
     assert isinstance(structured.complete("Tell of Köln.").raw, City)
 
 
-def test_an_agent_calls_tools_and_is_told_what_they_say(engine):
-    llm = LAGLLM(engine, temperature=0, max_tokens=60)
+def test_an_agent_calls_tools_and_is_told_what_they_say(small):
+    llm = LAGLLM(small, temperature=0, max_tokens=60)
     seen = []
 
     def look(city: str) -> str:
@@ -352,14 +349,14 @@ def test_an_agent_calls_tools_and_is_told_what_they_say(engine):
     assert response.response.content
 
 
-def test_metadata_and_payload(engine):
-    llm = LAGLLM(engine, max_tokens=7, kv_reserve=100)
+def test_metadata_and_payload(small):
+    llm = LAGLLM(small, max_tokens=7, kv_reserve=100)
     metadata = llm.metadata
-    assert metadata.context_window == engine.window - 100
-    assert LAGLLM(engine, kv_reserve=10**6).metadata.context_window == engine.window * 3 // 4
+    assert metadata.context_window == small.window - 100
+    assert LAGLLM(small, kv_reserve=10**6).metadata.context_window == small.window * 3 // 4
     assert (metadata.num_output, metadata.is_function_calling_model) == (7, True)
     assert metadata.is_chat_model
-    payload = json.loads(json.dumps(LAGLLM(engine, temperature=0.5).to_payload()))
+    payload = json.loads(json.dumps(LAGLLM(small, temperature=0.5).to_payload()))
     assert payload["class_name"] == "LAGLLM"
     assert payload["model"] == payload["model_name"] == llm.model
     assert payload["temperature"] == 0.5
@@ -388,11 +385,11 @@ def test_it_loads_lazily(tmp_path):
 
 def test_logs_are_recalled_and_told(engine, embedder, tmp_path):
     with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
-        llm = LAGLLM(engine, memory=memory, temperature=0, max_tokens=24)
+        llm = LAGLLM(engine, memory=memory, temperature=0, max_tokens=1)
         key = memory.add(VAULT)
         _ = llm.engine
         memory.flush()
-        helped = llm.complete(QUESTION)
+        helped = llm.complete(QUESTION, max_tokens=24)
         lag = helped.raw["lag"]
         assert lag["log_ids"] == [key]
         assert lag["injected_tokens"] > 0

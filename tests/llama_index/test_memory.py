@@ -7,8 +7,10 @@ import copy
 import json
 import logging
 import pickle
-import subprocess
 import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 from llama_index.core import Document, MockEmbedding, VectorStoreIndex
@@ -41,10 +43,12 @@ from lag_integrations.llama_index import (
 )
 from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import tag_of
+from lag_integrations.memory.base import open_memories
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
 from tests.fake_engine import calls
 from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
+from tests.store.processes import result_of
 
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."
@@ -577,31 +581,29 @@ def test_a_history_with_a_store_of_its_own_is_not_lost_silently(memory, no_worke
         lag.to_json()
 
 
+def going_on(state: Path, done: Connection) -> None:
+    """Puts a question to a memory from its state, and a twin of it; tells what it then gives."""
+    lag = LAGMemory.from_json(state.read_text())
+    twin = LAGMemory.from_json(lag.to_json())
+    assert open_memories.find_at(lag.path, lag.namespace) is None  # not before it is needed
+    for each in (lag, twin):
+        each.put(user(QUESTION))
+    readers = [threading.Thread(target=each.get) for each in (lag, twin, lag, twin)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert lag._memory is twin._memory is open_memories.find_at(lag.path, lag.namespace)
+    recalled = lag.get()[-1].additional_kwargs["lag"]["log_ids"]
+    done.send(([message.content for message in lag.get_all()], recalled))
+
+
 def test_another_process_goes_on_with_it(memory, logs, tmp_path):
     lag = LAGMemory(memory, session_id="s")
     lag.put_messages([user(OTHER), answer("Bees.")])
-    (tmp_path / "state.json").write_text(lag.to_json())
-    code = f"""
-import threading
-from pathlib import Path
-from llama_index.core.llms import ChatMessage
-from lag_integrations.llama_index import LAGMemory
-from lag_integrations.memory.base import open_memories
-lag = LAGMemory.from_json(Path({str(tmp_path / "state.json")!r}).read_text())
-twin = LAGMemory.from_json(lag.to_json())
-assert open_memories.find_at(lag.path, lag.namespace) is None  # not before it is needed
-for each in (lag, twin):
-    each.put(ChatMessage(role="user", content={QUESTION!r}))
-readers = [threading.Thread(target=each.get) for each in (lag, twin, lag, twin)]
-[reader.start() for reader in readers]
-[reader.join() for reader in readers]
-assert lag._memory is twin._memory is open_memories.find_at(lag.path, lag.namespace)
-print([m.content for m in lag.get_all()])
-print(lag.get()[-1].additional_kwargs["lag"]["log_ids"])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-2:] == [str([OTHER, "Bees.", QUESTION]), str([logs[0]])]
+    state = tmp_path / "state.json"
+    state.write_text(lag.to_json())
+    assert result_of(going_on, state) == ([OTHER, "Bees.", QUESTION], logs[:1])
 
 
 def test_a_folder_without_logs_is_not_made(lag, memory, tmp_path, caplog):

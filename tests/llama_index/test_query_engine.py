@@ -26,7 +26,7 @@ from llama_index.core.schema import QueryBundle
 from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.tools import QueryEngineTool
 
-from lag_integrations import Engine, KVLogMemory
+from lag_integrations import KVLogMemory
 from lag_integrations.engine.log_texts import around_logs
 from lag_integrations.errors import SettingsError, StoreError
 from lag_integrations.langchain import LAGChatModel
@@ -34,7 +34,7 @@ from lag_integrations.llama_index import LAGLLM, LAGMemory, LAGQueryEngine
 from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.messages import node_sources
 from lag_integrations.llama_index.message_tag import tagged
-from tests.conftest import qa, random_model
+from tests.conftest import qa
 from tests.llama_index.fake_llm import FirstSelector, FixedQuestions
 
 MODES = ["compact", "refine", "tree_summarize", "accumulate", "simple_summarize"]
@@ -44,12 +44,6 @@ QUESTION = "What is the code of the vault in Lima?"
 VAULT = qa("Which code does the vault in Lima have?", "The code of the vault in Lima is 7741.")
 TEXTS = ["Lima is a city.", "A vault needs a code."]
 LOGS_BEGIN, LOGS_END = around_logs(text_before=True)
-
-
-@pytest.fixture(scope="module")
-def small(engine) -> Engine:
-    """Random weights: which tokens it says does not matter here, only what it is given."""
-    return Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
 
 
 @pytest.fixture
@@ -120,6 +114,8 @@ TABLE = [
     for way in WAYS
     for kind in AROUND
     if mode != "accumulate" or not way.endswith("stream")  # LlamaIndex refuses to stream it
+    # Routers and sub-questions are tried in each way with one mode, and in each mode in one way.
+    if kind == "plain" or mode == "compact" or way == "sync"
 ]
 
 

@@ -11,10 +11,9 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.instrumentation.dispatcher import instrument_tags
 from llama_index.core.memory import Memory
 
-from lag_integrations import Engine
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
-from tests.conftest import qa, random_model
+from tests.conftest import qa
 from tests.llama_index.fake_llm import (
     FakeLLM,
     answer,
@@ -43,12 +42,6 @@ def fails(tags):
 
 
 NO_FILTERS = [fails, lambda tags: None, lambda tags: {}, lambda tags: {"user_id": None}]
-
-
-@pytest.fixture(scope="module")
-def small(engine) -> Engine:
-    """Random weights: what it says does not matter here, only what it is given."""
-    return Engine(random_model(engine.tokenizer).eval(), engine.tokenizer)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""The memory through its public API: real SQLite, real Chroma, the real packaged models."""
+"""The memory through its public API: real SQLite, real Chroma, a real embedder."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +30,11 @@ from lag_integrations.memory.segment_indexer import _slot
 from lag_integrations.store import embedder as embedders
 from tests.conftest import overwrite, qa
 from tests.helpers import stored_segments
+from tests.store.model import hash_embedder
+from tests.store.processes import result_of
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "It carries bees.", outcome="success")
-
-
-def in_a_new_process(script: str, folder: Path) -> str:
-    """What a program prints that gets the folder as its argument, and must end well."""
-    command = [sys.executable, "-c", script, str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 def segment_files(folder: Path) -> list[Path]:
@@ -80,34 +77,35 @@ def test_an_empty_memory_recalls_nothing(memory):
     assert memory.recall("anything") == []
 
 
-def test_reopening_in_a_new_process_finds_everything(tmp_path, memory, engine):
-    memory.attach(engine)
+def recalling(folder: Path, done: Connection) -> None:
+    """Opens a memory with the packaged embedder and tells which logs of the vault it finds."""
+    with KVLogMemory(folder) as memory:
+        done.send([log.id for log in memory.recall("code of the vault in Lima")])
+
+
+def test_reopening_in_a_new_process_finds_everything(memory, small):
+    memory.attach(small)
     key = memory.add(VAULT)
     memory.flush()
     memory.close()
-    script = (
-        "import sys; from lag_integrations import KVLogMemory\n"
-        "with KVLogMemory(sys.argv[1]) as memory:\n"
-        "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
-    )
-    assert in_a_new_process(script, memory.path).split() == [key]
+    assert result_of(recalling, memory.path) == [key]
 
 
-def test_what_was_added_without_a_model_is_encoded_when_one_comes(memory, engine):
+def test_what_was_added_without_a_model_is_encoded_when_one_comes(memory, small):
     memory.add(VAULT)
     memory.flush()
     assert segment_files(memory.path) == []
     found = memory.recall("vault code Lima")
     with pytest.raises(StoreError, match="attach"):
         memory.segments(found)
-    memory.attach(engine)
+    memory.attach(small)
     assert len(memory.segments(found)[0]) > 3
     memory.flush()
     assert len(segment_files(memory.path)) == 1
 
 
-def test_the_worker_embeds_and_encodes_by_itself(memory, engine):
-    memory.attach(engine)
+def test_the_worker_embeds_and_encodes_by_itself(memory, small):
+    memory.attach(small)
     memory.add(VAULT)
     deadline = time.monotonic() + 60
     while not (segment_files(memory.path) and memory.recall("vault code Lima")):
@@ -115,17 +113,39 @@ def test_the_worker_embeds_and_encodes_by_itself(memory, engine):
         time.sleep(0.05)
 
 
-def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path):
-    script = (
-        "import sys; from lag_integrations import Engine, KVLogMemory, Trace, packaged\n"
-        "memory = KVLogMemory(sys.argv[1])\n"
-        "memory.attach(Engine.load(packaged.chat_model()))\n"
-        "for n in range(20):\n"
-        "    memory.add(Trace.from_messages([{'role': 'user', 'content': f'Vault {n}?'},\n"
-        "        {'role': 'assistant', 'content': f'The code of vault {n} is 7{n}. ' * 9}]))\n"
-    )
-    in_a_new_process(script, tmp_path / "m")
-    with KVLogMemory(tmp_path / "m") as memory:
+NEVER_CLOSES = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from lag_integrations import Engine, KVLogMemory, Trace, packaged
+from lag_integrations.store.embedder import Embedder
+
+folder, embedder = sys.argv[1:]
+with ThreadPoolExecutor() as pool:
+    embedded = pool.submit(Embedder(packaged.embedder()).embed, ["Hello"])
+    engine = Engine.load(packaged.chat_model())
+    embedded.result()
+print("loaded")
+memory = KVLogMemory(folder, embedder=embedder)
+memory.attach(engine)
+for n in range(20):
+    memory.add(Trace.from_messages([{"role": "user", "content": f"Vault {n}?"},
+        {"role": "assistant", "content": f"The code of vault {n} is 7{n}. " * 9}]))
+"""
+
+
+def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path, embedder):
+    """Neither loading at once nor ending amid work spoils a process.
+
+    The embedder loads while the model does, as the memory's worker may do it: transformers alone
+    would spoil the process for good. At the end, the worker loads it anew, from another folder.
+    """
+    folder = tmp_path / "embedder"
+    shutil.copytree(packaged.embedder(), folder, copy_function=os.symlink)
+    command = [sys.executable, "-c", NEVER_CLOSES, str(tmp_path / "m"), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "loaded\n"
+    with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
         memory.flush()
         assert len(memory.recall("vault", k=50, min_score=-1)) == 20
 
@@ -146,21 +166,6 @@ def test_a_later_verdict_counts(memory):
     memory.add(VAULT)  # unknown: the verdict stays
     memory.flush()
     assert [item.trace.outcome for item in memory.recall("vault code Lima")] == ["success"]
-
-
-def test_a_lost_index_is_made_again(tmp_path, memory, embedder):
-    key = memory.add(VAULT)
-    memory.flush()
-    memory.close()
-    # In a process of its own: Chroma remembers a folder that it has open.
-    script = (
-        "import shutil, sys; from lag_integrations import KVLogMemory\n"
-        "shutil.rmtree(sys.argv[1] + '/index')\n"
-        "with KVLogMemory(sys.argv[1]) as memory:\n"
-        "    memory.flush()\n"
-        "    print(*[item.id for item in memory.recall('code of the vault in Lima')])\n"
-    )
-    assert in_a_new_process(script, memory.path).split() == [key]
 
 
 def test_errors_of_the_ledger_do_not_repeat_the_trace(memory):
@@ -210,8 +215,8 @@ def test_a_trace_without_a_response_is_refused(memory):
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "other"])
-def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
-    memory.attach(engine)
+def test_a_damaged_segment_is_encoded_again(memory, small, damage, caplog):
+    memory.attach(small)
     memory.add(VAULT)
     memory.flush()
     found = memory.recall("vault code Lima")
@@ -231,12 +236,12 @@ def test_a_damaged_segment_is_encoded_again(memory, engine, damage, caplog):
     assert again.stat().st_size == len(data)
 
 
-def test_another_model_encodes_again_and_says_so(memory, engine, caplog):
+def test_another_model_encodes_again_and_says_so(memory, small, caplog):
     from lag_integrations import Engine
 
     template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    other = Engine(engine.model, engine.tokenizer, chat_template=template)
-    memory.attach(engine)
+    other = Engine(small.model, small.tokenizer, chat_template=template)
+    memory.attach(small)
     memory.add(VAULT)
     memory.flush()
     with caplog.at_level("INFO"):
@@ -244,8 +249,8 @@ def test_another_model_encodes_again_and_says_so(memory, engine, caplog):
     assert "chat_template" in caplog.text
     found = memory.recall("vault code Lima")
     assert memory.segments(found)[0].fingerprint == other.fingerprint.id
-    memory.attach(engine)
-    assert memory.segments(found)[0].fingerprint == engine.fingerprint.id
+    memory.attach(small)
+    assert memory.segments(found)[0].fingerprint == small.fingerprint.id
     assert len(segment_files(memory.path)) == 2
 
 
@@ -335,13 +340,13 @@ def test_a_query_that_was_asked_lately_is_not_embedded_again(tmp_path, embedder)
         assert asked.count("vault code Lima") == 3
 
 
-def test_a_bad_embedding_of_a_query_is_not_held(tmp_path, embedder):
+def test_a_bad_embedding_of_a_query_is_not_held(tmp_path):
     gives, scale = 0.0, 1.0
 
     def sometimes(texts: list[str]) -> np.ndarray:
-        return embedder.encode(texts) * (gives if texts == ["vault code Lima"] else 1) * scale
+        return hash_embedder(texts) * (gives if texts == ["vault code Lima"] else 1) * scale
 
-    with KVLogMemory(tmp_path / "m", embedder=sometimes) as memory:
+    with KVLogMemory(tmp_path / "m", embedder=sometimes, min_score=0) as memory:
         memory.add(VAULT)
         memory.flush()
         with pytest.raises(StoreError, match="zero or not finite"):
@@ -353,7 +358,7 @@ def test_a_bad_embedding_of_a_query_is_not_held(tmp_path, embedder):
         assert memory.recall("vault code Lima"), "the query is embedded as the logs are"
 
 
-def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, engine):
+def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, small):
     only_calls = Trace.from_messages(
         [
             {"role": "user", "content": "Ring the bell."},
@@ -366,7 +371,7 @@ def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, eng
     )
     from lag_integrations import Engine
 
-    memory.attach(Engine(engine.model, engine.tokenizer, chat_template=template))
+    memory.attach(Engine(small.model, small.tokenizer, chat_template=template))
     key = memory.add(only_calls)
     memory.add(VAULT)
     with pytest.raises(EncodingError, match=key):
@@ -375,20 +380,20 @@ def test_a_log_that_cannot_be_encoded_is_named_and_holds_up_no_other(memory, eng
     assert memory.segments(memory.recall("vault code Lima"))
 
 
-def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkeypatch, no_worker):
-    memory.attach(engine)
+def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, small, monkeypatch, no_worker):
+    memory.attach(small)
     traces = [qa(f"What is in box {number}?", f"Box {number} holds tin.") for number in range(5)]
     ids = memory.add_many(traces)
     batches: list[int] = []
-    real = engine.encoder.encode_batch
+    real = small.encoder.encode_batch
 
     def encode_batch(encodables, patience=0.0):
         batches.append(len(encodables))
-        if any("box 3" in engine.tokenizer.decode(one.token_ids) for one in encodables):
+        if any("box 3" in small.tokenizer.decode(one.token_ids) for one in encodables):
             raise RuntimeError("out of memory")
         return real(encodables)
 
-    monkeypatch.setattr(engine.encoder, "encode_batch", encode_batch)
+    monkeypatch.setattr(small.encoder, "encode_batch", encode_batch)
     with pytest.raises(EncodingError, match=rf"1 logs could not .*{ids[3]}: RuntimeError"):
         memory.flush()
     assert batches[0] > 1
@@ -399,8 +404,8 @@ def test_logs_are_encoded_together_and_a_bad_one_is_found(memory, engine, monkey
     assert None not in stored_segments(memory, memory.get(ids))
 
 
-def test_what_another_encodes_is_left_to_it(memory, engine, no_worker):
-    memory.attach(engine)
+def test_what_another_encodes_is_left_to_it(memory, small, no_worker):
+    memory.attach(small)
     ids = memory.add_many(qa(f"What is in tin {n}?", f"Tin {n} holds tea.") for n in range(5))
     memory.embed_pending()
     with memory.store.locks.hold(_slot(ids[2])):
@@ -413,19 +418,19 @@ def test_what_another_encodes_is_left_to_it(memory, engine, no_worker):
 
 
 def test_a_model_that_is_closed_meanwhile_is_no_fault_of_the_logs(
-    memory, engine, monkeypatch, no_worker
+    memory, small, monkeypatch, no_worker
 ):
-    memory.attach(engine)
+    memory.attach(small)
     memory.add_many(qa(f"What is in bag {n}?", f"Bag {n} holds salt.") for n in range(3))
     memory.embed_pending()
 
     def closed(*_: object, **__: object) -> None:
-        monkeypatch.setattr(engine._runner, "_model", None)
+        monkeypatch.setattr(small._runner, "_model", None)
         raise RuntimeError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.encoder, "encode_batch", closed)
-        patch.setattr(engine._runner, "_model", engine.model)  # comes back afterwards
+        patch.setattr(small.encoder, "encode_batch", closed)
+        patch.setattr(small._runner, "_model", small.model)  # comes back afterwards
         with pytest.raises(RuntimeError, match="gone"):
             memory._run_once(full_scan=True)
     assert memory.store.failures.all() == {}
@@ -449,11 +454,11 @@ def test_a_closed_memory_says_so(memory):
         memory.add(VAULT)
 
 
-def test_selection_is_part_of_what_a_segment_is(tmp_path, embedder, engine):
+def test_selection_is_part_of_what_a_segment_is(tmp_path, embedder, small):
     with KVLogMemory(tmp_path / "m", embedder=embedder, selection=LastAction()) as memory:
-        memory.attach(engine)
+        memory.attach(small)
         memory.add(qa("Colour of the sea?", "I think <ans>blue</ans>"))
         memory.flush()
         segment = memory.segments(memory.recall("Colour of the sea?"))[0]
-        assert "blue" in engine.tokenizer.decode(segment.token_ids)
-        assert "think" not in engine.tokenizer.decode(segment.token_ids)
+        assert "blue" in small.tokenizer.decode(segment.token_ids)
+        assert "think" not in small.tokenizer.decode(segment.token_ids)

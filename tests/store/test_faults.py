@@ -134,7 +134,7 @@ def test_segments_that_cannot_be_read_for_now_are_left_as_they_are(
     "damage", ["deleted", "sqlite cut", "vectors emptied", "other store's", "died"]
 )
 def test_a_damaged_index_is_made_again(tmp_path, tiny, damage):
-    ids = filled(tmp_path / "m", number=40)
+    ids = filled(tmp_path / "m", number=12)
     index = tmp_path / "m" / "index"
     if damage == "deleted":
         shutil.rmtree(index)
@@ -180,7 +180,7 @@ def test_a_cut_journal_is_consistent(tmp_path, tiny, keep):
     """A WAL that lost its end: SQLite goes back to an earlier moment, everything else follows."""
     ids = filled(tmp_path / "m", number=4)
     memory = open_memory(tmp_path / "m")
-    memory.add_many(numbered(index) for index in range(4, 30))
+    memory.add_many(numbered(index) for index in range(4, 12))
     memory.flush()
     shutil.copytree(tmp_path / "m", tmp_path / "copy")  # with its journal, as after a crash
     memory.close()
@@ -195,7 +195,7 @@ def test_a_cut_journal_is_consistent(tmp_path, tiny, keep):
         Audit(memory.store, min_age=0).repair()
         memory.flush()
         assert Audit(memory.store, min_age=0).verify() == []
-        again = memory.add_many(numbered(index) for index in range(30))
+        again = memory.add_many(numbered(index) for index in range(12))
         memory.flush()
         right(memory, again, tiny)
 

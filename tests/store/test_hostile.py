@@ -37,7 +37,7 @@ def test_nobody_else_can_read_a_store(tmp_path, exists):
     if exists:
         folder.mkdir()  # somebody else's choice, which stays
     with open_memory(folder) as memory:
-        memory.add_many(numbered(number) for number in range(300))
+        memory.add_many(numbered(number) for number in range(3))
         memory.flush()
         modes = {
             path.relative_to(folder).parts[0]: stat.S_IMODE(path.stat().st_mode)

@@ -46,16 +46,17 @@ def within(seconds: float) -> Iterator[None]:
     assert time.perf_counter() - started < seconds
 
 
-@pytest.fixture
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits as long as they usually do."""
-    monkeypatch.setattr(chroma, "_WRITE_WAIT", 1.0)
-    monkeypatch.setattr(locks, "_PATIENCE", 2.0)
-    monkeypatch.setattr(locks, "_WAIT", 1.0)
-    monkeypatch.setattr(patient_locks, "TWICE_AFTER", 1.0)
-    monkeypatch.setattr(patient_locks, "ALL_TWICE_AFTER", 1.0)
-    monkeypatch.setattr(segment_indexer, "ALL_TWICE_AFTER", 1.0)
-    monkeypatch.setattr(database, "_BUSY", 1)
+@contextmanager
+def hasty() -> Iterator[None]:
+    """Nobody waits as long as they usually do; what has to work on a busy machine comes after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chroma, "_WRITE_WAIT", 0.25)
+        patch.setattr(locks, "_PATIENCE", 0.5)
+        patch.setattr(locks, "_WAIT", 0.25)
+        patch.setattr(patient_locks, "TWICE_AFTER", 0.25)
+        patch.setattr(patient_locks, "ALL_TWICE_AFTER", 0.25)
+        patch.setattr(segment_indexer, "ALL_TWICE_AFTER", 0.25)
+        yield
 
 
 def filled(folder: Path, number: int = 40) -> list[str]:
@@ -71,7 +72,8 @@ def test_recall_does_not_wait_for_a_stopped_process_with_the_index(
     ids = filled(tmp_path / "m")
     with open_memory(tmp_path / "m") as memory:
         before = memory.store.index.identity()
-        with stopped(tmp_path / "m", "index"):
+        with stopped(tmp_path / "m", "index"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chroma, "_WRITE_WAIT", 2.0)
             for number, limit in ((3, 20), (4, 2), (5, 2)):  # one of them waits
                 with within(limit):
                     (found,) = memory.recall(f"What is the code of vault {number} ?", k=1)
@@ -93,13 +95,12 @@ def test_recall_does_not_wait_for_a_stopped_process_with_the_index(
         assert logs_in_index(memory) == {*ids[1:], *more}
 
 
-@pytest.mark.usefixtures("_hasty")
 @pytest.mark.parametrize("what", ["index", "merge"])
 def test_who_has_to_wait_is_told_after_a_while(tmp_path: Path, what: str) -> None:
     ids = filled(tmp_path / "m")
     with open_memory(tmp_path / "m") as memory:
         before = memory.store.index.identity()
-        with stopped(tmp_path / "m", what):
+        with hasty(), stopped(tmp_path / "m", what):
             memory.add(numbered(99))
             for wait in (
                 memory.flush,
@@ -117,12 +118,11 @@ def test_who_has_to_wait_is_told_after_a_while(tmp_path: Path, what: str) -> Non
         assert memory.verify() == []
 
 
-@pytest.mark.usefixtures("_hasty")
 @pytest.mark.parametrize("what", ["embed", "encode"])
 def test_what_a_stopped_process_is_at_is_done_without_it(tmp_path: Path, what: str) -> None:
     with open_memory(tmp_path / "m") as memory:
         memory.flush()
-        with stopped(tmp_path / "m", what):
+        with hasty(), stopped(tmp_path / "m", what):
             ids = memory.add_many(numbered(index) for index in range(40))
             with within(20):
                 memory.embed_pending()
@@ -135,9 +135,11 @@ def test_what_a_stopped_process_is_at_is_done_without_it(tmp_path: Path, what: s
         assert memory.verify() == []
 
 
-@pytest.mark.usefixtures("_hasty")
-def test_a_stopped_writer_of_the_ledger(tmp_path: Path) -> None:
+def test_a_stopped_writer_of_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = filled(tmp_path / "m")
+    monkeypatch.setattr(database, "_BUSY", 1)
     with open_memory(tmp_path / "m") as memory:
         with stopped(tmp_path / "m", "ledger"):
             memory.recall("What is the code of vault 1 ?")
@@ -157,16 +159,20 @@ def test_a_stopped_writer_of_the_ledger(tmp_path: Path) -> None:
                     thread.join()
             assert [type(error) for error in errors] == [BusyError] * 8
             assert "stopped" in str(errors[0])
+        monkeypatch.undo()
+        memory.store.database.engine.dispose()  # new connections wait as usual
         memory.add(numbered(100))
         memory.flush()
         assert memory.store.ledger.count() == len(ids) + 1
         assert memory.verify() == []
 
 
-@pytest.mark.usefixtures("_hasty")
-def test_a_new_connection_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+def test_a_new_connection_does_not_wait_for_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More threads read at once than did before."""
     filled(tmp_path / "m", 3)
+    monkeypatch.setattr(database, "_BUSY", 1)
     with (
         open_memory(tmp_path / "m") as memory,
         stopped(tmp_path / "m", "ledger"),
@@ -232,18 +238,18 @@ def test_a_removal_is_not_taken_for_another_of_the_same_number(tmp_path: Path, m
         assert memory.verify() == []
 
 
-@pytest.mark.usefixtures("_hasty")
 def test_locks_and_statements_of_a_server(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"lock_timeout": "500ms", "statement_timeout": "2s"}
-    monkeypatch.setattr(time_limits, "_LIMITS", limits)
+    limits = {"lock_timeout": "300ms", "statement_timeout": "600ms"}
     with open_memory(tmp_path / "m", ledger=database_url) as memory:
         memory.flush()
         key = memory.add(numbered(1))
         held = memory.store.locks.hold("merge-default")
-        with held, within(20), pytest.raises(BusyError, match="merge-default"):
+        with hasty(), held, within(20), pytest.raises(BusyError, match="merge-default"):
             memory.flush()
+        monkeypatch.setattr(time_limits, "_LIMITS", limits)
+        memory.store.database.engine.dispose()  # limits are those of new connections
         other = sqlalchemy.create_engine(database_url)
         with other.begin() as connection:
             connection.exec_driver_sql("SELECT * FROM logs FOR UPDATE")
@@ -255,7 +261,9 @@ def test_locks_and_statements_of_a_server(
             connection.exec_driver_sql("SELECT pg_sleep(60)")
         with memory.store.database.write() as connection:
             lift_time_limits(connection)
-            connection.exec_driver_sql("SELECT pg_sleep(2.5)")
+            connection.exec_driver_sql("SELECT pg_sleep(0.8)")
+        monkeypatch.undo()
+        memory.store.database.engine.dispose()
         assert memory.delete(key, wait=True).logs == 1
         memory.reindex()
         assert memory.verify() == []

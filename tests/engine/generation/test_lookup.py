@@ -13,6 +13,7 @@ from lag_integrations.traces.message import Message
 from tests.conftest import qa
 from tests.store.model import tiny_engine
 
+QUESTION = "How is the vault in Lima opened?"
 LONG = (
     "First take the blue key from the box by the door. Then turn the wheel twice to the left and "
     "once to the right. Enter the digits 7, 7, 4 and 1, and pull the lever down."
@@ -39,28 +40,25 @@ def passes(monkeypatch):
 
 
 def ask(engine, question, segments=(), **settings):
-    settings = {"max_new_tokens": 60, "do_sample": False, **settings}
+    settings = {"max_new_tokens": 40, "do_sample": False, **settings}
     return engine.request([Message(role="user", content=question)], segments, **settings)
 
 
-def both(engine, passes, *asked, **settings):
-    """The answer with log lookup and without, and how many passes each took."""
-    found = []
-    for lookup in (True, False):
-        passes.clear()
-        request = ask(engine, *asked, log_lookup=lookup, **settings)
-        (generation,) = engine.generate_batch([request])
-        found.append((generation, len(passes)))
-    return found
+@pytest.fixture(scope="module")
+def plain(engine):
+    """The answer to the question of the log, with the log, without log lookup."""
+    segment = engine.encode(qa(QUESTION, LONG))
+    return engine.generate_batch([ask(engine, QUESTION, [segment], log_lookup=False)])[0]
 
 
-def test_an_answer_that_repeats_a_log_takes_few_passes(engine, passes):
-    segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
-    (fast, few), (plain, many) = both(engine, passes, "How is the vault in Lima opened?", [segment])
+def test_an_answer_that_repeats_a_log_takes_few_passes(engine, plain, passes):
+    segment = engine.encode(qa(QUESTION, LONG))
+    passes.clear()
+    (fast,) = engine.generate_batch([ask(engine, QUESTION, [segment])])
     assert fast.text == plain.text
     assert "wheel twice to the left" in fast.text
     assert fast.accepted_tokens > 20
-    assert few < 0.7 * many
+    assert len(passes) < 0.7 * len(plain.token_ids), "a pass for each token"
     assert plain.proposed_tokens == 0
 
 
@@ -78,11 +76,12 @@ def test_an_answer_that_repeats_a_log_takes_few_passes(engine, passes):
     ],
     ids=str,
 )
-def test_every_setting_gives_the_same_answer(engine, passes, settings):
-    segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
+def test_every_setting_gives_the_same_answer(engine, settings):
+    segment = engine.encode(qa(QUESTION, LONG))
     settings = {"max_new_tokens": 28, **settings}
-    (fast, _), (plain, _) = both(
-        engine, passes, "How is the vault in Lima opened?", [segment], **settings
+    fast, plain = (
+        engine.generate_batch([ask(engine, QUESTION, [segment], log_lookup=lookup, **settings)])[0]
+        for lookup in (True, False)
     )
     assert fast.token_ids == plain.token_ids
     assert (fast.text, fast.finish_reason) == (plain.text, plain.finish_reason)
@@ -92,8 +91,8 @@ def test_every_setting_gives_the_same_answer(engine, passes, settings):
 
 
 def test_what_comes_after_it_is_as_if_nothing_had_been_proposed(engine):
-    segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
-    asked = [Message(role="user", content="How is the vault in Lima opened?")]
+    segment = engine.encode(qa(QUESTION, LONG))
+    asked = [Message(role="user", content=QUESTION)]
     said = engine.generate(asked, [segment], max_new_tokens=40, do_sample=False)
     assert said.proposed_tokens > said.accepted_tokens > 0
     more = [
@@ -111,16 +110,13 @@ def test_what_comes_after_it_is_as_if_nothing_had_been_proposed(engine):
     assert kept.token_ids == anew.token_ids
 
 
-def test_answers_that_share_passes_look_up_too(engine, passes):
-    segment = engine.encode(qa("How is the vault in Lima opened?", LONG))
-    asked = ["How is the vault in Lima opened?", "Say how the vault in Lima is opened."]
-    alone = [
-        engine.generate_batch([ask(engine, question, [segment], log_lookup=False)])[0].text
-        for question in asked
-    ]
+def test_answers_that_share_passes_look_up_too(engine, plain, passes):
+    segment = engine.encode(qa(QUESTION, LONG))
+    other = "Say how the vault in Lima is opened."
+    (alone,) = engine.generate_batch([ask(engine, other, [segment], log_lookup=False)])
     passes.clear()
-    together = engine.generate_batch([ask(engine, question, [segment]) for question in asked])
-    assert [one.text for one in together] == alone
+    together = engine.generate_batch([ask(engine, asked, [segment]) for asked in (QUESTION, other)])
+    assert [one.text for one in together] == [plain.text, alone.text]
     assert sum(one.accepted_tokens for one in together) > 20
     assert any(len(tokens) == 2 and max(tokens) > 2 for tokens in passes)
 
@@ -128,11 +124,12 @@ def test_answers_that_share_passes_look_up_too(engine, passes):
 def test_models_that_take_turns_look_up_too(monkeypatch, passes):
     engine = tiny_engine()
     monkeypatch.setattr(ModelRunner, "can_batch", False)
+    questions, settings = ("Hi", "Hello there"), {"max_new_tokens": 60}
     expected = [
-        engine.generate_batch([ask(engine, question, log_lookup=False)])[0].token_ids
-        for question in ("Hi", "Hello there")
+        engine.generate_batch([ask(engine, question, log_lookup=False, **settings)])[0].token_ids
+        for question in questions
     ]
-    found = engine.generate_batch([ask(engine, question) for question in ("Hi", "Hello there")])
+    found = engine.generate_batch([ask(engine, question, **settings) for question in questions])
     assert [one.token_ids for one in found] == expected
 
 
