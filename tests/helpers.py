@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lag_integrations import Engine, KVLogMemory, RecalledLog
+from lag_integrations import Engine, KVLogMemory, RecalledLog, Trace
 from lag_integrations.kv.segment import Segment
 
 
@@ -13,3 +13,21 @@ def stored_segments(
 ) -> list[Segment | None]:
     """The segments of logs as far as they are stored; None where one would have to be encoded."""
     return [one.segment for one in memory.load(logs, engine, missing="text")]
+
+
+def added(memory: KVLogMemory, *traces: Trace) -> list[str]:
+    """The ids of logs that can be recalled now."""
+    ids = memory.add_many(traces)
+    memory.embed_pending()
+    return ids
+
+
+def captured(memory: KVLogMemory) -> list[Trace]:
+    """All that is logged, the oldest first."""
+    return [info.trace for info in reversed(memory.store.ledger.info())]
+
+
+def only(memory: KVLogMemory) -> Trace:
+    """The one log that there is."""
+    (trace,) = captured(memory)
+    return trace

@@ -103,18 +103,6 @@ def call(name: str, id: str = "c1", text: str = "", **args: Any) -> AIMessage:
     return AIMessage(text, tool_calls=[{"name": name, "args": args, "id": id}])
 
 
-def added(memory: KVLogMemory, *traces: Any) -> list[str]:
-    """Ids of traces that can be recalled now."""
-    ids = memory.add_many(traces)
-    memory.embed_pending()
-    return ids
-
-
-def captured(memory: KVLogMemory) -> list[Trace]:
-    """All traces in the ledger, the oldest first."""
-    return [info.trace for info in reversed(memory.store.ledger.info())]
-
-
 def said(trace: Trace) -> list[str]:
     """The steps of a trace in short: ``role: text``, a call as ``name(id)``."""
     return [

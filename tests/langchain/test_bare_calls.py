@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from lag_integrations import packaged
 from lag_integrations.langchain import LAGChatModel
 from tests.fake_engine import FakeEngine, calls
-from tests.langchain.fake_chat_model import captured, said
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import said
 
 CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
 OTHER = CALL.replace("Oslo", "Lima")

@@ -31,7 +31,8 @@ from lag_integrations.langchain.capture.handler import CaptureHandler
 from lag_integrations.langchain.capture.run import Run
 from lag_integrations.traces.provenance import response_source
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, captured, look, said
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, look, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 

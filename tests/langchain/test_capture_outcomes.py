@@ -13,7 +13,8 @@ from lag_integrations import KVLogMemory
 from lag_integrations.errors import LogNotFoundError, StoreError
 from lag_integrations.langchain import LLMJudge
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import FakeChatModel, captured
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import FakeChatModel
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 

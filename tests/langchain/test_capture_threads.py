@@ -21,7 +21,8 @@ from langgraph.types import Command, interrupt
 
 from lag_integrations import KVLogMemory
 from lag_integrations.langchain.capture import pending_runs
-from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, captured, look, said
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import RAIN, FakeChatModel, call, look, said
 
 pytestmark = pytest.mark.usefixtures("no_worker")
 

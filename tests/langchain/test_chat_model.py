@@ -23,7 +23,8 @@ from lag_integrations.errors import PromptError, SettingsError, StoreError, Trac
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import FakeChatModel, call, captured
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import FakeChatModel, call
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 QUESTION = "Which code opens the vault in Lima?"

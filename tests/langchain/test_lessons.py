@@ -9,7 +9,8 @@ from lag_integrations.errors import DistillationError
 from lag_integrations.langchain import LAGChatModel
 from tests.conftest import qa
 from tests.fake_engine import FakeEngine
-from tests.langchain.fake_chat_model import FakeChatModel, captured
+from tests.helpers import captured
+from tests.langchain.fake_chat_model import FakeChatModel
 
 LESSON = "When: parcels. Do: book first."
 

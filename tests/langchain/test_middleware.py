@@ -21,7 +21,8 @@ from lag_integrations.errors import EmbedderMismatchError, StoreError
 from lag_integrations.langchain import KVLogMiddleware
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, added, call
+from tests.helpers import added
+from tests.langchain.fake_chat_model import FakeChatModel, FakeLAGChatModel, call
 from tests.store.processes import importing_without_langgraph, result_of
 
 VAULT = qa("What is the code of the vault in Lima?", "The vault's code is 7741.")

@@ -10,7 +10,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from lag_integrations import Trace
 from lag_integrations.langchain import LogRetriever
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import added
+from tests.helpers import added
 
 VAULT = qa(
     "What is the code of the vault in Lima?",

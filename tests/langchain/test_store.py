@@ -25,7 +25,8 @@ from lag_integrations import KVLogMemory, Quarantine
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import SegmentKey
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import FakeChatModel, added, call
+from tests.helpers import added
+from tests.langchain.fake_chat_model import FakeChatModel, call
 
 KEY = bytes(range(32))
 ALICE, BOB = ("users", "alice"), ("users", "bob")

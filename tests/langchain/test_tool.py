@@ -13,7 +13,8 @@ from langchain_tests.unit_tests import ToolsUnitTests
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import EmbedderMismatchError, StoreError
 from tests.conftest import qa
-from tests.langchain.fake_chat_model import FakeChatModel, added, call
+from tests.helpers import added
+from tests.langchain.fake_chat_model import FakeChatModel, call
 
 VAULT = qa("What is the code of the vault in Lima?", "It is 7741.", outcome="success")
 QUITO = qa("What is the code of the vault in Quito?", "It is 5123.", metadata={"team": "safes"})

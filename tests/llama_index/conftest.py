@@ -12,7 +12,8 @@ from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
 from tests.fake_engine import FakeEngine
-from tests.llama_index.fake_llm import FERRY, VAULT, added, our_handlers
+from tests.helpers import added
+from tests.llama_index.fake_llm import FERRY, VAULT, our_handlers
 
 
 @pytest.fixture(autouse=True)

@@ -28,13 +28,18 @@ from llama_index.core.workflow import Context, StopEvent, step
 from llama_index_instrumentation import get_dispatcher
 from pydantic import Field
 
-from lag_integrations import KVLogMemory, Trace
+from lag_integrations import Trace
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
 from tests.conftest import qa
 
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 FERRY = qa("What does the Ostrava ferry carry?", "The Ostrava ferry carries bees.")
 Prompts = list[list[ChatMessage]]
+
+
+def look(city: str) -> str:
+    """Look at the weather."""
+    return f"Rain in {city}"
 
 
 def user(text: str) -> ChatMessage:
@@ -260,11 +265,6 @@ def index(*texts: str) -> VectorStoreIndex:
     return VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(8))
 
 
-def captured(memory: KVLogMemory) -> list[Trace]:
-    """All that is logged, oldest first."""
-    return [info.trace for info in reversed(memory.store.ledger.info())]
-
-
 def transcript(trace: Trace) -> list[tuple[str, str]]:
     """Who said what; a call is its tool's name."""
     return [
@@ -333,13 +333,6 @@ class FixedQuestions(BaseQuestionGenerator):
 
     def _update_prompts(self, prompts):
         pass
-
-
-def added(memory: KVLogMemory, *traces: Trace) -> list[str]:
-    """Logs that can be recalled at once."""
-    ids = memory.add_many(traces)
-    memory.embed_pending()
-    return ids
 
 
 def named(messages: list[ChatMessage]) -> list[str] | None:

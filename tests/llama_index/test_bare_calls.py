@@ -8,7 +8,8 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.tools import FunctionTool
 
-from tests.llama_index.fake_llm import captured, transcript
+from tests.helpers import captured
+from tests.llama_index.fake_llm import transcript
 
 CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
 WAYS = [CALL, f"```json\n{CALL}\n```", f"[{CALL}]"]

@@ -25,7 +25,8 @@ from lag_integrations.llama_index import (
 from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import is_carrier
 from tests.conftest import qa, random_model
-from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
+from tests.helpers import added
+from tests.llama_index.fake_llm import VAULT, answer, call, fake_llm, named, texts, user
 
 QUESTION = "Which code does the vault in Lima have?"
 OTHER = "Tell me what the Ostrava ferry carries."

@@ -45,15 +45,17 @@ from lag_integrations.llama_index.message_tag import carrier
 from lag_integrations.traces.provenance import response_source
 from lag_integrations.traces.sources import hash_of
 from tests.conftest import qa
+from tests.helpers import captured, only
 from tests.langchain.fake_chat_model import FakeChatModel
 from tests.llama_index.fake_llm import (
     FakeCompletionLLM,
     FakeLLM,
     Prices,
     call,
-    captured,
     index,
+    look,
     transcript,
+    user,
 )
 
 pytestmark = pytest.mark.usefixtures("no_worker")
@@ -64,11 +66,6 @@ RAIN = [
     ("tool", "Rain in Oslo"),
     ("assistant", "It rains."),
 ]
-
-
-def look(city: str) -> str:
-    """Look at the weather."""
-    return f"Rain in {city}"
 
 
 def weatherman(*answers, tools=(look,), **settings):
@@ -86,15 +83,6 @@ def run(agent, *, memory=None, **inputs):
             return await agent.run(**inputs)
 
     return asyncio.run(arun())
-
-
-def only(memory):
-    (trace,) = captured(memory)
-    return trace
-
-
-def user(text):
-    return ChatMessage(role="user", content=text)
 
 
 # Agents

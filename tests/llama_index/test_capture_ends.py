@@ -35,23 +35,10 @@ from lag_integrations.llama_index.capture.handlers import tracker
 from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.llama_index.judge import LLMJudge
 from tests.conftest import qa
-from tests.llama_index.fake_llm import FakeLLM, call, captured, index, transcript
+from tests.helpers import captured, only
+from tests.llama_index.fake_llm import FakeLLM, call, index, look, transcript, user
 
 pytestmark = pytest.mark.usefixtures("no_worker")
-
-
-def look(city: str) -> str:
-    """Look at the weather."""
-    return f"Rain in {city}"
-
-
-def only(memory):
-    (trace,) = captured(memory)
-    return trace
-
-
-def user(text):
-    return ChatMessage(role="user", content=text)
 
 
 def said_by_it(text):

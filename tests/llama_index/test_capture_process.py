@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.workflow import Event, StartEvent, StopEvent, Workflow, step
 from llama_index_instrumentation import get_dispatcher
@@ -26,14 +25,16 @@ from lag_integrations.llama_index.capture import spans
 from lag_integrations.llama_index.capture.handlers import instrumentation, tracker
 from lag_integrations.llama_index.capture.run import Run
 from lag_integrations.store.ledger import Ledger
+from tests.helpers import captured
 from tests.llama_index.fake_llm import (
     FakeLLM,
     call,
-    captured,
     in_threads,
     index,
+    look,
     our_handlers,
     transcript,
+    user,
 )
 from tests.store.processes import importing_for_llama_index, result_of
 
@@ -67,11 +68,6 @@ def other(embedder, tmp_path):
         yield other
 
 
-def look(city: str) -> str:
-    """Look at the weather."""
-    return f"Rain in {city}"
-
-
 def weatherman(number=0, **settings):
     answers = call("look", city=f"City {number}"), f"It rains in {number}."
     return FunctionAgent(llm=FakeLLM(*answers, delay=0.001), tools=[look], **settings)
@@ -84,10 +80,6 @@ def steps(number):
         ("tool", f"Rain in City {number}"),
         ("assistant", f"It rains in {number}."),
     ]
-
-
-def user(text):
-    return ChatMessage(role="user", content=text)
 
 
 def ask(text="Rain?", answer="Yes."):

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Generator
 from contextvars import ContextVar, copy_context
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine, StreamingAgentChatResponse
@@ -23,7 +22,8 @@ from llama_index.core.tools import QueryEngineTool
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGQueryEngine
 from lag_integrations.llama_index.streams import in_context, with_variables
-from tests.llama_index.fake_llm import FakeCompletionLLM, FakeLLM, captured, index, transcript
+from tests.helpers import captured, only
+from tests.llama_index.fake_llm import FakeCompletionLLM, FakeLLM, index, transcript, user
 from tests.store.model import hash_embedder
 
 place: ContextVar[str] = ContextVar("place", default="outside")
@@ -132,11 +132,6 @@ async def test_errors_pass_and_are_told():
 @pytest.fixture
 def memory(memory, no_worker):
     return memory
-
-
-def only(memory):
-    (trace,) = captured(memory)
-    return trace
 
 
 def engine(*answers, **settings):
@@ -448,10 +443,6 @@ def test_a_turn_whose_task_never_begins_is_given_up(memory):
 
 
 # Bare models
-
-
-def user(text):
-    return ChatMessage(role="user", content=text)
 
 
 @pytest.mark.parametrize("llm", [FakeLLM("It rains a lot."), FakeCompletionLLM("It rains a lot.")])

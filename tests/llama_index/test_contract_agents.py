@@ -27,11 +27,8 @@ from pydantic import BaseModel
 from lag_integrations.llama_index import LAGMemory
 from tests.conftest import qa
 from tests.fake_engine import calls
-from tests.llama_index.fake_llm import (
-    Prices,
-    added,
-    captured,
-)
+from tests.helpers import added, captured
+from tests.llama_index.fake_llm import Prices
 
 ADD = 'Thought: I need to add.\nAction: add\nAction Input: {"a": 5, "b": 3}\n'
 

@@ -33,15 +33,8 @@ from lag_integrations.llama_index import KVLogMemoryBlock, LAGMemory, LAGQueryEn
 from lag_integrations.memory.results import SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
 from tests.conftest import qa
-from tests.llama_index.fake_llm import (
-    FirstSelector,
-    added,
-    answer,
-    captured,
-    index,
-    named,
-    user,
-)
+from tests.helpers import added, captured
+from tests.llama_index.fake_llm import FirstSelector, answer, index, named, user
 
 VAULT = qa("Which code does the vault in Lima have?", "The code of the vault in Lima is 7741.")
 

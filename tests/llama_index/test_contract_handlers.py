@@ -13,7 +13,8 @@ from lag_integrations.llama_index.capture.handlers import (
     _SpanHandler,
     instrumentation,
 )
-from tests.llama_index.fake_llm import FakeLLM, captured, transcript, user
+from tests.helpers import captured
+from tests.llama_index.fake_llm import FakeLLM, transcript, user
 
 dispatcher = get_dispatcher("tests.of_ours")
 ERROR = ValueError("an error")

@@ -22,9 +22,7 @@ from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.message_tag import tagged
 from tests.conftest import qa
 from tests.fake_engine import calls
-from tests.llama_index.fake_llm import (
-    added,
-)
+from tests.helpers import added
 
 HI = [ChatMessage(role="user", content="Hi.")]
 

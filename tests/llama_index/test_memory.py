@@ -47,7 +47,8 @@ from lag_integrations.memory.base import open_memories
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
 from tests.fake_engine import calls
-from tests.llama_index.fake_llm import VAULT, added, answer, call, fake_llm, named, texts, user
+from tests.helpers import added
+from tests.llama_index.fake_llm import VAULT, answer, call, fake_llm, named, texts, user
 from tests.store.processes import result_of
 
 QUESTION = "Which code does the vault in Lima have?"

@@ -8,7 +8,8 @@ from llama_index_instrumentation.dispatcher import instrument_tags
 
 from lag_integrations import KVLogMemory
 from lag_integrations.llama_index import LAGMemory, LAGQueryEngine
-from tests.llama_index.fake_llm import FakeLLM, call, captured, index, named
+from tests.helpers import captured
+from tests.llama_index.fake_llm import FakeLLM, call, index, named
 from tests.store.model import hash_embedder
 
 QUESTION = "How do I ship to Norway?"

@@ -12,7 +12,8 @@ from lag_integrations import Trace
 from lag_integrations.errors import StoreError
 from lag_integrations.llama_index import LogRetriever
 from tests.conftest import qa
-from tests.llama_index.fake_llm import added, fake_llm, texts
+from tests.helpers import added
+from tests.llama_index.fake_llm import fake_llm, texts
 
 QUESTION = "Which code opens the vault in Lima?"
 VAULT = qa(

@@ -14,11 +14,11 @@ from llama_index.core.memory import Memory
 from lag_integrations.errors import StoreError, TraceError
 from lag_integrations.llama_index import LAGLLM, KVLogMemoryBlock, LAGMemory, LAGQueryEngine
 from tests.conftest import qa
+from tests.helpers import captured
 from tests.llama_index.fake_llm import (
     FakeLLM,
     answer,
     call,
-    captured,
     fake_llm,
     in_threads,
     index,

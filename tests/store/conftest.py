@@ -52,15 +52,8 @@ def database_url(postgres_url: str) -> Iterator[str]:
     engine.dispose()
 
 
-every_backend = pytest.mark.parametrize(
-    "backend", ["local", "postgres", "chroma server", "all remote"], indirect=True
-)
-"""For tests of how ledger and index work together: in every mixture of local and served ones."""
-
-
-@pytest.fixture(params=["local", "all remote"])
-def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Where a store keeps its parts: each of them local, or on a server."""
+def _backend(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Where a store keeps its parts."""
     settings: dict[str, Any] = {}
     if request.param in ("postgres", "all remote"):
         settings["ledger"] = request.getfixturevalue("database_url")
@@ -69,6 +62,13 @@ def backend(request: pytest.FixtureRequest) -> dict[str, Any]:
     if request.param == "all remote":
         settings["segments"] = f"memory://{uuid4().hex}"
     return settings
+
+
+backend = pytest.fixture(params=["local", "all remote"])(_backend)
+every_backend = pytest.fixture(params=["local", "postgres", "chroma server", "all remote"])(
+    _backend
+)
+"""For modules about how ledger and index work together: in every mixture, as their `backend`."""
 
 
 @pytest.fixture

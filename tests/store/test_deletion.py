@@ -12,7 +12,7 @@ from tests.conftest import qa
 from tests.store.conftest import every_backend, ids, logs_in_index, shown
 from tests.store.processes import numbered
 
-pytestmark = every_backend
+backend = every_backend
 
 
 def test_logs_are_deleted_by_their_metadata(open_store):

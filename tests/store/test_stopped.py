@@ -21,6 +21,7 @@ from lag_integrations.store.chroma import folder as chroma
 from lag_integrations.store.time_limits import lift_time_limits
 from tests.helpers import stored_segments
 from tests.store.conftest import logs_in_index
+from tests.store.model import hash_embedder
 from tests.store.processes import context, holding, numbered, open_memory, start
 
 
@@ -59,7 +60,7 @@ def hasty() -> Iterator[None]:
         yield
 
 
-def filled(folder: Path, number: int = 40) -> list[str]:
+def filled(folder: Path, number: int = 8) -> list[str]:
     with open_memory(folder) as memory:
         ids = memory.add_many(numbered(index) for index in range(number))
         memory.flush()
@@ -70,7 +71,7 @@ def test_recall_does_not_wait_for_a_stopped_process_with_the_index(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = filled(tmp_path / "m")
-    with open_memory(tmp_path / "m") as memory:
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder, min_score=-1) as memory:
         before = memory.store.index.identity()
         with stopped(tmp_path / "m", "index"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(chroma, "_WRITE_WAIT", 2.0)
@@ -135,9 +136,7 @@ def test_what_a_stopped_process_is_at_is_done_without_it(tmp_path: Path, what: s
         assert memory.verify() == []
 
 
-def test_a_stopped_writer_of_the_ledger(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_writer_of_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = filled(tmp_path / "m")
     monkeypatch.setattr(database, "_BUSY", 1)
     with open_memory(tmp_path / "m") as memory:
@@ -184,7 +183,7 @@ def test_a_new_connection_does_not_wait_for_a_writer(
 
 
 def test_deleting_waits_for_the_ledger_only(tmp_path: Path, monkeypatch) -> None:
-    ids = filled(tmp_path / "m")
+    ids = filled(tmp_path / "m", 40)
     removed: list[int] = []
     with open_memory(tmp_path / "m") as memory:
         remove = memory.store.index.remove

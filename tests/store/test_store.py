@@ -28,7 +28,7 @@ from tests.store.conftest import every_backend, ids, logs_in_index
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import numbered, open_memory
 
-pytestmark = every_backend
+backend = every_backend
 
 
 def test_a_log_outlives_its_memory(open_store, tiny):
