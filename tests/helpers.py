@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from lag_integrations import Engine, KVLogMemory, RecalledLog, Trace
 from lag_integrations.kv.segment import Segment
@@ -31,3 +33,16 @@ def only(memory: KVLogMemory) -> Trace:
     """The one log that there is."""
     (trace,) = captured(memory)
     return trace
+
+
+def loop_threads() -> list[threading.Thread]:
+    """The threads on which models compute now."""
+    return [thread for thread in threading.enumerate() if thread.name == "lag-inference"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that no event tells of."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

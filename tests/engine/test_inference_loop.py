@@ -21,6 +21,7 @@ from lag_integrations.errors import LAGError, PromptError
 from lag_integrations.kv.cache import JointCache
 from lag_integrations.traces.message import Message
 from tests.conftest import qa
+from tests.helpers import loop_threads, wait_until
 from tests.store.model import tiny_engine
 from tests.store.processes import start
 
@@ -57,17 +58,6 @@ def sizes(monkeypatch):
         ModelRunner, "read", lambda self, rows: found.append(len(rows)) or read(self, rows)
     )
     return found
-
-
-def loop_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "lag-inference"]
-
-
-def wait_until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_different_segments_a_row(engine, sizes):

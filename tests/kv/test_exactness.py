@@ -36,6 +36,8 @@ from tests.kv.families import (
     with_segments,
 )
 
+# fp32 angles at positions near 1000 are exact to 6e-5; sharp random attention amplifies that.
+TOLERANCE = 1e-3
 BOTH_SCHEMES = {
     "llama",
     "qwen2_moe",
@@ -46,8 +48,7 @@ BOTH_SCHEMES = {
     "phi",
     "bloom",
 }
-# fp32 angles at positions near 1000 are exact to 6e-5; sharp random attention amplifies that.
-TOLERANCE = 1e-3
+"""Families of every structure, which are quantised by both schemes; the others take turns."""
 
 
 @dataclass(frozen=True)
@@ -326,7 +327,7 @@ def test_bfloat16(family: Family) -> None:
 
 
 def quantized() -> Iterator[object]:
-    """Families with schemes, which replace the same layers: both for a few of every structure."""
+    """Each family with a scheme; both schemes replace the same layers of it."""
     schemes = ("int8", "int4")
     for number, family in enumerate(FAMILIES):
         for scheme in schemes if family.name in BOTH_SCHEMES else (schemes[number % 2],):

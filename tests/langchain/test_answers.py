@@ -25,7 +25,7 @@ from lag_integrations.errors import ConstraintError, PromptError, ToolChoiceErro
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.memory import segment_indexer
 from tests.conftest import qa
-from tests.engine.test_inference_loop import loop_threads, wait_until
+from tests.helpers import loop_threads, wait_until
 
 QUESTIONS = [
     "Which code opens the vault in Lima?",

@@ -32,7 +32,7 @@ from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
 from lag_integrations.llama_index.messages import as_chat
 from tests.conftest import qa
-from tests.engine.test_inference_loop import loop_threads, wait_until
+from tests.helpers import loop_threads, wait_until
 
 TALE = [ChatMessage(role="user", content="Tell me of the sea.")]
 VAULT = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")

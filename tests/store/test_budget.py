@@ -146,16 +146,27 @@ def test_bad_settings_are_refused(open_store, settings):
         open_store(**settings)
 
 
-def test_two_memories_with_one_budget(open_store):
+def test_two_memories_with_one_budget(open_store, monkeypatch):
     with open_store(max_logs=30) as one, open_store(max_logs=30) as other:
+        for memory in (one, other):
+            memory._worker.stop()  # it would evict, too
         one.add_many(numbered(number) for number in range(45))
         other.add_many(numbered(number) for number in range(45, 90))
-        threads = [threading.Thread(target=memory.flush) for memory in (one, other)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert 29 <= one.store.ledger.count() <= 30
+        count = one.store.ledger.count
+        evicting = threading.Thread(target=other.prune)
+
+        def counted() -> int:
+            """The other begins between the count of the logs and their eviction."""
+            monkeypatch.setattr(one.store.ledger, "count", count)
+            found = count()
+            evicting.start()
+            evicting.join(0.5)
+            return found
+
+        monkeypatch.setattr(one.store.ledger, "count", counted)
+        one.prune()
+        evicting.join()
+        assert 29 <= count() <= 30
 
 
 def test_an_evicted_segment_that_was_read_as_text_comes_back(open_store, tiny):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 
 import numpy as np
@@ -23,7 +22,7 @@ from lag_integrations.store import ledger
 from lag_integrations.traces.search_keys import SearchKey
 from lag_integrations.traces.trace import Trace
 from tests.conftest import qa
-from tests.helpers import stored_segments
+from tests.helpers import stored_segments, wait_until
 from tests.store.conftest import every_backend, ids, logs_in_index
 from tests.store.model import hash_embedder, tiny_engine
 from tests.store.processes import numbered, open_memory
@@ -56,8 +55,8 @@ def test_what_is_not_merged_is_found_too(open_store):
         memory.flush()
         assert memory.store.embeddings.count(inside=memory.store.index.identity()) == 10
         late = memory.add(numbered(7))
-        while memory.store.embeddings.count() == 10:
-            time.sleep(0.01)  # the worker embeds it; so few are not merged yet
+        # The worker embeds it; so few are not merged yet.
+        wait_until(lambda: memory.store.embeddings.count() > 10)
         assert ids(memory.recall("What is the code of vault 7 ?", k=1)) == [late]
         assert set(ids(memory.recall("What is the code of vault 7 ?", k=9))) == {late, *first}
 
