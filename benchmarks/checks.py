@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--logs", type=int, default=20)
     options = parser.parse_args()
     engine = Engine.load(packaged.resolve(options.model))
-    Console().print(show(measure(engine, options.logs), engine.name))
+    Console().print(show(measure(engine, options.logs), Path(engine.name).name))
 
 
 if __name__ == "__main__":
