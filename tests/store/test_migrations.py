@@ -164,7 +164,7 @@ def test_another_database_is_refused(tmp_path):
     ledger.execute("CREATE TABLE logs (line TEXT)")
     ledger.commit()
     ledger.close()
-    with pytest.raises(StoreError, match="none"):
+    with pytest.raises(StoreError, match="another program's tables"):
         open_memory(tmp_path / "m")
 
 
