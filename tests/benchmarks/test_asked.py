@@ -96,6 +96,7 @@ def test_every_question_on_a_run_is_settled_by_it():
         assert says(runs[one.log].last_response, one.answer), one
 
 
+@pytest.mark.slow
 def test_recalled_runs(asking, puppet, tmp_path):
     puppet.says("45 days, I think.")
     asking(recalled, "--out", tmp_path)
@@ -150,6 +151,7 @@ def test_the_handbook():
         assert page.later is None or page.judge(before) == (False, True)
 
 
+@pytest.mark.slow
 def test_documents_that_change(asking, puppet, tmp_path):
     """A model that says what the documents say is given the logs of unchanged documents only."""
     asked = pages()[::20]

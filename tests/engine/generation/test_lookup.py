@@ -66,13 +66,10 @@ def test_an_answer_that_repeats_a_log_takes_few_passes(engine, plain, passes):
     "settings",
     [
         {"do_sample": True, "temperature": 1.2, "seed": 4, "max_new_tokens": 60},
-        {"repetition_penalty": 1.3, "max_new_tokens": 60},
-        {"presence_penalty": 0.5, "frequency_penalty": 0.5},
-        {"no_repeat_ngram_size": 4},
-        {"stop": ["wheel"]},
-        {"top_logprobs": 2},
+        {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+        {"no_repeat_ngram_size": 4, "stop": ["wheel"]},
+        {"top_logprobs": 2, "max_new_tokens": 7},
         {"grammar": 'start: /First[a-z ]+/ "."'},
-        {"max_new_tokens": 7},
     ],
     ids=str,
 )
