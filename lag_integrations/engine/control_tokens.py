@@ -163,13 +163,13 @@ class _Finder:
         self._pattern = re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
         self._tokenizer = tokenizer
         # Such tokens are found in what a text is normalized to: ``<|IM_END|>`` in lower case.
+        normalizes = tokenizer.backend_tokenizer.normalizer is not None
+        wanted = frozenset(texts) if normalizes else frozenset()
         self._normalized = {
             index
             for index, token in tokenizer.added_tokens_decoder.items()
-            if token.normalized and token.content in set(texts)
+            if token.normalized and token.content in wanted
         }
-        if tokenizer.backend_tokenizer.normalizer is None:
-            self._normalized.clear()
 
     def starts(self, text: str) -> list[int]:
         """Return where they begin, ascending."""
