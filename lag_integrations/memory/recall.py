@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lag_integrations.memory.base import MemoryBase
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
+from lag_integrations.memory.setting_checks import check_outcomes
 from lag_integrations.store.filters import Where
 from lag_integrations.store.floor import Floor
 from lag_integrations.traces.owner import Owner
@@ -68,6 +69,7 @@ class RecallMixin(MemoryBase):
 
         Raises:
             StoreError: The filter is malformed, or the store fails.
+            SettingsError: There is no outcome, or one that does not exist.
         """
         return self.search(
             query,
@@ -118,7 +120,7 @@ class RecallMixin(MemoryBase):
             before=before,
             k=k + len(known),
             floor=self._floor(min_relevance, min_score),
-            outcomes=self.outcomes if outcomes is None else outcomes,
+            outcomes=self.outcomes if outcomes is None else check_outcomes(outcomes),
             where=where,
             diversity=self.diversity if diversity is None else diversity,
             newest_only=newest_only,
@@ -172,7 +174,7 @@ class RecallMixin(MemoryBase):
             query,
             k=self.k if k is None else k,
             floor=self._floor(min_relevance, min_score),
-            outcomes=self.outcomes if outcomes is None else outcomes,
+            outcomes=self.outcomes if outcomes is None else check_outcomes(outcomes),
             where=where,
             limit=limit,
             owner=self._owner(user, thread),

@@ -6,6 +6,7 @@ import pytest
 
 from lag_integrations import KVLogMemory
 from lag_integrations.errors import LAGError, SettingsError
+from tests.store.model import hash_embedder
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,10 @@ def test_so_are_budgets_and_codecs(tmp_path, name, value):
     with pytest.raises(LAGError, match=name if name != "codec" else "int3"):
         KVLogMemory(tmp_path / "m", **{name: value})
     assert not (tmp_path / "m").exists()
+
+
+def test_a_recall_is_told_no_outcome_that_does_not_exist(tmp_path):
+    with KVLogMemory(tmp_path / "m", embedder=hash_embedder) as memory:
+        for way in (memory.recall, memory.search, memory.explain):
+            with pytest.raises(SettingsError, match="sucess"):
+                way("What is the code?", outcomes=["sucess"])
