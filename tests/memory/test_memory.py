@@ -127,7 +127,7 @@ with ThreadPoolExecutor() as pool:
 print("loaded")
 memory = KVLogMemory(folder, embedder=embedder)
 memory.attach(engine)
-for n in range(20):
+for n in range(8):
     memory.add(Trace.from_messages([{"role": "user", "content": f"Vault {n}?"},
         {"role": "assistant", "content": f"The code of vault {n} is 7{n}. " * 9}]))
 """
@@ -147,7 +147,7 @@ def test_a_program_that_never_closes_ends_cleanly_and_loses_nothing(tmp_path, em
     assert run.stdout == "loaded\n"
     with KVLogMemory(tmp_path / "m", embedder=embedder) as memory:
         memory.flush()
-        assert len(memory.recall("vault", k=50, min_score=-1)) == 20
+        assert len(memory.recall("vault", k=50, min_score=-1)) == 8
 
 
 def test_equal_traces_are_one_log(memory):

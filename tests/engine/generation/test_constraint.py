@@ -87,7 +87,7 @@ SCHEMAS = st.recursive(
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
@@ -289,9 +289,8 @@ def test_forms_whose_end_is_hard_to_find(wild, schema):
         "additionalProperties": False,
         "$defs": {"T": tree},
     }
-    for seed in range(2):
-        answer = write(wild, json_answer(whole), seed=seed, max_new_tokens=70)
-        jsonschema.validate(json.loads(answer.text), whole)
+    answer = write(wild, json_answer(whole), seed=1, max_new_tokens=70)
+    jsonschema.validate(json.loads(answer.text), whole)
 
 
 def test_an_end_that_is_not_found_is_not_promised(wild):
