@@ -87,7 +87,7 @@ def _rate(way: Callable[[], object], tokens: int) -> Callable[[], float]:
 
 
 def _delay(stream: Callable[[], Iterator[object]]) -> Callable[[], float]:
-    """Measure streams of one token: of a longer one that is left, a pass still runs for the next."""
+    """Measure streams of one token: a longer one that is left still has a pass running."""
 
     def measured() -> float:
         pieces, begun = stream(), time.perf_counter()

@@ -510,9 +510,7 @@ def test_a_log_of_a_document_that_changed_is_not_given(way, capture, llm, memory
     assert memory.get(key)[0].trace.id == first
 
 
-@pytest.mark.parametrize(
-    ("mode", "way"), [*(("compact", way) for way in WAYS), ("refine", "sync")]
-)
+@pytest.mark.parametrize(("mode", "way"), [*(("compact", way) for way in WAYS), ("refine", "sync")])
 def test_another_log_takes_the_place_of_one_whose_document_changed(
     mode, way, llm, memory, no_worker
 ):
