@@ -18,6 +18,7 @@ from lag_integrations.cli import (
     quarantine,
     report,
     search,
+    serve,
     upkeep,
 )
 from lag_integrations.cli.output import warn
@@ -86,6 +87,7 @@ for command in (
     upkeep.reindex,
     upkeep.reencode,
     learn.learn,
+    serve.serve,
     upkeep.prune,
     upkeep.purge,
     upkeep.migrate,

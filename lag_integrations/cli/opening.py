@@ -161,6 +161,19 @@ class Place:
         finally:
             store.close()
 
+    def open_namespace(self, embedder: str | None) -> Callable[[str], KVLogMemory]:
+        """Return what opens the memory of a namespace; the store is made if there is none."""
+        from lag_integrations import KVLogMemory
+
+        return lambda namespace: KVLogMemory(
+            self.path,
+            namespace=namespace,
+            embedder=embedder or None,
+            ledger=self.ledger or None,
+            segments=self.segments_url or None,
+            index=self.index or None,
+        )
+
     @contextmanager
     def memory(self, embedder: str | None, **settings: Any) -> Iterator[KVLogMemory]:
         """Open the memory, with an embedder."""

@@ -18,16 +18,13 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.utils.function_calling import convert_to_json_schema
 
+from lag_integrations.chat.openai_form import MEDIA, logprob_dict, media_error, schema_in
 from lag_integrations.chat.response import ModelResponse, Part
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
-from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, InvalidCall, Text, new_call_id
-from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_conversion import as_message
-
-_MEDIA = {"image", "image_url", "audio", "input_audio", "video", "file", "document", "media"}
 
 
 def as_chat(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -42,12 +39,9 @@ def as_chat(messages: Sequence[BaseMessage]) -> list[Message]:
         chat += _results(message)
         step = as_message(message)
         if isinstance(step.content, list):
-            kinds = {block.get("type") for block in step.content if isinstance(block, dict)}
-            if media := sorted(str(kind) for kind in kinds & _MEDIA):
-                raise PromptError(
-                    f"A message holds content of type {', '.join(media)}; this model reads text "
-                    "only. Leave it out, or put its text in."
-                )
+            kinds = {str(block.get("type")) for block in step.content if isinstance(block, dict)}
+            if media := kinds & MEDIA:
+                raise media_error(media)
         # Anthropic's results stand inside of user messages, which may hold nothing else.
         if not (step.is_empty and chat and chat[-1].role == "tool" and step.role == "user"):
             chat.append(step)
@@ -132,7 +126,7 @@ def response_metadata(response: ModelResponse, engine: Engine, model: str) -> di
         "lag": response.report(),
     }
     if response.request.top_logprobs is not None:
-        content = [_logprob(engine, entry) for entry in generation.logprobs]
+        content = [logprob_dict(engine, entry) for entry in generation.logprobs]
         metadata["logprobs"] = {"content": content}
     return metadata
 
@@ -160,32 +154,7 @@ def json_schema_of(response_format: Any) -> dict[str, Any] | None:
     if response_format is None or response_format == {"type": "text"}:
         return None
     if isinstance(response_format, Mapping):
-        kind = response_format.get("type")
-        if kind == "json_object" and "properties" not in response_format:
-            inner = response_format.get("schema")
-            return dict(inner) if isinstance(inner, Mapping) else {"type": "object"}
-        if kind == "json_schema":
-            inner = response_format.get("json_schema")
-            schema = inner.get("schema") if isinstance(inner, Mapping) else None
-            if not isinstance(schema, Mapping):
-                raise PromptError(
-                    'response_format has the type "json_schema", but no schema in '
-                    '["json_schema"]["schema"].'
-                )
-            return dict(schema)
-        if "title" not in response_format:
-            return dict(response_format)
+        schema = schema_in(response_format)
+        if schema is None or "title" not in response_format:
+            return schema
     return dict(convert_to_json_schema(response_format))
-
-
-def _logprob(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:
-    """Return the log probabilities of a token in OpenAI's form."""
-
-    def entry_of(token: int, logprob: float) -> dict[str, Any]:
-        text = engine.tokenizer.decode([token])
-        return {"token": text, "bytes": list(text.encode()), "logprob": logprob}
-
-    return {
-        **entry_of(entry.token_id, entry.logprob),
-        "top_logprobs": [entry_of(token, logprob) for token, logprob in entry.top],
-    }

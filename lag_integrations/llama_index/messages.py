@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,12 +19,12 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
+from lag_integrations.chat.openai_form import call_dict, media_error, usage_dict
 from lag_integrations.chat.response import ModelResponse, Part
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
-from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message, ToolCall
 from lag_integrations.traces.message_conversion import as_message
 
@@ -39,6 +38,8 @@ ROLES = {
     MessageRole.FUNCTION: "tool",
     MessageRole.TOOL: "tool",
 }
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+"""What LlamaIndex's token counters look for."""
 
 
 def as_chat(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -101,10 +102,7 @@ def _texts(block: ContentBlock, media: Callable[[str], str]) -> Iterator[str]:
 
 
 def _refuse(media: str) -> str:
-    raise PromptError(
-        f"A message holds content of type {media}; this model reads text only. "
-        "Leave it out, or put its text in."
-    )
+    raise media_error((media,))
 
 
 class Reply:
@@ -150,23 +148,17 @@ class Reply:
             run_id: The captured run that it belongs to.
         """
         generation = self._response.generation
-        read, written = self._response.read_tokens, len(generation.token_ids)
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-        }
-        details = {"cached_tokens": self._response.cached_tokens}
+        usage = usage_dict(self._response)
         chat_response = ChatResponse(
             message=self._message(),
             delta="",
             raw={
                 "model": self._model,
                 "finish_reason": generation.finish_reason,
-                "usage": {**usage, "prompt_tokens_details": details},
+                "usage": usage,
                 "lag": {**self._response.report(), "run_id": run_id},
             },
-            additional_kwargs=dict(usage),
+            additional_kwargs={name: usage[name] for name in _COUNTS},
         )
         if self._response.request.top_logprobs is not None:
             chat_response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
@@ -181,14 +173,11 @@ class Reply:
         blocks += self._calls
         extra = {"invalid_tool_calls": list(self._invalid)} if self._invalid else {}
         if self._calls:  # where streamed objects, for one, are looked for
-            extra["tool_calls"] = [_as_openai(call) for call in self._calls]
+            extra["tool_calls"] = [
+                call_dict(call.tool_name, call.tool_kwargs, call.tool_call_id or "")
+                for call in self._calls
+            ]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
-
-
-def _as_openai(call: ToolCallBlock) -> dict[str, Any]:
-    arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
-    function = {"name": call.tool_name, "arguments": arguments}
-    return {"id": call.tool_call_id, "type": "function", "function": function}
 
 
 def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:

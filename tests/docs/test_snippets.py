@@ -25,6 +25,7 @@ from lag_integrations import Engine, KVLogMemory, Trace
 from lag_integrations.engine.requests import RequestBuilder
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM
+from tests.serving.conftest import serving
 from tests.tutorials import loaded_before
 
 ROOT = Path(__file__).parents[2]
@@ -142,8 +143,18 @@ def test_the_first_pages_run_as_printed(
 @pytest.mark.parametrize(
     "page", [page.stem for page in PAGES if page.stem not in ("README", "index") and snippets(page)]
 )
-def test_snippets_run(page: str, engine: Engine) -> None:
-    run(ROOT / f"docs/{page}.md", GIVEN.get(page, lambda _: {})(engine))
+def test_snippets_run(page: str, engine: Engine, embedder: Any) -> None:
+    with serving_at_its_port(engine, embedder) if page == "serving" else nullcontext():
+        run(ROOT / f"docs/{page}.md", GIVEN.get(page, lambda _: {})(engine))
+
+
+def serving_at_its_port(engine: Engine, embedder: Any) -> Any:
+    return serving(
+        engine,
+        lambda namespace: KVLogMemory("./memory", namespace=namespace, embedder=embedder),
+        port=8321,
+        name="smol",
+    )
 
 
 def test_a_snippet_that_is_not_run_says_why() -> None:

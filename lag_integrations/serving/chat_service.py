@@ -1,0 +1,282 @@
+"""One call of the gateway's model: recalled for, answered, and captured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+from uuid import uuid4
+
+from opentelemetry import trace as telemetry
+
+from lag_integrations.chat.openai_form import MEDIA, media_error, schema_in
+from lag_integrations.chat.request import ChatRequest, build_request
+from lag_integrations.chat.response import ModelResponse, respond
+from lag_integrations.chat.settings import ModelSettings
+from lag_integrations.engine.engine import Engine
+from lag_integrations.errors import LAGError, StoreError
+from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.safe_recall import attach_safely, check_where
+from lag_integrations.serving.api_errors import ApiError
+from lag_integrations.serving.api_types import ChatCompletionRequest
+from lag_integrations.serving.completion import Completion
+from lag_integrations.serving.metrics import Metrics
+from lag_integrations.serving.run_capture import trace_of
+from lag_integrations.traces.message import Message
+from lag_integrations.traces.message_conversion import as_message
+from lag_integrations.traces.owner import Owner
+
+logger = logging.getLogger(__name__)
+_tracer = telemetry.get_tracer("lag_integrations.serving")
+
+_PASSED_ON = (
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "logit_bias", "seed", "stop", "logprobs", "top_logprobs"),
+    *("max_tokens", "max_completion_tokens", "tool_choice", "parallel_tool_calls", "cache_salt"),
+)
+"""Settings of a request that `build_request` knows by the same name."""
+
+
+@dataclass
+class ChatService:
+    """Answers with one model, from any number of memories.
+
+    Attributes:
+        engine: The model.
+        name: Its name for clients.
+        settings: What a request does not set.
+        timeout: Most seconds of an answer; a request may ask for less.
+        most_at_once: Most answers at once; others are refused for now.
+        metrics: The counters.
+    """
+
+    engine: Engine
+    name: str
+    settings: ModelSettings
+    timeout: float
+    most_at_once: int
+    metrics: Metrics = field(default_factory=Metrics)
+    _running: int = 0
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold a place among the answers that are made at once.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if self._running >= self.most_at_once:
+            raise ApiError(
+                429,
+                f"The server makes {self._running} answers at once, which is its limit; ask again "
+                "in a moment.",
+                "too_many_requests",
+            )
+        self._running += 1
+        self.metrics.running.set(self._running)
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self.metrics.running.set(self._running)
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name.
+
+        Raises:
+            ApiError: It is.
+        """
+        if name != self.name:
+            raise ApiError(
+                404,
+                f"There is no model {name!r}; this server has {self.name!r}.",
+                "model_not_found",
+            )
+
+    async def begin(self, memory: LogMemory, asked: ChatCompletionRequest) -> ChatTurn:
+        """Recall for a request, and get ready to answer.
+
+        Raises:
+            ApiError: There is no such model.
+            LAGError: The request cannot be answered; says why.
+        """
+        self.check_model(asked.model)
+        return await asyncio.to_thread(self._begin, memory, asked)
+
+    def _begin(self, memory: LogMemory, asked: ChatCompletionRequest) -> ChatTurn:
+        started_at = datetime.now(timezone.utc)
+        _check(asked.lag.where)
+        messages = [_checked(as_message(message.model_dump())) for message in asked.messages]
+        metadata = dict(asked.metadata or {})
+        named = Owner.of(metadata)
+        owner = Owner(asked.user or named.user, asked.lag.thread_id or named.thread)
+        if asked.user is not None:
+            metadata.setdefault("user_id", asked.user)
+        attach_safely(memory, self.engine)
+        request = self._request(asked, messages, owner)
+        response = respond(self.engine, memory, request, memory)
+        return ChatTurn(self, memory, asked, messages, response, owner, metadata, started_at)
+
+    def _request(
+        self, asked: ChatCompletionRequest, messages: list[Message], owner: Owner
+    ) -> ChatRequest:
+        lag, form = asked.lag, asked.response_format
+        overrides = {
+            name: value for name in _PASSED_ON if (value := getattr(asked, name)) is not None
+        }
+        if overrides.get("top_k") == -1:
+            overrides["top_k"] = 0
+        return build_request(
+            self.settings,
+            messages,
+            {
+                **overrides,
+                "timeout": min(asked.timeout or self.timeout, self.timeout),
+                "owner": owner,
+                "k": lag.k,
+                "min_score": lag.min_score,
+                "query": lag.query,
+                "where": lag.where,
+                "placement": lag.placement,
+                "question": lag.question,
+                "kv_log_ids": lag.log_ids,
+                "logs_as_text": lag.as_text,
+            },
+            framework_messages=messages,
+            tools=asked.tools or (),
+            schema=None if form is None else schema_in(form.model_dump()),
+        )
+
+
+class ChatTurn:
+    """A call while it is answered.
+
+    Args:
+        service: Whose model answers.
+        memory: Where its logs come from, and its run goes.
+        asked: The request.
+        messages: Its conversation.
+        response: The model's response.
+        owner: Whose run it is.
+        metadata: What the client says of it.
+        started_at: When it came.
+
+    Attributes:
+        completion: The answer, as far as it came.
+        response: As above.
+    """
+
+    def __init__(
+        self,
+        service: ChatService,
+        memory: LogMemory,
+        asked: ChatCompletionRequest,
+        messages: list[Message],
+        response: ModelResponse,
+        owner: Owner,
+        metadata: dict[str, Any],
+        started_at: datetime,
+    ) -> None:
+        self.completion = Completion(service.name)
+        self.response = response
+        self._service = service
+        self._memory = memory
+        self._asked = asked
+        self._messages = messages
+        self._owner = owner
+        self._metadata = metadata
+        self._started_at = started_at
+        self._run_id = uuid4().hex
+        self._log_id: str | None = None
+        self._span = _tracer.start_span(f"chat {service.name}")
+
+    async def deltas(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield what each part of the answer adds to it; at its end, the run is recorded.
+
+        Where it fails, or nobody reads on, the run is recorded as far as it came.
+        """
+        error: BaseException | None = None
+        try:
+            async for part in self.response:
+                if delta := self.completion.add(part):
+                    yield delta
+            await asyncio.to_thread(self._record)
+        except BaseException as caught:
+            error = caught if isinstance(caught, Exception) else None
+            # Not awaited: who left does not wait.
+            asyncio.get_running_loop().run_in_executor(None, self._record, error)
+            raise
+        finally:
+            self.response.close()
+            self._describe(error)
+            self._service.metrics.answered(self.response)
+
+    def report(self) -> dict[str, Any]:
+        """Return what ``lag`` says: what was used, and as which run it was captured."""
+        run_id = None if self._log_id is None else self._run_id
+        return {**self.response.report(), "run_id": run_id, "log_id": self._log_id}
+
+    def _record(self, error: BaseException | None = None) -> None:
+        """Record the run, if it is over; a memory that fails costs no answer."""
+        if not self._asked.lag.capture:
+            return
+        context = self.response.context
+        try:
+            trace = trace_of(
+                self._messages,
+                self.completion,
+                self.response.generation.finish_reason,
+                run_id=self._run_id,
+                started_at=self._started_at,
+                ended_at=datetime.now(timezone.utc),
+                helped_by=[log.id for log in (*context.as_kv, *context.as_text)],
+                owner=self._owner,
+                metadata=self._metadata,
+                error=error,
+            )
+            if trace is not None:
+                (self._log_id,) = self._memory.add_own([trace], judged=False)
+                self._service.metrics.captured(trace.outcome)
+        except LAGError as problem:
+            logger.warning("A run was not captured. %s", problem)
+
+    def _describe(self, error: BaseException | None) -> None:
+        """Say in the span what happened, never what was said (GenAI semantic conventions)."""
+        if self._span.is_recording():
+            report, generation = self.response.report(), self.response.generation
+            self._span.set_attributes(
+                {
+                    "gen_ai.operation.name": "chat",
+                    "gen_ai.request.model": self._service.name,
+                    "gen_ai.response.finish_reasons": [generation.finish_reason],
+                    "gen_ai.usage.input_tokens": self.response.read_tokens,
+                    "gen_ai.usage.output_tokens": len(generation.token_ids),
+                    "lag.logs": len(report["log_ids"]),
+                    "lag.form": report["form"] or "none",
+                    "lag.cached_tokens": self.response.cached_tokens,
+                    "lag.first_token_seconds": report["timings"]["time_to_first_token"],
+                    **({} if error is None else {"error.type": type(error).__name__}),
+                }
+            )
+        self._span.end()
+
+
+def _check(where: dict[str, Any] | None) -> None:
+    """Refuse a malformed filter as the client's mistake, not the store's."""
+    try:
+        check_where(where)
+    except StoreError as error:
+        raise ApiError(400, str(error)) from None
+
+
+def _checked(message: Message) -> Message:
+    """Refuse what a model of texts cannot read."""
+    if isinstance(message.content, list):
+        kinds = {str(one.get("type")) for one in message.content if isinstance(one, dict)}
+        if media := kinds & MEDIA:
+            raise media_error(media)
+    return message
