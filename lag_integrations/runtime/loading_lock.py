@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 LOADING = threading.Lock()
 """Held while a model is loaded: transformers' ``from_pretrained`` is not thread safe."""
+_ours: ContextVar[bool] = ContextVar("_ours", default=False)
+"""Whether a bar is one of the loading model; its weights are read on a thread of their own."""
 
 
 @contextmanager
@@ -32,11 +35,10 @@ def loading(model: str | Path, *, quiet: bool = False) -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
-    thread = threading.get_ident()
     form = {"desc": f"Loading {Path(model).name}", "leave": False, "disable": quiet or None}
 
     def ours(kwargs: dict[str, Any]) -> dict[str, Any]:
-        return kwargs | form if threading.get_ident() == thread else kwargs
+        return kwargs | form if _ours.get() else kwargs
 
     def bar(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = ours(kwargs)
@@ -45,7 +47,7 @@ def loading(model: str | Path, *, quiet: bool = False) -> Iterator[None]:
     # transformers has hooks since 5.4; an older one shows its own bars.
     set_hook = getattr(logging, "set_tqdm_hook", lambda hook: None)
     with LOADING:
-        hook, gguf_bar = set_hook(bar), gguf.tqdm
+        hook, gguf_bar, token = set_hook(bar), gguf.tqdm, _ours.set(True)
         gguf.tqdm = lambda *args, **kwargs: gguf_bar(*args, **ours(kwargs))
         silenced = quiet and not are_progress_bars_disabled()
         if silenced:
@@ -53,6 +55,7 @@ def loading(model: str | Path, *, quiet: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
+            _ours.reset(token)
             set_hook(hook)
             gguf.tqdm = gguf_bar
             if silenced:

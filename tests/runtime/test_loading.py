@@ -12,6 +12,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import set_tqdm_hook
 
+from lag_integrations import Engine
 from lag_integrations.runtime.loading_lock import LOADING, loading
 from tests.store.model import tiny_engine
 
@@ -47,6 +48,16 @@ def test_a_terminal_shows_our_bar_and_not_transformers(folder, monkeypatch):
     assert "Loading tiny" in stderr.getvalue()
     assert "Loading weights" not in stderr.getvalue()
     assert "\n" not in stderr.getvalue(), "it is gone when it is full"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_engine_shows_one_bar_or_nothing(small, tmp_path, monkeypatch, quiet):
+    small.model.save_pretrained(tmp_path)
+    small.tokenizer.save_pretrained(tmp_path)
+    stderr = shown(monkeypatch, terminal=True)
+    Engine.load(tmp_path, quiet=quiet)
+    assert ("Loading " in stderr.getvalue()) == (not quiet)
+    assert "Loading weights" not in stderr.getvalue()
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])
