@@ -25,8 +25,8 @@ from lag_integrations import KVLogMemory, packaged
 from lag_integrations.engine.control_tokens import ControlTokens
 from lag_integrations.engine.engine import Engine
 from lag_integrations.evaluation.machine import stamp
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment
-from lag_integrations.kv.segment_file import sha256_hex
 from lag_integrations.langchain import LAGChatModel
 from lag_integrations.traces.trace import Trace
 

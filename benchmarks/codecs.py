@@ -27,8 +27,9 @@ from lag_integrations.engine.token_selection import LastTurn
 from lag_integrations.evaluation.datasets.react import load_traces
 from lag_integrations.evaluation.machine import stamp
 from lag_integrations.evaluation.scoring import contains, exact_match
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.embedder import Embedder
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.trace import Trace

@@ -79,6 +79,10 @@ class CalibrationError(LAGError):
     """A model cannot be calibrated, or a calibration is damaged or another model's."""
 
 
+class RemoteModelError(LAGError):
+    """A model behind a server cannot be reached, or its server failed."""
+
+
 class DistillationError(LAGError):
     """The model that distils lessons failed; lessons that it made before are kept."""
 

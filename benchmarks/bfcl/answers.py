@@ -12,6 +12,8 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.bfcl.cases import Case
+from lag_integrations.chat.parts import Part
+from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.response import ModelResponse
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.reasoning import (
@@ -104,11 +106,12 @@ class _Writing(LAGChatModel):
     def __init__(self, engine: Engine, **settings: Any) -> None:
         super().__init__(engine, **settings)
 
-    def _result(self, parts: list[Any], response: ModelResponse, engine: Engine) -> ChatResult:
-        result = super()._result(parts, response, engine)
+    def _result(self, parts: list[Part], reply: Reply) -> ChatResult:
+        result = super()._result(parts, reply)
+        assert isinstance(reply, ModelResponse)
         (generation,) = result.generations
         assert isinstance(generation, ChatGeneration)
-        generation.message.response_metadata[_WRITTEN] = response.generation.text
+        generation.message.response_metadata[_WRITTEN] = reply.generation.text
         return result
 
 

@@ -16,8 +16,9 @@ from benchmarks.performance.paired import Figure, figures, interleaved
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.forward import read_rows
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment
 from lag_integrations.runtime.own_thread import in_own_thread
 from lag_integrations.store.segment_files import SegmentFiles
 

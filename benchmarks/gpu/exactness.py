@@ -15,8 +15,9 @@ from lag_integrations.kv.encode import encode
 from lag_integrations.kv.fingerprint import fingerprint
 from lag_integrations.kv.forward import Unread, read_next, read_together
 from lag_integrations.kv.inject import inject
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 
 _SEGMENT, _REST, _ANSWER = 256, 32, 16
 """Tokens of a segment, of what is read behind it, and of what is written then."""

@@ -14,8 +14,9 @@ from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn
 from lag_integrations.kv.checks import check_segment
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.traces.trace import Trace
 

@@ -16,8 +16,9 @@ from benchmarks.performance.random_segments import random_segment
 from lag_integrations.engine.engine import Engine
 from lag_integrations.kv.cache import new_cache
 from lag_integrations.kv.inject import inject
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.segment_files import SegmentFiles
 
 SUITE = "loading three segments, ms"

@@ -19,8 +19,9 @@ from benchmarks.performance.tasks import Task
 from lag_integrations import KVLogMemory
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.token_selection import LastTurn
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
+from lag_integrations.kv.segment_file import dump_segment, load_segment
 from lag_integrations.store.segment_files import SegmentFiles
 from lag_integrations.traces.message import Message
 

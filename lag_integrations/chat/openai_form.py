@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lag_integrations.chat.response import ModelResponse
-from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools.schema import Schema
 from lag_integrations.errors import PromptError
+
+if TYPE_CHECKING:
+    from lag_integrations.engine.engine import Engine
+    from lag_integrations.engine.generation.sequence import TokenLogprob
 
 MEDIA = frozenset(
     (
@@ -69,17 +70,6 @@ def call_dict(name: str, arguments: Any, id: str) -> dict[str, Any]:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def usage_dict(response: ModelResponse) -> dict[str, Any]:
-    """Return the tokens read and written; injected and reused ones count as cached."""
-    read, written = response.read_tokens, len(response.generation.token_ids)
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
-        "prompt_tokens_details": {"cached_tokens": response.cached_tokens},
-    }
 
 
 def logprob_dict(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from lag_integrations.chat.output_format import OutputFormat
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.grammar import (
     SpecialTokens,
@@ -26,7 +25,6 @@ from lag_integrations.engine.template_messages import with_system_text
 from lag_integrations.engine.tools import (
     AnswerReader,
     MarkReader,
-    ToolChoice,
     ToolFormat,
     must_call,
     select,
@@ -39,24 +37,6 @@ ANY_JSON: Schema = {"type": "object"}
 """Some JSON object."""
 _MOST_CALLS = 8
 """Calls of its own accord in one answer."""
-
-
-@dataclass(frozen=True)
-class OutputFormat:
-    """What an answer must look like.
-
-    Attributes:
-        tools: Tools, in OpenAI's form.
-        tool_choice: Which of them may or must be called; see `tools.choice`.
-        schema: JSON schema of the answer.
-        parallel_tool_calls: Whether an answer may hold several calls; else all but the first are
-            left out.
-    """
-
-    tools: Sequence[dict[str, Any]] = ()
-    tool_choice: ToolChoice = None
-    schema: Schema | None = None
-    parallel_tool_calls: bool = True
 
 
 class OutputPlan:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lag_integrations.chat.output_plan import OutputFormat
+from lag_integrations.chat.output_format import OutputFormat
 from lag_integrations.chat.query import query_of
 from lag_integrations.chat.settings import SAMPLING, ModelSettings
 from lag_integrations.engine.segment_placement import Placement

@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from lag_integrations.chat.context import RetrievedContext, retrieve_context
+from lag_integrations.chat.openai_form import logprob_dict
 from lag_integrations.chat.output_plan import OutputPlan
+from lag_integrations.chat.parts import Part
 from lag_integrations.chat.request import ChatRequest
 from lag_integrations.engine.answer import EngineStream
 from lag_integrations.engine.engine import Engine
@@ -23,9 +25,6 @@ from lag_integrations.errors import PromptError
 from lag_integrations.kv.prefix_cache import SEPARATOR
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import miss_report
-
-Part = ReasoningDelta | Text | CallEnded | CallFailed
-"""A part of a response."""
 
 
 def respond(
@@ -154,6 +153,32 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
         """Those of them that nobody had to compute: read lately, or of segments that were there."""
         injected = self.generation.injected_tokens - self.context.encoded_tokens
         return self.generation.reused_tokens + injected
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it ended."""
+        return self.generation.finish_reason
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens read and written; injected and reused ones count as cached."""
+        read, written = self.read_tokens, len(self.generation.token_ids)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached_tokens,
+                "cache_creation_tokens": self.context.encoded_tokens,
+            },
+        }
+
+    @property
+    def logprobs(self) -> list[dict[str, Any]] | None:
+        """Log probabilities of each token."""
+        if self.request.top_logprobs is None:
+            return None
+        return [logprob_dict(self._engine, entry) for entry in self.generation.logprobs]
 
     def report(self) -> dict[str, Any]:
         """Return what was used: logs and scores (best first), their form, tokens, seconds.

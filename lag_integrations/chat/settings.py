@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from transformers import GenerationConfig
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from typing_extensions import Self
 
 from lag_integrations.chat.query import QueryOf
-from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.generation.sampling import Sampling
 from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import check_where
+
+if TYPE_CHECKING:  # torch is loaded with a model, not before
+    from lag_integrations.engine.engine import Engine
 
 SAMPLING = (
     "temperature",
@@ -42,6 +42,13 @@ class ModelSettings(BaseModel):
 
     model: str
     """Name or path of the model."""
+    base_url: str | None = None
+    """URL of a server of ``kvlog serve``, with its ``/v1``: the model runs there, and recalls from
+    the memory that is there, which captures its runs, too."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """The key for that server."""
+    max_retries: int | None = Field(default=None, ge=0)
+    """How often a call of that server is tried again that could not be begun; twice by default."""
     memory: LogMemory | None = Field(default=None, exclude=True, repr=False)
     """Where logs are recalled from; without one, an ordinary LLM."""
     k: int | None = Field(default=None, ge=0)
@@ -130,7 +137,27 @@ class ModelSettings(BaseModel):
     @model_validator(mode="after")
     def _can_be_sampled(self) -> Self:
         """Refuse now what every call would refuse."""
+        if self.base_url is not None:  # its server knows
+            return self
+        from transformers import GenerationConfig
+
+        from lag_integrations.engine.generation.sampling import Sampling
+
         Sampling.of(GenerationConfig(), {name: getattr(self, name) for name in SAMPLING})
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_remote_model(self) -> Self:
+        """Refuse what only has an effect where the model runs, or only there has none."""
+        if self.base_url is None:
+            return self
+        fields = type(self).model_fields
+        for name in _HERE:
+            default = fields[name].get_default(call_default_factory=True)
+            if getattr(self, name) not in (None, default):
+                raise ValueError(
+                    f"{name}= has no effect on a model at base_url=…; its server decides it."
+                )
         return self
 
     @property
@@ -154,10 +181,12 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
         ValueError: A model is given without its tokenizer, or what has one is given another; or
             settings are given that only matter while a model is loaded.
     """
-    if tokenizer is not None and isinstance(model, str | Path | Engine):
-        raise ValueError("tokenizer= is for a loaded model; any other has its own.")
-    if isinstance(model, str | Path):
+    if isinstance(model, str | Path) and tokenizer is None:
         return None
+    from lag_integrations.engine.engine import Engine
+
+    if isinstance(model, str | Path | Engine) and tokenizer is not None:
+        raise ValueError("tokenizer= is for a loaded model; any other has its own.")
     if isinstance(model, Engine):
         _refuse(settings, (*_LOADING, *_RENDERING, "model_kwargs"), "an Engine")
         return model
@@ -177,6 +206,8 @@ def given_engine(model: Any, tokenizer: Any, settings: Mapping[str, Any]) -> Eng
 
 _LOADING = ("device", "dtype", "quantization", "quiet")
 _RENDERING = ("chat_template", "chat_template_kwargs")
+_HERE = ("memory", *_LOADING, *_RENDERING, "model_kwargs", "share_system")
+"""Settings of models that run in this process."""
 
 
 def _refuse(settings: Mapping[str, Any], names: Iterable[str], model: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypedDict
 
+from pydantic import SecretStr
+
 from lag_integrations.chat.query import QueryOf
 from lag_integrations.engine.quantization.scheme import Quantization
 from lag_integrations.engine.segment_placement import Placement
@@ -15,6 +17,9 @@ from lag_integrations.memory.memory import LogMemory
 class ModelSettingsDict(TypedDict, total=False):
     """The fields of `ModelSettings`, which says what they mean; all but ``model``."""
 
+    base_url: str | None
+    api_key: SecretStr | None
+    max_retries: int | None
     memory: LogMemory | None
     k: int | None
     min_score: float | None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from lag_integrations.engine.control_tokens import ControlTokens, Cut
 from lag_integrations.engine.generation.grammar import SpecialTokens
@@ -27,6 +26,9 @@ from lag_integrations.engine.tools.detect import common_length
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_order import in_call_order
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARK = "LAGMARK{}X"
 # How templates refuse a conversation: by their own word, or by failing on it.

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from lag_integrations.errors import PromptError
 from lag_integrations.traces.message import Message, ToolCall
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARKED = re.compile(r"<[|｜].+[|｜]>")  # noqa: RUF001
 """How tokens look that are never meant as text, special or not: ``<|fim_prefix|>``."""

@@ -15,7 +15,7 @@ from lag_integrations.engine.attention import use_own_attention
 from lag_integrations.engine.chat_template import ChatTemplate
 from lag_integrations.engine.encodable import Encodable
 from lag_integrations.engine.encoder import Encoder
-from lag_integrations.engine.generation.constraint import can_constrain
+from lag_integrations.engine.generation.grammar import can_constrain
 from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.engine.generator import AnswerGenerator
 from lag_integrations.engine.inference_loop import InferenceLoop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import sys
 
@@ -10,6 +11,11 @@ Data = bytes | bytearray | memoryview
 
 _POPULATE_READ = 22
 """``MADV_POPULATE_READ`` of Linux 5.14 and later."""
+
+
+def sha256_hex(data: Data) -> str:
+    """Return the SHA-256 of a file's content, in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def mapped(path: str, nbytes: int) -> memoryview | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # stores know segments before torch is loaded
+    import torch
 
-from lag_integrations.kv.cache import LayerKV
+    from lag_integrations.kv.cache import LayerKV
 
 
 @dataclass(frozen=True)

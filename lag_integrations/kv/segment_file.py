@@ -21,7 +21,6 @@ their metadata, which is not looked at.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from math import prod
@@ -36,7 +35,7 @@ from lag_integrations.errors import (
 )
 from lag_integrations.kv.cache import LayerKV
 from lag_integrations.kv.codecs import Codec, codec
-from lag_integrations.kv.mapped_file import Data
+from lag_integrations.kv.mapped_file import Data, sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
 
 FORMAT = "lag-segment"
@@ -90,11 +89,6 @@ def dump_segment(segment: Segment, key: SegmentKey) -> bytes:
     }
     data: bytes = save(tensors, metadata)
     return data
-
-
-def sha256_hex(data: Data) -> str:
-    """Return the SHA-256 of a file's content, in lower-case hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def load_segment(data: Data, key: SegmentKey, sha256: str) -> Segment:

@@ -19,16 +19,17 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, SecretStr
+from pydantic import Field
 from typing_extensions import Unpack
 
 from lag_integrations.chat.current import current_memory
+from lag_integrations.chat.parts import Part
+from lag_integrations.chat.remote import RemoteModel, refuse_foreign_logs
+from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.request import ChatRequest, build_request
-from lag_integrations.chat.response import ModelResponse, respond
 from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
-from lag_integrations.chat.shared_engine import SharedEngine
-from lag_integrations.engine.engine import Engine
-from lag_integrations.engine.generation.constraint import can_constrain
+from lag_integrations.chat.shared_engine import SharedEngine, engine_of, shared_model
+from lag_integrations.engine.generation.grammar import can_constrain
 from lag_integrations.langchain.capture.configs import config_of
 from lag_integrations.langchain.capture.current import (
     captured_by,
@@ -51,6 +52,7 @@ from lag_integrations.traces.sources import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lag_integrations.engine.engine import Engine
     from lag_integrations.langchain.settings import LAGChatModelSettings
 
 
@@ -108,11 +110,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
     """Most inputs of ``batch`` that are answered at once, unless ``max_concurrency`` says so."""
     validate_model_on_init: bool = False
     """Whether to load the model at construction, so that a wrong name fails early."""
-    max_retries: int | None = Field(default=None, exclude=True, repr=False)
-    """Accepted as other chat models do; a local model needs none."""
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Accepted as other chat models do; a local model needs none."""
-    shared: SharedEngine | None = Field(default=None, exclude=True, repr=False)
+    shared: SharedEngine | RemoteModel | None = Field(default=None, exclude=True, repr=False)
     """The loaded model, for the copies that LangChain makes of this one from its fields."""
 
     def __init__(
@@ -131,30 +129,28 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
             )
         fields: dict[str, Any] = {"model": engine.name if engine else str(model), **settings}
         super().__init__(**fields)
-        if (
-            engine is not None
-            or self.shared is None
-            or not self.shared.fits(self.model, self.loading)
-        ):
-            self.shared = SharedEngine(self.model, self.loading, engine)
+        self.shared = shared_model(self, engine, self.shared)
         if self.profile is None:
-            self.profile = _profile()
+            self.profile = _profile(held=self.base_url is not None or can_constrain())
         if self.validate_model_on_init:
-            _ = self.engine
+            _ = self.shared.window
 
     @property
     def engine(self) -> Engine:
-        """Return the wrapped model, loading it at first use."""
-        assert self.shared is not None
-        engine = self.shared.get()
+        """Return the wrapped model, loading it at first use.
+
+        Raises:
+            SettingsError: It runs elsewhere.
+        """
+        engine = engine_of(self.shared)
         if self.memory is not None:
             attach_safely(self.memory, engine)
         return engine
 
     def close(self) -> None:
         """Release a model that was loaded by name; a given engine is its owner's to close."""
-        assert self.shared is not None
-        self.shared.close()
+        if self.shared is not None:
+            self.shared.close()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LAGChatModel:
         return self.model_copy()  # of the model and its memory there is one
@@ -176,6 +172,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
             "chat_template": self.chat_template,
             "chat_template_kwargs": self.chat_template_kwargs,
             "model_kwargs": {n: v for n, v in self.model_kwargs.items() if "token" not in n},
+            "base_url": self.base_url,
             "fingerprint": self.shared.fingerprint if self.shared else None,
             **{name: getattr(self, name) for name in SAMPLING},
         }
@@ -193,13 +190,16 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the token ids of a text, by the model's own tokenizer."""
+        if isinstance(self.shared, RemoteModel):
+            return self.shared.token_ids(text)
         return list(self.engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Return the number of tokens of the rendered conversation."""
-        return self.engine.count_tokens(
+        model = self.shared if isinstance(self.shared, RemoteModel) else self.engine
+        return model.count_tokens(
             as_chat(messages), [convert_to_openai_tool(tool) for tool in tools or ()]
         )
 
@@ -262,7 +262,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         ]
 
     def _with_run(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.memory is None:
+        if self.memory is None and self.base_url is None:
             return kwargs
         config = config_of(config)
         if callable(where := kwargs.get("where") or self.where):
@@ -277,8 +277,8 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        response, engine = self._prepare(messages, stop, kwargs, run_manager)
-        return self._result(list(response), response, engine)
+        reply = self._prepare(messages, stop, kwargs, run_manager)
+        return self._result(list(reply), reply)
 
     async def _agenerate(
         self,
@@ -287,11 +287,8 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        response, engine = await asyncio.to_thread(
-            self._prepare, messages, stop, kwargs, run_manager
-        )
-        parts = [part async for part in response]
-        return self._result(parts, response, engine)
+        reply = await asyncio.to_thread(self._prepare, messages, stop, kwargs, run_manager)
+        return self._result([part async for part in reply], reply)
 
     def _stream(
         self,
@@ -300,13 +297,13 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        response, engine = self._prepare(messages, stop, kwargs, run_manager)
+        reply = self._prepare(messages, stop, kwargs, run_manager)
         try:
-            for part in response:
+            for part in reply:
                 yield ChatGenerationChunk(message=as_chunk(part))
-            yield self._last_chunk(response, engine)
+            yield self._last_chunk(reply)
         finally:
-            response.close()
+            reply.close()
 
     async def _astream(
         self,
@@ -315,15 +312,13 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        response, engine = await asyncio.to_thread(
-            self._prepare, messages, stop, kwargs, run_manager
-        )
+        reply = await asyncio.to_thread(self._prepare, messages, stop, kwargs, run_manager)
         try:
-            async for part in response:
+            async for part in reply:
                 yield ChatGenerationChunk(message=as_chunk(part))
-            yield self._last_chunk(response, engine)
+            yield self._last_chunk(reply)
         finally:
-            response.close()
+            reply.close()
 
     def _prepare(
         self,
@@ -331,9 +326,9 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         stop: list[str] | None,
         kwargs: dict[str, Any],
         run: BaseRunManager | None,
-    ) -> tuple[ModelResponse, Engine]:
-        """Recall logs, load their segments, and return a response that is ready to generate."""
-        engine = self.engine
+    ) -> Reply:
+        """Recall logs, load their segments, and return a reply that is ready to generate."""
+        model = self.shared if isinstance(self.shared, RemoteModel) else self.engine
         memory, sources = self.memory, retrieved()
         if kwargs.get("kv_log_ids") is not None:
             # Exactly these, maybe of another memory: of the middleware that recalled them.
@@ -343,8 +338,13 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         if callable(where := kwargs.get("where") or self.where):
             kwargs = {**kwargs, "where": filter_for(where, config_of(run=run))}
         request = self._build_request(messages, stop, dict(kwargs), sources)
-        owner = current_memory.get() or captured_by(run)
-        return respond(engine, memory, request, owner), engine
+        if isinstance(model, RemoteModel):
+            if kwargs.get("kv_log_ids"):
+                refuse_foreign_logs(current_memory.get())
+            return model.respond(request)
+        from lag_integrations.chat.response import respond  # torch, which a remote model needs not
+
+        return respond(model, memory, request, current_memory.get() or captured_by(run))
 
     def _build_request(
         self,
@@ -367,26 +367,31 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
             shown=sources,
         )
 
-    def _result(self, parts: list[Any], response: ModelResponse, engine: Engine) -> ChatResult:
+    def _result(self, parts: list[Part], reply: Reply) -> ChatResult:
         message = as_ai_message(
             parts,
-            response_metadata=response_metadata(response, engine, self.model),
-            usage_metadata=usage_metadata(response),
+            response_metadata=response_metadata(reply, self.model),
+            usage_metadata=usage_metadata(reply),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, response: ModelResponse, engine: Engine) -> ChatGenerationChunk:
+    def _last_chunk(self, reply: Reply) -> ChatGenerationChunk:
         return ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",
                 chunk_position="last",
-                response_metadata=response_metadata(response, engine, self.model),
-                usage_metadata=usage_metadata(response),
+                response_metadata=response_metadata(reply, self.model),
+                usage_metadata=usage_metadata(reply),
             )
         )
 
 
-def _profile() -> ModelProfile:
+def _profile(*, held: bool) -> ModelProfile:
+    """Return what the model can do.
+
+    Args:
+        held: Whether answers can be held to a form.
+    """
     return ModelProfile(
         text_inputs=True,
         text_outputs=True,
@@ -394,6 +399,6 @@ def _profile() -> ModelProfile:
         audio_inputs=False,
         video_inputs=False,
         tool_calling=True,
-        tool_choice=can_constrain(),
-        structured_output=can_constrain(),
+        tool_choice=held,
+        structured_output=held,
     )

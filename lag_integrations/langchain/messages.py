@@ -18,9 +18,9 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.utils.function_calling import convert_to_json_schema
 
-from lag_integrations.chat.openai_form import MEDIA, logprob_dict, media_error, schema_in
-from lag_integrations.chat.response import ModelResponse, Part
-from lag_integrations.engine.engine import Engine
+from lag_integrations.chat.openai_form import MEDIA, media_error, schema_in
+from lag_integrations.chat.parts import Part
+from lag_integrations.chat.reply import Reply
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.tools import CallEnded, InvalidCall, Text, new_call_id
 from lag_integrations.traces.message import Message
@@ -116,31 +116,30 @@ def _invalid(call: InvalidCall, id: str | None) -> InvalidToolCall:
     )
 
 
-def response_metadata(response: ModelResponse, engine: Engine, model: str) -> dict[str, Any]:
+def response_metadata(reply: Reply, model: str) -> dict[str, Any]:
     """Return the ``response_metadata`` of an answer, with the report of what was recalled."""
-    generation = response.generation
     metadata: dict[str, Any] = {
         "model_name": model,
         "model_provider": "lag",
-        "finish_reason": generation.finish_reason,
-        "lag": response.report(),
+        "finish_reason": reply.finish_reason,
+        "lag": reply.report(),
     }
-    if response.request.top_logprobs is not None:
-        content = [logprob_dict(engine, entry) for entry in generation.logprobs]
-        metadata["logprobs"] = {"content": content}
+    if (logprobs := reply.logprobs) is not None:
+        metadata["logprobs"] = {"content": logprobs}
     return metadata
 
 
-def usage_metadata(response: ModelResponse) -> UsageMetadata:
+def usage_metadata(reply: Reply) -> UsageMetadata:
     """Return the tokens read and written; injected and reused ones count as read from a cache."""
-    read, written = response.read_tokens, len(response.generation.token_ids)
+    usage = reply.usage
+    details = usage.get("prompt_tokens_details") or {}
     return UsageMetadata(
-        input_tokens=read,
-        output_tokens=written,
-        total_tokens=read + written,
+        input_tokens=usage["prompt_tokens"],
+        output_tokens=usage["completion_tokens"],
+        total_tokens=usage["total_tokens"],
         input_token_details=InputTokenDetails(
-            cache_read=response.cached_tokens,
-            cache_creation=response.context.encoded_tokens,
+            cache_read=details.get("cached_tokens", 0),
+            cache_creation=details.get("cache_creation_tokens", 0),
         ),
     )
 

@@ -9,7 +9,6 @@ from langchain_core.caches import BaseCache
 from langchain_core.callbacks import Callbacks
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.rate_limiters import BaseRateLimiter
-from pydantic import SecretStr
 
 from lag_integrations.chat.settings_dict import ModelSettingsDict
 
@@ -20,8 +19,6 @@ class LAGChatModelSettings(ModelSettingsDict, total=False):
     max_batch_size: int
     streaming: bool
     validate_model_on_init: bool
-    max_retries: int | None
-    api_key: SecretStr | None
 
     name: str | None
     cache: BaseCache | bool | None

@@ -30,20 +30,21 @@ from llama_index.core.types import Model
 from pydantic import ConfigDict
 from typing_extensions import Unpack
 
-from lag_integrations.chat.response import ModelResponse
+from lag_integrations.chat.remote import RemoteModel
+from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.settings import ModelSettings, given_engine
-from lag_integrations.chat.shared_engine import SharedEngine
-from lag_integrations.engine.engine import Engine
+from lag_integrations.chat.shared_engine import SharedEngine, engine_of, shared_model
 from lag_integrations.errors import ToolChoiceError
 from lag_integrations.llama_index.capture.handlers import Need, instrumentation
 from lag_integrations.llama_index.llm_call import LLMCall
 from lag_integrations.llama_index.message_tag import is_carrier, tag_of
-from lag_integrations.llama_index.messages import Reply
+from lag_integrations.llama_index.messages import ReplyBuilder
 from lag_integrations.memory.safe_recall import attach_safely
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from lag_integrations.engine.engine import Engine
     from lag_integrations.llama_index.settings import LAGLLMSettings
 
 
@@ -87,7 +88,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     kv_reserve: int = Field(default=512, ge=0)
     """Tokens of the window that are kept free for recalled segments, at most a quarter of it."""
 
-    _shared: SharedEngine = PrivateAttr()
+    _shared: SharedEngine | RemoteModel = PrivateAttr()
     _need: Need | None = PrivateAttr(default=None)
 
     def __init__(
@@ -99,7 +100,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     ) -> None:
         engine = given_engine(model, tokenizer, settings)
         super().__init__(model=engine.name if engine else str(model), **settings)
-        self._shared = SharedEngine(self.model, self.loading, engine)
+        self._shared = shared_model(self, engine)
         if self.memory is not None:  # it is asked what was retrieved before it is called
             self._need = instrumentation.need()
 
@@ -110,8 +111,12 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     @property
     def engine(self) -> Engine:
-        """Return the wrapped model, loading it at first use."""
-        engine = self._shared.get()
+        """Return the wrapped model, loading it at first use.
+
+        Raises:
+            SettingsError: It runs elsewhere.
+        """
+        engine = engine_of(self._shared)
         if self.memory is not None:
             attach_safely(self.memory, engine)
         return engine
@@ -126,7 +131,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     @property
     def metadata(self) -> LLMMetadata:
         """Return what LlamaIndex plans prompts by. The window is less `kv_reserve`."""
-        window = self.engine.window
+        window = self._shared.window
         return LLMMetadata(
             context_window=window - min(self.kv_reserve, window // 4),
             num_output=self.max_tokens,
@@ -268,19 +273,19 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
 
     def _chat(self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]) -> ChatResponse:
         call = self._call(messages, settings)
-        response, reply = self._start(call)
-        for part in response:
-            reply.add(part)
-        return call.end(reply)
+        reply, builder = self._start(call)
+        for part in reply:
+            builder.add(part)
+        return call.end(builder)
 
     async def _achat(
         self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]
     ) -> ChatResponse:
         call = self._call(messages, settings)
-        response, reply = await asyncio.to_thread(self._start, call)
-        async for part in response:
-            reply.add(part)
-        return call.end(reply)
+        reply, builder = await asyncio.to_thread(self._start, call)
+        async for part in reply:
+            builder.add(part)
+        return call.end(builder)
 
     def _stream(
         self, messages: Sequence[ChatMessage], settings: Mapping[str, Any]
@@ -288,13 +293,13 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         call = self._call(messages, settings)
 
         def responses() -> ChatResponseGen:
-            response, reply = self._start(call)
+            reply, builder = self._start(call)
             try:
-                for part in response:
-                    yield reply.more(part)
-                yield call.end(reply)
+                for part in reply:
+                    yield builder.more(part)
+                yield call.end(builder)
             finally:
-                response.close()
+                reply.close()
 
         return responses()
 
@@ -304,13 +309,13 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
         call = self._call(messages, settings)
 
         async def responses() -> ChatResponseAsyncGen:
-            response, reply = await asyncio.to_thread(self._start, call)
+            reply, builder = await asyncio.to_thread(self._start, call)
             try:
-                async for part in response:
-                    yield reply.more(part)
-                yield call.end(reply)
+                async for part in reply:
+                    yield builder.more(part)
+                yield call.end(builder)
             finally:
-                response.close()
+                reply.close()
 
         return responses()
 
@@ -322,8 +327,9 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
             conversation = self._extend_messages(conversation)
         return LLMCall.of(self, conversation, tag_of(messages), settings)
 
-    def _start(self, call: LLMCall) -> tuple[ModelResponse, Reply]:
-        return call.start(self.engine)  # which may have to be loaded
+    def _start(self, call: LLMCall) -> tuple[Reply, ReplyBuilder]:
+        shared = self._shared
+        return call.start(shared if isinstance(shared, RemoteModel) else self.engine)
 
 
 def _turn(text: str) -> list[ChatMessage]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 
 from lag_integrations.chat.current import InjectedLogs, current_logs, current_memory
+from lag_integrations.chat.remote import RemoteModel, refuse_foreign_logs
+from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.request import build_request
-from lag_integrations.chat.response import ModelResponse, respond
 from lag_integrations.chat.settings import ModelSettings
-from lag_integrations.engine.engine import Engine
 from lag_integrations.llama_index.capture.current import (
     captured_by,
     current_owner,
@@ -22,12 +22,15 @@ from lag_integrations.llama_index.capture.current import (
     retrieved,
 )
 from lag_integrations.llama_index.capture.tags import current_tags
-from lag_integrations.llama_index.messages import Reply, as_chat
+from lag_integrations.llama_index.messages import ReplyBuilder, as_chat
 from lag_integrations.llama_index.task_recall import user_texts
-from lag_integrations.memory.base import open_memories
 from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.registry import open_memories
 from lag_integrations.memory.safe_recall import Recalled, attach_safely, filter_for
 from lag_integrations.traces.sources import Source
+
+if TYPE_CHECKING:
+    from lag_integrations.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +116,20 @@ class LLMCall:
             captured_in=captured_by(),
         )
 
-    def start(self, engine: Engine) -> tuple[ModelResponse, Reply]:
+    def start(self, model: Engine | RemoteModel) -> tuple[Reply, ReplyBuilder]:
         """Recall, load the segments, and get ready to generate.
 
         Args:
-            engine: The LLM's model.
+            model: The LLM's model.
+
+        Raises:
+            SettingsError: The model runs elsewhere, and logs of a memory here are to be its KV.
         """
         settings = dict(self.settings)
-        if self.memory is not None and self.memory is not self.llm.memory:
-            attach_safely(self.memory, engine)
+        if isinstance(model, RemoteModel):
+            refuse_foreign_logs(self.memory)
+        elif self.memory is not None and self.memory is not self.llm.memory:
+            attach_safely(self.memory, model)
         if self.recalled is not None:
             logs = self.recalled.use(self.sources).logs
             settings["kv_log_ids"] = [log.reference for log in logs]
@@ -135,10 +143,16 @@ class LLMCall:
             shown=self.sources,
             said=user_texts(self.messages),
         )
-        response = respond(engine, self.memory, request, self.captured_in)
-        return response, Reply(response, engine, self.llm.model)
+        reply: Reply
+        if isinstance(model, RemoteModel):
+            reply = model.respond(request)
+        else:
+            from lag_integrations.chat.response import respond  # torch, when it is needed
 
-    def end(self, reply: Reply) -> ChatResponse:
+            reply = respond(model, self.memory, request, self.captured_in)
+        return reply, ReplyBuilder(reply, self.llm.model)
+
+    def end(self, reply: ReplyBuilder) -> ChatResponse:
         """Return the whole response, and report it to the query engine that recalled."""
         response = reply.end(self.run_id)
         if self.injected is not None:

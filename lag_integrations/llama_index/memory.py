@@ -30,8 +30,8 @@ from lag_integrations.llama_index.capture.handlers import Need, instrumentation
 from lag_integrations.llama_index.message_tag import carrier, tagged
 from lag_integrations.llama_index.settings import RecallSettings, RecallSettingsDict
 from lag_integrations.llama_index.task_recall import TaskRecall, is_task, task_of, text_blocks
-from lag_integrations.memory.base import open_memories
 from lag_integrations.memory.memory import LogMemory
+from lag_integrations.memory.registry import open_memories
 from lag_integrations.memory.results import RecalledLog
 from lag_integrations.memory.safe_recall import miss_report
 from lag_integrations.store.database import LEDGER_FILE

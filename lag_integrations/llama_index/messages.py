@@ -19,11 +19,10 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from lag_integrations.chat.openai_form import call_dict, media_error, usage_dict
-from lag_integrations.chat.response import ModelResponse, Part
-from lag_integrations.engine.engine import Engine
+from lag_integrations.chat.openai_form import call_dict, media_error
+from lag_integrations.chat.parts import Part
+from lag_integrations.chat.reply import Reply
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
-from lag_integrations.engine.generation.sequence import TokenLogprob
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
 from lag_integrations.traces.message import Message, ToolCall
 from lag_integrations.traces.message_conversion import as_message
@@ -105,18 +104,16 @@ def _refuse(media: str) -> str:
     raise media_error((media,))
 
 
-class Reply:
+class ReplyBuilder:
     """Builds the reply to a chat from its parts.
 
     Args:
-        response: The response of the model.
-        engine: The model.
-        model: Its name.
+        reply: The reply that the parts are of.
+        model: Name of the model.
     """
 
-    def __init__(self, response: ModelResponse, engine: Engine, model: str) -> None:
-        self._response = response
-        self._engine = engine
+    def __init__(self, reply: Reply, model: str) -> None:
+        self._reply = reply
         self._model = model
         self._text = self._thoughts = ""
         self._calls: list[ToolCallBlock] = []
@@ -147,21 +144,20 @@ class Reply:
         Args:
             run_id: The captured run that it belongs to.
         """
-        generation = self._response.generation
-        usage = usage_dict(self._response)
+        usage = self._reply.usage
         chat_response = ChatResponse(
             message=self._message(),
             delta="",
             raw={
                 "model": self._model,
-                "finish_reason": generation.finish_reason,
+                "finish_reason": self._reply.finish_reason,
                 "usage": usage,
-                "lag": {**self._response.report(), "run_id": run_id},
+                "lag": {**self._reply.report(), "run_id": run_id},
             },
             additional_kwargs={name: usage[name] for name in _COUNTS},
         )
-        if self._response.request.top_logprobs is not None:
-            chat_response.logprobs = [_logprobs(self._engine, each) for each in generation.logprobs]
+        if (logprobs := self._reply.logprobs) is not None:
+            chat_response.logprobs = [_logprobs(each) for each in logprobs]
         return chat_response
 
     def _message(self) -> ChatMessage:
@@ -180,13 +176,10 @@ class Reply:
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
 
 
-def _logprobs(engine: Engine, entry: TokenLogprob) -> list[LogProb]:
+def _logprobs(entry: dict[str, Any]) -> list[LogProb]:
     """Return the token that was taken and the others that were asked for."""
-    taken = (entry.token_id, entry.logprob)
-    others = [each for each in entry.top if each[0] != entry.token_id]
-
-    def as_logprob(token: int, logprob: float) -> LogProb:
-        text = engine.tokenizer.decode([token])
-        return LogProb(token=text, logprob=logprob, bytes=list(text.encode()))
-
-    return [as_logprob(*each) for each in (taken, *others)]
+    others = [each for each in entry["top_logprobs"] if each["bytes"] != entry["bytes"]]
+    return [
+        LogProb(token=each["token"], logprob=each["logprob"], bytes=each["bytes"])
+        for each in (entry, *others)
+    ]

@@ -19,14 +19,13 @@ from typing_extensions import Self
 from lag_integrations.engine.log_settings import Calibration
 from lag_integrations.engine.token_selection import Selection
 from lag_integrations.errors import CalibrationError, SettingsError, StoreError
-from lag_integrations.kv.codecs import codec as codec_of
 from lag_integrations.memory.indexer import Indexer
 from lag_integrations.memory.lessons.background import BackgroundLearning
 from lag_integrations.memory.lessons.learner import MAX_NEW_TOKENS, Learner
 from lag_integrations.memory.lessons.teacher import Teacher
 from lag_integrations.memory.loading import SegmentLoader
 from lag_integrations.memory.quarantine import LogQuarantine
-from lag_integrations.memory.registry import Registry
+from lag_integrations.memory.registry import open_memories
 from lag_integrations.memory.search import Searcher
 from lag_integrations.memory.setting_checks import check_outcomes, check_settings
 from lag_integrations.memory.usage import UsageCounter
@@ -141,6 +140,8 @@ class MemoryBase:
             StoreError: A namespace, codec or budget is not valid, or the store cannot be opened.
             SettingsError: A setting is not valid.
         """
+        from lag_integrations.kv.codecs import codec as codec_of  # torch, when it is needed
+
         check_settings(
             k=k,
             min_relevance=min_relevance,
@@ -382,10 +383,6 @@ def _release(usage: UsageCounter, store: LogStore) -> None:
     except StoreError as error:
         logger.warning("How often logs were recalled could not be recorded. %s", error)
     store.close()
-
-
-open_memories: Registry[Any] = Registry()
-"""The memories that are open in this process."""
 
 
 @atexit.register

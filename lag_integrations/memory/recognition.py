@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from lag_integrations.errors import StoreError
-from lag_integrations.memory.base import MemoryBase, open_memories
+from lag_integrations.memory.base import MemoryBase
+from lag_integrations.memory.registry import open_memories
 from lag_integrations.memory.rendering import log_text
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 
@@ -64,3 +64,7 @@ class Registry(Generic[M]):
             if memory.namespace == namespace and os.path.realpath(memory.path) == place:
                 return memory
         return None
+
+
+open_memories: Registry[Any] = Registry()
+"""The memories that are open in this process."""

@@ -76,7 +76,9 @@ def error_body(error: BaseException) -> dict[str, Any]:
         logger.error("A request failed (%s).", type(error).__name__)
         logger.debug("A request failed.", exc_info=error)
         message = f"The server failed ({type(error).__name__}); its log says more at DEBUG."
-    return _body(status, message, getattr(error, "code", None))
+    # Our own errors by name, so that our clients raise the same.
+    name = type(error).__name__ if isinstance(error, LAGError) else None
+    return _body(status, message, getattr(error, "code", name))
 
 
 def _body(status: int, message: str, code: str | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lag_integrations.engine.segment_placement import Placement
+from lag_integrations.memory.loading import MissingSegments
 from lag_integrations.traces.trace import Outcome
 
 _MOST_MESSAGES = 4_096
@@ -44,6 +45,12 @@ class LagOptions(ApiModel):
     """The question's words, where the last user message holds more, as documents."""
     placement: Placement | None = None
     """Where segments stand in the prompt."""
+    attention_temperature: float | None = Field(default=None, gt=0)
+    """How sharply the model attends to recalled logs."""
+    missing_segments: MissingSegments | None = None
+    """What to do with a recalled log that has no valid segment."""
+    best_last: bool | None = None
+    """Whether the most relevant log stands nearest to the question."""
     thread_id: Name | None = None
     """Which conversation it is: with ``user``, whose run it is."""
     capture: bool = True
@@ -74,6 +81,8 @@ class ApiMessage(BaseModel):
     """Calls of the assistant."""
     tool_call_id: str | None = None
     """For a tool's result, the call that it answers."""
+    status: Literal["success", "error"] | None = None
+    """For a tool's result, whether the tool failed."""
 
 
 class ResponseFormat(BaseModel):
@@ -165,6 +174,21 @@ class ChatCompletionRequest(ApiModel):
             if not isinstance(function.get("parameters") or {}, Mapping):
                 raise ValueError("the parameters of a tool must be a JSON schema")
         return tools
+
+
+class TokenizeRequest(ApiModel):
+    """Which tokens a text has, or how many a conversation."""
+
+    model: Name
+    """Name of the model."""
+    text: Annotated[str, Field(max_length=2**22)] | None = None
+    """A text."""
+    messages: Annotated[list[ApiMessage], Field(min_length=1, max_length=_MOST_MESSAGES)] | None = (
+        None
+    )
+    """A conversation, instead."""
+    tools: Annotated[list[dict[str, Any]], Field(max_length=_MOST_TOOLS)] | None = None
+    """Its tools."""
 
 
 class RunFeedback(ApiModel):

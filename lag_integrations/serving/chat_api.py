@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from lag_integrations.serving.api_errors import error_body
-from lag_integrations.serving.api_types import ChatCompletionRequest
+from lag_integrations.serving.api_types import ChatCompletionRequest, TokenizeRequest
 from lag_integrations.serving.chat_service import ChatService, ChatTurn
 from lag_integrations.serving.gateway import Memory, Service, WhoAsks
 
@@ -34,7 +34,19 @@ async def model(name: str, service: Service, _: WhoAsks) -> dict[str, Any]:
 
 
 def _card(service: ChatService) -> dict[str, Any]:
-    return {"id": service.name, "object": "model", "created": 0, "owned_by": "lag"}
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "lag",
+        "max_model_len": service.engine.window,
+    }
+
+
+@routes.post("/lag/tokenize")
+async def tokenize(asked: TokenizeRequest, service: Service, _: WhoAsks) -> dict[str, Any]:
+    """Return the tokens of a text, or how many a conversation has."""
+    return await asyncio.to_thread(service.tokenize, asked)
 
 
 @routes.post("/chat/completions", response_model=None)
@@ -77,7 +89,7 @@ async def _whole(turn: ChatTurn, service: ChatService, request: Request) -> Resp
         for task in (reading, leaving):
             task.cancel()
         await asyncio.gather(reading, leaving, return_exceptions=True)
-    document = turn.completion.whole(turn.response, service.engine, turn.report())
+    document = turn.completion.whole(turn.response, turn.report())
     return Response(_json(document), media_type="application/json")
 
 
@@ -100,7 +112,7 @@ async def _events(
                 yield _event(completion.chunk(delta))
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
             for chunk in completion.last_chunks(
-                turn.response, service.engine, turn.report(), with_usage=with_usage
+                turn.response, turn.report(), with_usage=with_usage
             ):
                 yield _event(chunk)
         except Exception as error:

@@ -22,7 +22,11 @@ from lag_integrations.errors import LAGError, StoreError
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import attach_safely, check_where
 from lag_integrations.serving.api_errors import ApiError
-from lag_integrations.serving.api_types import ChatCompletionRequest
+from lag_integrations.serving.api_types import (
+    ApiMessage,
+    ChatCompletionRequest,
+    TokenizeRequest,
+)
 from lag_integrations.serving.completion import Completion
 from lag_integrations.serving.metrics import Metrics
 from lag_integrations.serving.run_capture import trace_of
@@ -97,6 +101,22 @@ class ChatService:
                 "model_not_found",
             )
 
+    def tokenize(self, asked: TokenizeRequest) -> dict[str, Any]:
+        """Return the tokens of a text, or how many a conversation has.
+
+        Raises:
+            ApiError: Neither or both are given.
+            LAGError: The conversation cannot be rendered.
+        """
+        self.check_model(asked.model)
+        if (asked.text is None) == (asked.messages is None):
+            raise ApiError(400, "Give either text or messages.")
+        if asked.text is not None:
+            tokens = self.engine.tokens_of(asked.text)
+            return {"count": len(tokens), "token_ids": tokens}
+        messages = [_as_message(message) for message in asked.messages or ()]
+        return {"count": self.engine.count_tokens(messages, asked.tools)}
+
     async def begin(self, memory: LogMemory, asked: ChatCompletionRequest) -> ChatTurn:
         """Recall for a request, and get ready to answer.
 
@@ -110,7 +130,7 @@ class ChatService:
     def _begin(self, memory: LogMemory, asked: ChatCompletionRequest) -> ChatTurn:
         started_at = datetime.now(timezone.utc)
         _check(asked.lag.where)
-        messages = [_checked(as_message(message.model_dump())) for message in asked.messages]
+        messages = [_as_message(message) for message in asked.messages]
         metadata = dict(asked.metadata or {})
         named = Owner.of(metadata)
         owner = Owner(asked.user or named.user, asked.lag.thread_id or named.thread)
@@ -142,6 +162,9 @@ class ChatService:
                 "query": lag.query,
                 "where": lag.where,
                 "placement": lag.placement,
+                "attention_temperature": lag.attention_temperature,
+                "missing_segments": lag.missing_segments,
+                "best_last": lag.best_last,
                 "question": lag.question,
                 "kv_log_ids": lag.log_ids,
                 "logs_as_text": lag.as_text,
@@ -273,8 +296,9 @@ def _check(where: dict[str, Any] | None) -> None:
         raise ApiError(400, str(error)) from None
 
 
-def _checked(message: Message) -> Message:
-    """Refuse what a model of texts cannot read."""
+def _as_message(source: ApiMessage) -> Message:
+    """Return a message of a request; refuse what a model of texts cannot read."""
+    message = as_message(source.model_dump())
     if isinstance(message.content, list):
         kinds = {str(one.get("type")) for one in message.content if isinstance(one, dict)}
         if media := kinds & MEDIA:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from lag_integrations.chat.openai_form import call_dict, logprob_dict, usage_dict
-from lag_integrations.chat.response import ModelResponse, Part
-from lag_integrations.engine.engine import Engine
+from lag_integrations.chat.openai_form import call_dict
+from lag_integrations.chat.parts import Part
+from lag_integrations.chat.response import ModelResponse
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
 
@@ -67,30 +67,27 @@ class Completion:
 
     def finish_reason(self, response: ModelResponse) -> str:
         """Return why the answer ended."""
-        reason = response.generation.finish_reason
+        reason = response.finish_reason
         return "tool_calls" if self.calls and reason == "stop" else reason
 
-    def whole(
-        self, response: ModelResponse, engine: Engine, report: dict[str, Any]
-    ) -> dict[str, Any]:
+    def whole(self, response: ModelResponse, report: dict[str, Any]) -> dict[str, Any]:
         """Return the whole answer.
 
         Args:
             response: The response that it was read from.
-            engine: The model.
             report: What ``lag`` says.
         """
         choice = {
             "index": 0,
             "message": self.message,
             "finish_reason": self.finish_reason(response),
-            "logprobs": _logprobs(response, engine),
+            "logprobs": _content(response.logprobs),
         }
         return {
             **self._shared,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": usage_dict(response),
+            "usage": response.usage,
             "lag": report,
         }
 
@@ -101,7 +98,6 @@ class Completion:
     def last_chunks(
         self,
         response: ModelResponse,
-        engine: Engine,
         report: dict[str, Any],
         *,
         with_usage: bool,
@@ -111,17 +107,15 @@ class Completion:
             "index": 0,
             "delta": {},
             "finish_reason": self.finish_reason(response),
-            "logprobs": _logprobs(response, engine),
+            "logprobs": _content(response.logprobs),
         }
         yield {**self._chunk([choice]), "lag": report}
         if with_usage:
-            yield {**self._chunk([]), "usage": usage_dict(response)}
+            yield {**self._chunk([]), "usage": response.usage}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._shared, "object": "chat.completion.chunk", "choices": choices}
 
 
-def _logprobs(response: ModelResponse, engine: Engine) -> dict[str, Any] | None:
-    if response.request.top_logprobs is None:
-        return None
-    return {"content": [logprob_dict(engine, one) for one in response.generation.logprobs]}
+def _content(logprobs: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if logprobs is None else {"content": logprobs}

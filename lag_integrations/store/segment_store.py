@@ -11,9 +11,8 @@ from lag_integrations.errors import (
     SegmentCorruptedError,
     StoreError,
 )
-from lag_integrations.kv.mapped_file import Data
+from lag_integrations.kv.mapped_file import Data, sha256_hex
 from lag_integrations.kv.segment import Segment, SegmentKey
-from lag_integrations.kv.segment_file import dump_segment, load_segment, sha256_hex
 from lag_integrations.runtime.own_thread import in_own_thread
 from lag_integrations.store.orphans import Orphans
 from lag_integrations.store.segment_cache import SegmentCache
@@ -101,6 +100,8 @@ class SegmentStore:
         if nbytes is None:  # deleted, or replaced by another file, meanwhile
             raise FileNotFoundError(file)
         data = self._files.get(file, nbytes)
+        from lag_integrations.kv.segment_file import load_segment  # torch, when it is needed
+
         return load_segment(data, key, _hash_in(file)), data
 
     def _read(self, key: SegmentKey, file: str, staged: Staged | None) -> Segment:
@@ -140,6 +141,8 @@ class SegmentStore:
             OSError: It cannot be written.
             EncodingError: The codec cannot hold it.
         """
+        from lag_integrations.kv.segment_file import dump_segment, load_segment
+
         if self._read_only:
             return segment, 0
         data = in_own_thread(lambda: dump_segment(segment, key))

@@ -43,7 +43,7 @@ from lag_integrations.llama_index import (
 )
 from lag_integrations.llama_index import task_recall as recalled
 from lag_integrations.llama_index.message_tag import tag_of
-from lag_integrations.memory.base import open_memories
+from lag_integrations.memory.registry import open_memories
 from lag_integrations.traces.sources import Source, hash_of
 from tests.conftest import qa, random_model
 from tests.fake_engine import calls

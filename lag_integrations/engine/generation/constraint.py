@@ -8,7 +8,6 @@ way is found by trying; where none is found (patterns with an end of their own),
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -37,11 +36,6 @@ _HOPELESS = 150
 _PRINTABLE = [bytes([code]) for code in range(32, 127) if code not in b'"\\']
 _TAILS = (b"", b"a", b"1", b"a.a")
 """What may have to follow a character before anything may end."""
-
-
-def can_constrain() -> bool:
-    """Return whether answers can be held to a grammar: whether llguidance is installed."""
-    return find_spec("llguidance") is not None
 
 
 class Grammars:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from lag_integrations.engine.generation.reasoning import CLOSE, OPEN
 from lag_integrations.engine.tools.schema import CallForms, Schema
@@ -92,6 +93,11 @@ def text_without(starts: Sequence[str], special: SpecialTokens) -> str:
     none = f" & ~/(.|\\n)*({'|'.join(banned)})(.|\\n)*/" if banned else ""
     forbidden = {mark for start in starts for mark in special.within(start)}
     return f"start: said\nsaid: {special.text(forbidden)}\nTEXT: /(.|\\n)+/{none}\n"
+
+
+def can_constrain() -> bool:
+    """Return whether answers can be held to a grammar: whether llguidance is installed."""
+    return find_spec("llguidance") is not None
 
 
 @dataclass(frozen=True)

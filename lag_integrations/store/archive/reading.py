@@ -16,7 +16,6 @@ from pydantic import JsonValue, ValidationError
 
 from lag_integrations.errors import EncodingError, LAGError, StoreError
 from lag_integrations.kv.segment import SegmentKey
-from lag_integrations.kv.segment_file import load_segment
 from lag_integrations.store.archive.format import (
     LOG_BYTES,
     LOGS,
@@ -270,6 +269,8 @@ class _Reader:
         new_key = SegmentKey(new_id, key.fingerprint, key.selection, key.codec)
         if store.segments.files(new_key, [new_id]).get(new_id) is not None:
             return False
+        from lag_integrations.kv.segment_file import load_segment  # torch, when it is needed
+
         try:
             segment = load_segment(self._segment_data(number, line), key, line.sha256)
         except LAGError as error:

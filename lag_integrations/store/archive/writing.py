@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from lag_integrations.errors import FingerprintMismatchError, SegmentCorruptedError, StoreError
-from lag_integrations.kv.segment_file import sha256_hex
+from lag_integrations.kv.mapped_file import sha256_hex
 from lag_integrations.store.archive.format import (
     LOGS,
     MANIFEST,
