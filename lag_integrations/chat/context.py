@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from lag_integrations.chat.request import RetrievalSettings
-from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import StoreError
 from lag_integrations.kv.segment import Segment
 from lag_integrations.memory.loading import LoadedLog
@@ -17,6 +17,9 @@ from lag_integrations.memory.results import RecalledLog, SearchResult
 from lag_integrations.memory.safe_recall import SafeRecall
 from lag_integrations.traces.conversation import last_two
 from lag_integrations.traces.message import Message
+
+if TYPE_CHECKING:
+    from lag_integrations.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +93,13 @@ def retrieve_context(
         EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
     """
     started = time.perf_counter()
-    result = SearchResult() if memory is None else _recall(memory, messages, settings)
+    result = SearchResult() if memory is None else recall_for(memory, messages, settings, question)
     recalled = time.perf_counter()
     loaded: Sequence[LoadedLog] = ()
     if memory is not None and result.logs:
-        task = question or settings.query or last_two(_said(messages, settings))[0]
         try:
             loaded = memory.load(
-                [log.for_task(task) for log in result.logs],
+                result.logs,
                 engine,
                 budget=budget,
                 missing=settings.missing,
@@ -107,6 +109,28 @@ def retrieve_context(
             logger.warning("No log is used. %s", error)
     timings = {"recall": recalled - started, "load": time.perf_counter() - recalled}
     return RetrievedContext(loaded, result.nearest_miss, settings.best_last, timings)
+
+
+def recall_for(
+    memory: LogMemory,
+    messages: Sequence[Message],
+    settings: RetrievalSettings,
+    question: str | None = None,
+) -> SearchResult:
+    """Recall for a conversation, of each log what its task is given of it.
+
+    Args:
+        memory: Where logs are recalled from.
+        messages: The conversation.
+        settings: How logs are recalled.
+        question: The task, where the user's last message holds more, such as documents.
+
+    Raises:
+        EmbedderMismatchError: Nothing would ever be recalled: that has to be seen.
+    """
+    result = _recall(memory, messages, settings)
+    task = question or settings.query or last_two(_said(messages, settings))[0]
+    return replace(result, logs=[log.for_task(task) for log in result.logs])
 
 
 def _recall(

@@ -135,7 +135,7 @@ class RemoteModel:
         """
         if not request.messages:
             raise PromptError("There is no message to answer; give at least one.")
-        return RemoteReply(self, _body(self._model, request), request.timeout or _TIMEOUT)
+        return RemoteReply(self, _body(self._model, request), request.timeout)
 
     def lines(self, body: Mapping[str, Any], timeout: float) -> Iterator[str]:
         """Yield the lines of a stream.
@@ -227,10 +227,10 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
         timeout: Most seconds until it is whole.
     """
 
-    def __init__(self, model: RemoteModel, body: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, model: RemoteModel, body: Mapping[str, Any], timeout: float | None) -> None:
         self._model = model
         self._body = body
-        self._timeout = timeout
+        self._timeout = timeout or _TIMEOUT
         self._reader = _StreamReader()
         self._parts: Iterator[Part] | None = None
         self._async_parts: AsyncIterator[Part] | None = None
@@ -355,9 +355,37 @@ class _StreamReader:
         yield from self._end_call()
 
 
+def openai_body(model: str, request: ChatRequest) -> dict[str, Any]:
+    """Return a request as any server with OpenAI's API takes it.
+
+    Args:
+        model: Name of the model there.
+        request: The request.
+    """
+    output = request.output
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_wire(message) for message in request.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": request.max_tokens,
+        "stop": list(request.stop) or None,
+        "tools": list(output.tools) or None,
+        "tool_choice": "required" if output.tool_choice is True else output.tool_choice or None,
+        "parallel_tool_calls": None if output.parallel_tool_calls else False,
+        **request.sampling,
+    }
+    if request.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if output.schema is not None:
+        schema = {"name": "answer", "schema": output.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return {name: value for name, value in body.items() if value is not None}
+
+
 def _body(model: str, request: ChatRequest) -> dict[str, Any]:
     """Return a request as `kvlog serve` takes it."""
-    output, retrieval = request.output, request.retrieval
+    retrieval = request.retrieval
     where, k = retrieval.where, retrieval.k
     if isinstance(where, Refused):
         where.nothing()  # says why
@@ -376,28 +404,14 @@ def _body(model: str, request: ChatRequest) -> dict[str, Any]:
         "attention_temperature": request.attention_temperature,
         "thread_id": retrieval.owner.thread,
     }
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [_wire(message) for message in request.messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "max_tokens": request.max_tokens,
-        "stop": list(request.stop) or None,
+    told = {
         "timeout": request.timeout,
         "cache_salt": request.cache_salt or None,
         "user": retrieval.owner.user,
-        "tools": list(output.tools) or None,
-        "tool_choice": "required" if output.tool_choice is True else output.tool_choice or None,
-        "parallel_tool_calls": None if output.parallel_tool_calls else False,
         "lag": {name: value for name, value in lag.items() if value is not None},
-        **request.sampling,
     }
-    if request.top_logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    if output.schema is not None:
-        schema = {"name": "answer", "schema": output.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {name: value for name, value in body.items() if value is not None}
+    body = openai_body(model, request)
+    return body | {name: value for name, value in told.items() if value is not None}
 
 
 def _wire(message: Message) -> dict[str, Any]:

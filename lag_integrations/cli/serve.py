@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import SecretStr
 
 from lag_integrations.cli.opening import Embedder, Place, at_store
 from lag_integrations.cli.options import (
@@ -27,6 +28,17 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(help="Hub id, folder, GGUF file or packaged model; SmolLM2 by default."),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A server with OpenAI's API whose model answers instead, given logs as text: "
+            "http://127.0.0.1:11434/v1.",
+        ),
+    ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(envvar="KVLOG_UPSTREAM_KEY", help="The key for that server.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; another than this machine needs --keys.")
@@ -65,8 +77,12 @@ def serve(
 
     Clients change their base URL alone: http://127.0.0.1:8321/v1.
     """
+    from lag_integrations.chat.settings import ModelSettings  # which takes a while
+
     try:
+        from lag_integrations.serving.backends import Backend, EmbeddedModel
         from lag_integrations.serving.server import Server
+        from lag_integrations.serving.upstream import UpstreamModel
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"`kvlog serve` needs {error.name}; install 'lag_integrations[serve]'."
@@ -75,11 +91,20 @@ def serve(
         raise SettingsError(
             f"Whoever reaches {host} could read this memory; give --keys, or leave --host out."
         )
-    engine = Loading(device, dtype, quantization, chat_template, False).load(model)
+    backend: Backend
+    if upstream is None:
+        engine = Loading(device, dtype, quantization, chat_template, False).load(model)
+        backend, own_name = EmbeddedModel(engine), _short(engine.name)
+    else:
+        if model is None:
+            raise SettingsError("Name the model of the --upstream server with --model.")
+        key = None if upstream_key is None else SecretStr(upstream_key)
+        backend = UpstreamModel(ModelSettings(model=model, base_url=upstream, api_key=key))
+        own_name = model
     with Server(
-        engine,
+        backend,
         place.open_namespace(embedder),
-        name=name,
+        name=name or own_name,
         namespace=place.namespace,
         keys=keys,
         k=k,
@@ -90,3 +115,9 @@ def serve(
         server.listen(host, port)
         say(f"Serving {server.name} at {server.url}/v1 (Ctrl-C ends it)")
         server.run()
+
+
+def _short(name: str) -> str:
+    """Return the name of a model; of a path, its last part."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.exists() else name

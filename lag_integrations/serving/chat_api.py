@@ -39,7 +39,7 @@ def _card(service: ChatService) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "lag",
-        "max_model_len": service.engine.window,
+        "max_model_len": service.backend.window,
     }
 
 
@@ -89,7 +89,7 @@ async def _whole(turn: ChatTurn, service: ChatService, request: Request) -> Resp
         for task in (reading, leaving):
             task.cancel()
         await asyncio.gather(reading, leaving, return_exceptions=True)
-    document = turn.completion.whole(turn.response, turn.report())
+    document = turn.completion.whole(turn.reply, turn.report())
     return Response(_json(document), media_type="application/json")
 
 
@@ -111,9 +111,7 @@ async def _events(
             async for delta in deltas:
                 yield _event(completion.chunk(delta))
             with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            for chunk in completion.last_chunks(
-                turn.response, turn.report(), with_usage=with_usage
-            ):
+            for chunk in completion.last_chunks(turn.reply, turn.report(), with_usage=with_usage):
                 yield _event(chunk)
         except Exception as error:
             yield _event(error_body(error))

@@ -14,19 +14,19 @@ from uuid import uuid4
 from opentelemetry import trace as telemetry
 
 from lag_integrations.chat.openai_form import MEDIA, media_error, schema_in
+from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.request import ChatRequest, build_request
-from lag_integrations.chat.response import ModelResponse, respond
 from lag_integrations.chat.settings import ModelSettings
-from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import LAGError, StoreError
 from lag_integrations.memory.memory import LogMemory
-from lag_integrations.memory.safe_recall import attach_safely, check_where
+from lag_integrations.memory.safe_recall import check_where
 from lag_integrations.serving.api_errors import ApiError
 from lag_integrations.serving.api_types import (
     ApiMessage,
     ChatCompletionRequest,
     TokenizeRequest,
 )
+from lag_integrations.serving.backends import Backend
 from lag_integrations.serving.completion import Completion
 from lag_integrations.serving.metrics import Metrics
 from lag_integrations.serving.run_capture import trace_of
@@ -50,7 +50,7 @@ class ChatService:
     """Answers with one model, from any number of memories.
 
     Attributes:
-        engine: The model.
+        backend: The model.
         name: Its name for clients.
         settings: What a request does not set.
         timeout: Most seconds of an answer; a request may ask for less.
@@ -58,7 +58,7 @@ class ChatService:
         metrics: The counters.
     """
 
-    engine: Engine
+    backend: Backend
     name: str
     settings: ModelSettings
     timeout: float
@@ -112,10 +112,10 @@ class ChatService:
         if (asked.text is None) == (asked.messages is None):
             raise ApiError(400, "Give either text or messages.")
         if asked.text is not None:
-            tokens = self.engine.tokens_of(asked.text)
+            tokens = self.backend.tokens_of(asked.text)
             return {"count": len(tokens), "token_ids": tokens}
         messages = [_as_message(message) for message in asked.messages or ()]
-        return {"count": self.engine.count_tokens(messages, asked.tools)}
+        return {"count": self.backend.count_tokens(messages, asked.tools or ())}
 
     async def begin(self, memory: LogMemory, asked: ChatCompletionRequest) -> ChatTurn:
         """Recall for a request, and get ready to answer.
@@ -136,10 +136,8 @@ class ChatService:
         owner = Owner(asked.user or named.user, asked.lag.thread_id or named.thread)
         if asked.user is not None:
             metadata.setdefault("user_id", asked.user)
-        attach_safely(memory, self.engine)
-        request = self._request(asked, messages, owner)
-        response = respond(self.engine, memory, request, memory)
-        return ChatTurn(self, memory, asked, messages, response, owner, metadata, started_at)
+        reply = self.backend.respond(memory, self._request(asked, messages, owner))
+        return ChatTurn(self, memory, asked, messages, reply, owner, metadata, started_at)
 
     def _request(
         self, asked: ChatCompletionRequest, messages: list[Message], owner: Owner
@@ -183,14 +181,14 @@ class ChatTurn:
         memory: Where its logs come from, and its run goes.
         asked: The request.
         messages: Its conversation.
-        response: The model's response.
+        reply: The model's reply.
         owner: Whose run it is.
         metadata: What the client says of it.
         started_at: When it came.
 
     Attributes:
         completion: The answer, as far as it came.
-        response: As above.
+        reply: As above.
     """
 
     def __init__(
@@ -199,13 +197,13 @@ class ChatTurn:
         memory: LogMemory,
         asked: ChatCompletionRequest,
         messages: list[Message],
-        response: ModelResponse,
+        reply: Reply,
         owner: Owner,
         metadata: dict[str, Any],
         started_at: datetime,
     ) -> None:
         self.completion = Completion(service.name)
-        self.response = response
+        self.reply = reply
         self._service = service
         self._memory = memory
         self._asked = asked
@@ -224,7 +222,7 @@ class ChatTurn:
         """
         error: BaseException | None = None
         try:
-            async for part in self.response:
+            async for part in self.reply:
                 if delta := self.completion.add(part):
                     yield delta
             await asyncio.to_thread(self._record)
@@ -234,29 +232,28 @@ class ChatTurn:
             asyncio.get_running_loop().run_in_executor(None, self._record, error)
             raise
         finally:
-            self.response.close()
+            self.reply.close()
             self._describe(error)
-            self._service.metrics.answered(self.response)
+            self._service.metrics.answered(self.reply)
 
     def report(self) -> dict[str, Any]:
         """Return what ``lag`` says: what was used, and as which run it was captured."""
         run_id = None if self._log_id is None else self._run_id
-        return {**self.response.report(), "run_id": run_id, "log_id": self._log_id}
+        return {**self.reply.report(), "run_id": run_id, "log_id": self._log_id}
 
     def _record(self, error: BaseException | None = None) -> None:
         """Record the run, if it is over; a memory that fails costs no answer."""
         if not self._asked.lag.capture:
             return
-        context = self.response.context
         try:
             trace = trace_of(
                 self._messages,
                 self.completion,
-                self.response.generation.finish_reason,
+                self.reply.finish_reason,
                 run_id=self._run_id,
                 started_at=self._started_at,
                 ended_at=datetime.now(timezone.utc),
-                helped_by=[log.id for log in (*context.as_kv, *context.as_text)],
+                helped_by=self.reply.report().get("log_ids", ()),
                 owner=self._owner,
                 metadata=self._metadata,
                 error=error,
@@ -270,17 +267,16 @@ class ChatTurn:
     def _describe(self, error: BaseException | None) -> None:
         """Say in the span what happened, never what was said (GenAI semantic conventions)."""
         if self._span.is_recording():
-            report, generation = self.response.report(), self.response.generation
+            report, usage = self.reply.report(), self.reply.usage
             self._span.set_attributes(
                 {
                     "gen_ai.operation.name": "chat",
                     "gen_ai.request.model": self._service.name,
-                    "gen_ai.response.finish_reasons": [generation.finish_reason],
-                    "gen_ai.usage.input_tokens": self.response.read_tokens,
-                    "gen_ai.usage.output_tokens": len(generation.token_ids),
+                    "gen_ai.response.finish_reasons": [self.reply.finish_reason],
+                    "gen_ai.usage.input_tokens": usage["prompt_tokens"],
+                    "gen_ai.usage.output_tokens": usage["completion_tokens"],
                     "lag.logs": len(report["log_ids"]),
                     "lag.form": report["form"] or "none",
-                    "lag.cached_tokens": self.response.cached_tokens,
                     "lag.first_token_seconds": report["timings"]["time_to_first_token"],
                     **({} if error is None else {"error.type": type(error).__name__}),
                 }

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from lag_integrations.chat.openai_form import call_dict
 from lag_integrations.chat.parts import Part
-from lag_integrations.chat.response import ModelResponse
+from lag_integrations.chat.reply import Reply
 from lag_integrations.engine.generation.reasoning import ReasoningDelta
 from lag_integrations.engine.tools import CallEnded, Text, new_call_id
 
@@ -65,29 +65,29 @@ class Completion:
             message["reasoning_content"] = self.thoughts
         return message
 
-    def finish_reason(self, response: ModelResponse) -> str:
+    def finish_reason(self, reply: Reply) -> str:
         """Return why the answer ended."""
-        reason = response.finish_reason
+        reason = reply.finish_reason
         return "tool_calls" if self.calls and reason == "stop" else reason
 
-    def whole(self, response: ModelResponse, report: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, reply: Reply, report: dict[str, Any]) -> dict[str, Any]:
         """Return the whole answer.
 
         Args:
-            response: The response that it was read from.
+            reply: The reply that it was read from.
             report: What ``lag`` says.
         """
         choice = {
             "index": 0,
             "message": self.message,
-            "finish_reason": self.finish_reason(response),
-            "logprobs": _content(response.logprobs),
+            "finish_reason": self.finish_reason(reply),
+            "logprobs": _content(reply.logprobs),
         }
         return {
             **self._shared,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": response.usage,
+            "usage": reply.usage,
             "lag": report,
         }
 
@@ -97,7 +97,7 @@ class Completion:
 
     def last_chunks(
         self,
-        response: ModelResponse,
+        reply: Reply,
         report: dict[str, Any],
         *,
         with_usage: bool,
@@ -106,12 +106,12 @@ class Completion:
         choice = {
             "index": 0,
             "delta": {},
-            "finish_reason": self.finish_reason(response),
-            "logprobs": _content(response.logprobs),
+            "finish_reason": self.finish_reason(reply),
+            "logprobs": _content(reply.logprobs),
         }
         yield {**self._chunk([choice]), "lag": report}
         if with_usage:
-            yield {**self._chunk([]), "usage": response.usage}
+            yield {**self._chunk([]), "usage": reply.usage}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._shared, "object": "chat.completion.chunk", "choices": choices}

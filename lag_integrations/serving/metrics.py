@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from lag_integrations.chat.response import ModelResponse
+from lag_integrations.chat.reply import Reply
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -41,21 +41,22 @@ class Metrics:
         """Count a request."""
         self._requests.labels(route, str(status)).inc()
 
-    def answered(self, response: ModelResponse) -> None:
+    def answered(self, reply: Reply) -> None:
         """Count what an answer took and was given."""
-        generation, context = response.generation, response.context
-        if generation.time_to_first_token:
-            self._first.observe(generation.time_to_first_token + sum(context.timings.values()))
-        self._recall.observe(context.timings.get("recall", 0.0))
-        read = response.read_tokens - response.cached_tokens
+        report, usage = reply.report(), reply.usage
+        if usage["completion_tokens"]:
+            self._first.observe(report["timings"]["time_to_first_token"])
+        self._recall.observe(report["timings"]["recall"])
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         for kind, count in (
-            ("read", read),
-            ("cached", response.cached_tokens),
-            ("written", len(generation.token_ids)),
+            ("read", usage["prompt_tokens"] - cached),
+            ("cached", cached),
+            ("written", usage["completion_tokens"]),
         ):
             self._tokens.labels(kind).inc(max(0, count))
-        self._logs.labels("kv").inc(len(context.as_kv))
-        self._logs.labels("text").inc(len(context.as_text))
+        as_text = len(report["read_as_text"])
+        self._logs.labels("kv").inc(len(report["log_ids"]) - as_text)
+        self._logs.labels("text").inc(as_text)
 
     def captured(self, outcome: str) -> None:
         """Count a run that became a log."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import uvicorn
 
 from lag_integrations.chat.settings import ModelSettings
-from lag_integrations.engine.engine import Engine
 from lag_integrations.errors import LAGError
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.serving.app import create_app
+from lag_integrations.serving.backends import Backend
 from lag_integrations.serving.chat_service import ChatService
 from lag_integrations.serving.gateway import Gateway
 from lag_integrations.serving.tenants import ApiKeys, Memories
@@ -23,9 +23,9 @@ class Server:
     """Serves a model with a memory.
 
     Args:
-        engine: The model.
+        backend: The model.
         open_memory: Opens the memory of a namespace.
-        name: Name of the model for clients; its own by default.
+        name: Name of the model for clients.
         namespace: Whose memory everybody is given, without keys.
         keys: File of API keys, see `ApiKeys.read`.
         k: Most logs to recall; the memory's own setting by default.
@@ -40,10 +40,10 @@ class Server:
 
     def __init__(
         self,
-        engine: Engine,
+        backend: Backend,
         open_memory: Callable[[str], LogMemory],
         *,
-        name: str | None = None,
+        name: str,
         namespace: str = "default",
         keys: Path | None = None,
         k: int | None = None,
@@ -52,12 +52,12 @@ class Server:
         most_at_once: int = 64,
     ) -> None:
         known = None if keys is None else ApiKeys.read(keys)
-        self.name = name or _short(engine.name)
+        self.name = name
         self._memories = Memories(open_memory)
         if known is None:
             self._memories.of(namespace)  # now: what is wrong is said at the start
         service = ChatService(
-            engine,
+            backend,
             self.name,
             ModelSettings(model=self.name, k=k, max_tokens=max_tokens),
             timeout=timeout,
@@ -117,9 +117,3 @@ class Server:
     def stop(self) -> None:
         """Have `run` return, on another thread."""
         self._server.should_exit = True
-
-
-def _short(name: str) -> str:
-    """Return the name of a model; of a path, its last part."""
-    path = Path(name)
-    return path.name if path.is_absolute() or path.exists() else name

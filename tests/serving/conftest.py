@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from lag_integrations import KVLogMemory
+from lag_integrations.serving.backends import EmbeddedModel
 from lag_integrations.serving.server import Server
 
 
@@ -19,8 +20,16 @@ from lag_integrations.serving.server import Server
 def serving(
     engine, open_memory: Callable[[str], KVLogMemory], port: int = 0, **settings: Any
 ) -> Iterator[Server]:
+    """A server of an engine that listens, on a thread."""
+    settings.setdefault("name", "small")
+    with running_server(Server(EmbeddedModel(engine), open_memory, **settings), port) as server:
+        yield server
+
+
+@contextmanager
+def running_server(server: Server, port: int = 0) -> Iterator[Server]:
     """A server that listens, on a thread."""
-    with Server(engine, open_memory, **settings) as server:
+    with server:
         server.listen("127.0.0.1", port)
         thread = threading.Thread(target=server.run)
         thread.start()
