@@ -9,8 +9,12 @@ import time
 import httpx
 import jsonschema
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lag_integrations.errors import LAGError
+from lag_integrations.serving import chat_service
 from tests.serving.conftest import ask, events, serving
 
 TOOL = {
@@ -222,3 +226,19 @@ def test_a_taken_port_is_said(server, small, open_memory):
         serving(small, open_memory) as other,
     ):
         other.listen("127.0.0.1", port)
+
+
+def test_spans_tell_numbers_and_no_words(client, monkeypatch):
+    exported = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    monkeypatch.setattr(chat_service, "_tracer", provider.get_tracer("test"))
+    ask(client, SECRET)
+    events(ask(client, SECRET, stream=True))
+    ask(client, SECRET, timeout=0.001)
+    spans = exported.get_finished_spans()
+    assert [span.name for span in spans] == ["chat small"] * len(spans)
+    assert len(spans) >= 2
+    assert spans[0].attributes["gen_ai.usage.output_tokens"] == 8
+    assert spans[0].attributes["lag.logs"] == 0
+    assert "Rosebud" not in str([dict(span.attributes) for span in spans])
