@@ -8,7 +8,7 @@ ASKED = $(if $(MODEL),--model $(MODEL)) $(if $(QUESTIONS),--questions $(QUESTION
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench bench-gpu concurrency quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions utility fuzz clean
+.PHONY: setup quickstart test test-slow test-ladder test-lowest lint docs models answers react paper position bench bench-gpu concurrency serving quantization log-lookup forms query-engine agent bfcl codecs growth latency checks forensics recall answers-of-runs facts changed instructions utility fuzz clean
 
 setup: $(STAMP)
 
@@ -115,6 +115,10 @@ bench-gpu: $(STAMP)
 # Calls at once, and what comes between the tokens of an answer; MODEL=…
 concurrency: $(STAMP)
 	$(BIN)/python -m benchmarks.concurrency $(if $(MODEL),--model $(MODEL))
+
+# What `kvlog serve` costs and bears, some minutes; MODEL=…
+serving: $(STAMP)
+	$(BIN)/python -m benchmarks.serving $(if $(MODEL),--model $(MODEL))
 
 # What weights of 8 and 4 bits cost and gain; MODEL=…
 quantization: $(STAMP)
