@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from lag_integrations.serving.api_errors import error_body
+from lag_integrations.serving.api_errors import ApiError, error_body
 from lag_integrations.serving.api_types import ChatCompletionRequest, TokenizeRequest
 from lag_integrations.serving.chat_service import ChatService, ChatTurn
 from lag_integrations.serving.gateway import Memory, Service, WhoAsks
@@ -57,52 +57,61 @@ async def chat_completions(
     async with AsyncExitStack() as stack:
         stack.enter_context(service.admitted())
         turn = await service.begin(memory, asked)
-        if not asked.stream:
-            return await _whole(turn, service, request)
         deltas = turn.deltas()
+        if not asked.stream:
+            await _unless_left(request, _read(deltas))
+            document = turn.completion.whole(turn.reply, turn.report())
+            return Response(_json(document), media_type="application/json")
         # An error before the first token is a status, not an event.
-        first: dict[str, Any] = await anext(deltas, {})
-        events = _events(turn, first, deltas, asked, service, stack.pop_all())
+        first = await _unless_left(request, anext(deltas, {}))
+        events = _events(turn, first, deltas, asked, stack.pop_all())
+        # It is begun, so that it ends well even if nobody reads it.
+        opening = await anext(events)
         return StreamingResponse(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            _rest(opening, events),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache"},
         )
 
 
-async def _whole(turn: ChatTurn, service: ChatService, request: Request) -> Response:
-    """Return the whole answer; where the client leaves, the model stops."""
+async def _read(deltas: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    async for _ in deltas:
+        pass
+    return {}
 
-    async def read() -> None:
-        async for _ in turn.deltas():
-            pass
+
+async def _unless_left(request: Request, reading: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """Wait for a part of an answer; where the client leaves, the model stops.
+
+    Raises:
+        ApiError: It left; nobody is told.
+    """
 
     async def left() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    reading, leaving = asyncio.create_task(read()), asyncio.create_task(left())
+    read, leave = asyncio.ensure_future(reading), asyncio.ensure_future(left())
     try:
-        await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
-            return Response(status_code=_CLIENT_LEFT)
-        reading.result()
+        await asyncio.wait((read, leave), return_when=asyncio.FIRST_COMPLETED)
+        if not read.done():
+            raise ApiError(_CLIENT_LEFT, "The client left.")
+        return read.result()
     finally:
-        for task in (reading, leaving):
+        for task in (read, leave):
             task.cancel()
-        await asyncio.gather(reading, leaving, return_exceptions=True)
-    document = turn.completion.whole(turn.reply, turn.report())
-    return Response(_json(document), media_type="application/json")
+        await asyncio.gather(read, leave, return_exceptions=True)
 
 
 async def _events(
     turn: ChatTurn,
     first: dict[str, Any],
-    deltas: AsyncIterator[dict[str, Any]],
+    deltas: AsyncGenerator[dict[str, Any], None],
     asked: ChatCompletionRequest,
-    service: ChatService,
     held: AsyncExitStack,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield an answer as server-sent events."""
-    async with held:
+    async with held, aclosing(deltas):
         completion = turn.completion
         yield _event(completion.chunk({"role": "assistant", "content": ""}))
         try:
@@ -116,6 +125,13 @@ async def _events(
         except Exception as error:
             yield _event(error_body(error))
         yield b"data: [DONE]\n\n"
+
+
+async def _rest(opening: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(events):
+        yield opening
+        async for event in events:
+            yield event
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -215,7 +215,7 @@ class ChatTurn:
         self._log_id: str | None = None
         self._span = _tracer.start_span(f"chat {service.name}")
 
-    async def deltas(self) -> AsyncIterator[dict[str, Any]]:
+    async def deltas(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield what each part of the answer adds to it; at its end, the run is recorded.
 
         Where it fails, or nobody reads on, the run is recorded as far as it came.
