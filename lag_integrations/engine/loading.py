@@ -46,6 +46,11 @@ def load_model(
         if "quantization_config" not in model_kwargs:
             quantization = quantization or "auto"
         dtype = torch.float32 if dtype == "auto" else dtype  # in which 4 bits can be seen again
+    if str(model).startswith(("/", "./", "../", "~")) and not source.exists():
+        raise UnsupportedModelError(
+            f"There is no {source}. Give the folder of a model, a GGUF file, or a hub id like "
+            "HuggingFaceTB/SmolLM2-1.7B-Instruct."
+        )
     tokenizer_kwargs = {key: model_kwargs[key] for key in _OF_BOTH if key in model_kwargs}
 
     def load() -> PreTrainedModel:

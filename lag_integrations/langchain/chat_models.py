@@ -13,7 +13,6 @@ from langchain_core.callbacks import (
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import LangSmithParams, LanguageModelInput
-from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
@@ -44,6 +43,7 @@ from lag_integrations.langchain.messages import (
     response_metadata,
     usage_metadata,
 )
+from lag_integrations.langchain.model_profile import model_profile
 from lag_integrations.langchain.tool_calling import ToolCallingChatModel
 from lag_integrations.memory.safe_recall import attach_safely, filter_for
 from lag_integrations.traces.owner import NOBODY
@@ -131,7 +131,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         super().__init__(**fields)
         self.shared = shared_model(self, engine, self.shared)
         if self.profile is None:
-            self.profile = _profile(held=self.base_url is not None or can_constrain())
+            self.profile = model_profile(held=self.base_url is not None or can_constrain())
         if self.validate_model_on_init:
             _ = self.shared.window
 
@@ -384,21 +384,3 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
                 usage_metadata=usage_metadata(reply),
             )
         )
-
-
-def _profile(*, held: bool) -> ModelProfile:
-    """Return what the model can do.
-
-    Args:
-        held: Whether answers can be held to a form.
-    """
-    return ModelProfile(
-        text_inputs=True,
-        text_outputs=True,
-        image_inputs=False,
-        audio_inputs=False,
-        video_inputs=False,
-        tool_calling=True,
-        tool_choice=held,
-        structured_output=held,
-    )

@@ -50,7 +50,7 @@ class LogRetriever(BaseRetriever):
     """Where logs are recalled from."""
     k: int | None = Field(default=None, ge=0)
     """Most logs to return; the memory's own setting by default."""
-    min_score: float | None = None
+    min_score: float | None = Field(default=None, ge=-1, le=1)
     """Least similarity; the memory's own setting by default."""
     where: Where | WhereFunction | None = None
     """Only logs with such metadata; or a function of the call's config that returns such a filter.

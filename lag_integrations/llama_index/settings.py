@@ -57,7 +57,7 @@ class RecallSettings(BaseModel):
     """Whether whole runs are given, or of each only the step that is nearest to what is asked."""
     k: int | None = Field(default=None, ge=0)
     """Most logs to recall; the memory's own setting by default."""
-    min_score: float | None = None
+    min_score: float | None = Field(default=None, ge=-1, le=1)
     """Least similarity of a recalled log; the memory's own setting by default."""
     where: dict[str, Any] | Callable[[Any], Any] | None = None
     """Only logs with such metadata are recalled; or a function of the ``instrument_tags`` at hand

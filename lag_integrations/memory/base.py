@@ -150,6 +150,9 @@ class MemoryBase:
             hot_bytes=hot_bytes,
             max_pending=max_pending,
             unjudged_documents=unjudged_documents,
+            untrusted_tools=untrusted_tools,
+            screen=screen,
+            redact=redact,
         )
         self.id = uuid4().hex
         self.k = k

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lag_integrations.memory.base import MemoryBase
 from lag_integrations.memory.results import Candidate, RecalledLog, SearchResult
-from lag_integrations.memory.setting_checks import check_outcomes
+from lag_integrations.memory.setting_checks import check_number, check_outcomes
 from lag_integrations.store.filters import Where
 from lag_integrations.store.floor import Floor
 from lag_integrations.traces.owner import Owner
@@ -112,6 +112,13 @@ class RecallMixin(MemoryBase):
     ) -> SearchResult:
         """Search as `recall` does; with the nearest miss where nothing is recalled."""
         self._check_open()
+        for name, value, least in (
+            ("min_relevance", min_relevance, 0),
+            ("min_score", min_score, -1),
+            ("diversity", diversity, 0),
+        ):
+            if value is not None:
+                check_number(name, value, least, 1)
         k = self.k if k is None else k
         if k < 1 or not query.strip():
             return SearchResult()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lag_integrations.errors import EmbedderMismatchError, SettingsError, StoreError
 from lag_integrations.memory.results import SearchResult
+from lag_integrations.memory.setting_checks import check_number
 from lag_integrations.store.filters import Where, condition
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.owner import NOBODY, Owner
@@ -109,6 +110,8 @@ class SafeRecall:
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 0:
             raise SettingsError(f"k is {self.k}; it must be at least 0.")
+        if self.min_score is not None:
+            check_number("min_score", self.min_score, -1, 1)
         check_where(self.where)
 
     def of(self, run: Mapping[str, Any], owner: Owner) -> SafeRecall:

@@ -61,6 +61,9 @@ def check_settings(
     hot_bytes: Any,
     max_pending: Any,
     unjudged_documents: Any,
+    untrusted_tools: Any,
+    screen: Any,
+    redact: Any,
 ) -> None:
     """Check the settings of a memory; see `KVLogMemory`.
 
@@ -75,6 +78,15 @@ def check_settings(
     check_number("hot_bytes", hot_bytes, 0, whole=True)
     check_number("max_pending", max_pending, 1, whole=True)
     check_choice("unjudged_documents", unjudged_documents, UnjudgedDocuments)
+    if isinstance(untrusted_tools, str) or not all(
+        isinstance(name, str) for name in untrusted_tools
+    ):
+        raise SettingsError(
+            f"untrusted_tools is {_shown(untrusted_tools)}; give a list of names, as ['browse*']."
+        )
+    for name, function in (("screen", screen), ("redact", redact)):
+        if function is not None and not callable(function):
+            raise SettingsError(f"{name} is {_shown(function)}; give a function of a trace.")
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from lag_integrations.chat.context import recall_for
 from lag_integrations.chat.parts import Part
-from lag_integrations.chat.remote import RemoteModel, RemoteReply, openai_body
+from lag_integrations.chat.remote import RemoteModel, RemoteReply
 from lag_integrations.chat.request import ChatRequest
+from lag_integrations.chat.request_body import openai_body
 from lag_integrations.chat.settings import ModelSettings
 from lag_integrations.engine.log_texts import with_texts
 from lag_integrations.errors import SettingsError

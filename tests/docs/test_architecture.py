@@ -48,3 +48,11 @@ def test_every_module_is_named() -> None:
         name = path.relative_to(package).as_posix()
         if not name.startswith(skipped):
             assert f"{path.name}`" in TEXT or f"`{path.stem}`" in TEXT, name
+
+
+def test_no_module_has_more_than_400_lines() -> None:
+    lengths = {
+        path.name: len(path.read_text("utf-8").splitlines())
+        for path in (ROOT / "lag_integrations").glob("**/*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 400} == {}

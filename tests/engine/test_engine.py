@@ -532,6 +532,9 @@ def test_unknown_and_unsupported_models_are_refused_by_name(engine, tmp_path):
     with pytest.raises(UnsupportedModelError, match="no-such-model"):
         Engine.load("no-such-model-anywhere")
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=99))
+    for name in ("/no/such/model", "./no-such-model", "~/no-such.gguf"):
+        with pytest.raises(UnsupportedModelError, match="There is no "):
+            Engine.load(name)
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*absolute position"):
         Engine(gpt2, engine.tokenizer)
 

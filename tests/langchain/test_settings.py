@@ -38,6 +38,8 @@ def test_settings_are_checked_at_construction(memory, no_worker, form):
         make(k=-1)
     with pytest.raises(ValueError, match=r"(?s)\nmin_score\n.*valid number"):
         make(min_score="high")
+    with pytest.raises(ValueError, match=r"(?s)min_score is 7|\nmin_score\n.*less than or equal"):
+        make(min_score=7)
     with pytest.raises(StoreError, match="filter"):
         make(where={"$nor": []})
 

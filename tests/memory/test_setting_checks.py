@@ -25,6 +25,10 @@ from tests.store.model import hash_embedder
         ("hot_bytes", -1),
         ("max_pending", 0),
         ("unjudged_documents", "all"),
+        ("untrusted_tools", "lookup"),
+        ("untrusted_tools", [1]),
+        ("screen", "strict"),
+        ("redact", "names"),
     ],
 )
 def test_a_setting_that_is_not_valid_is_refused_at_once(tmp_path, name, value):
@@ -47,3 +51,14 @@ def test_a_recall_is_told_no_outcome_that_does_not_exist(tmp_path):
         for way in (memory.recall, memory.search, memory.explain):
             with pytest.raises(SettingsError, match="sucess"):
                 way("What is the code?", outcomes=["sucess"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_score", 7), ("min_relevance", -1), ("diversity", "much")]
+)
+def test_a_recall_is_told_nothing_out_of_range(tmp_path, name, value):
+    with (
+        KVLogMemory(tmp_path / "m", embedder=hash_embedder) as memory,
+        pytest.raises(SettingsError, match=name),
+    ):
+        memory.recall("What is the code?", **{name: value})

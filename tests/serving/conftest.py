@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from lag_integrations import KVLogMemory
 from lag_integrations.serving.backends import EmbeddedModel
 from lag_integrations.serving.server import Server
+from tests.helpers import wait_until
 
 
 @contextmanager
@@ -34,17 +34,18 @@ def running_server(server: Server, port: int = 0) -> Iterator[Server]:
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    httpx.get(f"{server.url}/health").raise_for_status()
-                    break
-                except httpx.TransportError:
-                    assert time.monotonic() < deadline
+            wait_until(lambda: answers(f"{server.url}/health"))
             yield server
         finally:
             server.stop()
             thread.join()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 
 import httpx
 import jsonschema
@@ -15,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from lag_integrations.errors import LAGError
 from lag_integrations.serving import chat_service
+from tests.helpers import wait_until
 from tests.serving.conftest import ask, events, serving
 
 TOOL = {
@@ -184,17 +184,12 @@ def test_who_leaves_stops_the_model(server, client, stream):
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: "
         head += f"{len(content)}\r\nContent-Type: application/json\r\n\r\n"
         connection.sendall(head.encode() + content)
-        deadline = time.monotonic() + 60
-        while not running(client):
-            assert time.monotonic() < deadline
+        wait_until(lambda: running(client) > 0)
         if stream:
-            while b'"content": "' not in connection.recv(4_096):
-                assert time.monotonic() < deadline
-    while running(client):
-        assert time.monotonic() < deadline, "the model goes on"
+            wait_until(lambda: b'"content": "' in connection.recv(4_096))
+    wait_until(lambda: not running(client))
     if stream:
-        while not logs_of(client):
-            assert time.monotonic() < deadline
+        wait_until(lambda: bool(logs_of(client)))
         (log,) = logs_of(client)
         assert (log["outcome"], log["metadata"]["abandoned"]) == ("incomplete", True)
 

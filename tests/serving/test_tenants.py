@@ -8,7 +8,9 @@ import time
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from lag_integrations.cli import app
 from lag_integrations.errors import LAGError, SettingsError
 from lag_integrations.serving.tenants import ApiKeys
 from tests.conftest import qa
@@ -120,13 +122,25 @@ def test_web_pages_cannot_ask_under_a_name_of_theirs(server):
 
 
 def test_a_server_for_others_needs_keys():
-    from typer.testing import CliRunner
-
-    from lag_integrations.cli import app
-
     run = CliRunner().invoke(app, ["serve", "somewhere", "--host", "0.0.0.0"])
     assert run.exit_code == 1
     assert "--keys" in run.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--upstream", "http://127.0.0.1:9/v1", "--model", "m", "--quantization", "int8"),
+        ("--upstream", "http://127.0.0.1:9/v1", "--model", "m", "--device", "cpu"),
+        ("--upstream", "http://127.0.0.1:9/v1"),
+        ("--upstream-key", "secret"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(tmp_path, options):
+    run = CliRunner().invoke(app, ["serve", str(tmp_path / "store"), *options])
+    assert run.exit_code == 1
+    assert "secret" not in run.output
+    assert not (tmp_path / "store").exists()
 
 
 def test_keys_that_cannot_be_read_end_the_start(small, open_memory, tmp_path):

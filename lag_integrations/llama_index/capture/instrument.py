@@ -68,5 +68,7 @@ def instrument(
 def _block(
     memory: LogMemory, judge: Judge | None, metadata: Metadata | None, *, within: str | None
 ) -> Block:
+    if judge is not None and not callable(judge):
+        raise ValueError(f"judge= is a {type(judge).__name__}; it must be callable.")
     receiver = Receiver(judge, checked_metadata(metadata))
     return Block(memory, receiver, within, instrumentation.need())

@@ -19,6 +19,7 @@ WRITING = "writing"
 """Content of the state file while somebody writes."""
 _SCRATCH = f".{STATE_FILE}"
 _DATABASE = "chroma.sqlite3"
+_DATABASES = frozenset(_DATABASE + end for end in ("", "-journal", "-wal", "-shm"))
 
 
 def read_state(folder: Path) -> str:
@@ -130,7 +131,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _is_of_chroma(entry: Path) -> bool:
-    if entry.name.startswith(_DATABASE):
+    if entry.name in _DATABASES:
         return not entry.is_dir()
     try:
         return str(UUID(entry.name)) == entry.name and entry.is_dir()
