@@ -65,6 +65,9 @@ class _Answered:
     def close(self) -> None:
         """Do nothing."""
 
+    async def aclose(self) -> None:
+        """Do nothing."""
+
     def report(self) -> dict[str, Any]:
         """Return that no log was used."""
         timings = {"recall": 0.0, "time_to_first_token": 0.0}

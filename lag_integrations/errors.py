@@ -80,7 +80,15 @@ class CalibrationError(LAGError):
 
 
 class RemoteModelError(LAGError):
-    """A model behind a server cannot be reached, or its server failed."""
+    """A model behind a server cannot be reached, or its server refused or failed.
+
+    Attributes:
+        status: The server's HTTP status; None if there is none.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class DistillationError(LAGError):

@@ -9,6 +9,9 @@ from typing import Any
 from lag_integrations.engine.tools import ToolChoice
 from lag_integrations.engine.tools.schema import Schema
 
+ANY_JSON: Schema = {"type": "object"}
+"""Some JSON object."""
+
 
 @dataclass(frozen=True)
 class OutputFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lag_integrations.chat.output_format import OutputFormat
+from lag_integrations.chat.output_format import ANY_JSON, OutputFormat
 from lag_integrations.engine.engine import Engine
 from lag_integrations.engine.generation.grammar import (
     SpecialTokens,
@@ -29,12 +29,9 @@ from lag_integrations.engine.tools import (
     must_call,
     select,
 )
-from lag_integrations.engine.tools.schema import Schema
 from lag_integrations.errors import ToolChoiceError
 from lag_integrations.traces.message import Message
 
-ANY_JSON: Schema = {"type": "object"}
-"""Some JSON object."""
 _MOST_CALLS = 8
 """Calls of its own accord in one answer."""
 

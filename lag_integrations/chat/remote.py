@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
-from weakref import WeakKeyDictionary
 
 import httpx
 
 from lag_integrations.chat.parts import Part
 from lag_integrations.chat.request import ChatRequest
 from lag_integrations.chat.request_body import gateway_body, message_dict
-from lag_integrations.chat.server_events import EventReader, error_of
+from lag_integrations.chat.server_events import EventReader, LineSplitter, error_of
 from lag_integrations.chat.settings import ModelSettings
 from lag_integrations.errors import PromptError, RemoteModelError, SettingsError
 from lag_integrations.traces.message import Message
@@ -25,6 +25,11 @@ _RETRIES = 2
 _RETRIED = frozenset((429, 502, 503, 504))
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 _TIMEOUT = 600.0
+_GRACE = 1.0
+_WINDOW = 3_900
+"""Tokens, as LlamaIndex guesses, too."""
+_NO_LIMITS = httpx.Limits(max_connections=None)
+_NOT_BEGUN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _CONNECT = 10.0
 
 
@@ -52,8 +57,7 @@ class RemoteModel:
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         # Connections belong to the event loop that made them.
-        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
-        self._async_clients = WeakKeyDictionary()
+        self._async_clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def fits(self, settings: ModelSettings) -> bool:
         """Return whether a model with these settings may use it."""
@@ -66,27 +70,30 @@ class RemoteModel:
 
     @cached_property
     def _client(self) -> httpx.Client:
-        return httpx.Client(headers=self._headers)
+        return httpx.Client(headers=self._headers, limits=_NO_LIMITS)
 
     def _async_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
+        for other in [one for one in self._async_clients if one.is_closed()]:
+            self._async_clients.pop(other, None)  # its connections ended with it
         if loop not in self._async_clients:
-            self._async_clients[loop] = httpx.AsyncClient(headers=self._headers)
+            self._async_clients[loop] = httpx.AsyncClient(headers=self._headers, limits=_NO_LIMITS)
         return self._async_clients[loop]
 
     def close(self) -> None:
-        """Close the connections of calls that are not awaited."""
-        self._client.close()
+        """Close the connections of calls that are not awaited; the next call opens others."""
+        if (client := self.__dict__.pop("_client", None)) is not None:
+            client.close()
 
     @cached_property
     def window(self) -> int:
-        """Usable context of the model, in tokens.
+        """Usable context of the model, in tokens; a careful guess if its server does not say.
 
         Raises:
-            LAGError: The server cannot say.
+            LAGError: The server cannot be asked.
         """
         card = self._get(f"/models/{quote(self._model)}")
-        return int(card["max_model_len"])
+        return int(card.get("max_model_len") or _WINDOW)
 
     def count_tokens(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
@@ -97,7 +104,7 @@ class RemoteModel:
             LAGError: The server cannot say.
         """
         body = {
-            "messages": [message_dict(message) for message in messages],
+            "messages": [message_dict(message, status=True) for message in messages],
             "tools": list(tools) or None,
         }
         return int(self._post("/lag/tokenize", body)["count"])
@@ -142,18 +149,18 @@ class RemoteModel:
             LAGError: The server refuses, or cannot be reached.
             TimeoutError: It took too long.
         """
-        end, attempt = time.monotonic() + timeout, 0
+        end, attempt, lines = time.monotonic() + timeout, 0, LineSplitter()
         while True:
             try:
-                with self._client.stream(
-                    "POST", f"{self._url}/chat/completions", json=body, timeout=_limits(timeout)
-                ) as reply:
+                with self._client.stream("POST", self._chat, **_sent(body, end)) as reply:
                     if not reply.is_error:
-                        yield from reply.iter_lines()
+                        for data in reply.iter_bytes():
+                            self._check_time(end)
+                            yield from lines.feed(data)
                         return
                     failure: Exception = error_of(reply.status_code, reply.read())
                     again = reply.status_code in _RETRIED
-            except httpx.ConnectError as error:
+            except _NOT_BEGUN as error:
                 failure, again = self._unreachable(error), True
             except httpx.HTTPError as error:
                 raise self._unreachable(error) from None
@@ -163,21 +170,22 @@ class RemoteModel:
             attempt += 1
             time.sleep(wait)
 
-    async def alines(self, body: Mapping[str, Any], timeout: float) -> AsyncIterator[str]:
+    async def alines(self, body: Mapping[str, Any], timeout: float) -> AsyncGenerator[str, None]:
         """Yield the lines of a stream; see `lines`."""
-        end, attempt = time.monotonic() + timeout, 0
+        end, attempt, lines = time.monotonic() + timeout, 0, LineSplitter()
         while True:
             try:
-                async with self._async_client().stream(
-                    "POST", f"{self._url}/chat/completions", json=body, timeout=_limits(timeout)
-                ) as reply:
+                client = self._async_client()
+                async with client.stream("POST", self._chat, **_sent(body, end)) as reply:
                     if not reply.is_error:
-                        async for line in reply.aiter_lines():
-                            yield line
+                        async for data in reply.aiter_bytes():
+                            self._check_time(end)
+                            for line in lines.feed(data):
+                                yield line
                         return
                     failure: Exception = error_of(reply.status_code, await reply.aread())
                     again = reply.status_code in _RETRIED
-            except httpx.ConnectError as error:
+            except _NOT_BEGUN as error:
                 failure, again = self._unreachable(error), True
             except httpx.HTTPError as error:
                 raise self._unreachable(error) from None
@@ -187,11 +195,21 @@ class RemoteModel:
             attempt += 1
             await asyncio.sleep(wait)
 
+    @property
+    def _chat(self) -> str:
+        return f"{self._url}/chat/completions"
+
+    def _check_time(self, end: float) -> None:
+        """Refuse an answer that takes too long, whatever its server sends meanwhile."""
+        if time.monotonic() > end + _GRACE:
+            raise TimeoutError(f"The answer of {self._model!r} was not whole in time.")
+
     def _unreachable(self, error: httpx.HTTPError) -> Exception:
-        if isinstance(error, httpx.ReadTimeout):
-            return TimeoutError(f"{self._url} did not answer in time.")
+        url = httpx.URL(self._url).copy_with(userinfo=b"")
+        if isinstance(error, httpx.TimeoutException):
+            return TimeoutError(f"{url} did not answer in time.")
         return RemoteModelError(
-            f"{self._url} cannot be reached ({type(error).__name__}: {error}). Is `kvlog serve` "
+            f"{url} cannot be reached ({type(error).__name__}: {error}). Is `kvlog serve` "
             "running there?"
         )
 
@@ -211,8 +229,9 @@ def refuse_foreign_logs(memory: object) -> None:
     """
     if memory is not None:
         raise SettingsError(
-            "The logs are of a memory here, and the model runs elsewhere: give them as text "
-            "(as_text=True), or leave the memory out, since the server has one."
+            "The logs are of a memory here, and the model runs elsewhere. Leave that memory out, "
+            "since the server has one; or have it put its logs in as text "
+            "(LAGMemory(memory, as_text=True), memory.middleware(as_text=True))."
         )
 
 
@@ -230,8 +249,8 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
         self._body = body
         self._timeout = timeout or _TIMEOUT
         self._reader = EventReader()
-        self._parts: Iterator[Part] | None = None
-        self._async_parts: AsyncIterator[Part] | None = None
+        self._parts: Generator[Part, None, None] | None = None
+        self._async_parts: AsyncGenerator[Part, None] | None = None
 
     def __next__(self) -> Part:
         if self._parts is None:
@@ -243,22 +262,29 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
             self._async_parts = self._aread()
         return await anext(self._async_parts)
 
-    def _read(self) -> Iterator[Part]:
+    def _read(self) -> Generator[Part, None, None]:
         for line in self._model.lines(self._body, self._timeout):
             yield from self._reader.feed(line)
         yield from self._reader.finish()
 
-    async def _aread(self) -> AsyncIterator[Part]:
-        async for line in self._model.alines(self._body, self._timeout):
-            for part in self._reader.feed(line):
-                yield part
+    async def _aread(self) -> AsyncGenerator[Part, None]:
+        async with aclosing(self._model.alines(self._body, self._timeout)) as lines:
+            async for line in lines:
+                for part in self._reader.feed(line):
+                    yield part
         for part in self._reader.finish():
             yield part
 
     def close(self) -> None:
         """Close the connection, which stops the model."""
         if self._parts is not None:
-            self._parts.close()  # type: ignore[attr-defined]
+            self._parts.close()
+
+    async def aclose(self) -> None:
+        """Close the connection, which stops the model."""
+        self.close()
+        if self._async_parts is not None:
+            await self._async_parts.aclose()
 
     @property
     def finish_reason(self) -> str:
@@ -281,9 +307,11 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
         return self._reader.report
 
 
-def _limits(timeout: float) -> httpx.Timeout:
+def _sent(body: Mapping[str, Any], end: float) -> dict[str, Any]:
+    """Return the arguments of a request that may take until a time."""
+    left = max(0.001, end - time.monotonic())
     # A little more than the server takes, which says why.
-    return httpx.Timeout(timeout + 1, connect=min(timeout, _CONNECT))
+    return {"json": body, "timeout": httpx.Timeout(left + _GRACE, connect=min(left, _CONNECT))}
 
 
 def _wait(attempt: int) -> float:

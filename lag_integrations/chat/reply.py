@@ -26,6 +26,10 @@ class Reply(Protocol):
         """Stop the model."""
         ...
 
+    async def aclose(self) -> None:
+        """Stop the model, whose parts were awaited."""
+        ...
+
     @property
     def finish_reason(self) -> str:
         """Why it ended: ``stop`` or ``length``; ``cancelled`` until it ended by itself."""

@@ -70,6 +70,8 @@ class ChatRequest:
         stop: Texts that end the answer.
         top_logprobs: See `RequestBuilder.build`, as for ``timeout``.
         sampling: Fields of `Sampling`.
+        metadata: What is said of the run, for a server that captures it.
+        capture: Whether such a server captures it; as it does by itself if None.
         cache_salt: Whose prompt it is, within the memory; see `RequestBuilder.build`.
         share_system: Whether system message and tools may be reused for everybody.
     """
@@ -85,6 +87,8 @@ class ChatRequest:
     top_logprobs: int | None = None
     timeout: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    capture: bool | None = None
     cache_salt: str = ""
     share_system: bool = False
 
@@ -107,8 +111,9 @@ def build_request(
         messages: The conversation.
         overrides: Settings of the call, by the same names; also ``tool_choice``,
             ``parallel_tool_calls``, ``kv_log_ids``, ``logs_as_text``, ``question`` (its words),
-            ``owner`` (see `RetrievalSettings`), and OpenAI's names of ``max_tokens``. What is left
-            over is for sampling, which refuses what it does not know.
+            ``owner`` (see `RetrievalSettings`), ``run_metadata`` and ``capture`` (see
+            `ChatRequest`), and OpenAI's names of ``max_tokens``. What is left over is for sampling,
+            which refuses what it does not know.
         framework_messages: The conversation, as the framework has it.
         tools: Tools, in OpenAI's form.
         schema: JSON schema of the answer.
@@ -162,6 +167,8 @@ def build_request(
         stop=[stop] if isinstance(stop, str) else stop,
         top_logprobs=(top_logprobs or 0) if with_logprobs or top_logprobs else None,
         timeout=setting("timeout"),
+        metadata=rest.pop("run_metadata", {}),
+        capture=rest.pop("capture", None),
         cache_salt=setting("cache_salt"),
         share_system=setting("share_system"),
         sampling={**sampling, **rest},

@@ -21,7 +21,7 @@ from lag_integrations.engine.generation.reasoning import ReasoningDelta, TextDel
 from lag_integrations.engine.generation.sequence import Generation, Request
 from lag_integrations.engine.log_texts import around_logs, with_texts
 from lag_integrations.engine.tools import CallEnded, CallFailed, Text
-from lag_integrations.errors import PromptError
+from lag_integrations.errors import PromptError, SettingsError
 from lag_integrations.kv.prefix_cache import SEPARATOR
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import miss_report
@@ -48,6 +48,10 @@ def respond(
     begun = time.monotonic()
     if not request.messages:
         raise PromptError("There is no message to answer; give at least one.")
+    if request.capture is not None:
+        raise SettingsError(
+            "capture= is for a model at base_url=…; a model here is captured by callbacks."
+        )
     plan = OutputPlan(engine, request.output, begins=request.messages[-1].role != "assistant")
     messages = plan.messages(request.messages)
     prompt = engine.render(messages, plan.tools)
@@ -142,6 +146,10 @@ class ModelResponse(Iterator[Part], AsyncIterator[Part]):
         """Stop the model."""
         if self._stream is not None:
             self._stream.close()
+
+    async def aclose(self) -> None:
+        """Stop the model."""
+        self.close()
 
     @property
     def read_tokens(self) -> int:

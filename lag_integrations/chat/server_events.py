@@ -38,16 +38,19 @@ class EventReader:
         if data == _DONE:
             self._done = True
             return
-        chunk = json.loads(data)
-        if "error" in chunk:
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            raise RemoteModelError("The server's answer is no JSON.") from None
+        if chunk.get("error"):
             raise error_of(500, data.encode())
         self.usage = chunk.get("usage") or self.usage
         self.report = chunk.get("lag") or self.report
         for choice in chunk.get("choices") or ():
             yield from self._delta(choice.get("delta") or {})
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            if (found := choice.get("logprobs")) is not None:
-                self.logprobs = [*(self.logprobs or ()), *found["content"]]
+            if found := (choice.get("logprobs") or {}).get("content"):
+                self.logprobs = [*(self.logprobs or ()), *found]
 
     def _delta(self, delta: Mapping[str, Any]) -> Iterator[Part]:
         if thought := delta.get("reasoning_content"):
@@ -56,9 +59,14 @@ class EventReader:
             yield Text(text)
         for piece in delta.get("tool_calls") or ():
             function = piece.get("function") or {}
-            if self._call is None or piece["index"] != self._call["index"]:
+            index, id = piece.get("index", self._calls), piece.get("id")
+            # Some servers give each call the index 0, and an id of its own.
+            is_new = self._call is None or index != self._call["index"]
+            if is_new or (id and self._call and id != self._call["id"]):
                 yield from self._end_call()
-                self._call = {"index": piece["index"], "name": "", "arguments": ""}
+                self._call = {"index": index, "id": id, "name": "", "arguments": "", "error": None}
+            assert self._call is not None
+            self._call["error"] = piece.get("error") or self._call["error"]
             self._call["name"] += function.get("name") or ""
             self._call["arguments"] += function.get("arguments") or ""
 
@@ -71,10 +79,10 @@ class EventReader:
             args = json.loads(call["arguments"] or "{}")
         except (ValueError, RecursionError):
             args = None
-        if call["name"] and isinstance(args, dict):
+        if call["name"] and isinstance(args, dict) and not call["error"]:
             yield CallEnded(index, ToolCall(name=call["name"], args=args))
         else:
-            error = "The call cannot be read."
+            error = call["error"] or "The call cannot be read."
             yield CallFailed(index, InvalidCall(call["name"] or None, call["arguments"], error))
 
     def finish(self) -> Iterator[Part]:
@@ -94,10 +102,26 @@ def error_of(status: int, content: bytes) -> Exception:
         said = json.loads(content)["error"]
         message, code = str(said["message"]), str(said.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return RemoteModelError(f"The server answered with status {status}, and no reason.")
-    if status == 408:
+        return RemoteModelError(
+            f"The server answered with status {status}, and no reason.", status=status
+        )
+    if status == 408 or code == TimeoutError.__name__:
         return TimeoutError(message)
     kind = getattr(errors, code, None)
     if isinstance(kind, type) and issubclass(kind, LAGError):
         return kind(message)
-    return RemoteModelError(f"The server refused: {message}" if status < 500 else message)
+    return RemoteModelError(
+        f"The server refused: {message}" if status < 500 else message, status=status
+    )
+
+
+class LineSplitter:
+    """Splits a stream of bytes at line feeds alone: texts may hold other ends of lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        """Return the lines that some bytes complete."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]

@@ -29,7 +29,7 @@ from lag_integrations.chat.request import ChatRequest, build_request
 from lag_integrations.chat.settings import SAMPLING, ModelSettings, given_engine
 from lag_integrations.chat.shared_engine import SharedEngine, engine_of, shared_model
 from lag_integrations.engine.generation.grammar import can_constrain
-from lag_integrations.langchain.capture.configs import config_of
+from lag_integrations.langchain.capture.configs import config_of, run_metadata
 from lag_integrations.langchain.capture.current import (
     captured_by,
     current_owner,
@@ -121,11 +121,12 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         **settings: Unpack[LAGChatModelSettings],
     ) -> None:
         engine = given_engine(model, tokenizer, settings)
-        if settings.get("memory") is not None and settings.setdefault("cache", False):
-            # It sees the prompt, not the memory.
+        recalls = settings.get("memory") is not None or settings.get("base_url") is not None
+        if recalls and settings.setdefault("cache", False):
+            # It sees the prompt, neither the memory nor whose it is.
             raise ValueError(
                 "LangChain's cache would serve answers from before the memory changed; leave "
-                "cache= out, or use a model without memory=."
+                "cache= out, or use a model without memory= and base_url=."
             )
         fields: dict[str, Any] = {"model": engine.name if engine else str(model), **settings}
         super().__init__(**fields)
@@ -267,6 +268,9 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
         config = config_of(config)
         if callable(where := kwargs.get("where") or self.where):
             kwargs = {**kwargs, "where": filter_for(where, config)}
+        if self.base_url is not None:
+            told = run_metadata(config.get("metadata"), None)
+            kwargs = {**kwargs, "run_metadata": {**told, **kwargs.pop("run_metadata", {})}}
         owner = current_owner(config)
         return kwargs if owner == NOBODY else {**kwargs, "owner": owner}
 
@@ -318,7 +322,7 @@ class LAGChatModel(ToolCallingChatModel, ModelSettings):
                 yield ChatGenerationChunk(message=as_chunk(part))
             yield self._last_chunk(reply)
         finally:
-            reply.close()
+            await reply.aclose()
 
     def _prepare(
         self,

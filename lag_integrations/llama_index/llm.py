@@ -143,7 +143,9 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
     def to_payload(self) -> dict[str, Any]:
         """Return what observers are told of the model: no secrets, no tensors."""
         names = {"class_name": self.class_name(), "model": self.model}
-        settings = {"temperature": self.temperature, **self.metadata.model_dump(mode="json")}
+        settings: dict[str, Any] = {"temperature": self.temperature}
+        if isinstance(self._shared, SharedEngine):  # else a server would have to be asked
+            settings |= self.metadata.model_dump(mode="json")
         return {**names, **settings}
 
     @llm_chat_callback()
@@ -315,7 +317,7 @@ class LAGLLM(FunctionCallingLLM, ModelSettings):
                     yield builder.more(part)
                 yield call.end(builder)
             finally:
-                reply.close()
+                await reply.aclose()
 
         return responses()
 

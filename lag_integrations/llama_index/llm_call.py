@@ -127,7 +127,8 @@ class LLMCall:
         """
         settings = dict(self.settings)
         if isinstance(model, RemoteModel):
-            refuse_foreign_logs(self.memory)
+            if settings.get("kv_log_ids"):
+                refuse_foreign_logs(self.memory)
         elif self.memory is not None and self.memory is not self.llm.memory:
             attach_safely(self.memory, model)
         if self.recalled is not None:

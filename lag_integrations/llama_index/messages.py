@@ -152,7 +152,7 @@ class ReplyBuilder:
                 "model": self._model,
                 "finish_reason": self._reply.finish_reason,
                 "usage": usage,
-                "lag": {**self._reply.report(), "run_id": run_id},
+                "lag": _with_run(self._reply.report(), run_id),
             },
             additional_kwargs={name: usage[name] for name in _COUNTS},
         )
@@ -174,6 +174,11 @@ class ReplyBuilder:
                 for call in self._calls
             ]
         return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)
+
+
+def _with_run(report: dict[str, Any], run_id: str | None) -> dict[str, Any]:
+    """Return a report with the run that captures the call: here, or where the model runs."""
+    return {**report, "run_id": run_id or report.get("run_id")}
 
 
 def _logprobs(entry: dict[str, Any]) -> list[LogProb]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lag_integrations.engine.segment_placement import Placement
 from lag_integrations.memory.loading import MissingSegments
+from lag_integrations.traces.storable import storable
 from lag_integrations.traces.trace import Outcome
 
 _MOST_MESSAGES = 4_096
@@ -19,10 +20,43 @@ Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME)]
 """A name or an id."""
 
 
+def _checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, Mapping):
+        raise ValueError('a tool must be {"type": "function", "function": {"name": …}}')
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError("the function of a tool must have a name")
+    if not isinstance(function.get("parameters") or {}, Mapping):
+        raise ValueError("the parameters of a tool must be a JSON schema")
+    checked: dict[str, Any] = storable(tool)
+    return checked
+
+
+Tool = Annotated[dict[str, Any], AfterValidator(_checked_tool)]
+"""A tool in OpenAI's form."""
+Tools = Annotated[list[Tool], Field(max_length=_MOST_TOOLS)]
+"""The tools of a call."""
+
+
 class ApiModel(BaseModel):
     """Refuses fields that it does not know: what is asked for is done, or said."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SourceOfRun(ApiModel):
+    """A piece of a document that a run was shown."""
+
+    id: Name | None = None
+    """Id of the piece."""
+    documents: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
+    """Names of its document, such as its id and path."""
+    hash: Annotated[str, Field(max_length=128)]
+    """Hash of its content."""
+    version: Annotated[str, Field(max_length=128)] | None = None
+    """Hash of the whole document, if known."""
+    score: float | None = None
+    """How well it fitted the query, if known."""
 
 
 class LagOptions(ApiModel):
@@ -53,6 +87,11 @@ class LagOptions(ApiModel):
     """Whether the most relevant log stands nearest to the question."""
     thread_id: Name | None = None
     """Which conversation it is: with ``user``, whose run it is."""
+    said: Annotated[list[str], Field(max_length=_MOST_MESSAGES)] | None = None
+    """What the user said, in order, if not all that stands in their name."""
+    sources: Annotated[list[SourceOfRun], Field(max_length=10_000)] = Field(default_factory=list)
+    """The documents that the conversation holds: a run that read documents is recalled for its
+    owner alone until it is judged, and a log of an older version of one is not recalled."""
     capture: bool = True
     """Whether the run becomes a log once it has an answer."""
 
@@ -73,7 +112,7 @@ class ApiMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     """Who says it."""
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[dict[str, Any] | str] | None = None
     """Text, or content blocks with text."""
     name: str | None = None
     """Name of the tool or speaker."""
@@ -135,7 +174,7 @@ class ChatCompletionRequest(ApiModel):
     """Alternatives to give with each token's log probability."""
     n: Literal[1] | None = None
     """Number of answers: one."""
-    tools: Annotated[list[dict[str, Any]], Field(max_length=_MOST_TOOLS)] | None = None
+    tools: Tools | None = None
     """Tools that the model may call."""
     tool_choice: str | dict[str, Any] | None = None
     """Which of them it may or must call."""
@@ -149,7 +188,7 @@ class ChatCompletionRequest(ApiModel):
     """Metadata of the run's log. ``user_id`` and ``thread_id`` say whose it is."""
     cache_salt: Annotated[str, Field(max_length=_LONGEST_NAME)] | None = None
     """Whose prompts these are, where users share a key: see `ModelSettings.cache_salt`."""
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, ge=0)
     """Most seconds until the answer is whole; no more than the server allows."""
     lag: LagOptions = Field(default_factory=LagOptions)
     """How logs are recalled, and whether this becomes one."""
@@ -161,19 +200,6 @@ class ChatCompletionRequest(ApiModel):
     """Accepted as OpenAI does; it is not used."""
     prompt_cache_key: str | None = None
     """Accepted as OpenAI does; what was read lately is reused whatever it says."""
-
-    @field_validator("tools")
-    @classmethod
-    def _check_tools(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        for tool in tools or ():
-            function = tool.get("function")
-            if tool.get("type") != "function" or not isinstance(function, Mapping):
-                raise ValueError('a tool must be {"type": "function", "function": {"name": …}}')
-            if not isinstance(function.get("name"), str) or not function["name"]:
-                raise ValueError("the function of a tool must have a name")
-            if not isinstance(function.get("parameters") or {}, Mapping):
-                raise ValueError("the parameters of a tool must be a JSON schema")
-        return tools
 
 
 class TokenizeRequest(ApiModel):
@@ -187,7 +213,7 @@ class TokenizeRequest(ApiModel):
         None
     )
     """A conversation, instead."""
-    tools: Annotated[list[dict[str, Any]], Field(max_length=_MOST_TOOLS)] | None = None
+    tools: Tools | None = None
     """Its tools."""
 
 

@@ -12,11 +12,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
 from lag_integrations.serving import api_errors, chat_api, logs_api
-from lag_integrations.serving.api_errors import ApiError
+from lag_integrations.serving.api_errors import ApiError, as_response
 from lag_integrations.serving.body_limit import BodyLimit
 from lag_integrations.serving.gateway import Gateway, Service, WhoAsks
 
 _MOST_BYTES = 16 * 2**20
+_OPEN = ("/health", "/openapi.json")
+"""What is told without a key."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
@@ -58,12 +60,25 @@ def create_app(
     async def counted(
         request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        response = await answer(request)
+        try:
+            _check_form(request)
+            if request.url.path not in _OPEN:  # before the body is read
+                gateway.tenant(request.headers.get("authorization"))
+            response = await answer(request)
+        except Exception as error:
+            response = as_response(error)
         route = getattr(request.scope.get("route"), "path", "unknown")
         gateway.service.metrics.request(route, response.status_code)
         return response
 
     return app
+
+
+def _check_form(request: Request) -> None:
+    """Refuse what a web page could send without being asked for its permission."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.method == "POST" and kind != "application/json":
+        raise ApiError(415, "Send JSON, and say so: `Content-Type: application/json`.")
 
 
 async def _health() -> dict[str, str]:

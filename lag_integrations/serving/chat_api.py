@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from lag_integrations.serving.api_errors import ApiError, error_body
+from lag_integrations.serving.api_errors import ApiError, AsciiResponse, error_body
 from lag_integrations.serving.api_types import ChatCompletionRequest, TokenizeRequest
 from lag_integrations.serving.chat_service import ChatService, ChatTurn
 from lag_integrations.serving.gateway import Memory, Service, WhoAsks
@@ -46,7 +46,8 @@ def _card(service: ChatService) -> dict[str, Any]:
 @routes.post("/lag/tokenize")
 async def tokenize(asked: TokenizeRequest, service: Service, _: WhoAsks) -> dict[str, Any]:
     """Return the tokens of a text, or how many a conversation has."""
-    return await asyncio.to_thread(service.tokenize, asked)
+    with service.admitted():
+        return await asyncio.to_thread(service.tokenize, asked)
 
 
 @routes.post("/chat/completions", response_model=None)
@@ -61,7 +62,7 @@ async def chat_completions(
         if not asked.stream:
             await _unless_left(request, _read(deltas))
             document = turn.completion.whole(turn.reply, turn.report())
-            return Response(_json(document), media_type="application/json")
+            return AsciiResponse(document)
         # An error before the first token is a status, not an event.
         first = await _unless_left(request, anext(deltas, {}))
         events = _events(turn, first, deltas, asked, stack.pop_all())
@@ -139,5 +140,5 @@ def _event(document: dict[str, Any]) -> bytes:
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    # What a model writes can hold half a character.
-    return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    # In ASCII: what a model writes can hold half a character, or what others take for a line's end.
+    return json.dumps(document).encode()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+import threading
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 from opentelemetry import trace as telemetry
 
+from lag_integrations.capture.run_metadata import is_own
 from lag_integrations.chat.openai_form import MEDIA, media_error, schema_in
 from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.request import ChatRequest, build_request
@@ -24,15 +26,18 @@ from lag_integrations.serving.api_errors import ApiError
 from lag_integrations.serving.api_types import (
     ApiMessage,
     ChatCompletionRequest,
+    LagOptions,
     TokenizeRequest,
 )
 from lag_integrations.serving.backends import Backend
 from lag_integrations.serving.completion import Completion
 from lag_integrations.serving.metrics import Metrics
-from lag_integrations.serving.run_capture import trace_of
+from lag_integrations.serving.run_capture import CANCELLED, trace_of
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_conversion import as_message
 from lag_integrations.traces.owner import Owner
+from lag_integrations.traces.sources import SOURCES, sources_in
+from lag_integrations.traces.storable import storable
 
 logger = logging.getLogger(__name__)
 _tracer = telemetry.get_tracer("lag_integrations.serving")
@@ -134,8 +139,9 @@ class ChatService:
         metadata = dict(asked.metadata or {})
         named = Owner.of(metadata)
         owner = Owner(asked.user or named.user, asked.lag.thread_id or named.thread)
+        _check_metadata(metadata, named, owner)
         if asked.user is not None:
-            metadata.setdefault("user_id", asked.user)
+            metadata["user_id"] = asked.user
         reply = self.backend.respond(memory, self._request(asked, messages, owner))
         return ChatTurn(self, memory, asked, messages, reply, owner, metadata, started_at)
 
@@ -169,7 +175,9 @@ class ChatService:
             },
             framework_messages=messages,
             tools=asked.tools or (),
-            schema=None if form is None else schema_in(form.model_dump()),
+            shown=sources_in({SOURCES: _sources(lag)}),
+            said=lag.said,
+            schema=None if form is None else schema_in(storable(form.model_dump())),
         )
 
 
@@ -213,6 +221,8 @@ class ChatTurn:
         self._started_at = started_at
         self._run_id = uuid4().hex
         self._log_id: str | None = None
+        self._ended = self._recorded = False
+        self._recording = threading.Lock()
         self._span = _tracer.start_span(f"chat {service.name}")
 
     async def deltas(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -225,6 +235,7 @@ class ChatTurn:
             async for part in self.reply:
                 if delta := self.completion.add(part):
                     yield delta
+            self._ended = True
             await asyncio.to_thread(self._record)
         except BaseException as caught:
             error = caught if isinstance(caught, Exception) else None
@@ -232,9 +243,9 @@ class ChatTurn:
             asyncio.get_running_loop().run_in_executor(None, self._record, error)
             raise
         finally:
-            self.reply.close()
             self._describe(error)
             self._service.metrics.answered(self.reply)
+            await self.reply.aclose()
 
     def report(self) -> dict[str, Any]:
         """Return what ``lag`` says: what was used, and as which run it was captured."""
@@ -242,20 +253,24 @@ class ChatTurn:
         return {**self.reply.report(), "run_id": run_id, "log_id": self._log_id}
 
     def _record(self, error: BaseException | None = None) -> None:
-        """Record the run, if it is over; a memory that fails costs no answer."""
-        if not self._asked.lag.capture:
-            return
+        """Record the run once, if it is over; a memory that fails costs no answer."""
+        with self._recording:
+            if self._recorded or not self._asked.lag.capture:
+                return
+            self._recorded = True
         try:
             trace = trace_of(
                 self._messages,
                 self.completion,
-                self.reply.finish_reason,
+                # It may have ended before who left had read it all.
+                self.reply.finish_reason if self._ended else CANCELLED,
                 run_id=self._run_id,
                 started_at=self._started_at,
                 ended_at=datetime.now(timezone.utc),
                 helped_by=self.reply.report().get("log_ids", ()),
                 owner=self._owner,
                 metadata=self._metadata,
+                sources=_sources(self._asked.lag),
                 error=error,
             )
             if trace is not None:
@@ -290,6 +305,18 @@ def _check(where: dict[str, Any] | None) -> None:
         check_where(where)
     except StoreError as error:
         raise ApiError(400, str(error)) from None
+
+
+def _sources(lag: LagOptions) -> list[Any]:
+    return [source.model_dump() for source in lag.sources]
+
+
+def _check_metadata(metadata: Mapping[str, Any], named: Owner, owner: Owner) -> None:
+    """Refuse metadata that would not be kept, or that name another user or thread."""
+    if taken := [key for key in metadata if is_own(key) and key != "thread_id"]:
+        raise ApiError(400, f"metadata has the keys {', '.join(taken)}, which the memory sets.")
+    if named.user not in (None, owner.user) or named.thread not in (None, owner.thread):
+        raise ApiError(400, "metadata names another user or thread than user and lag.thread_id.")
 
 
 def _as_message(source: ApiMessage) -> Message:

@@ -51,6 +51,7 @@ class Completion:
             self.unreadable = True
             # As it was written, so that the client sees that it cannot be read.
             call = call_dict(part.invalid.name or "", part.invalid.args, new_call_id())
+            call["error"] = part.invalid.error
         self.calls.append(call)
         return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
 

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from lag_integrations.capture.outcomes import is_length_stop
 from lag_integrations.capture.run_metadata import in_scope, plain_metadata
 from lag_integrations.serving.completion import Completion
 from lag_integrations.traces.conversation import earlier_turns
 from lag_integrations.traces.message import Message
 from lag_integrations.traces.message_conversion import as_message
 from lag_integrations.traces.owner import Owner
+from lag_integrations.traces.sources import SOURCES, sources_in
 from lag_integrations.traces.trace import Outcome, Trace
 
+CANCELLED = "cancelled"
+"""Why an answer ended that nobody read to its end."""
 _SOURCE = "gateway"
+_WHOLE = ("stop", "tool_calls")
 
 
 def trace_of(
@@ -29,6 +32,7 @@ def trace_of(
     helped_by: Sequence[str] = (),
     owner: Owner,
     metadata: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]] = (),
     error: BaseException | None = None,
 ) -> Trace | None:
     """Return the run that an answer ends; None if it goes on, or nothing came of it.
@@ -47,6 +51,7 @@ def trace_of(
         helped_by: Ids of the logs that it was given.
         owner: Whose run it is.
         metadata: What the client says of it.
+        sources: Documents that the conversation holds, as the client names them.
         error: What went wrong.
     """
     said = bool(completion.text.strip())
@@ -62,8 +67,12 @@ def trace_of(
         told["thread_id"] = owner.thread
     if error is not None:
         told["error"] = type(error).__name__
-    elif finish_reason == "cancelled":
+    elif finish_reason == CANCELLED:
         told["abandoned"] = True
+    if sources:
+        told[SOURCES] = [
+            source.to_json() for source in sources_in({SOURCES: [dict(one) for one in sources]})
+        ]
     return Trace.from_messages(
         steps,
         task=next((one.text for one in reversed(messages) if one.role == "user"), None),
@@ -89,6 +98,4 @@ def _begin_of_turn(messages: Sequence[Message]) -> int:
 def _outcome(completion: Completion, finish_reason: str, error: BaseException | None) -> Outcome:
     if error is not None or completion.unreadable:
         return "failure"
-    if finish_reason == "cancelled" or is_length_stop([finish_reason]):
-        return "incomplete"
-    return "success"
+    return "success" if finish_reason in _WHOLE else "incomplete"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -89,11 +90,17 @@ class _UpstreamReply(RemoteReply):
         self._recall_seconds = recall_seconds
         self._first_seconds = 0.0
 
-    async def _aread(self) -> AsyncIterator[Part]:
+    async def _aread(self) -> AsyncGenerator[Part, None]:
         begun = time.perf_counter()
-        async for part in super()._aread():
-            self._first_seconds = self._first_seconds or time.perf_counter() - begun
-            yield part
+        async with aclosing(super()._aread()) as parts:
+            async for part in parts:
+                self._first_seconds = self._first_seconds or time.perf_counter() - begun
+                yield part
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Tokens read and written; not which of them that server had read for another tenant."""
+        return {name: count for name, count in super().usage.items() if isinstance(count, int)}
 
     def report(self) -> dict[str, Any]:
         """Return which logs were used, as text, and the seconds that it took."""

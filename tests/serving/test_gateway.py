@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import socket
 
 import httpx
@@ -14,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from lag_integrations.errors import LAGError
 from lag_integrations.serving import chat_service
+from lag_integrations.serving.api_types import ChatCompletionRequest
 from tests.helpers import wait_until
 from tests.serving.conftest import ask, events, serving
 
@@ -135,11 +138,20 @@ SECRET = "my secret is Rosebud"
         ({"max_tokens": 5, "max_completion_tokens": 6}, 400, "two names"),
         ({"messages": [{"role": "user", "content": f"{SECRET} " * 3_000}]}, 400, "window"),
         ({"timeout": 1e-9}, 408, ""),
+        ({"metadata": {"verdict": "success"}}, 400, "verdict"),
+        ({"metadata": {"lag_judged": True}}, 400, "lag_judged"),
+        ({"metadata": {"user_id": "bob"}, "user": "ada"}, 400, "another user"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": [1]}}]},
+            400,
+            "tools",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_done_is_said(client, fields, status, said):
     reply = ask(client, **fields)
+    assert reply.text.isascii()
     error = reply.json()["error"]
     assert (reply.status_code, said in error["message"]) == (status, True), error
     assert "Rosebud" not in reply.text
@@ -148,6 +160,7 @@ def test_what_cannot_be_done_is_said(client, fields, status, said):
 
 
 def test_bodies_that_cannot_be_read(client):
+    client.headers["Content-Type"] = "application/json"
     for body in (b"", b"{", b"[]", b"null", DEEP.encode(), b"\xff"):
         reply = client.post("/v1/chat/completions", content=body)
         assert reply.status_code == 400, reply.text
@@ -162,6 +175,62 @@ def test_feedback_that_says_too_little_or_too_much(client):
         assert client.post("/v1/lag/feedback", json=said).status_code == 400
     said = {"run_id": "a", "outcome": "success"}
     assert client.post("/v1/lag/feedback", json=said).status_code == 404
+
+
+HALF = "half of a pair: \ud800"
+
+
+def test_half_characters_break_nothing(client):
+    tool = {"type": "function", "function": {"name": "find", "description": HALF}}
+    body = {"model": "small", "tools": [tool], "max_tokens": 4}
+    body["messages"] = [{"role": "user", "content": HALF}, {"role": "user", "content": [HALF]}]
+    headers = {"Content-Type": "application/json"}
+    content = json.dumps(body).encode()
+    reply = client.post("/v1/chat/completions", content=content, headers=headers)
+    assert reply.status_code == 200, reply.text
+
+
+def test_a_failure_that_nobody_foresaw_tells_and_logs_no_words(server, client, monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError(SECRET)
+
+    service = server.app.state.gateway.service
+    monkeypatch.setattr(type(service.backend), "respond", fail)
+    reply = ask(client)
+    assert (reply.status_code, "RuntimeError" in reply.text) == (500, True)
+    assert "Rosebud" not in reply.text
+    assert all("Rosebud" not in one.getMessage() for one in caplog.records)
+    assert all(one.exc_info is None for one in caplog.records if one.levelno > logging.DEBUG)
+    assert 'status="500"' in client.get("/metrics").text
+
+
+def test_an_answer_that_ended_before_its_reader_left_is_not_a_success(server, client):
+    """The model is ahead of its reader."""
+    service, memory = server.app.state.gateway.service, server.app.state.gateway.memories
+    asked = ChatCompletionRequest(
+        model="small", messages=[{"role": "user", "content": "Hi."}], temperature=0, max_tokens=8
+    )
+
+    async def leave():
+        turn = await service.begin(memory.of("default"), asked)
+        deltas = turn.deltas()
+        await anext(deltas)
+        wait_until(lambda: turn.reply.finish_reason != "cancelled")
+        await deltas.aclose()
+
+    asyncio.run(leave())
+    (log,) = logs_of(client)
+    assert (log["outcome"], log["metadata"]["abandoned"], log["times_seen"]) == (
+        *("incomplete", True, 1),
+    )
+
+
+def test_documents_of_a_conversation_are_known(client):
+    source = {"id": "1", "documents": ["manual.pdf"], "hash": "abc"}
+    log_id = ask(client, lag={"sources": [source]}).json()["lag"]["log_id"]
+    log = log_of(client, id=log_id)
+    assert log["source"] == "document"
+    assert log["metadata"]["sources"][0]["documents"] == ["manual.pdf"]
 
 
 def running(client):
@@ -188,6 +257,7 @@ def test_who_leaves_stops_the_model(server, client, stream):
         if stream:
             wait_until(lambda: b'"content": "' in connection.recv(4_096))
     wait_until(lambda: not running(client))
+    assert f'kind="written"}} {body["max_tokens"]}.0' not in client.get("/metrics").text
     if stream:
         wait_until(lambda: bool(logs_of(client)))
         (log,) = logs_of(client)

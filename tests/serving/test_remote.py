@@ -148,6 +148,43 @@ def test_errors_are_those_of_a_model_here(server, here):
         _ = there.engine
 
 
+def test_a_timeout_within_an_answer_is_one(server, small, monkeypatch):
+    there = elsewhere(server, max_tokens=1_500, timeout=0.4)
+    with pytest.raises(TimeoutError):
+        there.invoke(ASKED)
+    with pytest.raises(TimeoutError):
+        list(there.stream(ASKED))
+    with pytest.raises(TimeoutError):
+        asyncio.run(there.ainvoke(ASKED))
+
+
+def test_what_would_be_ignored_is_refused(server, here, open_memory):
+    there = elsewhere(server)
+    for settings in ({"share_system": True}, {"temprature": 1}, {"lag": {"capture": False}}):
+        with pytest.raises(SettingsError):
+            there.invoke(ASKED, **settings)
+    with pytest.raises(SettingsError, match="capture"):
+        here.invoke(ASKED, capture=False)
+    assert there.invoke(ASKED, capture=False).response_metadata["lag"]["log_id"] is None
+    with pytest.raises(ValueError, match="cache"):
+        elsewhere(server, cache=True)
+    config = {"metadata": {"project": "x", "langgraph_step": 3}}
+    log_id = there.invoke("Hello.", config).response_metadata["lag"]["log_id"]
+    with open_memory("default") as memory:
+        (log,) = memory.get(log_id)
+        assert log.trace.metadata["project"] == "x"
+        assert "langgraph_step" not in log.trace.metadata
+
+
+def test_each_event_loop_has_its_own_connections(server):
+    there = elsewhere(server)
+    for _ in range(4):
+        asyncio.run(there.ainvoke(ASKED))
+    assert len(there.shared._async_clients) == 1
+    there.close()
+    assert there.invoke(ASKED).content
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"dtype": "float32"}, {"quantization": "int8"}, {"chat_template": "x"}, {"device": "cpu"}],
@@ -161,6 +198,9 @@ def test_settings_of_a_model_here_are_refused(settings):
 def test_a_memory_here_is_no_memory_there(server, open_memory):
     with open_memory("here") as memory, pytest.raises(ValueError, match="memory= has no effect"):
         elsewhere(server, memory=memory)
+
+
+SAID = "One line\u2028another\u0085a third"  # in one line of the stream
 
 
 class Busy(BaseHTTPRequestHandler):
@@ -178,8 +218,8 @@ class Busy(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        delta = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}]}
-        self.wfile.write(f"data: {json.dumps(delta)}\n\n".encode())
+        delta = {"choices": [{"index": 0, "delta": {"content": SAID}, "finish_reason": None}]}
+        self.wfile.write(f"data: {json.dumps(delta, ensure_ascii=False)}\n\n".encode())
         if Busy.seen > 3:
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -196,7 +236,7 @@ def test_calls_that_could_not_be_begun_are_tried_again():
             with pytest.raises(RemoteModelError, match="broke off"):
                 model.invoke(ASKED)
             assert Busy.seen == 3
-            assert model.invoke(ASKED).content == "Hi"
+            assert model.invoke(ASKED).content == SAID
         finally:
             server.shutdown()
             thread.join()
@@ -235,6 +275,8 @@ async def test_llama_index(server, small, open_memory):
         memory.add(qa(ASKED, "Behind the red door.", outcome="success"))
         memory.flush()
         from llama_index.core.chat_engine import SimpleChatEngine
+
+        assert there.chat(messages).raw["lag"]["run_id"]
 
         engine = SimpleChatEngine.from_defaults(llm=there, memory=LAGMemory(memory))
         with pytest.raises(SettingsError, match="as_text=True"):

@@ -41,6 +41,7 @@ class Upstream(BaseHTTPRequestHandler):
         chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 20, "completion_tokens": 4, "total_tokens": 24}
+        usage["prompt_tokens_details"] = {"cached_tokens": 16}
         chunks.append({"choices": [], "usage": usage})
         for chunk in chunks:
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
@@ -77,6 +78,7 @@ def test_logs_go_as_text_and_runs_are_captured(upstream, open_memory):
         whole = ask(client).raise_for_status().json()
         assert whole["choices"][0]["message"]["content"] == "It is there."
         assert whole["usage"]["prompt_tokens"] == 20
+        assert "prompt_tokens_details" not in whole["usage"]  # of other tenants
         lag = whole["lag"]
         assert (lag["log_ids"], lag["form"], lag["read_as_text"]) == ([key], "text", [key])
         (asked,) = Upstream.asked
@@ -94,6 +96,10 @@ def test_logs_go_as_text_and_runs_are_captured(upstream, open_memory):
         called = ask(client, tools=tools).json()["choices"][0]
         (call,) = called["message"]["tool_calls"]
         assert call["function"] == {"name": "find", "arguments": '{"item": "bolt"}'}
+        for choice in ("any", "find"):
+            ask(client, tools=tools, tool_choice=choice)
+        named = {"type": "function", "function": {"name": "find"}}
+        assert [one["tool_choice"] for one in Upstream.asked[-2:]] == ["required", named]
         assert client.get("/v1/models").json()["data"][0]["max_model_len"] is None
         body = {"model": "small", "text": "a"}
         assert client.post("/v1/lag/tokenize", json=body).status_code == 400
@@ -108,6 +114,7 @@ def test_an_upstream_that_is_down_is_said(open_memory):
         reply = ask(client)
         assert reply.status_code == 502
         assert "cannot be reached" in reply.json()["error"]["message"]
+        assert "127.0.0.1:9" not in reply.text
         assert client.get("/v1/lag/logs").json()["data"] == []
 
 

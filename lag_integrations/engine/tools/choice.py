@@ -24,7 +24,7 @@ def select(tools: Sequence[dict[str, Any]], choice: ToolChoice) -> list[dict[str
     Raises:
         ToolChoiceError: The choice names no known tool, or asks for a call without any tools.
     """
-    word = _word(choice)
+    word = word_of(choice)
     if word == "none":
         return []
     if word in _WORDS:
@@ -40,10 +40,10 @@ def select(tools: Sequence[dict[str, Any]], choice: ToolChoice) -> list[dict[str
 
 def must_call(choice: ToolChoice) -> bool:
     """Return whether the choice asks for a call, of any or of a certain tool."""
-    return _word(choice) not in _WORDS - _MUST
+    return word_of(choice) not in _WORDS - _MUST
 
 
-def _word(choice: ToolChoice) -> str:
+def word_of(choice: ToolChoice) -> str:
     """Return the choice as a name or one of the words."""
     if choice is True:
         return "any"
