@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 import stat
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,3 +300,27 @@ def test_booleans_are_told_from_numbers_in_older_stores(tmp_path):
             assert [log.trace.task for log in memory.recall("it", where={"k": value})] == [task]
         for value in (0, False):
             assert len(memory.recall("it", where={"k": value})) == 1
+
+
+def test_a_store_that_the_first_version_wrote_opens_with_everything_in_it(tmp_path):
+    """`store_0_1.zip` was written by commit fd80a9f, index and all."""
+    with zipfile.ZipFile(Path(__file__).with_name("store_0_1.zip")) as archive:
+        archive.extractall(tmp_path / "m")
+    with open_memory(tmp_path / "m") as memory:
+        memory.flush()
+        logs = {log.trace.task: log.trace for log in memory.get(memory.store.ledger.ids())}
+        assert {task: trace.outcome for task, trace in logs.items()} == {
+            "Where is the key?": "success",
+            "How do we ship to Norway?": "failure",
+        }
+        assert logs["Where is the key?"].metadata["project"] == "x"
+        assert logs["Where is the key?"].last_response == "Behind the red door."
+        for where in (None, {"project": "x"}):
+            found = memory.recall("Where is the key?", where=where)[0]
+            assert found.trace == logs["Where is the key?"]
+        failed = "How do we ship to Norway?"
+        assert failed not in [log.trace.task for log in memory.recall(failed)]
+        assert memory.verify() == []
+    with open_memory(tmp_path / "m", namespace="other") as memory:
+        (found,) = memory.recall("Who has the van?")
+        assert found.trace.last_response == "Ada has it."
