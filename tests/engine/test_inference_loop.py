@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -230,6 +231,23 @@ def test_an_answer_is_a_little_ahead_of_its_reader_and_goes_on_with_it(small):
     wait_until(lambda: not loop_threads())
     assert len(stream.generation.token_ids) < 40
     assert first + "".join(stream) == whole.text
+
+
+def test_ctrl_c_stops_an_answer_and_harms_no_other(small, request):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
+    stream = small.start(long(small))
+    next(stream)
+    press = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    press.join()
+    wait_until(lambda: not loop_threads())
+    assert len(stream.generation.token_ids) < 1500
+    assert stream.generation.finish_reason == "cancelled"
+    (alone,) = small.generate_batch([ask(small, "Hi")])
+    assert len(alone.token_ids) == 16
 
 
 def test_a_closed_engine_ends_its_answers():
