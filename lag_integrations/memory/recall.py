@@ -69,7 +69,8 @@ class RecallMixin(MemoryBase):
 
         Raises:
             StoreError: The filter is malformed, or the store fails.
-            SettingsError: There is no outcome, or one that does not exist.
+            SettingsError: There is no outcome, or one that does not exist; or a number is out of
+                its range.
         """
         return self.search(
             query,

@@ -649,7 +649,7 @@ def test_calibrate(kvlog, filled, model_folder, monkeypatch, tmp_path):
 def test_calibrate_says_what_is_wrong(kvlog, tmp_path, model_folder):
     told = kvlog("calibrate", model_folder, "--store", tmp_path / "nowhere", code=1).output
     assert "nowhere" in told
-    assert "cannot be loaded" in kvlog("calibrate", tmp_path / "no-model", code=1).output
+    assert "There is no" in kvlog("calibrate", tmp_path / "no-model", code=1).output
 
 
 def test_reencode(kvlog, filled, model_folder):

@@ -14,7 +14,7 @@ from lag_integrations.errors import (
     EmbedderMismatchError,
     EncodingError,
     LogNotFoundError,
-    StoreError,
+    SettingsError,
     TraceError,
 )
 from lag_integrations.kv.codecs import CODECS
@@ -173,7 +173,7 @@ def test_diversity(open_store):
         assert all("door" in log.trace.task for log in near)
         apart = memory.recall("Where is the red door ?", k=2, diversity=0.6)
         assert ["door" in log.trace.task for log in apart] == [True, False]
-        with pytest.raises(StoreError, match="from 0 to 1"):
+        with pytest.raises(SettingsError, match="from 0 to 1"):
             memory.recall("Where is the red door ?", diversity=1.5)
 
 
