@@ -42,7 +42,7 @@ IN_MEMORY = $(shell test "$$(df --output=avail /dev/shm 2>/dev/null | tail -1)" 
 
 # Two processes of one thread each: two of two would stand in each other's way.
 test: lint
-	OMP_NUM_THREADS=1 $(IN_MEMORY) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(IN_MEMORY) $(BIN)/python -m pytest --numprocesses 2
 
 # 200 processes killed, and every suite of the bench; a quarter of an hour and more.
 test-slow: $(STAMP)
