@@ -164,9 +164,7 @@ class RemoteModel:
                 failure, again = self._unreachable(error), True
             except httpx.HTTPError as error:
                 raise self._unreachable(error) from None
-            wait = _wait(attempt)
-            if not again or attempt >= self._max_retries or time.monotonic() + wait > end:
-                raise failure
+            wait = self._wait(failure, attempt if again else self._max_retries, end)
             attempt += 1
             time.sleep(wait)
 
@@ -189,15 +187,20 @@ class RemoteModel:
                 failure, again = self._unreachable(error), True
             except httpx.HTTPError as error:
                 raise self._unreachable(error) from None
-            wait = _wait(attempt)
-            if not again or attempt >= self._max_retries or time.monotonic() + wait > end:
-                raise failure
+            wait = self._wait(failure, attempt if again else self._max_retries, end)
             attempt += 1
             await asyncio.sleep(wait)
 
     @property
     def _chat(self) -> str:
         return f"{self._url}/chat/completions"
+
+    def _wait(self, failure: Exception, attempt: int, end: float) -> float:
+        """Return the seconds until the next attempt; raise the failure if there is none."""
+        wait: float = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.25)
+        if attempt >= self._max_retries or time.monotonic() + wait > end:
+            raise failure
+        return wait
 
     def _check_time(self, end: float) -> None:
         """Refuse an answer that takes too long, whatever its server sends meanwhile."""
@@ -247,7 +250,7 @@ class RemoteReply(Iterator[Part], AsyncIterator[Part]):
     def __init__(self, model: RemoteModel, body: Mapping[str, Any], timeout: float | None) -> None:
         self._model = model
         self._body = body
-        self._timeout = timeout or _TIMEOUT
+        self._timeout = _TIMEOUT if timeout is None else timeout
         self._reader = EventReader()
         self._parts: Generator[Part, None, None] | None = None
         self._async_parts: AsyncGenerator[Part, None] | None = None
@@ -312,8 +315,3 @@ def _sent(body: Mapping[str, Any], end: float) -> dict[str, Any]:
     left = max(0.001, end - time.monotonic())
     # A little more than the server takes, which says why.
     return {"json": body, "timeout": httpx.Timeout(left + _GRACE, connect=min(left, _CONNECT))}
-
-
-def _wait(attempt: int) -> float:
-    wait: float = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)
-    return wait * random.uniform(0.75, 1.25)

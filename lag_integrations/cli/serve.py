@@ -20,8 +20,6 @@ from lag_integrations.cli.options import (
 from lag_integrations.cli.output import say
 from lag_integrations.errors import SettingsError
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 @at_store
 def serve(
@@ -81,6 +79,7 @@ def serve(
     from lag_integrations.chat.settings import ModelSettings  # which takes a while
 
     try:
+        from lag_integrations.serving.app import LOOPBACK
         from lag_integrations.serving.backends import Backend, EmbeddedModel
         from lag_integrations.serving.server import Server
         from lag_integrations.serving.upstream import UpstreamModel
@@ -88,7 +87,7 @@ def serve(
         raise SettingsError(
             f"`kvlog serve` needs {error.name}; install 'lag_integrations[serve]'."
         ) from None
-    if keys is None and host not in _LOOPBACK:
+    if keys is None and host not in LOOPBACK:
         raise SettingsError(
             f"Whoever reaches {host} could read this memory; give --keys, or leave --host out."
         )

@@ -183,7 +183,9 @@ def _with_run(report: dict[str, Any], run_id: str | None) -> dict[str, Any]:
 
 def _logprobs(entry: dict[str, Any]) -> list[LogProb]:
     """Return the token that was taken and the others that were asked for."""
-    others = [each for each in entry["top_logprobs"] if each["bytes"] != entry["bytes"]]
+    # Parts of a character are written alike, so that the bytes alone name no token.
+    taken = entry["bytes"], entry["logprob"]
+    others = [one for one in entry["top_logprobs"] if (one["bytes"], one["logprob"]) != taken]
     return [
         LogProb(token=each["token"], logprob=each["logprob"], bytes=each["bytes"])
         for each in (entry, *others)

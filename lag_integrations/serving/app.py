@@ -19,11 +19,11 @@ from lag_integrations.serving.gateway import Gateway, Service, WhoAsks
 _MOST_BYTES = 16 * 2**20
 _OPEN = ("/health", "/openapi.json")
 """What is told without a key."""
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def create_app(
-    gateway: Gateway, *, most_bytes: int = _MOST_BYTES, hosts: Sequence[str] = _LOOPBACK
+    gateway: Gateway, *, most_bytes: int = _MOST_BYTES, hosts: Sequence[str] = LOOPBACK
 ) -> FastAPI:
     """Return the application.
 

@@ -18,7 +18,7 @@ from lag_integrations.capture.run_metadata import is_own
 from lag_integrations.chat.openai_form import MEDIA, media_error, schema_in
 from lag_integrations.chat.reply import Reply
 from lag_integrations.chat.request import ChatRequest, build_request
-from lag_integrations.chat.settings import ModelSettings
+from lag_integrations.chat.settings import SAMPLING, ModelSettings
 from lag_integrations.errors import LAGError, StoreError
 from lag_integrations.memory.memory import LogMemory
 from lag_integrations.memory.safe_recall import check_where
@@ -43,8 +43,7 @@ logger = logging.getLogger(__name__)
 _tracer = telemetry.get_tracer("lag_integrations.serving")
 
 _PASSED_ON = (
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
-    *("frequency_penalty", "logit_bias", "seed", "stop", "logprobs", "top_logprobs"),
+    *(*SAMPLING, "stop", "logprobs", "top_logprobs"),
     *("max_tokens", "max_completion_tokens", "tool_choice", "parallel_tool_calls", "cache_salt"),
 )
 """Settings of a request that `build_request` knows by the same name."""
@@ -149,6 +148,7 @@ class ChatService:
         self, asked: ChatCompletionRequest, messages: list[Message], owner: Owner
     ) -> ChatRequest:
         lag, form = asked.lag, asked.response_format
+        timeout = self.timeout if asked.timeout is None else min(asked.timeout, self.timeout)
         overrides = {
             name: value for name in _PASSED_ON if (value := getattr(asked, name)) is not None
         }
@@ -159,7 +159,7 @@ class ChatService:
             messages,
             {
                 **overrides,
-                "timeout": min(asked.timeout or self.timeout, self.timeout),
+                "timeout": timeout,
                 "owner": owner,
                 "k": lag.k,
                 "min_score": lag.min_score,

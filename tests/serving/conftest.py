@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.tools import tool
+from pydantic import BaseModel
 
 from lag_integrations import KVLogMemory
 from lag_integrations.serving.backends import EmbeddedModel
@@ -78,3 +80,16 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     *said, end = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     assert end == "[DONE]"
     return [json.loads(line) for line in said]
+
+
+@tool
+def find_stock(item: str) -> str:
+    """Say how many pieces of an item there are."""
+    return f"12 of {item}"
+
+
+class Stock(BaseModel):
+    """Pieces of an item."""
+
+    pieces: int
+    known: bool

@@ -6,31 +6,16 @@ import asyncio
 
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from pydantic import BaseModel
 
 from lag_integrations.langchain import LAGChatModel
 from tests.conftest import qa
-from tests.serving.conftest import serving
+from tests.serving.conftest import Stock, find_stock, serving
 
 TASK = qa("What is the code of the vault in Lima?", "The code of the vault in Lima is 7741.")
 TOO_SMALL = "A model of 135M parameters answers in words where it may; it must be made to call."
 WORDS = "Random weights call tools with any words."
-
-
-@tool
-def find_stock(item: str) -> str:
-    """Say how many pieces of an item there are."""
-    return f"12 of {item}"
-
-
-class Stock(BaseModel):
-    """Pieces of an item."""
-
-    pieces: int
-    known: bool
 
 
 @pytest.fixture

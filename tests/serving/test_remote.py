@@ -11,10 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langchain_core.tools import tool
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.tools import FunctionTool
-from pydantic import BaseModel
 
 from lag_integrations.errors import (
     ConstraintError,
@@ -26,21 +24,9 @@ from lag_integrations.langchain import LAGChatModel
 from lag_integrations.llama_index import LAGLLM, LAGMemory
 from tests.conftest import qa
 from tests.helpers import wait_until
+from tests.serving.conftest import Stock, find_stock
 
 ASKED = "Where is the key?"
-
-
-@tool
-def find_stock(item: str) -> str:
-    """Say how many pieces of an item there are."""
-    return f"12 of {item}"
-
-
-class Stock(BaseModel):
-    """Pieces of an item."""
-
-    pieces: int
-    known: bool
 
 
 def elsewhere(server, **settings):
@@ -130,8 +116,9 @@ def test_errors_are_those_of_a_model_here(server, here):
             model.invoke(long)
         with pytest.raises(SettingsError, match="top_p"):
             model.invoke(ASKED, top_p=7.0)
-        with pytest.raises(TimeoutError):
-            model.invoke(ASKED, timeout=1e-9)
+        for timeout in (0, 1e-9):
+            with pytest.raises(TimeoutError):
+                model.invoke(ASKED, timeout=timeout)
         with pytest.raises(ConstraintError):
             model.invoke(
                 ASKED,
